@@ -1,0 +1,609 @@
+// The kernels of one instruction level. Included once by each level_*.cpp.
+//
+// A task is one block of query rows of one head. Rows lie across vector lanes: a block is
+// kept transposed, (head_dim, rows), and so are its scores, (keys, rows). Softmax then needs no
+// work across lanes, 77 keys need no padding to a vector, and neither does any head_dim.
+//
+//   S   (keys, rows)      = K q^T * scale * log2(e)       Multiply, K packed by blocks of keys
+//   P   (keys, rows)      = 2^(S - max)                   unnormalised, in place of S
+//   out (head_dim, rows) += (P V) * weight / rowsum(P)    Multiply, V packed by blocks of channels
+//
+// The blend is the multiplier of the last line, so K prompts cost K attentions and nothing more.
+// Packed float32 copies of K and V are made once a call and shared by all blocks and, through
+// the table, by all batch elements; a block's tiles (for 77 keys and head_dim 64 about 50 KB with
+// AVX-512) stay in the first two cache levels. All rows of S are kept, whatever seqlen_k is: the
+// score tile of 512 keys is read from the second level at a rate that the multiplications hide.
+#pragma once
+
+#include "cpu/parallel.h"
+#include "cpu/plan.h"
+#include "cpu/vector.h"
+
+namespace {
+
+using stal::BlendedAttentionParams;
+using stal::DType;
+using stal::Entry;
+using stal::Plan;
+using stal::Prompt;
+
+constexpr int kMaxRows = kRowVectors * kLanes;
+constexpr int64_t kKeyTile = 128;  // keys of P that stay in the first cache level beside V
+constexpr float kLog2e = 1.44269504088896341f;
+
+STAL_INLINE int64_t Min(int64_t a, int64_t b) { return a < b ? a : b; }
+STAL_INLINE int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+STAL_INLINE int64_t RoundUp(int64_t a, int64_t b) { return CeilDiv(a, b) * b; }
+STAL_INLINE int64_t ElementSize(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
+
+template <typename Body>
+void ParallelFor(int threads, int64_t tasks, const Body& body) {
+  stal::ParallelFor(
+      threads, tasks,
+      [](void* context, int64_t task, int thread) {
+        (*static_cast<const Body*>(context))(task, thread);
+      },
+      const_cast<void*>(static_cast<const void*>(&body)));
+}
+
+template <int kValue>
+struct Int {
+  static constexpr int value = kValue;
+};
+
+// body(Int<ceil(rows / kLanes)>): the last block of a head is computed no wider than it must be.
+template <typename Body>
+STAL_INLINE void WithVectors(int64_t rows, const Body& body) {
+  const int64_t vectors = CeilDiv(rows, kLanes);
+  if (vectors == 1) return body(Int<1>{});
+  if constexpr (kRowVectors >= 3) {
+    if (vectors == 3) return body(Int<3>{});
+  }
+  body(Int<2>{});
+}
+
+// ---- rows in memory <-> tiles ----
+
+// One row of n elements to float32, zero padded to a multiple of kLanes.
+STAL_INLINE void LoadRow(const void* row, DType dtype, int64_t n, float* out) {
+  const char* p = static_cast<const char*>(row);
+  const int64_t size = ElementSize(dtype);
+  for (int64_t i = 0; i < n; i += kLanes) {
+    char tail[kLanes * 4] = {};
+    const char* source = p + i * size;
+    if (n - i < kLanes) source = static_cast<const char*>(memcpy(tail, source, (n - i) * size));
+    Store(out + i, dtype == DType::kFloat32 ? Load(reinterpret_cast<const float*>(source))
+                                            : LoadHalf(source, dtype));
+  }
+}
+
+STAL_INLINE void StoreRow(void* row, DType dtype, int64_t n, const float* in) {
+  char* p = static_cast<char*>(row);
+  const int64_t size = ElementSize(dtype);
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const Vec x = Load(in + i);
+    const int64_t bytes = Min(kLanes, n - i) * size;
+    if (dtype == DType::kFloat32) {
+      memcpy(p + i * size, &x, bytes);
+    } else {
+      const HalfVec half = ToHalf(x, dtype);
+      memcpy(p + i * size, &half, bytes);
+    }
+  }
+}
+
+// Rows of a matrix -> tile (kMaxRows or fewer, width), with zeros after the last row and, where
+// `present` is given, in rows that it leaves out.
+template <int kVectors>
+void LoadRows(const void* data, int64_t row_stride, DType dtype, int64_t rows, int64_t head_dim,
+              const uint8_t* present, float* tile) {
+  const int64_t width = RoundUp(head_dim, kLanes);
+  for (int64_t i = 0; i < kVectors * kLanes; ++i) {
+    float* out = tile + i * width;
+    if (i < rows && (present == nullptr || present[i])) {
+      LoadRow(static_cast<const char*>(data) + i * row_stride * ElementSize(dtype), dtype, head_dim,
+              out);
+    } else {
+      memset(out, 0, width * sizeof(float));
+    }
+  }
+}
+
+// (n * kLanes, m * kLanes) -> its transpose, in log2(kLanes) rounds of interleaving a square.
+STAL_INLINE void Transpose(const float* in, int64_t n, int64_t m, float* out) {
+  for (int64_t i = 0; i < n; ++i) {
+    for (int64_t j = 0; j < m; ++j) {
+      Vec x[kLanes];
+#pragma GCC unroll 16
+      for (int r = 0; r < kLanes; ++r) x[r] = Load(in + ((i * kLanes + r) * m + j) * kLanes);
+#pragma GCC unroll 4
+      for (int step = 1; step < kLanes; step *= 2) {
+        Vec y[kLanes];
+#pragma GCC unroll 8
+        for (int r = 0; r < kLanes / 2; ++r) {
+          y[2 * r] = InterleaveLow(x[r], x[r + kLanes / 2]);
+          y[2 * r + 1] = InterleaveHigh(x[r], x[r + kLanes / 2]);
+        }
+#pragma GCC unroll 16
+        for (int r = 0; r < kLanes; ++r) x[r] = y[r];
+      }
+#pragma GCC unroll 16
+      for (int r = 0; r < kLanes; ++r) Store(out + ((j * kLanes + r) * n + i) * kLanes, x[r]);
+    }
+  }
+}
+
+// A (rows, head_dim) matrix by blocks of rows: (ceil(rows / kBlock), head_dim, kBlock).
+void PackKeys(const void* data, int64_t row_stride, DType dtype, int64_t rows, int64_t head_dim,
+              float* row_scratch, float* out) {
+  for (int64_t i = 0; i < RoundUp(rows, kBlock); ++i) {
+    float* column = out + (i / kBlock * head_dim) * kBlock + i % kBlock;
+    if (i < rows) {
+      LoadRow(static_cast<const char*>(data) + i * row_stride * ElementSize(dtype), dtype, head_dim,
+              row_scratch);
+      for (int64_t c = 0; c < head_dim; ++c) column[c * kBlock] = row_scratch[c];
+    } else {
+      for (int64_t c = 0; c < head_dim; ++c) column[c * kBlock] = 0;
+    }
+  }
+}
+
+// The same matrix by blocks of channels: (head_dim / kBlock, rows, kBlock).
+void PackChannels(const void* data, int64_t row_stride, DType dtype, int64_t rows, int64_t head_dim,
+                  float* row_scratch, float* out) {
+  for (int64_t i = 0; i < rows; ++i) {
+    LoadRow(static_cast<const char*>(data) + i * row_stride * ElementSize(dtype), dtype, head_dim,
+            row_scratch);
+    for (int64_t c = 0; c < head_dim; c += kBlock) {
+      memcpy(out + (c * rows + i * kBlock), row_scratch + c, kBlock * sizeof(float));
+    }
+  }
+}
+
+// ---- arithmetic on tiles ----
+
+// acc[i][r] = sum_t a[t][r] * b(t, i), with b(t, i) at b[t * kDepthStep + i * kColumnStep].
+template <int kDepthStep, int kColumnStep, int kVectors>
+STAL_INLINE void Multiply(const float* a, int64_t a_step, const float* b, int64_t depth,
+                          Vec (&acc)[kBlock][kVectors]) {
+#pragma GCC unroll 8
+  for (int i = 0; i < kBlock; ++i) {
+#pragma GCC unroll 4
+    for (int r = 0; r < kVectors; ++r) acc[i][r] = Vec{};
+  }
+  for (int64_t t = 0; t < depth; ++t) {
+    Vec row[kVectors];
+#pragma GCC unroll 4
+    for (int r = 0; r < kVectors; ++r) row[r] = Load(a + t * a_step + r * kLanes);
+#pragma GCC unroll 8
+    for (int i = 0; i < kBlock; ++i) {
+      const Vec x = Set(b[t * kDepthStep + i * kColumnStep]);
+#pragma GCC unroll 4
+      for (int r = 0; r < kVectors; ++r) acc[i][r] += x * row[r];
+    }
+  }
+}
+
+// scores (keys rounded up to kBlock, rows) = packed keys times q^T (head_dim, rows).
+template <int kVectors>
+void Scores(const float* q_t, const float* packed, int64_t keys, int64_t head_dim, float* scores) {
+  constexpr int64_t kRows = kVectors * kLanes;
+  for (int64_t key = 0; key < keys; key += kBlock) {
+    Vec acc[kBlock][kVectors];
+    Multiply<kBlock, 1, kVectors>(q_t, kRows, packed + key * head_dim, head_dim, acc);
+#pragma GCC unroll 8
+    for (int i = 0; i < kBlock; ++i) {
+#pragma GCC unroll 4
+      for (int r = 0; r < kVectors; ++r) Store(scores + (key + i) * kRows + r * kLanes, acc[i][r]);
+    }
+  }
+}
+
+// out (head_dim, rows) += factor * p^T (keys, rows) times packed channels, where mask is set.
+template <int kVectors>
+void AddValues(const float* p, const float* packed, int64_t keys, int64_t head_dim,
+               const Vec (&factor)[kVectors], const IVec (&mask)[kVectors], float* out) {
+  constexpr int64_t kRows = kVectors * kLanes;
+  for (int64_t key = 0; key < keys; key += kKeyTile) {
+    for (int64_t c = 0; c < head_dim; c += kBlock) {
+      Vec acc[kBlock][kVectors];
+      Multiply<kBlock, 1, kVectors>(p + key * kRows, kRows, packed + c * keys + key * kBlock,
+                                    Min(kKeyTile, keys - key), acc);
+#pragma GCC unroll 8
+      for (int i = 0; i < kBlock; ++i) {
+#pragma GCC unroll 4
+        for (int r = 0; r < kVectors; ++r) {
+          float* sum = out + (c + i) * kRows + r * kLanes;
+          Store(sum, Load(sum) + And(acc[i][r] * factor[r], mask[r]));
+        }
+      }
+    }
+  }
+}
+
+// out (keys, width) += p (keys, rows) times the tile x (rows, width).
+template <int kVectors, int kRows>
+STAL_INLINE void AddRowProduct(const float* p, const float* x, int64_t keys, int64_t rows,
+                               int64_t width, float* out) {
+  for (int64_t key = 0; key < keys; key += kBlock) {
+    Vec acc[kBlock][kVectors];
+    Multiply<1, kRows, kVectors>(x, width, p + key * kRows, rows, acc);
+#pragma GCC unroll 8
+    for (int i = 0; i < kBlock; ++i) {
+#pragma GCC unroll 4
+      for (int r = 0; r < kVectors; ++r) {
+        float* sum = out + (key + i) * width + r * kLanes;
+        Store(sum, Load(sum) + acc[i][r]);
+      }
+    }
+  }
+}
+
+template <int kRows>
+void AddRowProducts(const float* p, const float* x, int64_t keys, int64_t rows, int64_t width,
+                    float* out) {
+  for (int64_t c = 0; c < width; c += kMaxRows) {
+    WithVectors(Min(kMaxRows, width - c), [&](auto vectors) {
+      AddRowProduct<decltype(vectors)::value, kRows>(p, x + c, keys, rows, width, out + c);
+    });
+  }
+}
+
+// scores -> 2^(scores - max), in place; sum over keys.
+template <int kVectors>
+void Softmax(float* scores, int64_t keys, Vec (&sum)[kVectors]) {
+  constexpr int64_t kRows = kVectors * kLanes;
+  Vec max[kVectors];
+  for (int r = 0; r < kVectors; ++r) {
+    max[r] = Load(scores + r * kLanes);
+    sum[r] = Vec{};
+  }
+  for (int64_t key = 1; key < keys; ++key) {
+#pragma GCC unroll 4
+    for (int r = 0; r < kVectors; ++r) max[r] = Max(Load(scores + key * kRows + r * kLanes), max[r]);
+  }
+  for (int64_t key = 0; key < keys; ++key) {
+#pragma GCC unroll 4
+    for (int r = 0; r < kVectors; ++r) {
+      float* score = scores + key * kRows + r * kLanes;
+      const Vec p = Exp2(Load(score) - max[r]);
+      sum[r] += p;
+      Store(score, p);
+    }
+  }
+}
+
+// ---- tasks ----
+
+// The weights of one entry in one block of rows, and the lanes where the prompt exists.
+template <int kVectors>
+struct Lanes {
+  Vec weight[kVectors];
+  IVec mask[kVectors];
+  uint8_t present[kVectors * kLanes];
+  int64_t count = 0;
+
+  Lanes(const BlendedAttentionParams& params, const Entry& entry, int64_t first, int64_t rows) {
+    float w[kVectors * kLanes] = {};
+    int32_t m[kVectors * kLanes] = {};
+    const float* weights = params.weight.data + entry.weight;
+    const uint8_t* region = params.region.data;
+    for (int64_t i = 0; i < rows; ++i) {
+      present[i] = !region || region[entry.region + (first + i) * params.region.strides.row];
+      if (!present[i]) continue;
+      w[i] = weights[(first + i) * params.weight.strides.row];
+      m[i] = -1;
+      ++count;
+    }
+    memcpy(weight, w, sizeof(w));
+    memcpy(mask, m, sizeof(m));
+  }
+};
+
+// Sizes in floats, shared by all tasks of a call.
+struct Sizes {
+  int64_t head_dim, width, keys, tile, scores, blocks;
+
+  explicit Sizes(const BlendedAttentionParams& p)
+      : head_dim(p.head_dim),
+        width(RoundUp(p.head_dim, kLanes)),
+        keys(RoundUp(p.seqlen_k, kBlock)),
+        tile(kMaxRows * width),
+        scores(keys * kMaxRows),
+        blocks(CeilDiv(p.seqlen_q, kMaxRows)) {}
+};
+
+template <typename Pointer>
+STAL_INLINE const char* At(const stal::Strided<Pointer>& tensor, DType dtype, int64_t offset) {
+  return static_cast<const char*>(tensor.data) + offset * ElementSize(dtype);
+}
+
+template <typename Pointer>
+STAL_INLINE int64_t RowOffset(const stal::Strided<Pointer>& tensor, int64_t batch, int64_t head,
+                              int64_t row) {
+  return batch * tensor.strides.batch + head * tensor.strides.head + row * tensor.strides.row;
+}
+
+// q or dout of one block, scaled and transposed to (head_dim, rows); `rows_tile` keeps the rows.
+template <int kVectors>
+void LoadTransposed(const stal::Strided<const void*>& tensor, DType dtype, int64_t offset,
+                    int64_t rows, int64_t head_dim, const uint8_t* present, float scale,
+                    float* rows_tile, float* out) {
+  const int64_t width = RoundUp(head_dim, kLanes);
+  LoadRows<kVectors>(At(tensor, dtype, offset), tensor.strides.row, dtype, rows, head_dim, present,
+                     rows_tile);
+  Transpose(rows_tile, kVectors, width / kLanes, out);
+  if (scale == 1.0f) return;
+  for (int64_t i = 0; i < width * kVectors; ++i) {
+    Store(out + i * kLanes, Load(out + i * kLanes) * scale);
+  }
+}
+
+// (head_dim, rows) -> rows of out or dq.
+template <int kVectors>
+void StoreTransposed(const stal::Strided<void*>& tensor, DType dtype, int64_t offset, int64_t rows,
+                     int64_t head_dim, float* scratch, const float* tile) {
+  const int64_t width = RoundUp(head_dim, kLanes);
+  Transpose(tile, width / kLanes, kVectors, scratch);
+  for (int64_t i = 0; i < rows; ++i) {
+    const int64_t element = offset + i * tensor.strides.row;
+    StoreRow(static_cast<char*>(tensor.data) + element * ElementSize(dtype), dtype, head_dim,
+             scratch + i * width);
+  }
+}
+
+void Forward(const Plan& plan) {
+  const BlendedAttentionParams& p = *plan.params;
+  const Sizes sizes(p);
+  const int64_t packed_k = sizes.keys * p.head_dim;
+  // Of one prompt and head; a multiple of 16 floats keeps every tile aligned.
+  const int64_t packed = RoundUp(packed_k + p.seqlen_k * p.head_dim, 16);
+  const int64_t per_thread = 3 * sizes.tile + sizes.scores;
+  float* packs = stal::Scratch(plan.num_packed * p.heads * packed + plan.threads * per_thread);
+  float* tiles = packs + plan.num_packed * p.heads * packed;
+
+  ParallelFor(plan.threads, plan.num_prompts * p.heads, [&](int64_t task, int thread) {
+    const Prompt& prompt = plan.prompts[task / p.heads];
+    const int64_t head = task % p.heads;
+    if (!prompt.owner) return;
+    float* out = packs + (prompt.packed * p.heads + head) * packed;
+    float* row = tiles + thread * per_thread;
+    PackKeys(At(p.k, p.dtype, prompt.k + head * p.k.strides.head), p.k.strides.row, p.dtype,
+             prompt.length, p.head_dim, row, out);
+    PackChannels(At(p.v, p.dtype, prompt.v + head * p.v.strides.head), p.v.strides.row, p.dtype,
+                 prompt.length, p.head_dim, row, out + packed_k);
+  });
+
+  ParallelFor(plan.threads, p.batch * p.heads * sizes.blocks, [&](int64_t task, int thread) {
+    const int64_t batch = task / sizes.blocks / p.heads;
+    const int64_t head = task / sizes.blocks % p.heads;
+    const int64_t first = task % sizes.blocks * kMaxRows;
+    const int64_t rows = Min(kMaxRows, p.seqlen_q - first);
+    float* rows_tile = tiles + thread * per_thread;
+    float* q_t = rows_tile + sizes.tile;
+    float* out_t = q_t + sizes.tile;
+    float* scores = out_t + sizes.tile;
+    WithVectors(rows, [&](auto vectors) {
+      constexpr int kVectors = decltype(vectors)::value;
+      LoadTransposed<kVectors>(p.q, p.dtype, RowOffset(p.q, batch, head, first), rows, p.head_dim,
+                               nullptr, p.scale * kLog2e, rows_tile, q_t);
+      memset(out_t, 0, sizes.width * kVectors * kLanes * sizeof(float));
+      for (int64_t e = plan.begin[batch]; e < plan.begin[batch + 1]; ++e) {
+        const Entry& entry = plan.entries[e];
+        const Prompt& prompt = plan.prompts[entry.prompt];
+        if (prompt.length == 0) continue;
+        const Lanes<kVectors> lanes(p, entry, first, rows);
+        if (lanes.count == 0) continue;
+        const float* pack = packs + (prompt.packed * p.heads + head) * packed;
+        Vec factor[kVectors];
+        Scores<kVectors>(q_t, pack, prompt.length, p.head_dim, scores);
+        Softmax<kVectors>(scores, prompt.length, factor);
+        for (int r = 0; r < kVectors; ++r) factor[r] = lanes.weight[r] / factor[r];
+        AddValues<kVectors>(scores, pack + packed_k, prompt.length, p.head_dim, factor, lanes.mask,
+                            out_t);
+      }
+      StoreTransposed<kVectors>(p.out, p.dtype, RowOffset(p.out, batch, head, first), rows,
+                                p.head_dim, rows_tile, out_t);
+    });
+  });
+}
+
+// Scores of q and of dout, softmax, and r = rowsum(A * G). On return `s` holds weight * A with
+// zeros where the prompt does not exist, and `g` holds dS = weight * A * (G - r).
+template <int kVectors>
+STAL_INLINE void SoftmaxBackward(const float* q_t, const float* dout_t, const float* keys_of_k,
+                                 const float* keys_of_v, int64_t keys, int64_t head_dim,
+                                 const Lanes<kVectors>& lanes, float* s, float* g,
+                                 Vec (&r)[kVectors]) {
+  constexpr int64_t kRows = kVectors * kLanes;
+  Scores<kVectors>(q_t, keys_of_k, keys, head_dim, s);
+  Scores<kVectors>(dout_t, keys_of_v, keys, head_dim, g);
+  Vec sum[kVectors];
+  Softmax<kVectors>(s, keys, sum);
+  for (int v = 0; v < kVectors; ++v) r[v] = Vec{};
+  for (int64_t key = 0; key < keys; ++key) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      r[v] += Load(s + key * kRows + v * kLanes) * Load(g + key * kRows + v * kLanes);
+    }
+  }
+  Vec factor[kVectors];
+  for (int v = 0; v < kVectors; ++v) {
+    r[v] = And(r[v] / sum[v], lanes.mask[v]);
+    factor[v] = lanes.weight[v] / sum[v];
+  }
+  for (int64_t key = 0; key < keys; ++key) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      float* sv = s + key * kRows + v * kLanes;
+      float* gv = g + key * kRows + v * kLanes;
+      const Vec a = And(Load(sv) * factor[v], lanes.mask[v]);
+      Store(sv, a);
+      Store(gv, And(a * (Load(gv) - r[v]), lanes.mask[v]));
+    }
+  }
+}
+
+// dq and dweight. A task is a block of rows of one head, as in Forward; the heads' shares of
+// dweight are kept apart and added in order at the end, whoever computed them.
+void BackwardQ(const Plan& plan) {
+  const BlendedAttentionParams& p = *plan.params;
+  const Sizes sizes(p);
+  const int64_t packed_k = sizes.keys * p.head_dim;
+  const int64_t packed = RoundUp(2 * packed_k + p.seqlen_k * p.head_dim, 16);
+  const int64_t per_thread = 4 * sizes.tile + 2 * sizes.scores;
+  const int64_t shares = p.dweight.data ? plan.num_entries * p.heads * p.seqlen_q : 0;
+  float* packs =
+      stal::Scratch(plan.num_packed * p.heads * packed + plan.threads * per_thread + shares);
+  float* tiles = packs + plan.num_packed * p.heads * packed;
+  float* share = tiles + plan.threads * per_thread;  // (entries, heads, seqlen_q)
+
+  ParallelFor(plan.threads, plan.num_prompts * p.heads, [&](int64_t task, int thread) {
+    const Prompt& prompt = plan.prompts[task / p.heads];
+    const int64_t head = task % p.heads;
+    if (!prompt.owner) return;
+    float* out = packs + (prompt.packed * p.heads + head) * packed;
+    float* row = tiles + thread * per_thread;
+    const char* k = At(p.k, p.dtype, prompt.k + head * p.k.strides.head);
+    const char* v = At(p.v, p.dtype, prompt.v + head * p.v.strides.head);
+    PackKeys(k, p.k.strides.row, p.dtype, prompt.length, p.head_dim, row, out);
+    PackKeys(v, p.v.strides.row, p.dtype, prompt.length, p.head_dim, row, out + packed_k);
+    if (p.dq.data) {
+      PackChannels(k, p.k.strides.row, p.dtype, prompt.length, p.head_dim, row, out + 2 * packed_k);
+    }
+  });
+
+  ParallelFor(plan.threads, p.batch * p.heads * sizes.blocks, [&](int64_t task, int thread) {
+    const int64_t batch = task / sizes.blocks / p.heads;
+    const int64_t head = task / sizes.blocks % p.heads;
+    const int64_t first = task % sizes.blocks * kMaxRows;
+    const int64_t rows = Min(kMaxRows, p.seqlen_q - first);
+    float* rows_tile = tiles + thread * per_thread;
+    float* q_t = rows_tile + sizes.tile;
+    float* dout_t = q_t + sizes.tile;
+    float* dq_t = dout_t + sizes.tile;
+    float* s = dq_t + sizes.tile;
+    float* g = s + sizes.scores;
+    WithVectors(rows, [&](auto vectors) {
+      constexpr int kVectors = decltype(vectors)::value;
+      LoadTransposed<kVectors>(p.q, p.dtype, RowOffset(p.q, batch, head, first), rows, p.head_dim,
+                               nullptr, p.scale * kLog2e, rows_tile, q_t);
+      LoadTransposed<kVectors>(p.dout, p.dtype, RowOffset(p.dout, batch, head, first), rows,
+                               p.head_dim, nullptr, 1.0f, rows_tile, dout_t);
+      memset(dq_t, 0, sizes.width * kVectors * kLanes * sizeof(float));
+      Vec scale[kVectors];
+      for (int r = 0; r < kVectors; ++r) scale[r] = Set(p.scale);
+      for (int64_t e = plan.begin[batch]; e < plan.begin[batch + 1]; ++e) {
+        const Entry& entry = plan.entries[e];
+        const Prompt& prompt = plan.prompts[entry.prompt];
+        const Lanes<kVectors> lanes(p, entry, first, rows);
+        Vec r[kVectors] = {};
+        if (prompt.length > 0 && lanes.count > 0) {
+          const float* pack = packs + (prompt.packed * p.heads + head) * packed;
+          SoftmaxBackward<kVectors>(q_t, dout_t, pack, pack + packed_k, prompt.length, p.head_dim,
+                                    lanes, s, g, r);
+          if (p.dq.data) {
+            AddValues<kVectors>(g, pack + 2 * packed_k, prompt.length, p.head_dim, scale,
+                                lanes.mask, dq_t);
+          }
+        }
+        if (p.dweight.data) memcpy(share + (e * p.heads + head) * p.seqlen_q + first, r, rows * 4);
+      }
+      if (p.dq.data) {
+        StoreTransposed<kVectors>(p.dq, p.dtype, RowOffset(p.dq, batch, head, first), rows,
+                                  p.head_dim, rows_tile, dq_t);
+      }
+    });
+  });
+
+  if (!p.dweight.data) return;
+  ParallelFor(plan.threads, plan.num_entries, [&](int64_t e, int) {
+    float* out = p.dweight.data + plan.entries[e].dweight;
+    const float* shares_of_entry = share + e * p.heads * p.seqlen_q;
+    for (int64_t n = 0; n < p.seqlen_q; ++n) {
+      float sum = 0;
+      for (int64_t head = 0; head < p.heads; ++head) sum += shares_of_entry[head * p.seqlen_q + n];
+      out[n * p.dweight.strides.row] = sum;
+    }
+  });
+}
+
+// dk and dv. A task is one head of one prompt of the table, and walks all entries that refer to
+// it and all their rows in order: no two tasks add into one place.
+void BackwardKV(const Plan& plan) {
+  const BlendedAttentionParams& p = *plan.params;
+  const Sizes sizes(p);
+  const int64_t packed = sizes.keys * p.head_dim;
+  const int64_t gradient = sizes.keys * sizes.width;
+  const int64_t per_thread = 4 * sizes.tile + 2 * sizes.scores + 2 * packed + 2 * gradient;
+  float* scratch = stal::Scratch(plan.threads * per_thread);
+
+  ParallelFor(plan.threads, plan.num_prompts * p.heads, [&](int64_t task, int thread) {
+    const Prompt& prompt = plan.prompts[task / p.heads];
+    const int64_t head = task % p.heads;
+    float* q_rows = scratch + thread * per_thread;
+    float* q_t = q_rows + sizes.tile;
+    float* dout_rows = q_t + sizes.tile;
+    float* dout_t = dout_rows + sizes.tile;
+    float* s = dout_t + sizes.tile;
+    float* g = s + sizes.scores;
+    float* keys_of_k = g + sizes.scores;
+    float* keys_of_v = keys_of_k + packed;
+    float* dk = keys_of_v + packed;  // (keys, width)
+    float* dv = dk + gradient;
+    memset(dk, 0, 2 * gradient * sizeof(float));
+    if (prompt.length > 0 && prompt.begin < prompt.end) {
+      PackKeys(At(p.k, p.dtype, prompt.k + head * p.k.strides.head), p.k.strides.row, p.dtype,
+               prompt.length, p.head_dim, q_rows, keys_of_k);
+      PackKeys(At(p.v, p.dtype, prompt.v + head * p.v.strides.head), p.v.strides.row, p.dtype,
+               prompt.length, p.head_dim, q_rows, keys_of_v);
+      for (int64_t user = prompt.begin; user < prompt.end; ++user) {
+        const Entry& entry = plan.entries[plan.users[user]];
+        for (int64_t first = 0; first < p.seqlen_q; first += kMaxRows) {
+          const int64_t rows = Min(kMaxRows, p.seqlen_q - first);
+          WithVectors(rows, [&](auto vectors) {
+            constexpr int kVectors = decltype(vectors)::value;
+            const Lanes<kVectors> lanes(p, entry, first, rows);
+            if (lanes.count == 0) return;
+            LoadTransposed<kVectors>(p.q, p.dtype, RowOffset(p.q, entry.batch, head, first), rows,
+                                     p.head_dim, lanes.present, p.scale * kLog2e, q_rows, q_t);
+            LoadTransposed<kVectors>(p.dout, p.dtype, RowOffset(p.dout, entry.batch, head, first),
+                                     rows, p.head_dim, lanes.present, 1.0f, dout_rows, dout_t);
+            Vec r[kVectors];
+            SoftmaxBackward<kVectors>(q_t, dout_t, keys_of_k, keys_of_v, prompt.length, p.head_dim,
+                                      lanes, s, g, r);
+            constexpr int kRows = kVectors * kLanes;
+            AddRowProducts<kRows>(g, q_rows, prompt.length, rows, sizes.width, dk);
+            AddRowProducts<kRows>(s, dout_rows, prompt.length, rows, sizes.width, dv);
+          });
+        }
+      }
+      for (int64_t i = 0; i < gradient; i += kLanes) Store(dk + i, Load(dk + i) * p.scale);
+      // Keys that only fill up the last block, or lie beyond key_lengths.
+      const int64_t unused = (sizes.keys - prompt.length) * sizes.width;
+      memset(dk + prompt.length * sizes.width, 0, unused * sizeof(float));
+      memset(dv + prompt.length * sizes.width, 0, unused * sizeof(float));
+    }
+    const auto store = [&](const stal::Strided<void*>& tensor, int64_t offset, const float* rows) {
+      for (int64_t key = 0; key < p.seqlen_k; ++key) {
+        const int64_t element = offset + head * tensor.strides.head + key * tensor.strides.row;
+        StoreRow(static_cast<char*>(tensor.data) + element * ElementSize(p.dtype), p.dtype,
+                 p.head_dim, rows + key * sizes.width);
+      }
+    };
+    store(p.dk, prompt.dk, dk);
+    store(p.dv, prompt.dv, dv);
+  });
+}
+
+void Exp2All(const float* x, float* out, int64_t count) {
+  for (int64_t i = 0; i < count; i += kLanes) {
+    float tail[kLanes] = {};
+    const int64_t n = Min(kLanes, count - i);
+    memcpy(tail, x + i, n * sizeof(float));
+    Store(tail, Exp2(Load(tail)));
+    memcpy(out + i, tail, n * sizeof(float));
+  }
+}
+
+}  // namespace

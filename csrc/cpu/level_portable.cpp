@@ -1,0 +1,4 @@
+#define STAL_LEVEL_PORTABLE
+#include "cpu/kernel.h"
+
+const stal::Kernels stal::kPortable = {"portable", Forward, BackwardQ, BackwardKV, Exp2All};

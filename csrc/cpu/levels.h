@@ -1,0 +1,19 @@
+// The instruction levels, best first, and what keeps each from running here.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "cpu/plan.h"
+
+namespace stal {
+
+struct Level {
+  const char* name;
+  const Kernels* kernels;  // null: the compiler could not build it
+  std::string why_not;     // empty: it runs on this machine
+};
+
+const std::vector<Level>& Levels();
+
+}  // namespace stal

@@ -1,0 +1,39 @@
+#include "cpu/parallel.h"
+
+#if !defined(_OPENMP)
+#include <atomic>
+#include <thread>
+#include <vector>
+#else
+#include <omp.h>
+#endif
+
+namespace stal {
+
+void ParallelFor(int threads, int64_t tasks, void (*body)(void*, int64_t, int), void* context) {
+  if (threads > tasks) threads = static_cast<int>(tasks);
+  if (threads <= 1) {
+    for (int64_t task = 0; task < tasks; ++task) body(context, task, 0);
+    return;
+  }
+#if defined(_OPENMP)
+  // torch's libgomp has the ordinary soname, so this is torch's own pool.
+#pragma omp parallel num_threads(threads)
+  {
+    const int thread = omp_get_thread_num();
+#pragma omp for schedule(dynamic)
+    for (int64_t task = 0; task < tasks; ++task) body(context, task, thread);
+  }
+#else
+  std::atomic<int64_t> next{0};
+  const auto work = [&](int thread) {
+    for (int64_t task; (task = next.fetch_add(1)) < tasks;) body(context, task, thread);
+  };
+  std::vector<std::thread> others;
+  for (int thread = 1; thread < threads; ++thread) others.emplace_back(work, thread);
+  work(0);
+  for (std::thread& other : others) other.join();
+#endif
+}
+
+}  // namespace stal

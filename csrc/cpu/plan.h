@@ -1,0 +1,60 @@
+// A call, with the difference between dense and ragged resolved, and the kernels that run it.
+#pragma once
+
+#include <cstdint>
+
+#include "blended_attention.h"
+
+namespace stal {
+
+// One encoded prompt: a row of the table, or one (batch, prompt) of the dense form.
+struct Prompt {
+  int64_t k, v;    // offsets of head 0, in elements
+  int64_t dk, dv;  // likewise, for the gradients
+  int64_t length;  // number of keys
+  int64_t packed;  // which packed copy it reads; -1: no entry refers to it
+  bool owner;      // writes that copy
+  int64_t begin, end;  // its range in Plan::users
+};
+
+// One prompt as one batch element sees it.
+struct Entry {
+  int64_t batch;
+  int64_t prompt;
+  int64_t weight, region, dweight;  // offsets of row 0, in elements
+};
+
+struct Plan {
+  const BlendedAttentionParams* params;
+  const Prompt* prompts;
+  int64_t num_prompts;
+  int64_t num_packed;
+  const Entry* entries;
+  int64_t num_entries;
+  const int64_t* begin;  // element b attends to entries begin[b] .. begin[b + 1]
+  const int64_t* users;  // entries ordered by prompt, in ascending order within a prompt
+  int threads;
+};
+
+// Scratch memory of the calling thread, 64-byte aligned and not initialised; valid until the
+// thread's next call of this function. Throws std::bad_alloc.
+float* Scratch(int64_t floats);
+
+// The kernels of one instruction level.
+struct Kernels {
+  const char* name;
+  void (*forward)(const Plan&);
+  void (*backward_q)(const Plan&);   // dq, dweight
+  void (*backward_kv)(const Plan&);  // dk, dv
+  void (*exp2)(const float* x, float* out, int64_t count);  // for tests of its accuracy
+};
+
+extern const Kernels kPortable;
+#if defined(STAL_LEVEL_AVX2)
+extern const Kernels kAvx2;
+#endif
+#if defined(STAL_LEVEL_AVX512)
+extern const Kernels kAvx512;
+#endif
+
+}  // namespace stal

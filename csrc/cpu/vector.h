@@ -1,0 +1,171 @@
+// One vector of floats, for the instruction set that the including file is compiled for.
+//
+// This is the only file with intrinsics. It is included once by each level_*.cpp and lives in an
+// anonymous namespace: two levels must never share a function, or the linker may keep the copy
+// that the machine cannot run. For the same reason nothing here or in kernel.h uses the standard
+// library beyond <cstdint> and memcpy.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "blended_attention.h"
+
+#if defined(__F16C__)
+#include <immintrin.h>
+#endif
+
+#define STAL_INLINE inline __attribute__((always_inline))
+
+namespace {
+
+// kBlock scalars are broadcast against kRowVectors vectors, so kBlock * kRowVectors accumulators
+// stay in registers beside the vectors (32 registers with AVX-512 and NEON, else 16).
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+constexpr int kBlock = 8;
+constexpr int kRowVectors = 3;
+#elif defined(__AVX2__)
+constexpr int kLanes = 8;
+constexpr int kBlock = 4;
+constexpr int kRowVectors = 3;
+#elif defined(__aarch64__)
+constexpr int kLanes = 4;
+constexpr int kBlock = 8;
+constexpr int kRowVectors = 3;
+#else
+constexpr int kLanes = 4;
+constexpr int kBlock = 4;
+constexpr int kRowVectors = 2;
+#endif
+
+typedef float Vec __attribute__((vector_size(kLanes * 4)));
+typedef int32_t IVec __attribute__((vector_size(kLanes * 4)));
+typedef uint32_t UVec __attribute__((vector_size(kLanes * 4)));
+typedef uint16_t HalfVec __attribute__((vector_size(kLanes * 2)));
+
+STAL_INLINE Vec Load(const float* p) {
+  Vec x;
+  memcpy(&x, p, sizeof(x));
+  return x;
+}
+STAL_INLINE void Store(float* p, Vec x) { memcpy(p, &x, sizeof(x)); }
+STAL_INLINE Vec Set(float x) { return x - Vec{}; }
+STAL_INLINE IVec Bits(Vec x) { return (IVec)x; }
+STAL_INLINE Vec FromBits(IVec x) { return (Vec)x; }
+
+// mask ? x : 0, where a lane of mask is all ones or all zeros. Also turns NaN into 0.
+STAL_INLINE Vec And(Vec x, IVec mask) { return FromBits(Bits(x) & mask); }
+STAL_INLINE IVec Select(IVec mask, IVec yes, IVec no) { return (yes & mask) | (no & ~mask); }
+
+// NaN in a is lost, NaN in b is kept.
+STAL_INLINE Vec Max(Vec a, Vec b) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+  return (Vec)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+  return FromBits(Select(a > b, Bits(a), Bits(b)));
+#endif
+}
+
+// 2^x for x in [-126, 127], to 1 ulp with fused multiply-add and 1.2 without; 0 below, NaN for
+// NaN. x above 127 does not occur: softmax subtracts the maximum. The polynomial is the minimax
+// fit (relative error 2e-9) of 2^f on [-1/2, 1/2] that is exact at 0.
+STAL_INLINE Vec Exp2(Vec x) {
+  const Vec round = Set(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+  const Vec shifted = x + round;
+  const Vec f = x - (shifted - round);
+  Vec p = Set(1.5353362e-4f);
+  p = p * f + Set(1.3398875e-3f);
+  p = p * f + Set(9.618437e-3f);
+  p = p * f + Set(5.5503324e-2f);
+  p = p * f + Set(2.4022648e-1f);
+  p = p * f + Set(6.9314718e-1f);
+  p = p * f + Set(1.0f);
+  const IVec bits = Bits(p) + (IVec)((UVec)Bits(shifted) << 23);
+  const IVec underflow = x < Set(-126.0f);
+  return FromBits(bits & ~underflow);
+}
+
+STAL_INLINE Vec LoadHalf(const void* p, stal::DType dtype) {
+  HalfVec half;
+  memcpy(&half, p, sizeof(half));
+  if (dtype == stal::DType::kBFloat16) {
+    return (Vec)(__builtin_convertvector(half, UVec) << 16);
+  }
+#if defined(__AVX512F__)
+  return (Vec)_mm512_cvtph_ps((__m256i)half);
+#elif defined(__F16C__)
+  return (Vec)_mm256_cvtph_ps((__m128i)half);
+#else
+  const UVec bits = __builtin_convertvector(half, UVec);
+  const UVec magnitude = bits & 0x7fff;
+  // Moving the fields in place leaves the exponent 112 too low; the product is exact for
+  // denormals too.
+  const Vec rescaled = (Vec)(magnitude << 13) * Set(5.192296858534828e33f);  // 2^112
+  const IVec special = (IVec)magnitude >= 0x7c00;  // infinity and NaN
+  const IVec all = Select(special, (IVec)((magnitude << 13) | 0x7f800000u), Bits(rescaled));
+  return FromBits(all | (IVec)((bits & 0x8000) << 16));
+#endif
+}
+
+// To nearest even; overflow goes to infinity, NaN stays NaN.
+STAL_INLINE HalfVec ToHalf(Vec x, stal::DType dtype) {
+  const UVec bits = (UVec)Bits(x);
+  if (dtype == stal::DType::kBFloat16) {
+    const UVec rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    const IVec nan = x != x;
+    const UVec quiet = (bits >> 16) | 0x40;
+    return __builtin_convertvector((UVec)Select(nan, (IVec)quiet, (IVec)rounded), HalfVec);
+  }
+#if defined(__AVX512F__)
+  return (HalfVec)_mm512_cvtps_ph((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#elif defined(__F16C__)
+  return (HalfVec)_mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT);
+#else
+  const UVec sign = (bits >> 16) & 0x8000;
+  const UVec magnitude = bits & 0x7fffffff;
+  const UVec normal = (magnitude - 0x38000000u + 0xfff + ((magnitude >> 13) & 1)) >> 13;
+  // Adding 1/2 puts the units of a half denormal into the last bits of the float.
+  const UVec denormal = (UVec)Bits((Vec)magnitude + Set(0.5f)) - 0x3f000000u;
+  UVec half = (UVec)Select((IVec)magnitude < 0x38800000, (IVec)denormal, (IVec)normal);
+  half = (UVec)Select((IVec)magnitude >= 0x47800000, IVec{} + 0x7c00, (IVec)half);
+  half = (UVec)Select((IVec)magnitude > 0x7f800000, IVec{} + 0x7e00, (IVec)half);
+  return __builtin_convertvector(half | sign, HalfVec);
+#endif
+}
+
+// First and second half of a[0] b[0] a[1] b[1] ...
+#if defined(__clang__)
+template <int... kIndex>
+struct Indices {};
+template <int kFirst, int... kIndex>
+STAL_INLINE Vec InterleaveFrom(Vec a, Vec b, Indices<kIndex...>) {
+  return __builtin_shufflevector(a, b, (kFirst + kIndex / 2 + (kIndex % 2) * kLanes)...);
+}
+template <int kCount, int... kIndex>
+struct MakeIndices : MakeIndices<kCount - 1, kCount - 1, kIndex...> {};
+template <int... kIndex>
+struct MakeIndices<0, kIndex...> {
+  using type = Indices<kIndex...>;
+};
+STAL_INLINE Vec InterleaveLow(Vec a, Vec b) {
+  return InterleaveFrom<0>(a, b, MakeIndices<kLanes>::type());
+}
+STAL_INLINE Vec InterleaveHigh(Vec a, Vec b) {
+  return InterleaveFrom<kLanes / 2>(a, b, MakeIndices<kLanes>::type());
+}
+#else
+STAL_INLINE IVec InterleaveIndex(int first) {
+  IVec index{};
+  for (int i = 0; i < kLanes; ++i) index[i] = first + i / 2 + (i % 2) * kLanes;
+  return index;
+}
+STAL_INLINE Vec InterleaveLow(Vec a, Vec b) { return __builtin_shuffle(a, b, InterleaveIndex(0)); }
+STAL_INLINE Vec InterleaveHigh(Vec a, Vec b) {
+  return __builtin_shuffle(a, b, InterleaveIndex(kLanes / 2));
+}
+#endif
+
+}  // namespace

@@ -1,0 +1,1 @@
+"""The bundled world of coloured shapes: scenes, captions, an exact detector, training."""

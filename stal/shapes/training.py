@@ -1,0 +1,441 @@
+"""Trains the bundled shapes model: VAE, then text encoder and UNet together, then CLIP.
+
+Each stage trains on scenes drawn on the spot. The batch of a step follows from the seed and the
+step's number alone, so a killed run resumes from its last checkpoint as if nothing had happened.
+Checkpoints are safetensors, replaced atomically; the finished model is an ordinary diffusers
+folder in half precision.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from stal.shapes.captions import EMPTY_CAPTIONS, caption, words
+from stal.shapes.scenes import BACKGROUND_NAMES, IMAGE_SIZE, Scenes, draw_scenes, render
+
+STAGES = ("vae", "unet", "clip")
+MAX_TOKENS = 40
+# Stages draw their scenes from disjoint ranges of seeds.
+_SEED_RANGE = 10_000_000
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long and how wide to train. The defaults made the bundled model."""
+
+    vae_steps: int = 1500
+    vae_batch: int = 16
+    unet_steps: int = 8000
+    unet_batch: int = 48
+    unet_scenes: int = 65536
+    clip_steps: int = 1500
+    clip_batch: int = 128
+    learning_rate: float = 1e-3
+    ema_decay: float = 0.9995
+    caption_dropout: float = 0.1
+    save_every_s: float = 120.0
+
+
+def train(
+    output: Path, *, stages: tuple[str, ...] = STAGES, plan: Plan | None = None, seed: int = 0
+) -> None:
+    """Trains the named stages in order and writes the model folder.
+
+    Args:
+        output: folder for checkpoints (`output/checkpoints`) and the model (`output/model`).
+        stages: which of STAGES to train; "unet" needs a trained "vae".
+        plan: steps and batch sizes.
+        seed: seed of scenes, captions and initial weights.
+    """
+    unknown = [stage for stage in stages if stage not in STAGES]
+    if unknown:
+        raise ValueError(f"stages must be among {', '.join(STAGES)}, got {', '.join(unknown)}")
+    plan = plan or Plan()
+    model = output / "model"
+    model.mkdir(parents=True, exist_ok=True)
+    (output / "checkpoints").mkdir(exist_ok=True)
+    write_tokenizer(model / "tokenizer")
+    if "vae" in stages:
+        _train_vae(output, plan, seed)
+    if "unet" in stages:
+        if not (model / "vae" / "config.json").is_file():
+            raise ValueError(f"stage unet needs a trained vae in {model / 'vae'}: train it first")
+        _train_unet(output, plan, seed)
+    if "clip" in stages:
+        _train_clip(output, plan, seed)
+
+
+def write_tokenizer(folder: Path) -> None:
+    """A CLIP tokenizer to which every word of the world is one token; other words fall apart."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import CLIPTokenizer
+
+    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    bpe.pre_tokenizer = pre_tokenizers.Whitespace()
+    letters = [chr(c) for c in range(33, 127)]
+    trainer = trainers.BpeTrainer(
+        vocab_size=1 << 15,
+        show_progress=False,
+        end_of_word_suffix="</w>",
+        initial_alphabet=letters,
+    )
+    bpe.train_from_iterator([" ".join(words())], trainer)
+    learnt = json.loads(bpe.to_str())["model"]
+    vocabulary = list(learnt["vocab"])
+    vocabulary += [f"{c}</w>" for c in letters if f"{c}</w>" not in learnt["vocab"]]
+    vocabulary += ["<|startoftext|>", "<|endoftext|>"]
+    tokenizer = CLIPTokenizer(
+        vocab={token: i for i, token in enumerate(vocabulary)},
+        merges=[tuple(pair) for pair in learnt["merges"]],
+        model_max_length=MAX_TOKENS,
+    )
+    broken = [word for word in words() if len(tokenizer(word).input_ids) != 3]
+    assert not broken, f"words of several tokens: {broken}"
+    tokenizer.save_pretrained(folder)
+
+
+def _load_tokenizer(output: Path) -> Callable[[list[str]], Tensor]:
+    from transformers import CLIPTokenizer
+
+    tokenizer = CLIPTokenizer.from_pretrained(output / "model" / "tokenizer", local_files_only=True)
+
+    def tokenize(texts: list[str]) -> Tensor:
+        return tokenizer(
+            texts, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt"
+        ).input_ids
+
+    return tokenize
+
+
+def _step_seed(seed: int, stage: str, step: int) -> int:
+    return (seed * len(STAGES) + STAGES.index(stage) + 1) * _SEED_RANGE + step
+
+
+class _Run:
+    """One stage's loop: progress, learning rate, averaged weights, checkpoints."""
+
+    def __init__(
+        self,
+        stage: str,
+        output: Path,
+        modules: dict[str, nn.Module],
+        *,
+        steps: int,
+        plan: Plan,
+        ema_decay: float | None = None,
+    ) -> None:
+        self.stage, self.steps, self.plan = stage, steps, plan
+        self.path = output / "checkpoints" / f"{stage}.safetensors"
+        self.modules = nn.ModuleDict(modules)
+        self.average = {k: v.detach().clone() for k, v in self.modules.state_dict().items()}
+        self.ema_decay = ema_decay
+        self.optimizer = torch.optim.AdamW(
+            self.modules.parameters(), lr=plan.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4
+        )
+        self.start = 0
+        if self.path.is_file():
+            self._resume()
+
+    def loop(self) -> Iterator[int]:
+        """Yields the number of each step; saves now and then and at the end."""
+        saved = time.monotonic()
+        bar = tqdm(range(self.start, self.steps), initial=self.start, total=self.steps)
+        for step in bar:
+            bar.set_description(self.stage)
+            yield step
+            bar.set_postfix(loss=f"{self.loss:.4f}", refresh=False)
+            if time.monotonic() - saved > self.plan.save_every_s or step + 1 == self.steps:
+                self._save(step + 1)
+                saved = time.monotonic()
+
+    def update(self, step: int, loss: Tensor) -> None:
+        """One step of Adam: warm-up over 200 steps, then half a cosine down to a fiftieth."""
+        warm = min(1.0, (step + 1) / 200)
+        fall = 0.51 + 0.49 * torch.cos(torch.tensor(torch.pi * step / self.steps)).item()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.plan.learning_rate * warm * fall
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.modules.parameters(), 1.0)
+        self.optimizer.step()
+        # A running mean of the recent losses.
+        value = loss.item()
+        self.loss = 0.98 * getattr(self, "loss", value) + 0.02 * value
+        # The average forgets the first steps quickly, then slows down to its final decay.
+        decay = 0.0 if self.ema_decay is None else min(self.ema_decay, (step + 1) / (step + 10))
+        now = self.modules.state_dict()
+        torch._foreach_lerp_(list(self.average.values()), [now[k] for k in self.average], 1 - decay)
+
+    def averaged(self, name: str) -> dict[str, Tensor]:
+        prefix = f"{name}."
+        return {k.removeprefix(prefix): v for k, v in self.average.items() if k.startswith(prefix)}
+
+    def _save(self, step: int) -> None:
+        tensors = {f"model.{k}": v for k, v in self.modules.state_dict().items()}
+        tensors |= {f"average.{k}": v for k, v in self.average.items()}
+        for index, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"adam.{index}.{k}": v for k, v in state.items()}
+        tensors = {k: v.detach().clone().contiguous() for k, v in tensors.items()}
+        partial = self.path.with_suffix(".partial")
+        save_file(tensors, partial, metadata={"step": str(step)})
+        os.replace(partial, self.path)
+
+    def _resume(self) -> None:
+        from safetensors import safe_open
+
+        with safe_open(self.path, "pt") as file:
+            self.start = int(file.metadata()["step"])
+        tensors = load_file(self.path)
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+        self.modules.load_state_dict(part("model."))
+        self.average = part("average.")
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, value in part("adam.").items():
+            index, name = key.split(".", 1)
+            state.setdefault(int(index), {})[name] = value
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _write_half(folder: Path, module: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Saves a model folder in half precision, replaced as a whole."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    before = {k: v.clone() for k, v in module.state_dict().items()}
+    module.load_state_dict(weights)
+    module.half().save_pretrained(partial)  # type: ignore[operator]
+    module.float().load_state_dict(before)
+    config = json.loads((partial / "config.json").read_text())
+    if "dtype" in config:
+        # transformers would keep half precision where diffusers casts up: one pipeline, two types.
+        config["dtype"] = "float32"
+        (partial / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(partial, folder)
+
+
+def _train_vae(output: Path, plan: Plan, seed: int) -> None:
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(seed)
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(24, 48, 64),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=8,
+        sample_size=IMAGE_SIZE,
+        mid_block_add_attention=False,
+    ).to(memory_format=torch.channels_last)
+    run = _Run("vae", output, {"vae": vae}, steps=plan.vae_steps, plan=plan, ema_decay=0.998)
+    for step in run.loop():
+        image, generator = _vae_batch(plan.vae_batch, _step_seed(seed, "vae", step))
+        posterior = vae.encode(image).latent_dist
+        # A little noise on the latents makes the decoder forgive the UNet's own errors.
+        latents = posterior.mean + 0.05 * torch.randn(posterior.mean.shape, generator=generator)
+        error = vae.decode(latents).sample - image
+        kl = posterior.mean.square().mean()
+        run.update(step, error.abs().mean() + 2 * error.square().mean() + 1e-3 * kl)
+    vae.load_state_dict(run.averaged("vae"))
+    with torch.no_grad():
+        image, _ = _vae_batch(512, _step_seed(seed, "vae", plan.vae_steps))
+        latents = vae.encode(image).latent_dist.mean
+        error = (vae.decode(latents).sample - image).square().mean() / 4
+    vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 4))
+    print(f"vae: {10 * torch.log10(1 / error):.1f} dB, latents of standard deviation 1 after")
+    print(f"     scaling by {vae.config.scaling_factor}, mean {latents.mean((0, 2, 3)).tolist()}")
+    _write_half(output / "model" / "vae", vae, run.averaged("vae"))
+
+
+def _vae_batch(n: int, seed: int) -> tuple[Tensor, torch.Generator]:
+    image = 2 * render(draw_scenes(n, seed=seed), seed=seed) - 1
+    return image.to(memory_format=torch.channels_last), torch.Generator().manual_seed(seed)
+
+
+def _latents(output: Path, scenes: Scenes, seed: int) -> Tensor:
+    """The scaled latents of the training scenes: (n, 4, 16, 16) float16, computed once."""
+    from diffusers import AutoencoderKL
+
+    path = output / "checkpoints" / "latents.safetensors"
+    if path.is_file():
+        latents = load_file(path)["latents"]
+        if len(latents) == len(scenes):
+            return latents
+    vae = AutoencoderKL.from_pretrained(output / "model" / "vae", local_files_only=True)
+    parts = []
+    with torch.inference_mode():
+        for start in tqdm(range(0, len(scenes), 256), desc="latents"):
+            image = 2 * render(scenes[start : start + 256], seed=seed + start) - 1
+            mean = vae.encode(image.to(memory_format=torch.channels_last)).latent_dist.mean
+            parts.append((mean * vae.config.scaling_factor).half().contiguous())
+    latents = torch.cat(parts)
+    save_file({"latents": latents}, path)
+    return latents
+
+
+def _text_model(vocab_size: int, end: int, *, width: int = 128):  # type: ignore[no-untyped-def]
+    from transformers import CLIPTextConfig
+
+    return CLIPTextConfig(
+        vocab_size=vocab_size,
+        hidden_size=width,
+        intermediate_size=4 * width,
+        projection_dim=width,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=MAX_TOKENS,
+        bos_token_id=end - 1,
+        eos_token_id=end,
+        pad_token_id=end,
+    )
+
+
+def _vocabulary(output: Path) -> tuple[int, int]:
+    """Size of the vocabulary and the number of its end-of-text token."""
+    from transformers import CLIPTokenizer
+
+    tokenizer = CLIPTokenizer.from_pretrained(output / "model" / "tokenizer", local_files_only=True)
+    assert tokenizer.eos_token_id == len(tokenizer) - 1
+    return len(tokenizer), tokenizer.eos_token_id
+
+
+def _train_unet(output: Path, plan: Plan, seed: int) -> None:
+    from diffusers import DDIMScheduler, UNet2DConditionModel
+    from transformers import CLIPTextModel
+
+    scenes = draw_scenes(plan.unet_scenes, seed=_step_seed(seed, "unet", 0))
+    data = _latents(output, scenes, _step_seed(seed, "unet", 0))
+    scheduler = DDIMScheduler(
+        beta_schedule="squaredcos_cap_v2",
+        prediction_type="v_prediction",
+        clip_sample=False,
+        set_alpha_to_one=True,
+        timestep_spacing="trailing",
+    )
+    torch.manual_seed(seed)
+    text_encoder = CLIPTextModel(_text_model(*_vocabulary(output)))
+    unet = UNet2DConditionModel(
+        sample_size=IMAGE_SIZE // 4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D",) * 3,
+        block_out_channels=(64, 96, 128),
+        layers_per_block=1,
+        cross_attention_dim=text_encoder.config.hidden_size,
+        attention_head_dim=4,
+        # Self-attention at 16x16 would take most of the time of a step.
+        only_cross_attention=(True, False, False),
+        norm_num_groups=16,
+    ).to(memory_format=torch.channels_last)
+    modules = {"unet": unet, "text_encoder": text_encoder}
+    run = _Run("unet", output, modules, steps=plan.unet_steps, plan=plan, ema_decay=plan.ema_decay)
+    tokenize = _load_tokenizer(output)
+
+    for step in run.loop():
+        batch_seed = _step_seed(seed, "unet", step)
+        generator = torch.Generator().manual_seed(batch_seed)
+        rng = random.Random(batch_seed)
+        rows = torch.randint(len(scenes), (plan.unet_batch,), generator=generator)
+        texts = [
+            "" if rng.random() < plan.caption_dropout else caption(scenes, int(row), rng)
+            for row in rows
+        ]
+        x0 = data[rows].float().contiguous(memory_format=torch.channels_last)
+        noise = torch.randn(x0.shape, generator=generator)
+        t = torch.randint(1000, (len(rows),), generator=generator)
+        x = scheduler.add_noise(x0, noise, t)
+        target = scheduler.get_velocity(x0, noise, t)
+        embeddings = text_encoder(tokenize(texts)).last_hidden_state
+        run.update(step, F.mse_loss(unet(x, t, embeddings).sample, target))
+
+    model = output / "model"
+    _write_half(model / "unet", unet, run.averaged("unet"))
+    _write_half(model / "text_encoder", text_encoder, run.averaged("text_encoder"))
+    scheduler.save_pretrained(model / "scheduler")
+    index = {
+        "_class_name": "StableDiffusionPipeline",
+        "feature_extractor": [None, None],
+        "image_encoder": [None, None],
+        "requires_safety_checker": False,
+        "safety_checker": [None, None],
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    (model / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _train_clip(output: Path, plan: Plan, seed: int) -> None:
+    from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig
+
+    torch.manual_seed(seed)
+    vocab_size, end = _vocabulary(output)
+    vision = CLIPVisionConfig(
+        hidden_size=128,
+        intermediate_size=512,
+        projection_dim=128,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        image_size=IMAGE_SIZE,
+        patch_size=8,
+    )
+    text = _text_model(vocab_size, end)
+    clip = CLIPModel(
+        CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=128)
+    )
+    run = _Run("clip", output, {"clip": clip}, steps=plan.clip_steps, plan=plan, ema_decay=0.998)
+    tokenize = _load_tokenizer(output)
+    for step in run.loop():
+        image, texts = clip_batch(plan.clip_batch, _step_seed(seed, "clip", step))
+        result = clip(input_ids=tokenize(texts), pixel_values=2 * image - 1)
+        logits = result.logits_per_text
+        # Pictures that share a caption are no negatives of each other.
+        same = torch.tensor([[a == b for b in texts] for a in texts])
+        target = same.float() / same.sum(1, keepdim=True)
+        loss = F.cross_entropy(logits, target) + F.cross_entropy(logits.t(), target)
+        run.update(step, loss / 2)
+    _write_half(output / "model" / "clip", clip, run.averaged("clip"))
+
+
+def clip_batch(n: int, seed: int) -> tuple[Tensor, list[str]]:
+    """Half whole scenes with full captions, half crops of one object with its own description."""
+    rng = random.Random(seed)
+    half = n // 2
+    whole = draw_scenes(half, seed=seed)
+    texts = [caption(whole, i, rng, partial_share=0.0) for i in range(half)]
+    single = draw_scenes(n - half, seed=seed + _SEED_RANGE // 2, counts=(1, 2, 3, 4))
+    crops = []
+    for i, picture in enumerate(render(single, seed=seed)):
+        x0, y0, x1, y1 = single.box(i, 0)
+        margin = rng.uniform(0.0, 0.25) * (x1 - x0)
+        left, top = (max(round((v - margin) * IMAGE_SIZE), 0) for v in (x0, y0))
+        right, bottom = (min(round((v + margin) * IMAGE_SIZE), IMAGE_SIZE) for v in (x1, y1))
+        crop = picture[None, :, top:bottom, left:right]
+        size = (IMAGE_SIZE, IMAGE_SIZE)
+        crops.append(F.interpolate(crop, size, mode="bilinear", antialias=True))
+        phrase = single.phrase(i, 0)
+        texts.append(f"a photo of {phrase}" if rng.random() < 0.5 else phrase)
+    return torch.cat([render(whole, seed=seed), *crops]), texts
+
+
+def empty_captions() -> list[str]:
+    """Every caption of an empty scene."""
+    return [text.format(name) for text in EMPTY_CAPTIONS for name in BACKGROUND_NAMES]

@@ -1,0 +1,141 @@
+"""Combination weights: from weights[step, object] to a weight and a region for every pixel.
+
+Symbols: M_i(n) in [0, 1] is the soft coverage of object i's region at pixel n, lam_i the object's
+weight at this step, D the global prompt, L_i the local prompts, A_p the attention to prompt p.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+Rule = Literal["guidance", "convex"]
+Mode = Literal["plain", "spatial", "spatial-temporal"]
+RULES: tuple[str, ...] = get_args(Rule)
+MODES: tuple[str, ...] = get_args(Mode)
+
+
+@dataclass(frozen=True)
+class WeightMaps:
+    """What one image's pixels attend to at one resolution and step.
+
+    weight: (prompts, height * width) float32, in the order D, L_1..L_K and, if the reference is a
+        prompt, the reference.
+    region: (prompts, height * width) bool, where a prompt exists at all.
+    unconditional: (height * width,) float32, the multiple of the unconditional half's attention
+        output to subtract, or None.
+    """
+
+    weight: Tensor
+    region: Tensor
+    unconditional: Tensor | None
+
+
+def weight_maps(
+    masks: Tensor, lam: Tensor, *, rule: Rule = "guidance", reference_is_prompt: bool = False
+) -> WeightMaps:
+    """Weights and regions of one image.
+
+    guidance (the released code of the paper): w_D = 1, w_i = lam_i M_i, reference
+    -sum_i lam_i M_i, that is out = A_D + sum_i lam_i M_i (A_i - A_reference). lam is unbounded.
+
+    convex (the paper, Section 3.2: the weights of a pixel sum to 1): s = sum_i lam_i M_i,
+    w_i = lam_i M_i / max(1, s), w_D = 1 - sum_i w_i, with lam_i in [0, 1]. There is no reference.
+
+    Args:
+        masks: (objects, height, width) float32 in [0, 1], the soft coverage M.
+        lam: (objects,) float32, this step's weights; gradients flow into it.
+        rule: "guidance" or "convex".
+        reference_is_prompt: under "guidance", whether the reference is one more prompt of the
+            same image (True) or the unconditional half of the batch (False, as released).
+
+    Returns:
+        The maps. Regions depend on the masks alone, whatever lam.
+
+    Raises:
+        ValueError: an unknown rule, shapes that do not match, or under "convex" a weight outside
+            [0, 1].
+    """
+    if rule not in RULES:
+        raise ValueError(f"rule must be one of {', '.join(RULES)}, got {rule!r}")
+    if masks.ndim != 3 or lam.shape != masks.shape[:1]:
+        raise ValueError(
+            "masks must be (objects, height, width) and lam (objects,), got "
+            f"{tuple(masks.shape)} and {tuple(lam.shape)}"
+        )
+    masks = masks.flatten(1)  # (objects, n)
+    local = lam[:, None] * masks
+    total = local.sum(dim=0, keepdim=True)  # (1, n)
+    everywhere = torch.ones_like(total, dtype=torch.bool)
+    inside = masks > 0
+    if rule == "convex":
+        if bool(((lam < 0) | (lam > 1)).any()):
+            raise ValueError(f"convex weights must be in [0, 1], got {lam.tolist()}")
+        local = local / total.clamp(min=1.0)
+        weight = torch.cat([1 - local.sum(dim=0, keepdim=True), local])
+        return WeightMaps(weight, torch.cat([everywhere, inside]), None)
+    weight = torch.cat([torch.ones_like(total), local])
+    region = torch.cat([everywhere, inside])
+    if not reference_is_prompt:
+        return WeightMaps(weight, region, total.squeeze(0))
+    union = inside.any(dim=0, keepdim=True)
+    return WeightMaps(torch.cat([weight, -total]), torch.cat([region, union]), None)
+
+
+def default_weights(
+    steps: int,
+    objects: int,
+    *,
+    mode: Mode = "spatial-temporal",
+    rule: Rule = "guidance",
+    reference_is_prompt: bool = False,
+) -> Tensor:
+    """The weights used where nobody gives any: (steps, objects) float32.
+
+    spatial-temporal: lam falls linearly from 2 to 0 over the steps ("convex": from 1 to 0).
+    spatial: constant; under "guidance" 5/K against the unconditional half (the released code's
+    start) and 1 against a reference prompt, under "convex" 0.7.
+    plain: zero.
+
+    Raises:
+        ValueError: steps below 1, a negative number of objects, or an unknown mode or rule.
+    """
+    if steps < 1 or objects < 0:
+        raise ValueError(f"steps must be positive and objects >= 0, got {steps} and {objects}")
+    if mode not in MODES:
+        raise ValueError(f"attention must be one of {', '.join(MODES)}, got {mode!r}")
+    if rule not in RULES:
+        raise ValueError(f"rule must be one of {', '.join(RULES)}, got {rule!r}")
+    if mode == "plain":
+        return torch.zeros(steps, objects)
+    if mode == "spatial":
+        constant = 0.7 if rule == "convex" else 1.0 if reference_is_prompt else 5 / max(objects, 1)
+        return torch.full((steps, objects), constant)
+    start = 1.0 if rule == "convex" else 2.0
+    fall = 1 - torch.arange(steps) / max(steps - 1, 1)
+    return (start * fall)[:, None].repeat(1, objects)
+
+
+def as_weights(weights: Tensor | Sequence, *, steps: int, objects: int) -> Tensor:
+    """The caller's weights as (steps, objects) float32; (objects,) means constant in time.
+
+    Raises:
+        ValueError: another shape, or a value that is not finite.
+    """
+    tensor = torch.as_tensor(weights, dtype=torch.float32)
+    if tensor.shape == (objects,):
+        tensor = tensor.expand(steps, objects)
+    if tensor.shape != (steps, objects):
+        raise ValueError(
+            f"weights must be (steps, objects) = {(steps, objects)} or (objects,) = {(objects,)}, "
+            f"got {tuple(tensor.shape)}"
+        )
+    if not bool(tensor.isfinite().all()):
+        step, index = (~tensor.isfinite()).nonzero()[0].tolist()
+        value = tensor[step, index].item()
+        raise ValueError(f"weights must be finite, got {value} at step {step}, object {index}")
+    return tensor

@@ -1,3 +1,22 @@
 """Spatial-temporal attention for text-to-image diffusion models (arXiv 2304.03869)."""
 
+from typing import Any
+
 __version__ = "0.1.0"
+__all__ = ["Layout", "Pipeline", "Result", "Settings", "__version__"]
+
+_HOMES = {
+    "Layout": "stal.layout",
+    "Pipeline": "stal.pipeline",
+    "Result": "stal.pipeline",
+    "Settings": "stal.pipeline",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # torch takes a second to import: `stal --help` must not wait for it.
+    if name not in _HOMES:
+        raise AttributeError(f"module 'stal' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)

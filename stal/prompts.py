@@ -81,12 +81,9 @@ def parse(text: str) -> Description:
         elif token.endswith(("'s", "s'")) and token.rstrip("s").rstrip("'") not in _CONTRACTED:
             sentence += [token[:-2] if token.endswith("'s") else token[:-1], "'s"]
         else:
-            sentence.append(token.removesuffix("'s"))
+            sentence.append(token.removesuffix("'s").rstrip("'"))
     objects = tuple(Object(m.phrase, m.noun, tuple(m.attributes)) for m in reader.mentions)
     return Description(text, objects, tuple(reader.relations))
-
-
-# Word lists ---------------------------------------------------------------------------------
 
 
 def _list(text: str, separator: str | None = None) -> list[str]:
@@ -371,9 +368,6 @@ def _is_adjective(word: str) -> bool:
     return word in _ADJECTIVES or word.endswith(("ful", "less", "ous", "-colored", "-coloured"))
 
 
-# Pieces of a sentence -----------------------------------------------------------------------
-
-
 def _is_word(token: str) -> bool:
     return token[:1].isalnum()
 
@@ -624,9 +618,6 @@ def _find_noun(phrase: _NounPhrase) -> None:
         for word in words[:-length]
         if _is_word(word) and word != "and" and not _is_adverb(word)
     )
-
-
-# The reader ---------------------------------------------------------------------------------
 
 
 @dataclass

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -38,7 +39,7 @@ class Plan:
 
     vae_steps: int = 1500
     vae_batch: int = 16
-    unet_steps: int = 8000
+    unet_steps: int = 6000
     unet_batch: int = 48
     unet_scenes: int = 65536
     clip_steps: int = 1500
@@ -290,7 +291,7 @@ def _latents(output: Path, scenes: Scenes, seed: int) -> Tensor:
     return latents
 
 
-def _text_model(vocab_size: int, end: int, *, width: int = 128):  # type: ignore[no-untyped-def]
+def _text_config(vocab_size: int, end: int, *, width: int = 128) -> Any:
     from transformers import CLIPTextConfig
 
     return CLIPTextConfig(
@@ -316,21 +317,23 @@ def _vocabulary(output: Path) -> tuple[int, int]:
     return len(tokenizer), tokenizer.eos_token_id
 
 
-def _train_unet(output: Path, plan: Plan, seed: int) -> None:
-    from diffusers import DDIMScheduler, UNet2DConditionModel
-    from transformers import CLIPTextModel
+def _scheduler() -> Any:
+    from diffusers import DDIMScheduler
 
-    scenes = draw_scenes(plan.unet_scenes, seed=_step_seed(seed, "unet", 0))
-    data = _latents(output, scenes, _step_seed(seed, "unet", 0))
-    scheduler = DDIMScheduler(
+    return DDIMScheduler(
         beta_schedule="squaredcos_cap_v2",
         prediction_type="v_prediction",
         clip_sample=False,
         set_alpha_to_one=True,
         timestep_spacing="trailing",
     )
-    torch.manual_seed(seed)
-    text_encoder = CLIPTextModel(_text_model(*_vocabulary(output)))
+
+
+def _unet_and_text_encoder(output: Path) -> tuple[nn.Module, nn.Module]:
+    from diffusers import UNet2DConditionModel
+    from transformers import CLIPTextModel
+
+    text_encoder = CLIPTextModel(_text_config(*_vocabulary(output)))
     unet = UNet2DConditionModel(
         sample_size=IMAGE_SIZE // 4,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
@@ -343,6 +346,40 @@ def _train_unet(output: Path, plan: Plan, seed: int) -> None:
         only_cross_attention=(True, False, False),
         norm_num_groups=16,
     ).to(memory_format=torch.channels_last)
+    return unet, text_encoder
+
+
+def export_unet(output: Path) -> None:
+    """Writes the model folder from the last checkpoint of stage "unet", finished or not."""
+    unet, text_encoder = _unet_and_text_encoder(output)
+    average = load_file(output / "checkpoints" / "unet.safetensors")
+    model = output / "model"
+    for name, module in (("unet", unet), ("text_encoder", text_encoder)):
+        prefix = f"average.{name}."
+        weights = {k.removeprefix(prefix): v for k, v in average.items() if k.startswith(prefix)}
+        _write_half(model / name, module, weights)
+    _scheduler().save_pretrained(model / "scheduler")
+    index = {
+        "_class_name": "StableDiffusionPipeline",
+        "feature_extractor": [None, None],
+        "image_encoder": [None, None],
+        "requires_safety_checker": False,
+        "safety_checker": [None, None],
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    (model / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _train_unet(output: Path, plan: Plan, seed: int) -> None:
+    scenes = draw_scenes(plan.unet_scenes, seed=_step_seed(seed, "unet", 0))
+    data = _latents(output, scenes, _step_seed(seed, "unet", 0))
+    scheduler = _scheduler()
+    torch.manual_seed(seed)
+    unet, text_encoder = _unet_and_text_encoder(output)
     modules = {"unet": unet, "text_encoder": text_encoder}
     run = _Run("unet", output, modules, steps=plan.unet_steps, plan=plan, ema_decay=plan.ema_decay)
     tokenize = _load_tokenizer(output)
@@ -364,23 +401,7 @@ def _train_unet(output: Path, plan: Plan, seed: int) -> None:
         embeddings = text_encoder(tokenize(texts)).last_hidden_state
         run.update(step, F.mse_loss(unet(x, t, embeddings).sample, target))
 
-    model = output / "model"
-    _write_half(model / "unet", unet, run.averaged("unet"))
-    _write_half(model / "text_encoder", text_encoder, run.averaged("text_encoder"))
-    scheduler.save_pretrained(model / "scheduler")
-    index = {
-        "_class_name": "StableDiffusionPipeline",
-        "feature_extractor": [None, None],
-        "image_encoder": [None, None],
-        "requires_safety_checker": False,
-        "safety_checker": [None, None],
-        "scheduler": ["diffusers", "DDIMScheduler"],
-        "text_encoder": ["transformers", "CLIPTextModel"],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
-    }
-    (model / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    export_unet(output)
 
 
 def _train_clip(output: Path, plan: Plan, seed: int) -> None:
@@ -397,7 +418,7 @@ def _train_clip(output: Path, plan: Plan, seed: int) -> None:
         image_size=IMAGE_SIZE,
         patch_size=8,
     )
-    text = _text_model(vocab_size, end)
+    text = _text_config(vocab_size, end)
     clip = CLIPModel(
         CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=128)
     )

@@ -42,8 +42,8 @@ SHAPES: dict[str, Any] = {
     "in_channels": 12,
     "out_channels": 12,
     "block_out_channels": (96, 160, 224),
-    "down_block_types": ("CrossAttnDownBlock2D",) * 3,
-    "up_block_types": ("CrossAttnUpBlock2D",) * 3,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D",) * 3,  # the finest level attends on the way up alone
     "only_cross_attention": (True, False, False),
     "layers_per_block": 1,
     "attention_head_dim": (3, 5, 7),

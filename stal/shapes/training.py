@@ -39,8 +39,8 @@ class Plan:
 
     vae_steps: int = 1500
     vae_batch: int = 16
-    unet_steps: int = 6000
-    unet_batch: int = 48
+    unet_steps: int = 7000
+    unet_batch: int = 32
     unet_scenes: int = 65536
     clip_steps: int = 1500
     clip_batch: int = 128

@@ -1,1 +1,12 @@
+"""Blended attention for PyTorch: one operator, several backends.
+
+`blended_attention` and `blended_attention_ragged` are the operator, `why_not` says what keeps a
+backend from running something, and `python -m stal_kernels` prints what a bug report needs.
+"""
+
+from stal_kernels.backends import why_not
+from stal_kernels.blended_attention import blended_attention, blended_attention_ragged
+
 __version__ = "0.1.0"
+
+__all__ = ["__version__", "blended_attention", "blended_attention_ragged", "why_not"]

@@ -4,8 +4,8 @@
 // kept transposed, (head_dim, rows), and so are its scores, (keys, rows). Softmax then needs no
 // work across lanes, 77 keys need no padding to a vector, and neither does any head_dim.
 //
-//   S   (keys, rows)      = K q^T * scale * log2(e)       Multiply, K packed by blocks of keys
-//   P   (keys, rows)      = 2^(S - max)                   unnormalised, in place of S
+//   S   (keys, rows)      = K (scale * q)^T               Multiply, K packed by blocks of keys
+//   P   (keys, rows)      = exp(S - max)                  unnormalised, in place of S
 //   out (head_dim, rows) += (P V) * weight / rowsum(P)    Multiply, V packed by blocks of channels
 //
 // The blend is the multiplier of the last line, so K prompts cost K attentions and nothing more.
@@ -28,7 +28,9 @@ using stal::Plan;
 using stal::Prompt;
 
 constexpr int kMaxRows = kRowVectors * kLanes;
-constexpr int64_t kKeyTile = 128;  // keys of P that stay in the first cache level beside V
+// A sum is added up in pieces of this many terms. Shorter sums round less, and the tile of P that
+// a piece reads stays in the first cache level.
+constexpr int64_t kDepth = 64;
 constexpr float kLog2e = 1.44269504088896341f;
 
 STAL_INLINE int64_t Min(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -189,12 +191,18 @@ template <int kVectors>
 void Scores(const float* q_t, const float* packed, int64_t keys, int64_t head_dim, float* scores) {
   constexpr int64_t kRows = kVectors * kLanes;
   for (int64_t key = 0; key < keys; key += kBlock) {
-    Vec acc[kBlock][kVectors];
-    Multiply<kBlock, 1, kVectors>(q_t, kRows, packed + key * head_dim, head_dim, acc);
+    for (int64_t c = 0; c < head_dim; c += kDepth) {
+      Vec acc[kBlock][kVectors];
+      Multiply<kBlock, 1, kVectors>(q_t + c * kRows, kRows, packed + key * head_dim + c * kBlock,
+                                    Min(kDepth, head_dim - c), acc);
 #pragma GCC unroll 8
-    for (int i = 0; i < kBlock; ++i) {
+      for (int i = 0; i < kBlock; ++i) {
 #pragma GCC unroll 4
-      for (int r = 0; r < kVectors; ++r) Store(scores + (key + i) * kRows + r * kLanes, acc[i][r]);
+        for (int r = 0; r < kVectors; ++r) {
+          float* score = scores + (key + i) * kRows + r * kLanes;
+          Store(score, c == 0 ? acc[i][r] : Load(score) + acc[i][r]);
+        }
+      }
     }
   }
 }
@@ -204,11 +212,11 @@ template <int kVectors>
 void AddValues(const float* p, const float* packed, int64_t keys, int64_t head_dim,
                const Vec (&factor)[kVectors], const IVec (&mask)[kVectors], float* out) {
   constexpr int64_t kRows = kVectors * kLanes;
-  for (int64_t key = 0; key < keys; key += kKeyTile) {
+  for (int64_t key = 0; key < keys; key += kDepth) {
     for (int64_t c = 0; c < head_dim; c += kBlock) {
       Vec acc[kBlock][kVectors];
       Multiply<kBlock, 1, kVectors>(p + key * kRows, kRows, packed + c * keys + key * kBlock,
-                                    Min(kKeyTile, keys - key), acc);
+                                    Min(kDepth, keys - key), acc);
 #pragma GCC unroll 8
       for (int i = 0; i < kBlock; ++i) {
 #pragma GCC unroll 4
@@ -249,28 +257,38 @@ void AddRowProducts(const float* p, const float* x, int64_t keys, int64_t rows, 
   }
 }
 
-// scores -> 2^(scores - max), in place; sum over keys.
+// term(key, r) summed over keys in two interleaved halves: less rounding and a shorter chain.
+template <int kVectors, typename Term>
+STAL_INLINE void SumOverKeys(int64_t keys, Vec (&sum)[kVectors], const Term& term) {
+  Vec even[kVectors] = {}, odd[kVectors] = {};
+  int64_t key = 0;
+  for (; key + 1 < keys; key += 2) {
+#pragma GCC unroll 4
+    for (int r = 0; r < kVectors; ++r) {
+      even[r] += term(key, r);
+      odd[r] += term(key + 1, r);
+    }
+  }
+  for (int r = 0; r < kVectors; ++r) sum[r] = (key < keys ? even[r] + term(key, r) : even[r]) + odd[r];
+}
+
+// scores -> exp(scores - max), in place; sum over keys.
 template <int kVectors>
 void Softmax(float* scores, int64_t keys, Vec (&sum)[kVectors]) {
   constexpr int64_t kRows = kVectors * kLanes;
   Vec max[kVectors];
-  for (int r = 0; r < kVectors; ++r) {
-    max[r] = Load(scores + r * kLanes);
-    sum[r] = Vec{};
-  }
+  for (int r = 0; r < kVectors; ++r) max[r] = Load(scores + r * kLanes);
   for (int64_t key = 1; key < keys; ++key) {
 #pragma GCC unroll 4
     for (int r = 0; r < kVectors; ++r) max[r] = Max(Load(scores + key * kRows + r * kLanes), max[r]);
   }
-  for (int64_t key = 0; key < keys; ++key) {
-#pragma GCC unroll 4
-    for (int r = 0; r < kVectors; ++r) {
-      float* score = scores + key * kRows + r * kLanes;
-      const Vec p = Exp2(Load(score) - max[r]);
-      sum[r] += p;
-      Store(score, p);
-    }
-  }
+  SumOverKeys<kVectors>(keys, sum, [&](int64_t key, int r) {
+    float* score = scores + key * kRows + r * kLanes;
+    // The difference first: folding log2(e) into the scale would round it, and bias every score.
+    const Vec p = Exp2((Load(score) - max[r]) * kLog2e);
+    Store(score, p);
+    return p;
+  });
 }
 
 // ---- tasks ----
@@ -386,7 +404,7 @@ void Forward(const Plan& plan) {
     WithVectors(rows, [&](auto vectors) {
       constexpr int kVectors = decltype(vectors)::value;
       LoadTransposed<kVectors>(p.q, p.dtype, RowOffset(p.q, batch, head, first), rows, p.head_dim,
-                               nullptr, p.scale * kLog2e, rows_tile, q_t);
+                               nullptr, p.scale, rows_tile, q_t);
       memset(out_t, 0, sizes.width * kVectors * kLanes * sizeof(float));
       for (int64_t e = plan.begin[batch]; e < plan.begin[batch + 1]; ++e) {
         const Entry& entry = plan.entries[e];
@@ -420,13 +438,9 @@ STAL_INLINE void SoftmaxBackward(const float* q_t, const float* dout_t, const fl
   Scores<kVectors>(dout_t, keys_of_v, keys, head_dim, g);
   Vec sum[kVectors];
   Softmax<kVectors>(s, keys, sum);
-  for (int v = 0; v < kVectors; ++v) r[v] = Vec{};
-  for (int64_t key = 0; key < keys; ++key) {
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) {
-      r[v] += Load(s + key * kRows + v * kLanes) * Load(g + key * kRows + v * kLanes);
-    }
-  }
+  SumOverKeys<kVectors>(keys, r, [&](int64_t key, int v) {
+    return Load(s + key * kRows + v * kLanes) * Load(g + key * kRows + v * kLanes);
+  });
   Vec factor[kVectors];
   for (int v = 0; v < kVectors; ++v) {
     r[v] = And(r[v] / sum[v], lanes.mask[v]);
@@ -487,7 +501,7 @@ void BackwardQ(const Plan& plan) {
     WithVectors(rows, [&](auto vectors) {
       constexpr int kVectors = decltype(vectors)::value;
       LoadTransposed<kVectors>(p.q, p.dtype, RowOffset(p.q, batch, head, first), rows, p.head_dim,
-                               nullptr, p.scale * kLog2e, rows_tile, q_t);
+                               nullptr, p.scale, rows_tile, q_t);
       LoadTransposed<kVectors>(p.dout, p.dtype, RowOffset(p.dout, batch, head, first), rows,
                                p.head_dim, nullptr, 1.0f, rows_tile, dout_t);
       memset(dq_t, 0, sizes.width * kVectors * kLanes * sizeof(float));
@@ -566,7 +580,7 @@ void BackwardKV(const Plan& plan) {
             const Lanes<kVectors> lanes(p, entry, first, rows);
             if (lanes.count == 0) return;
             LoadTransposed<kVectors>(p.q, p.dtype, RowOffset(p.q, entry.batch, head, first), rows,
-                                     p.head_dim, lanes.present, p.scale * kLog2e, q_rows, q_t);
+                                     p.head_dim, lanes.present, p.scale, q_rows, q_t);
             LoadTransposed<kVectors>(p.dout, p.dtype, RowOffset(p.dout, entry.batch, head, first),
                                      rows, p.head_dim, lanes.present, 1.0f, dout_rows, dout_t);
             Vec r[kVectors];

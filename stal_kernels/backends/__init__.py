@@ -1,0 +1,126 @@
+"""Which backend computes a call.
+
+A backend is a module of this package with
+
+    LEVELS                      names that may follow "<backend>:"
+    missing(level)              why it cannot run on this machine, or ""
+    why_not(q, k)               reasons why it cannot run a call with these tensors
+    forward(inputs, level, out) writes the output
+    backward(inputs, level, dout, dq, dweight, dk, dv)
+                                writes the gradients that are not None
+
+and a row in `_AUTO_ORDER`. It is imported when it is first asked for. It imports neither
+another backend nor anything but torch and what it calls.
+"""
+
+import functools
+import importlib
+import os
+import warnings
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+# auto takes the first of these that has no reason against it.
+_AUTO_ORDER = ("cpu", "reference")
+VARIABLE = "STAL_KERNELS_BACKEND"
+
+
+class Inputs(NamedTuple):
+    """The arguments of one call. prompt_ids and offsets are None in the dense form."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    weight: Tensor
+    prompt_ids: Tensor | None
+    offsets: Tensor | None
+    region: Tensor | None
+    key_lengths: Tensor | None
+    scale: float
+
+
+class Choice(NamedTuple):
+    backend: ModuleType
+    level: str  # "": the backend's best
+
+
+def names() -> tuple[str, ...]:
+    """All values of `backend` but "auto", levels included."""
+    result: list[str] = []
+    for name in _AUTO_ORDER:
+        result += [name, *(f"{name}:{level}" for level in _module(name).LEVELS)]
+    return tuple(result)
+
+
+def check_name(backend: str, variable: str = "backend") -> None:
+    """Raises ValueError unless `backend` is "auto" or one of `names()`."""
+    if backend != "auto" and backend not in _AUTO_ORDER and backend not in names():
+        raise ValueError(f"{variable} must be one of auto, {', '.join(names())}, got {backend!r}")
+
+
+def why_not(backend: str, q: Tensor | None = None, k: Tensor | None = None) -> list[str]:
+    """Reasons why a backend cannot run; empty when it can.
+
+    Args:
+        backend: "reference", "cpu", or a level such as "cpu:avx512".
+        q, k: tensors of a call. Without them only the machine is asked.
+
+    Raises:
+        ValueError: there is no such backend.
+
+    >>> why_not("cpu", torch.zeros(1, 1, 64, 36))
+    ['cpu needs a head_dim that is a multiple of 8 and at most 256, got 36']
+    """
+    check_name(backend)
+    if backend == "auto":
+        raise ValueError(f"backend must be one of {', '.join(names())}, got 'auto'")
+    name, _, level = backend.partition(":")
+    reason = _module(name).missing(level)
+    if reason:
+        return [reason]
+    return [] if q is None else _module(name).why_not(q, k)
+
+
+def choose(inputs: Inputs, backend: str) -> Choice:
+    """The backend and level that compute a call.
+
+    Raises:
+        NotImplementedError: the named backend cannot run these inputs.
+        ValueError: the environment variable names no backend.
+    """
+    if backend == "auto":
+        backend = os.environ.get(VARIABLE) or "auto"
+        check_name(backend, VARIABLE)
+    if backend != "auto":
+        reasons = why_not(backend, inputs.q, inputs.k)
+        if reasons:
+            raise NotImplementedError(f"backend {backend} cannot run this: {'; '.join(reasons)}")
+        name, _, level = backend.partition(":")
+        return Choice(_module(name), level)
+    reasons = []
+    for name in _AUTO_ORDER:
+        against = why_not(name, inputs.q, inputs.k)
+        if not against:
+            # float64 has no fast backend by design.
+            if name == "reference" and inputs.q.dtype != torch.float64:
+                _warn_slow("; ".join(reasons))
+            return Choice(_module(name), "")
+        reasons += against
+    raise NotImplementedError("; ".join(reasons))
+
+
+@functools.cache
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(f"{__name__}.{name}")
+
+
+@functools.cache
+def _warn_slow(reasons: str) -> None:
+    warnings.warn(
+        f"blended_attention runs on the slow reference backend: {reasons} "
+        "(backend='reference' asks for it without this warning)",
+        stacklevel=2,
+    )

@@ -1,0 +1,111 @@
+"""The operator: attention of each query to several prompts, blended by a weight per pixel."""
+
+from torch import Tensor
+
+from stal_kernels import library as _library  # registers the operator
+from stal_kernels.checks import check_dense, check_ragged
+
+__all__ = ["blended_attention", "blended_attention_ragged"]
+
+_op = _library.blended_attention
+
+
+def blended_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    weight: Tensor,
+    *,
+    region: Tensor | None = None,
+    scale: float | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Attends to every prompt and adds the results with a weight per prompt and query.
+
+        out[b,h,n,:] = sum_p weight[b,p,n] * softmax_l(scale * q[b,h,n,:] . k[b,p,h,l,:]) @ v[b,p,h]
+
+    With one prompt of weight 1 this equals `F.scaled_dot_product_attention(q, k[:, 0], v[:, 0])`.
+    In general it equals this loop, in one pass, with float32 scores and sums:
+
+        sum(F.scaled_dot_product_attention(q, k[:, p], v[:, p]) * weight[:, p, None, :, None]
+            for p in range(k.shape[1]))
+
+    It is differentiable in q, k, v and weight, once; only the gradients that are asked for are
+    computed, and all of them are deterministic. Under autocast q, k and v are cast and weight
+    stays in float32.
+
+    Args:
+        q: (batch, heads, seqlen_q, head_dim), float16, bfloat16 or float32 (float64: reference
+            only). Any strides with a contiguous last dimension, so a (batch, seqlen, heads,
+            head_dim) projection seen through `transpose(1, 2)` costs no copy, nor does `expand`.
+        k, v: (batch, prompts, heads, seqlen_k, head_dim), dtype and device of q.
+        weight: (batch, prompts, seqlen_q), float32 (float64 when q is): any real number.
+        region: (batch, prompts, seqlen_q), bool: where a prompt exists at all. Where it is False
+            nothing of the prompt is read and its weight counts as 0 and has gradient 0. A weight
+            of 0 is only a value: its gradient `<dout, attention of the prompt>` is not 0.
+        scale: multiplies q . k; head_dim ** -0.5 by default.
+        backend: "auto", "reference", "cpu" or one level of it such as "cpu:avx2". auto takes the
+            first one that `why_not` has no reason against; a named one runs or raises.
+
+    Returns:
+        (batch, heads, seqlen_q, head_dim), dtype and memory layout of q.
+
+    Raises:
+        ValueError: an argument breaks a rule above; the message names it.
+        NotImplementedError: the named backend cannot run these inputs; the message says why.
+
+    Source: Wu et al., "Harnessing the Spatial-Temporal Attention of Diffusion Models for
+    High-Fidelity Text-to-Image Synthesis", ICCV 2023 (arXiv 2304.03869), which blends the
+    attention to a global and several local prompts. The weights are not restricted here.
+    """
+    check_dense(q, k, v, weight, region, scale, backend)
+    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    return _op(q, k, v, weight, None, None, region, None, scale, False, backend)
+
+
+def blended_attention_ragged(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    weight: Tensor,
+    prompt_ids: Tensor,
+    offsets: Tensor,
+    *,
+    region: Tensor | None = None,
+    key_lengths: Tensor | None = None,
+    scale: float | None = None,
+    validate: bool = False,
+    backend: str = "auto",
+) -> Tensor:
+    """`blended_attention` where batch elements attend to different prompts of a shared table.
+
+        out[b,h,n,:] = sum_{e = offsets[b]}^{offsets[b+1] - 1} weight[e,n]
+                       * softmax_{l < key_lengths[t]}(scale * q[b,h,n,:] . k[t,h,l,:]) @ v[t,h],
+                       with t = prompt_ids[e]
+
+    Images of one prompt, and the empty prompt of all unconditional halves, share one table row.
+    A batch element without entries and a prompt of length 0 contribute 0. The dense form is this
+    one with k and v flattened to a table, prompt_ids = 0 .. batch * prompts - 1 and
+    offsets = 0, prompts, 2 * prompts, ...
+
+    Args:
+        q: as in `blended_attention`.
+        k, v: (table, heads, seqlen_k, head_dim), dtype and device of q.
+        weight: (entries, seqlen_q), float32 (float64 when q is).
+        prompt_ids: (entries,), int32: rows of the table; repeats are fine.
+        offsets: (batch + 1,), int32: begins at 0, ascends, ends at entries.
+        region: (entries, seqlen_q), bool.
+        key_lengths: (table,), int32, 0 .. seqlen_k: keys beyond are never read.
+        scale, backend: as in `blended_attention`.
+        validate: check the values of prompt_ids, offsets and key_lengths on a GPU too, which
+            waits for the GPU. On the CPU they are always checked.
+
+    Returns:
+        (batch, heads, seqlen_q, head_dim), dtype and memory layout of q.
+
+    Raises:
+        ValueError, NotImplementedError: as in `blended_attention`.
+    """
+    check_ragged(q, k, v, weight, prompt_ids, offsets, region, key_lengths, scale, backend)
+    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    return _op(q, k, v, weight, prompt_ids, offsets, region, key_lengths, scale, validate, backend)

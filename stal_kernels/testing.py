@@ -1,0 +1,277 @@
+"""One table of cases and one comparison, for the tests and benchmarks of every backend.
+
+A result is right when its error against float64 is at most twice the error that plain PyTorch
+makes in the same dtype on the same inputs. The rule is FlashAttention's; the error here is the
+root mean square, since the largest error of a small tensor is a matter of luck, and beside it no
+single error may exceed four times plain PyTorch's largest. Plain PyTorch is `plain_attention`
+below, batched matrix products and a softmax, with torch's own gradients.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from stal_kernels.blended_attention import blended_attention, blended_attention_ragged
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Case:
+    """Sizes of one call. `repr` is its readable id."""
+
+    batch: int = 1
+    heads: int = 2
+    seqlen_q: int = 64
+    seqlen_k: int = 77
+    head_dim: int = 40
+    prompts: int = 2
+    # "contiguous"; "projection": (batch, seqlen, heads, head_dim) seen transposed;
+    # "expanded": one set of keys and weights for all batch elements and rows;
+    # "sliced": every second row of larger tensors.
+    layout: str = "contiguous"
+    # None; "blobs": random half; "disjoint": one prompt a row; "empty": the last prompt nowhere.
+    region: str | None = None
+    ragged: bool = False
+    scale: float | None = None
+
+    def __repr__(self) -> str:
+        sizes = (
+            f"b{self.batch}-h{self.heads}-q{self.seqlen_q}-k{self.seqlen_k}"
+            f"-d{self.head_dim}-p{self.prompts}"
+        )
+        marks = [self.layout] if self.layout != "contiguous" else []
+        marks += [self.region] if self.region else []
+        marks += ["ragged"] if self.ragged else []
+        marks += [f"scale{self.scale:g}"] if self.scale is not None else []
+        return "-".join([sizes, *marks])
+
+
+CASES = (
+    # Stable Diffusion: head_dim by resolution.
+    Case(heads=3, seqlen_q=257, head_dim=40, prompts=3),
+    Case(heads=2, seqlen_q=144, head_dim=80, prompts=2),
+    Case(heads=2, seqlen_q=64, head_dim=160, prompts=3),
+    Case(heads=3, seqlen_q=96, head_dim=64, prompts=5),
+    Case(batch=2, seqlen_q=49, head_dim=128, prompts=1),
+    # Text encoders with more tokens.
+    Case(seqlen_q=33, seqlen_k=128, head_dim=64),
+    Case(seqlen_q=50, seqlen_k=129, head_dim=64),
+    Case(seqlen_q=70, seqlen_k=300, head_dim=72, prompts=3),
+    Case(heads=1, seqlen_q=100, seqlen_k=512, head_dim=128, prompts=2),
+    # Odd and smallest sizes.
+    Case(heads=1, seqlen_q=1, seqlen_k=1, head_dim=8, prompts=1),
+    Case(heads=5, seqlen_q=3, seqlen_k=2, head_dim=16, prompts=7),
+    Case(heads=1, seqlen_q=17, seqlen_k=76, head_dim=24, prompts=16),
+    Case(batch=3, heads=1, seqlen_q=31, seqlen_k=78, head_dim=56, prompts=2),
+    Case(heads=1, seqlen_q=47, seqlen_k=5, head_dim=256, prompts=2),
+    Case(seqlen_q=65, seqlen_k=13, head_dim=48, prompts=2, scale=0.5),
+    Case(seqlen_q=20, seqlen_k=9, head_dim=32, prompts=2, scale=-0.3),
+    # Layouts.
+    Case(batch=2, heads=3, seqlen_q=63, layout="projection"),
+    Case(batch=2, heads=2, seqlen_q=40, head_dim=64, prompts=3, layout="expanded"),
+    Case(batch=2, heads=2, seqlen_q=37, head_dim=80, prompts=2, layout="sliced"),
+    # Regions.
+    Case(batch=2, heads=2, seqlen_q=130, prompts=4, region="blobs"),
+    Case(heads=2, seqlen_q=256, head_dim=64, prompts=4, region="disjoint"),
+    Case(batch=2, heads=1, seqlen_q=50, head_dim=40, prompts=2, region="empty", layout="sliced"),
+    # Ragged: repeated rows, elements without entries, unused rows, lengths from 0.
+    Case(batch=4, heads=2, seqlen_q=65, head_dim=40, prompts=3, ragged=True),
+    Case(batch=3, heads=2, seqlen_q=48, seqlen_k=130, head_dim=64, region="blobs", ragged=True),
+    Case(batch=2, heads=3, seqlen_q=31, seqlen_k=7, head_dim=96, ragged=True, layout="projection"),
+)
+
+
+@dataclass
+class Example:
+    """The tensors of one call: a random batch of the sizes of a case."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    weight: Tensor
+    dout: Tensor
+    prompt_ids: Tensor | None
+    offsets: Tensor | None
+    region: Tensor | None
+    key_lengths: Tensor | None
+    scale: float | None
+
+    def floats(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.q, self.k, self.v, self.weight
+
+    def run(self, backend: str) -> Tensor:
+        if self.prompt_ids is None or self.offsets is None:
+            return blended_attention(
+                *self.floats(), region=self.region, scale=self.scale, backend=backend
+            )
+        return blended_attention_ragged(
+            *self.floats(),
+            self.prompt_ids,
+            self.offsets,
+            region=self.region,
+            key_lengths=self.key_lengths,
+            scale=self.scale,
+            validate=True,
+            backend=backend,
+        )
+
+    def to(self, dtype: torch.dtype) -> "Example":
+        """The same values in another dtype, each a leaf of its own."""
+        fields = dict(self.__dict__)
+        for name in ("q", "k", "v", "dout"):
+            fields[name] = fields[name].detach().to(dtype).requires_grad_(name != "dout")
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        fields["weight"] = self.weight.detach().to(wide).requires_grad_()
+        return Example(**fields)
+
+
+def example(
+    case: Case, dtype: torch.dtype, device: str | torch.device = "cpu", seed: int = 0
+) -> Example:
+    """Random tensors of the sizes of a case; q, k, v and weight require gradients."""
+    generator = torch.Generator().manual_seed(seed)
+    batch, heads, prompts = case.batch, case.heads, case.prompts
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    def laid_out(x: Tensor, to: torch.dtype) -> Tensor:
+        x = x.to(device=device, dtype=to)
+        if case.layout == "projection" and x.dim() >= 4:
+            x = x.transpose(-2, -3).contiguous().transpose(-2, -3)
+        if case.layout == "sliced" and x.dim() >= 2:
+            x = x.repeat_interleave(2, dim=-2)[..., ::2, :]
+        return x
+
+    def indices(values: list[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int32, device=device)
+
+    leading: tuple[int, ...]
+    keys: tuple[int, ...]
+    prompt_ids = offsets = key_lengths = None
+    if case.ragged:
+        # Element b has b mod 3 entries, drawn from a table that is one row larger than needed.
+        counts = [b % 3 for b in range(batch)]
+        entries, table = sum(counts), prompts + 1
+        bounds = [sum(counts[:b]) for b in range(batch + 1)]
+        ids = torch.randint(prompts, (entries,), generator=generator).tolist()
+        lengths = [case.seqlen_k * t // max(prompts - 1, 1) for t in range(prompts)]
+        prompt_ids, offsets = indices(ids), indices(bounds)
+        key_lengths = indices([*lengths, case.seqlen_k])
+        leading, keys = (entries,), (table,)
+    else:
+        leading = keys = (batch, prompts)
+    key_shape = (*keys, heads, case.seqlen_k, case.head_dim)
+    q_shape = (batch, heads, case.seqlen_q, case.head_dim)
+    q, dout = laid_out(normal(*q_shape), dtype), laid_out(normal(*q_shape), dtype)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    if case.layout == "expanded":
+        k, v = (normal(1, *key_shape[1:]).to(device, dtype).expand(key_shape) for _ in range(2))
+        weight = normal(1, prompts, 1).to(device, wide).expand(batch, prompts, case.seqlen_q)
+    else:
+        k, v = laid_out(normal(*key_shape), dtype), laid_out(normal(*key_shape), dtype)
+        weight = laid_out(normal(*leading, case.seqlen_q), wide)
+
+    region = None
+    if case.region is not None:
+        region = torch.rand(*leading, case.seqlen_q, generator=generator) < 0.5
+        if case.region == "disjoint":
+            owner = torch.arange(case.seqlen_q) * prompts // case.seqlen_q
+            region = (owner == torch.arange(prompts)[:, None]).expand(*leading, case.seqlen_q)
+        if case.region == "empty":
+            region[..., -1, :] = False
+        region = region.to(device)
+    for x in (q, k, v, weight):
+        x.requires_grad_()
+    return Example(q, k, v, weight, dout, prompt_ids, offsets, region, key_lengths, case.scale)
+
+
+def plain_attention(e: Example) -> Tensor:
+    """The formula as one would write it in PyTorch: batched, in the dtype of q throughout."""
+    q, k, v, weight = e.floats()
+    batch, seqlen_k = q.shape[0], k.shape[-2]
+    scale = q.shape[-1] ** -0.5 if e.scale is None else e.scale
+    if e.prompt_ids is None or e.offsets is None:
+        prompts = k.shape[1]
+        k, v, weight = k.flatten(0, 1), v.flatten(0, 1), weight.flatten(0, 1)
+        region = None if e.region is None else e.region.flatten(0, 1)
+        owner = torch.arange(batch, device=q.device).repeat_interleave(prompts)
+    else:
+        ids, region = e.prompt_ids.long(), e.region
+        k, v = k[ids], v[ids]
+        owner = torch.arange(batch, device=q.device).repeat_interleave(e.offsets.diff())
+    scores = q[owner] @ k.mT * scale
+    if region is not None:
+        weight = weight * region
+    if e.key_lengths is not None and e.prompt_ids is not None:
+        length = e.key_lengths[e.prompt_ids.long()][:, None]
+        weight = weight * (length > 0)
+        absent = torch.arange(seqlen_k, device=q.device) >= length.clamp(min=1)
+        scores = scores.masked_fill(absent[:, None, None], -torch.inf)
+    out = scores.softmax(-1) @ v * weight.to(q.dtype)[:, None, :, None]
+    return torch.zeros_like(q).index_add(0, owner, out)
+
+
+def results(e: Example, backend: str) -> dict[str, Tensor]:
+    """out and all gradients, by name. backend "plain" is `plain_attention`."""
+    out = plain_attention(e) if backend == "plain" else e.run(backend)
+    gradients = torch.autograd.grad(out, e.floats(), e.dout)
+    return dict(zip(("out", "dq", "dk", "dv", "dweight"), (out.detach(), *gradients), strict=True))
+
+
+def assert_within_twice_plain(
+    case: Case, backend: str, dtype: torch.dtype, device: str | torch.device = "cpu"
+) -> dict[str, float]:
+    """Asserts the twice-eager rule for the output and all gradients of a backend.
+
+    Errors are taken over three draws of a case. Plain PyTorch counts as no closer than the
+    rounding of the exact result to the dtype.
+
+    Returns: the larger share of what the two rules allow that was used, by name.
+    """
+    draws = [_errors(case, backend, dtype, device, seed) for seed in range(3)]
+    shares: dict[str, float] = {}
+    for name in draws[0]:
+        actual, plain, rounding = (
+            torch.cat(x) for x in zip(*(d[name] for d in draws), strict=True)
+        )
+        if actual.numel() == 0:
+            continue
+        norm = max(_rms(plain), _rms(rounding))
+        largest = max(plain.max().item(), rounding.max().item())
+        for rule, error, allowed in (
+            ("root mean square", _rms(actual), 2 * norm),
+            ("largest", actual.max().item(), 4 * largest),
+        ):
+            assert error <= allowed, (
+                f"{case} {backend} {dtype} {name}: {rule} error {error:.3g}, allowed {allowed:.3g}"
+            )
+            if error:
+                shares[name] = max(shares.get(name, 0.0), error / allowed)
+    return shares
+
+
+def _errors(
+    case: Case, backend: str, dtype: torch.dtype, device: str | torch.device, seed: int
+) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
+    """Absolute errors of the backend and of plain PyTorch, and the rounding unit, by name."""
+    e = example(case, dtype, device, seed)
+    exact = results(e.to(torch.float64), "plain")
+    plain = results(e.to(dtype), "plain")
+    actual = results(e, backend)
+    errors = {}
+    for name, right in exact.items():
+        assert actual[name].shape == right.shape, name
+        unit = torch.finfo(actual[name].dtype).eps / 2
+        errors[name] = (
+            (actual[name].double() - right).abs().flatten(),
+            (plain[name].double() - right).abs().flatten(),
+            (right * unit).abs().flatten(),
+        )
+    return errors
+
+
+def _rms(x: Tensor) -> float:
+    return x.square().mean().sqrt().item()

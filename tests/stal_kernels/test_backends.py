@@ -1,0 +1,151 @@
+"""Which backend runs, and what is said when one cannot."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from stal_kernels import backends, blended_attention, why_not
+from stal_kernels.backends import cpu, reference
+
+
+def arguments(head_dim=8, dtype=torch.float32):
+    q = torch.randn(1, 2, 4, head_dim).to(dtype)
+    k = torch.randn(1, 3, 2, 5, head_dim).to(dtype)
+    weight = torch.randn(1, 3, 4, dtype=torch.float64 if dtype == torch.float64 else None)
+    return q, k, k, weight
+
+
+@pytest.fixture
+def called(monkeypatch):
+    """Names of the backends that ran, with their level."""
+    log = []
+    for module in (cpu, reference):
+        original = module.forward
+
+        def spy(inputs, level, out, original=original, module=module):
+            log.append((module.__name__.rpartition(".")[2], level))
+            original(inputs, level, out)
+
+        monkeypatch.setattr(module, "forward", spy)
+    return log
+
+
+def test_auto_takes_the_fast_backend(called):
+    blended_attention(*arguments())
+    assert called == [("cpu", "")]
+
+
+def test_auto_takes_the_reference_for_float64_without_a_warning(called):
+    blended_attention(*arguments(dtype=torch.float64))
+    assert called == [("reference", "")]
+
+
+def test_auto_warns_once_when_it_falls_to_the_reference(called):
+    backends._warn_slow.cache_clear()
+    with pytest.warns(UserWarning, match="multiple of 8 and at most 256, got 36"):
+        blended_attention(*arguments(head_dim=36))
+    blended_attention(*arguments(head_dim=36))  # a second warning would be an error
+    assert called == [("reference", "")] * 2
+
+
+def test_named_backend_runs(called):
+    blended_attention(*arguments(), backend="reference")
+    blended_attention(*arguments(), backend="cpu:portable")
+    assert called == [("reference", ""), ("cpu", "portable")]
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        pytest.param({"head_dim": 36}, "head_dim that is a multiple of 8", id="head_dim"),
+        pytest.param({"head_dim": 264}, "at most 256, got 264", id="large-head_dim"),
+        pytest.param({"dtype": torch.float64}, "got torch.float64", id="float64"),
+    ],
+)
+def test_named_backend_never_falls_back(changed, reason, called):
+    with pytest.raises(NotImplementedError, match=f"backend cpu cannot run this: .*{reason}"):
+        blended_attention(*arguments(**changed), backend="cpu")
+    assert not called
+
+
+def test_named_level_that_the_machine_lacks_raises(monkeypatch, called):
+    monkeypatch.setattr(cpu, "missing", lambda level: f"cpu:{level} is missing: this CPU lacks x")
+    with pytest.raises(NotImplementedError, match="cpu:avx512 is missing: this CPU lacks x"):
+        blended_attention(*arguments(), backend="cpu:avx512")
+    assert not called
+
+
+def test_variable_replaces_auto_only(monkeypatch, called):
+    monkeypatch.setenv("STAL_KERNELS_BACKEND", "reference")
+    blended_attention(*arguments())
+    blended_attention(*arguments(), backend="cpu")
+    assert called == [("reference", ""), ("cpu", "")]
+
+
+def test_variable_that_names_no_backend_raises(monkeypatch):
+    monkeypatch.setenv("STAL_KERNELS_BACKEND", "gpu")
+    with pytest.raises(ValueError, match=r"STAL_KERNELS_BACKEND must be one of auto, .*got 'gpu'"):
+        blended_attention(*arguments())
+
+
+def test_variable_may_be_empty_or_auto(monkeypatch, called):
+    for value in ("", "auto"):
+        monkeypatch.setenv("STAL_KERNELS_BACKEND", value)
+        blended_attention(*arguments())
+    assert called == [("cpu", "")] * 2
+
+
+def test_why_not_is_empty_for_what_runs():
+    q, k, *_ = arguments()
+    assert why_not("reference") == []
+    assert why_not("cpu") == []
+    assert why_not("cpu", q, k) == []
+
+
+def test_why_not_names_every_reason():
+    q = torch.zeros(1, 1, 4, 36, dtype=torch.float64, device="meta")
+    assert len(why_not("cpu", q)) == 3
+
+
+def test_why_not_refuses_what_is_no_backend():
+    with pytest.raises(ValueError, match=r"backend must be one of cpu, .*got 'auto'"):
+        why_not("auto")
+    with pytest.raises(ValueError, match="got 'gpu'"):
+        why_not("gpu")
+
+
+def test_why_not_says_that_the_library_was_not_built(monkeypatch, tmp_path):
+    monkeypatch.setattr(cpu, "_FOLDER", tmp_path)
+    for function in (cpu._library, cpu.missing):
+        monkeypatch.setattr(f"{cpu.__name__}.{function.__name__}", function.__wrapped__)
+    assert "build_ext --inplace" in why_not("cpu")[0]
+    (tmp_path / "not_built.txt").write_text("no C++ compiler was found\n")
+    assert why_not("cpu") == ["cpu is missing: it was not built: no C++ compiler was found"]
+    assert why_not("cpu:avx2")[0].startswith("cpu is missing")
+
+
+def test_why_not_says_that_the_library_does_not_load(monkeypatch, tmp_path):
+    (tmp_path / "libstal_kernels.so").write_bytes(b"not a library")
+    monkeypatch.setattr(cpu, "_FOLDER", tmp_path)
+    for function in (cpu._library, cpu.missing):
+        monkeypatch.setattr(f"{cpu.__name__}.{function.__name__}", function.__wrapped__)
+    assert why_not("cpu")[0].startswith("cpu is missing: ")
+
+
+def test_table_names_versions_and_every_backend():
+    environment = {**os.environ, "STAL_KERNELS_BACKEND": "cpu:portable"}
+    table = subprocess.run(
+        [sys.executable, "-m", "stal_kernels"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment,
+    ).stdout
+    rows = dict(line.split(maxsplit=1) for line in table.splitlines())
+    assert rows["torch"] == torch.__version__
+    assert rows["reference"] == "available"
+    assert rows["STAL_KERNELS_BACKEND"] == "cpu:portable"
+    assert set(backends.names()) <= set(rows)

@@ -1,0 +1,87 @@
+"""What only the native library has: its exponential, its conversions, its threads."""
+
+import multiprocessing
+
+import pytest
+import torch
+
+from stal_kernels import blended_attention, why_not
+from stal_kernels.backends import cpu
+
+LEVELS = [level for level in cpu.LEVELS if not why_not(f"cpu:{level}")]
+
+
+def exp2(level, x):
+    out = torch.empty_like(x)
+    cpu._library().exp2(level, x, out)
+    return out
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_exp2_is_accurate_over_its_range(level):
+    # Every 997th float of [-126, 1].
+    bits = torch.arange(0, 0x42FC0001, 997, dtype=torch.int32)
+    x = torch.cat([-bits.view(torch.float32), bits[bits <= 0x3F800000].view(torch.float32)])
+    exact = x.double().exp2()
+    ulp = 2.0 ** (exact.log2().floor() - 23)
+    error = ((exp2(level, x).double() - exact).abs() / ulp).max().item()
+    assert error <= (1.2 if level == "portable" else 1.0)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_exp2_of_special_values(level):
+    x = torch.tensor([0.0, -0.0, -126.0, -126.001, -1e30, -torch.inf, torch.nan, 1.0])
+    expected = torch.tensor([1.0, 1.0, 2.0**-126, 0.0, 0.0, 0.0, torch.nan, 2.0])
+    torch.testing.assert_close(exp2(level, x), expected, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
+def test_every_half_value_is_read_and_written_as_torch_does(dtype, level):
+    # One key and weight 1: the output is v, through float32 and back.
+    v = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype).view(256, 1, 1, 1, 256)
+    q, k, weight = torch.zeros_like(v[:, 0]), torch.zeros_like(v), torch.ones(256, 1, 1)
+    out = blended_attention(q, k, v, weight, backend=f"cpu:{level}")
+    torch.testing.assert_close(out, v[:, 0], rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
+def test_float32_is_rounded_as_torch_does(dtype, level):
+    # One key of value 1: the output is the weight, rounded to the dtype.
+    generator = torch.Generator().manual_seed(0)
+    bits = torch.randint(-(2**31), 2**31 - 1, (20000,), dtype=torch.int64, generator=generator)
+    weight = bits.to(torch.int32).view(torch.float32)
+    halves = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(torch.float16).float()
+    between = halves + torch.tensor(2.0**-12) * halves.abs()  # ties and near ties
+    weight = torch.cat([weight[weight.isfinite()], between[between.isfinite()]])
+    n = weight.numel()
+    q, ones = torch.zeros(1, 1, n, 8, dtype=dtype), torch.ones(1, 1, 1, 1, 8, dtype=dtype)
+    out = blended_attention(q, ones, ones, weight.view(1, 1, n), backend=f"cpu:{level}")
+    assert torch.equal(out[0, 0, :, 0], weight.to(dtype))
+
+
+def _attend(queue, inputs):
+    torch.set_num_threads(1)
+    queue.put(blended_attention(*inputs, backend="cpu").sum().item())
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="needs fork")
+def test_forked_child_with_one_thread_works_after_the_parent_used_the_pool():
+    inputs = (
+        torch.randn(1, 4, 300, 40),
+        torch.randn(1, 2, 4, 77, 40),
+        torch.randn(1, 2, 4, 77, 40),
+        torch.randn(1, 2, 300),
+    )
+    torch.set_num_threads(2)
+    expected = blended_attention(*inputs, backend="cpu").sum().item()
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    child = context.Process(target=_attend, args=(queue, inputs))
+    child.start()
+    result = queue.get(timeout=60)
+    child.join(timeout=60)
+    assert child.exitcode == 0
+    assert result == pytest.approx(expected)

@@ -115,11 +115,8 @@ def _check_common(
         raise ValueError(f"q must have heads and head_dim of at least 1, got {tuple(q.shape)}")
     if q.dtype not in _FLOATS:
         raise ValueError(f"q must be float16, bfloat16, float32 or float64, got {_short(q.dtype)}")
-    # Autocast brings q, k and v to one dtype later; it leaves float64 alone.
-    cast = q.dtype != torch.float64 and torch.is_autocast_enabled(q.device.type)
-    allowed = _FLOATS[:3] if cast else (q.dtype,)
     for name, tensor in (("k", k), ("v", v)):
-        if tensor.dtype not in allowed:
+        if tensor.dtype != q.dtype and not _autocast_unites(tensor, q):
             raise ValueError(
                 f"{name} must have q's dtype {_short(q.dtype)}, got {_short(tensor.dtype)}"
             )
@@ -148,6 +145,18 @@ def _check_common(
     if scale is not None and not abs(scale) < math.inf:
         raise ValueError(f"scale must be finite, got {scale}")
     backends.check_name(backend)
+
+
+def _autocast_unites(tensor: Tensor, q: Tensor) -> bool:
+    # Autocast leaves float64 alone.
+    half_or_single = _FLOATS[:3]
+    device = q.device.type
+    return (
+        tensor.dtype in half_or_single
+        and q.dtype in half_or_single
+        and torch.amp.is_autocast_available(device)
+        and torch.is_autocast_enabled(device)
+    )
 
 
 def _check_rank(name: str, tensor: Tensor, names: str) -> None:

@@ -1,5 +1,3 @@
-import warnings
-
 import pytest
 import torch
 
@@ -21,9 +19,7 @@ def backend(request) -> str:
 
 
 @pytest.fixture(autouse=True)
-def _quiet_and_alone():
+def _restore_threads():
     threads = torch.get_num_threads()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        yield
+    yield
     torch.set_num_threads(threads)

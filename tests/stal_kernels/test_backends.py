@@ -10,6 +10,8 @@ import torch
 from stal_kernels import backends, blended_attention, why_not
 from stal_kernels.backends import cpu, reference
 
+pytestmark = pytest.mark.filterwarnings("error")
+
 
 def arguments(head_dim=8, dtype=torch.float32):
     q = torch.randn(1, 2, 4, head_dim).to(dtype)

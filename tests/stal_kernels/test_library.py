@@ -27,7 +27,6 @@ def test_reference_gradients_equal_finite_differences(case):
 
 
 @FORMS
-@pytest.mark.filterwarnings("ignore")
 def test_operators_pass_opcheck(case):
     e = example(case, torch.float32)
     shared = (*e.floats(), e.prompt_ids, e.offsets, e.region, e.key_lengths, 0.3)
@@ -60,14 +59,12 @@ def test_operator_is_traced_whole_forward_and_backward(case):
 
 @pytest.mark.slow
 @FORMS
-@pytest.mark.filterwarnings("ignore")
 def test_operator_compiles_whole_forward_and_backward(case):
     torch.compiler.reset()
     assert_compiles(case)
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
 def test_compiled_operator_keeps_the_strides_that_it_was_traced_with():
     torch.compiler.reset()
 
@@ -81,7 +78,6 @@ def test_compiled_operator_keeps_the_strides_that_it_was_traced_with():
     torch.testing.assert_close(compiled(x, k, v, weight), block(x, k, v, weight))
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_traced_operator_takes_any_size():
     torch.compiler.reset()
     traced = torch.compile(
@@ -166,7 +162,6 @@ def test_autocast_leaves_float64_alone():
         assert call(e).dtype == torch.float64
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_autocast_works_when_traced():
     torch.compiler.reset()
     e = example(SMALL, torch.float32)
@@ -179,6 +174,7 @@ def test_autocast_works_when_traced():
     assert torch.equal(traced(*e.floats()), forward(*e.floats()))
 
 
+@pytest.mark.filterwarnings("error")
 def test_operator_exists_without_the_native_library(monkeypatch):
     monkeypatch.setattr(cpu, "missing", lambda level: "cpu is missing: it was not built: why")
     backends._warn_slow.cache_clear()

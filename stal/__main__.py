@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from stal import picture
+from stal.files import check_writable, write_atomic
+from stal.layout import Layout
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -82,8 +87,11 @@ def generate(
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
 ) -> None:
     """Draw a picture of PROMPT."""
-    from stal import picture
-
+    if prompt is None and source is None:
+        raise typer.BadParameter("give one, or a picture with --from", param_hint="PROMPT")
+    record = picture.read_record(source) if source else {}
+    if "layout" in record:
+        record["layout"] = Layout.from_json(json.dumps(record["layout"]))
     given: dict[str, Any] = {
         "prompt": prompt,
         "model": model,
@@ -100,24 +108,27 @@ def generate(
         "num_images": num_images,
         "dtype": dtype and dtype.value,
         "seeds": None if seed is None else [seed],
+        "layout": None if layout is None else Layout.load(layout),
+        "weights": None if weights is None else _numbers(weights),
     }
-    record = picture.read_record(source) if source else {}
-    wanted = {**record, **{k: v for k, v in given.items() if v is not None}}
-    if not (wanted.get("prompt") or "").strip():
-        raise ValueError("prompt must not be empty: stal generate 'a red circle above a blue ring'")
-    for path in (output, json_file):
-        if path is not None:
-            picture.check_writable(path)
-    if weights is not None:
-        wanted["weights"] = _numbers(weights)
-    elif steps is not None or attention is not None or rule is not None or prompt is not None:
-        # Weights of other steps, another mode or another prompt are no longer meant.
-        wanted.pop("weights", None)
-    if prompt is not None:
-        wanted.pop("layout", None)
-    if layout is not None:
-        wanted["layout"] = layout
-    _draw(wanted, output, json_file, compare=compare, device=device, quiet=quiet)
+    given = {name: value for name, value in given.items() if value is not None}
+    # What the picture's other settings led to is no longer meant when they change.
+    if "prompt" in given:
+        record.pop("layout", None)
+    if not given.keys().isdisjoint(_LEAD_TO_WEIGHTS):
+        record.pop("weights", None)
+    wanted = {**record, **given}
+    if not wanted["prompt"].strip():
+        raise ValueError("prompt must not be empty, e.g. 'a red circle above a blue ring'")
+    if compare and wanted.get("attention") == "plain":
+        raise ValueError("attention must not be plain with --compare, which draws that too")
+    outputs = _numbered(output, int(wanted.get("num_images") or 1))
+    _check_outputs(outputs, json_file)
+    _draw(wanted, outputs, json_file, compare=compare, device=device, quiet=quiet)
+
+
+# Settings that the default weights follow from, and the objects that there is one for each.
+_LEAD_TO_WEIGHTS = ("prompt", "layout", "model", "attention", "rule", "reference", "steps")
 
 
 def _numbers(text: str) -> list[float]:
@@ -127,70 +138,87 @@ def _numbers(text: str) -> list[float]:
         raise ValueError(f"weights must be numbers like 1,0.5, got {text!r}") from None
 
 
+def _numbered(output: Path, count: int) -> list[Path]:
+    """One path a picture: FILE.png, or FILE-0.png, FILE-1.png, ..."""
+    if output.suffix.lower() != ".png":
+        raise ValueError(f"output must be a PNG file, got {output}: name it {output.stem}.png")
+    if count == 1:
+        return [output]
+    return [output.with_stem(f"{output.stem}-{i}") for i in range(count)]
+
+
+def _check_outputs(outputs: list[Path], json_file: Path | None) -> None:
+    """Before anything slow begins."""
+    for path in outputs:
+        check_writable(path)
+    if json_file is not None:
+        check_writable(json_file, name="json")
+        if json_file.resolve() in [path.resolve() for path in outputs]:
+            raise ValueError(f"json must be another file than output, got {json_file}")
+
+
 def _draw(
     wanted: dict[str, Any],
-    output: Path,
+    outputs: list[Path],
     json_file: Path | None,
     *,
     compare: bool,
     device: str,
     quiet: bool,
 ) -> None:
+    """Draws what the settings of a result say, and writes the files."""
     from dataclasses import fields, replace
 
     import torch
     from tqdm import tqdm
 
-    from stal import picture
-    from stal.layout import Layout
-    from stal.pipeline import Pipeline, Settings
+    from stal.pipeline import Pipeline, Result, Settings
 
-    names = {f.name for f in fields(Settings)}
-    settings = Settings(**{k: v for k, v in wanted.items() if k in names})
-    layout = wanted.get("layout")
-    if isinstance(layout, Path):
-        layout = Layout.load(layout)
-    elif layout is not None:
-        layout = Layout.from_json(json.dumps(layout))
-    seeds = wanted.get("seeds") or [0]
-    if len(seeds) == 1:
-        seeds = seeds[0]
-
+    settings = Settings(**{f.name: wanted[f.name] for f in fields(Settings) if f.name in wanted})
+    seeds = wanted.get("seeds", [0])
     pipe = Pipeline.from_pretrained(
         wanted.get("model") or None,
-        dtype=getattr(torch, wanted.get("dtype") or "float32"),
+        dtype=getattr(torch, DType(wanted.get("dtype", "float32")).value),
         device=device,
     )
 
-    def draw(settings: Settings, label: str) -> Any:
+    def draw(settings: Settings, weights: Any) -> Result:
         steps = settings.steps or pipe.defaults.steps
-        plain = settings.attention == "plain"
-        with tqdm(total=steps, desc=label, disable=quiet, leave=False) as bar:
-            return pipe.batch(
-                [wanted["prompt"]],
-                settings,
-                layouts=[layout],
-                weights=[None if plain else wanted.get("weights")],
-                seed=seeds,
-                callback=lambda step, x, denoised: bar.update(),
-            )[0]
+        with tqdm(total=steps, desc=settings.attention, disable=quiet, leave=False) as bar:
+            try:
+                return pipe.batch(
+                    [wanted["prompt"]],
+                    settings,
+                    layouts=[wanted.get("layout")],
+                    weights=[weights],
+                    # One seed stands for those of all images.
+                    seed=seeds[0] if isinstance(seeds, list) and len(seeds) == 1 else seeds,
+                    callback=lambda step, x, denoised: bar.update(),
+                )[0]
+            except torch.OutOfMemoryError as error:
+                fix = "draw a smaller picture, or fewer at once"
+                raise MemoryError(f"{device} must have more free memory: {fix}") from error
 
-    result = draw(settings, settings.attention)
+    result = draw(settings, wanted.get("weights"))
     images = result.images
     if compare:
-        plain = draw(replace(settings, attention="plain"), "plain")
-        pairs = zip(plain.images, images, strict=True)
-        images = [picture.compare(one, two, result.layout) for one, two in pairs]
-    paths = [output]
-    if len(images) > 1:
-        paths = [output.with_stem(f"{output.stem}-{i}") for i in range(len(images))]
-    for i, (image, path) in enumerate(zip(images, paths, strict=True)):
-        seed = result.settings["seeds"][i]
+        plain = draw(replace(settings, attention="plain"), None)
+        images = [
+            picture.compare(
+                one,
+                two,
+                result.layout,
+                prompt=wanted["prompt"],
+                attention=settings.attention,
+            )
+            for one, two in zip(plain.images, images, strict=True)
+        ]
+    for image, path, seed in zip(images, outputs, result.settings["seeds"], strict=True):
         picture.save(image, path, {**result.settings, "num_images": 1, "seeds": [seed]})
-        print(path)
+        # Flushed here, where a closed pipe is no traceback.
+        print(path, flush=True)
     if json_file is not None:
-        text = json.dumps(result.settings, indent=2) + "\n"
-        picture.write_atomic(json_file, text.encode())
+        write_atomic(json_file, (json.dumps(result.settings, indent=2) + "\n").encode())
 
 
 @app.command()
@@ -209,11 +237,19 @@ def train_shapes(
 
 def main() -> None:
     """Runs the command: exit code 0, 1 for an error (one line on stderr), 2 for wrong usage."""
+    warnings.formatwarning = _one_line
     try:
         app()
-    except (ValueError, OSError, NotImplementedError) as error:
-        print(f"stal: {error}", file=sys.stderr)
+    except (ValueError, OSError, NotImplementedError, MemoryError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        print(f"stal: {reason}", file=sys.stderr)
         sys.exit(1)
+
+
+def _one_line(
+    message: Warning | str, category: Any, filename: str, lineno: int, line: str | None = None
+) -> str:
+    return f"stal: {message}\n"
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from stal.layout import Layout, masks
-from stal.weights import Rule, weight_maps
+from stal.weights import Rule, check_weights, weight_maps
 from stal_kernels import blended_attention_ragged
 
 
@@ -54,20 +54,19 @@ class Prompts:
             self._projected[name] = (k, v)
         return self._projected[name]
 
-    def check(self, index: int) -> int:
-        if not 0 <= index < len(self.embeddings):
-            raise ValueError(
-                f"prompt must be a row of the table of {len(self.embeddings)}, got {index}"
-            )
-        return index
+    def check(self, row: int) -> int:
+        """The row. Raises ValueError if the table has no such row."""
+        if not 0 <= row < len(self.embeddings):
+            raise ValueError(f"prompt must be one of {len(self.embeddings)} rows, got {row}")
+        return row
 
 
 @dataclass(frozen=True)
 class Blend:
     """What one conditional image attends to.
 
-    prompts: rows of the table: the global prompt, one local prompt an object of the layout and,
-        if the reference is a prompt, the reference.
+    prompts: table rows of the global prompt, of one local prompt an object of the layout and, if
+        the reference is a prompt, of the reference.
     layout: where the objects are.
     weights: (steps, objects) float32; gradients flow into it.
     """
@@ -78,29 +77,31 @@ class Blend:
 
 
 class Plain:
-    """Attention to one prompt a batch element: softmax(scale q k^T) v."""
+    """Attention to one prompt a batch element: softmax(scale q k^T) v.
+
+    Args:
+        prompts: the table.
+        batch: table row of each batch element's prompt.
+    """
 
     def __init__(self, prompts: Prompts, batch: Sequence[int]) -> None:
         self.prompts = prompts
-        device = prompts.embeddings.device
-        rows = [prompts.check(row) for row in batch]
-        self.ids = torch.tensor(rows, dtype=torch.int32, device=device)
-        self.offsets = torch.arange(len(rows) + 1, dtype=torch.int32, device=device)
+        self.ids, self.offsets = _csr(prompts, [[row] for row in batch])
 
     def __call__(
         self, name: str, q: Tensor, module: AttentionModule, height: int, width: int
     ) -> Tensor:
         k, v = self.prompts.project(name, module)
         # One prompt with weight 1, stored once for all pixels.
-        weight = q.new_ones((), dtype=torch.float32).expand(len(self.ids), height * width)
+        weight = q.new_ones((), dtype=_at_least_float32(q)).expand(len(self.ids), height * width)
         return blended_attention_ragged(q, k, v, weight, self.ids, self.offsets, scale=module.scale)
 
 
 class Blended:
-    """Spatial-temporal attention (arXiv 2304.03869, Section 3.2).
+    """Spatial-temporal attention (arXiv 2304.03869): the global prompt everywhere, local prompts
+    inside their regions, blended as `stal.weights.weight_maps` says.
 
-    The global prompt everywhere, local prompts inside their regions.
-    `step` is the index of the sampler's transition and is set before each call of the UNet.
+    `step`, the index of the sampler's transition, is set before each call of the UNet.
 
     Args:
         prompts: the table.
@@ -109,6 +110,10 @@ class Blended:
             (unconditional half, conditional half) and the first half attends to that row alone;
             without it (no classifier-free guidance) the batch is the conditional images.
         rule: see `stal.weights.weight_maps`.
+
+    Raises:
+        ValueError: a row outside the table, prompts or weights that do not go with a layout,
+            weights that the rule does not allow, or the rule "guidance" without a reference.
     """
 
     def __init__(
@@ -121,44 +126,36 @@ class Blended:
     ) -> None:
         self.prompts, self.blends, self.rule = prompts, tuple(blends), rule
         self.unconditional = unconditional
-        self.step = 0
-        self.reference_is_prompt = False
-        for blend in self.blends:
-            objects = len(blend.layout.objects)
-            extra = len(blend.prompts) - 1 - objects
-            if extra not in (0, 1) or (extra and rule == "convex"):
-                raise ValueError(
-                    f"prompts must be the global one and {objects} local ones (and a reference "
-                    f"under the rule guidance), got {len(blend.prompts)}"
-                )
-            if blend.weights.ndim != 2 or blend.weights.shape[1] != objects:
-                raise ValueError(
-                    f"weights must be (steps, {objects}), got {tuple(blend.weights.shape)}"
-                )
-            self.reference_is_prompt = bool(extra)
-        if len({len(b.prompts) - len(b.layout.objects) for b in self.blends}) > 1:
-            raise ValueError("blends must all have a reference prompt or none")
-        if rule == "guidance" and not self.reference_is_prompt and unconditional is None:
-            raise ValueError(
-                "the unconditional reference needs classifier-free guidance (guidance_scale > 1): "
-                "without it name a reference prompt, e.g. reference='an empty scene'"
-            )
-        alone = [] if unconditional is None else [(unconditional,)] * len(self.blends)
-        entries = [*alone, *(blend.prompts for blend in self.blends)]
-        device = prompts.embeddings.device
-        rows = [prompts.check(row) for element in entries for row in element]
-        lengths = torch.tensor([0, *(len(element) for element in entries)])
-        self.ids = torch.tensor(rows, dtype=torch.int32, device=device)
-        self.offsets = lengths.cumsum(0).to(device, torch.int32)
+        self.reference_is_prompt = _check_blends(self.blends, rule)
+        guided = unconditional is not None
+        check_reference(rule, reference_is_prompt=self.reference_is_prompt, guided=guided)
+        alone = [(unconditional,)] * len(self.blends) if unconditional is not None else []
+        self.ids, self.offsets = _csr(prompts, [*alone, *(b.prompts for b in self.blends)])
         self._masks: dict[tuple[int, int], list[Tensor]] = {}
         self._maps: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor | None]] = {}
-        self._maps_step = -1
+        self.step = 0
+
+    @property
+    def step(self) -> int:
+        return self._step
+
+    @step.setter
+    def step(self, step: int) -> None:
+        steps = len(self.blends[0].weights)
+        if not 0 <= step < steps:
+            raise ValueError(f"step must be below the {steps} steps of the weights, got {step}")
+        self._step = step
+        # Also if the step is the same: an optimiser changes the weights between two calls.
+        self._maps.clear()
 
     def __call__(
         self, name: str, q: Tensor, module: AttentionModule, height: int, width: int
     ) -> Tensor:
         k, v = self.prompts.project(name, module)
-        weight, region, away = self._at(height, width)
+        if (height, width) not in self._maps:
+            self._maps[height, width] = self._build(height, width, q.device)
+        weight, region, away = self._maps[height, width]
+        weight = weight.to(_at_least_float32(q))
         out = blended_attention_ragged(
             q, k, v, weight, self.ids, self.offsets, region=region, scale=module.scale
         )
@@ -168,17 +165,10 @@ class Blended:
         conditional = torch.addcmul(conditional, away.to(out.dtype), unconditional, value=-1)
         return torch.cat([unconditional, conditional])
 
-    def _at(self, height: int, width: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    def _build(
+        self, height: int, width: int, device: torch.device
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """weight, region: (entries, n), and what to subtract: (images, 1, n, 1) or None."""
-        if self._maps_step != self.step:
-            self._maps.clear()
-            self._maps_step = self.step
-        if (height, width) not in self._maps:
-            self._maps[height, width] = self._build(height, width)
-        return self._maps[height, width]
-
-    def _build(self, height: int, width: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        device = self.prompts.embeddings.device
         if (height, width) not in self._masks:
             self._masks[height, width] = [
                 masks(blend.layout, height, width).to(device) for blend in self.blends
@@ -203,24 +193,79 @@ class Blended:
 class Recording:
     """Plain attention in plain torch that keeps what the softmax gave to chosen tokens.
 
-    After a call of the UNet, `probabilities[name]` is (batch, heads, height, width, tokens).
+    After a call of the UNet, `probabilities[name]` is (batch, heads, height, width, tokens), at
+    least float32; gradients flow through it.
+
+    Args:
+        prompts: the table.
+        batch: table row of each batch element's prompt.
+        tokens: positions in the prompt, in the order of the last dimension.
     """
 
     def __init__(self, prompts: Prompts, batch: Sequence[int], tokens: Sequence[int]) -> None:
         self.prompts = prompts
         self.batch = [prompts.check(row) for row in batch]
         self.tokens = list(tokens)
-        bad = [t for t in self.tokens if not 0 <= t < prompts.embeddings.shape[1]]
+        seqlen_k = prompts.embeddings.shape[1]
+        bad = [t for t in self.tokens if not 0 <= t < seqlen_k]
         if bad:
-            raise ValueError(
-                f"tokens must be below seqlen_k = {prompts.embeddings.shape[1]}, got {bad}"
-            )
+            raise ValueError(f"tokens must be in 0 .. {seqlen_k - 1} (seqlen_k), got {bad[0]}")
         self.probabilities: dict[str, Tensor] = {}
 
     def __call__(
         self, name: str, q: Tensor, module: AttentionModule, height: int, width: int
     ) -> Tensor:
-        k, v = (table[self.batch] for table in self.prompts.project(name, module))
-        a = torch.softmax(module.scale * (q @ k.transpose(-1, -2)).float(), dim=-1)
+        dtype = _at_least_float32(q)
+        k, v = (table[self.batch].to(dtype) for table in self.prompts.project(name, module))
+        a = torch.softmax(module.scale * q.to(dtype) @ k.mT, dim=-1)
         self.probabilities[name] = a[..., self.tokens].unflatten(2, (height, width))
-        return a.to(v.dtype) @ v
+        return (a @ v).to(q.dtype)
+
+
+def check_reference(rule: Rule, *, reference_is_prompt: bool, guided: bool) -> None:
+    """Raises ValueError if the rule "guidance" has nothing to move away from."""
+    if rule == "guidance" and not reference_is_prompt and not guided:
+        raise ValueError(
+            "reference must be a prompt, e.g. 'an empty scene', without classifier-free guidance "
+            "(guidance_scale 1), got the unconditional half, which is then not computed"
+        )
+
+
+def _check_blends(blends: Sequence[Blend], rule: Rule) -> bool:
+    """Whether the reference is a prompt of each image."""
+    if not blends:
+        raise ValueError("blends must hold at least one image, got none")
+    extras = set()
+    for blend in blends:
+        objects = len(blend.layout.objects)
+        extra = len(blend.prompts) - 1 - objects
+        if extra not in ((0,) if rule == "convex" else (0, 1)):
+            more = "" if rule == "convex" else " (and a reference)"
+            raise ValueError(
+                f"prompts must be the global one and {objects} local ones{more}, one an object of "
+                f"the layout, got {len(blend.prompts)}"
+            )
+        extras.add(extra)
+        steps = len(blends[0].weights)
+        if blend.weights.shape != (steps, objects):
+            raise ValueError(
+                f"weights must be (steps, objects) = {(steps, objects)} for this layout, "
+                f"got {tuple(blend.weights.shape)}"
+            )
+        check_weights(blend.weights, rule=rule)
+    if len(extras) > 1:
+        raise ValueError("blends must all have a reference prompt or none, got both kinds")
+    return extras == {1}
+
+
+def _csr(prompts: Prompts, entries: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """The op's prompt_ids and offsets from the table rows that each batch element attends to."""
+    device = prompts.embeddings.device
+    rows = [prompts.check(row) for element in entries for row in element]
+    lengths = torch.tensor([0, *(len(element) for element in entries)])
+    ids = torch.tensor(rows, dtype=torch.int32, device=device)
+    return ids, lengths.cumsum(0).to(device, torch.int32)
+
+
+def _at_least_float32(q: Tensor) -> torch.dtype:
+    return torch.promote_types(q.dtype, torch.float32)

@@ -13,13 +13,13 @@ import math
 import os
 import random
 import re
-import secrets
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stal.files import write_atomic
 from stal.prompts import PREDICATES, Description
 
 if TYPE_CHECKING:
@@ -177,17 +177,7 @@ class Layout:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes `to_json` to a file; a failure leaves what was there before."""
-        path = Path(path)
-        text = self.to_json()
-        temporary = path.with_name(f".{path.name[:50]}.{secrets.token_hex(4)}.tmp")
-        try:
-            with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_atomic(path, self.to_json().encode())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Layout:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import operator
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from stal import sampler as samplers
-from stal.attention import Blend, Blended, Plain, Prompts
+from stal.attention import Blend, Blended, Plain, Prompts, check_reference
 from stal.checkpoint import Components, load_components, read_json, resolve
 from stal.layout import Layout, place
 from stal.prompts import parse
@@ -34,6 +35,7 @@ Callback = Callable[[int, Tensor, Tensor], None]
 class Defaults:
     """What a model is best used with. A folder states its own in `stal.json`.
 
+    steps, guidance_scale: see `Pipeline`.
     reference: what the rule "guidance" moves away from: "unconditional", as the released code
         does, or the text of a prompt.
     local_prompt: how an object's phrase becomes its local prompt; "{}" stands for the phrase.
@@ -48,6 +50,7 @@ class Defaults:
 
     @staticmethod
     def of(folder: Path) -> Defaults:
+        """The defaults of a model folder. Raises ValueError if its `stal.json` holds others."""
         path = folder / "stal.json"
         if not path.is_file():
             return Defaults()
@@ -78,6 +81,17 @@ class Settings:
 
 
 @dataclass(frozen=True)
+class _Complete(Settings):
+    """Settings that leave nothing open but the sampler."""
+
+    reference: str = UNCONDITIONAL
+    steps: int = 0
+    guidance_scale: float = 0.0
+    height: int = 0
+    width: int = 0
+
+
+@dataclass(frozen=True)
 class Result:
     """What one prompt became.
 
@@ -85,7 +99,8 @@ class Result:
     layout: where the objects were to go.
     weights: (steps, objects) float32, the combination weights used.
     latents: (images, channels, height, width), what the sampler returned.
-    settings: everything needed to make the pictures again, fit for JSON.
+    settings: everything needed to make the pictures again, fit for JSON; "seeds" are None where
+        the noise came from the caller's generators.
     """
 
     images: list[Image]
@@ -106,11 +121,21 @@ class Pipeline:
         components: the networks, see `stal.checkpoint.load_components`.
         defaults: settings used where a call gives none.
         name: how the model was named, for the settings of a result.
+
+    Raises:
+        ValueError: the UNet does not denoise the autoencoder's latents, as for inpainting.
     """
 
     def __init__(
         self, components: Components, *, defaults: Defaults | None = None, name: str = ""
     ) -> None:
+        channels = components.vae.config.latent_channels
+        unet = components.unet.config
+        if (unet.in_channels, unet.out_channels) != (channels, channels):
+            raise ValueError(
+                f"unet must read and predict the vae's {channels} latent channels, got a UNet of "
+                f"{unet.in_channels} input and {unet.out_channels} output channels"
+            )
         self.components = components
         self.defaults = defaults or Defaults()
         self.name = name
@@ -131,9 +156,15 @@ class Pipeline:
             dtype, device: where and in which precision the networks run.
 
         Raises:
-            ValueError: the folder is no model that this package implements.
+            ValueError: the folder is no model that this package implements, or the machine has no
+                such device.
             OSError: the hub does not deliver.
         """
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"device must be available, got {device}: {reason}") from error
         folder = bundled_model() if model is None else resolve(model)
         components = load_components(folder, dtype=dtype, device=device)
         return cls(components, defaults=Defaults.of(folder), name=str(model or ""))
@@ -155,7 +186,7 @@ class Pipeline:
         self,
         prompt: str,
         *,
-        layout: Layout | None = None,
+        layout: Layout | str | None = None,
         seed: int | Sequence[int] = 0,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         num_images: int = 1,
@@ -176,7 +207,8 @@ class Pipeline:
 
         Args:
             prompt: the global description D; its noun phrases are the local ones.
-            layout: where the objects go; placed from the prompt's relations by default.
+            layout: where the objects go, a `Layout` or its JSON; placed from the prompt's relations
+                by default.
             seed: image i is drawn from the noise of seed + i, whatever the batch around it; or one
                 seed an image.
             generator: CPU generators to draw the noise from instead of seeds, one an image.
@@ -187,12 +219,14 @@ class Pipeline:
             rule: "guidance" (the released code) or "convex" (the paper), see `stal.weights`.
             reference: what the rule "guidance" moves away from: "unconditional" or a prompt; the
                 model's default if None.
-            weights: (steps, objects) or (objects,); by mode and rule if None.
+            weights: (steps, objects) or (objects,); by attention and rule if None.
             sampler: a name in `stal.sampler.SAMPLERS`; the one the model was saved with if None.
             eta: share of fresh noise of the sampler ddim, in [0, 1].
             steps: transitions of the sampler; the model's default if None.
-            guidance_scale: classifier-free guidance; 1 switches it off.
-            height, width: of the picture in pixels; the model's own size if None.
+            guidance_scale: classifier-free guidance; 1 switches it off, and the unconditional
+                reference with it.
+            height, width: of the picture in pixels, multiples of `scale_factor`; the model's own
+                size if None.
             callback: called as callback(step, x, denoised) after each transition, both
                 (images, channels, height, width) latents; `pipe.decode(denoised)` is a preview.
 
@@ -227,7 +261,7 @@ class Pipeline:
         prompts: Sequence[str],
         settings: Settings | None = None,
         *,
-        layouts: Sequence[Layout | None] | None = None,
+        layouts: Sequence[Layout | str | None] | None = None,
         weights: Sequence[Tensor | Sequence | None] | None = None,
         seed: int | Sequence[int] = 0,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
@@ -238,39 +272,30 @@ class Pipeline:
         Image i of every prompt is drawn from the noise of seed + i; a list of seeds or generators
         has one for each image of the batch. layouts and weights are one a prompt. Gradients flow
         into weights that ask for them, through the latents of the results.
-        """
-        settings = self._complete(settings or Settings())
-        self._check_prompts([*prompts, settings.negative_prompt])
-        assert settings.steps is not None
-        for name, values in (("layouts", layouts), ("weights", weights)):
-            if values is not None and len(values) != len(prompts):
-                raise ValueError(f"{name} must be one a prompt ({len(prompts)}), got {len(values)}")
-        schedule = samplers.schedule_from_config(
-            self.components.scheduler_config, settings.steps, sampler=settings.sampler
-        )
-        settings = replace(settings, sampler=schedule.sampler)
-        noise = _Noise(len(prompts), settings.num_images, seed, generator)
-        assert settings.height is not None
-        assert settings.width is not None
-        aspect = settings.width / settings.height
-        jobs = []
-        for i, prompt in enumerate(prompts):
-            layout = layouts[i] if layouts is not None else None
-            if not prompt.strip():
-                raise ValueError("prompt must not be empty")
-            layout = layout or place(parse(prompt), aspect=aspect, seed=0)
-            given = weights[i] if weights is not None else None
-            jobs.append(_Job(prompt, layout, self._weights(given, len(layout.objects), settings)))
 
-        latents = self._sample(jobs, settings, schedule, noise, callback)
+        Raises:
+            ValueError: an argument breaks its rule, before any network runs.
+        """
+        full = self._complete(settings or Settings())
+        schedule = samplers.schedule_from_config(
+            self.components.scheduler_config, full.steps, sampler=full.sampler
+        )
+        full = replace(full, sampler=schedule.sampler)
+        if full.eta and schedule.sampler != "ddim":
+            got = f"{full.eta} with {schedule.sampler}"
+            raise ValueError(f"eta must be 0 for every sampler but ddim, got {got}")
+        jobs = self._jobs(prompts, full, layouts, weights)
+        noise = _Noise(len(jobs), full.num_images, seed, generator)
+
+        latents = self._sample(jobs, full, schedule, noise, callback)
         images = self.decode(latents)
         results = []
         for i, job in enumerate(jobs):
-            mine = slice(i * settings.num_images, (i + 1) * settings.num_images)
+            mine = slice(i * full.num_images, (i + 1) * full.num_images)
             record = {
                 "prompt": job.prompt,
                 "model": self.name,
-                **asdict(settings),
+                **asdict(full),
                 "seeds": noise.seeds[mine],
                 "dtype": str(self.dtype).removeprefix("torch."),
                 "layout": json.loads(job.layout.to_json()),
@@ -306,49 +331,76 @@ class Pipeline:
             scaled = latents.detach() / vae.config.scaling_factor
             if getattr(vae.config, "shift_factor", None):
                 scaled = scaled + vae.config.shift_factor
-            # XL's autoencoder overflows in half precision and says so in its configuration.
             dtype = next(vae.parameters()).dtype
             if dtype == torch.float16 and vae.config.force_upcast:
+                # XL's autoencoder overflows in half precision and says so in its configuration.
                 dtype = torch.float32
-            pixels = vae.to(dtype).decode(scaled.to(dtype)).sample.float()
+                vae.to(dtype)
+            pixels = vae.decode(scaled.to(dtype)).sample.float()
             levels = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
         return [fromarray(image) for image in levels.permute(0, 2, 3, 1).cpu().numpy()]
 
-    def _complete(self, settings: Settings) -> Settings:
+    def _complete(self, settings: Settings) -> _Complete:
         """The settings with the model's defaults filled in, each value checked."""
         defaults, side = self.defaults, self.components.unet.config.sample_size
-        size = side if isinstance(side, (tuple, list)) else (side, side)
-        own = {
+        rows, columns = side if isinstance(side, (tuple, list)) else (side, side)
+        own: dict[str, Any] = {
             "reference": defaults.reference,
             "steps": defaults.steps,
             "guidance_scale": defaults.guidance_scale,
-            "height": size[0] * self.scale_factor,
-            "width": size[1] * self.scale_factor,
+            "height": rows and rows * self.scale_factor,
+            "width": columns and columns * self.scale_factor,
         }
-        settings = replace(
-            settings, **{k: v for k, v in own.items() if getattr(settings, k) is None}
-        )
-        if settings.attention not in MODES:
-            raise ValueError(
-                f"attention must be one of {', '.join(MODES)}, got {settings.attention!r}"
-            )
-        if settings.rule not in RULES:
-            raise ValueError(f"rule must be one of {', '.join(RULES)}, got {settings.rule!r}")
-        if settings.num_images < 1:
-            raise ValueError(f"num_images must be at least 1, got {settings.num_images}")
-        if not math.isfinite(settings.guidance_scale or 0.0):
-            raise ValueError(f"guidance_scale must be finite, got {settings.guidance_scale}")
-        for name in ("height", "width"):
-            value = getattr(settings, name)
-            if value < self.scale_factor or value % self.scale_factor:
-                near = max(round(value / self.scale_factor), 1) * self.scale_factor
-                raise ValueError(
-                    f"{name} must be a positive multiple of {self.scale_factor}, got {value}; "
-                    f"{near} is the nearest"
-                )
-        return settings
+        full = _Complete(**own | {k: v for k, v in asdict(settings).items() if v is not None})
+        _check_settings(full, self.scale_factor)
+        return full
 
-    def _check_prompts(self, texts: Sequence[str]) -> None:
+    def _jobs(
+        self,
+        prompts: Sequence[str],
+        settings: _Complete,
+        layouts: Sequence[Layout | str | None] | None,
+        weights: Sequence[Tensor | Sequence | None] | None,
+    ) -> list[_Job]:
+        """What to draw, each value checked."""
+        if isinstance(prompts, str) or not prompts:
+            raise ValueError(f"prompts must be a list of at least one text, got {prompts!r}")
+        for name, values in (("layouts", layouts), ("weights", weights)):
+            if values is not None and len(values) != len(prompts):
+                raise ValueError(f"{name} must be one a prompt ({len(prompts)}), got {len(values)}")
+        plain = settings.attention == "plain"
+        reference = settings.reference != UNCONDITIONAL and settings.rule != "convex"
+        jobs = []
+        for i, prompt in enumerate(prompts):
+            _check_text("prompt", prompt)
+            if not prompt.strip():
+                raise ValueError(f"prompt must not be empty, got {prompt!r}")
+            layout = layouts[i] if layouts is not None else None
+            if layout is None:
+                layout = place(parse(prompt), aspect=settings.width / settings.height)
+            elif not isinstance(layout, Layout):
+                layout = Layout.from_json(layout)
+            given = weights[i] if weights is not None else None
+            steps, objects = settings.steps, len(layout.objects)
+            if given is None:
+                lam = default_weights(
+                    steps,
+                    objects,
+                    mode=settings.attention,
+                    rule=settings.rule,
+                    reference_is_prompt=reference,
+                )
+            else:
+                lam = as_weights(given, steps=steps, objects=objects, rule=settings.rule)
+            if plain and bool((lam != 0).any()):
+                raise ValueError("weights must be 0 with plain attention, which blends nothing")
+            local = [self.defaults.local_prompt.replace("{}", o.phrase) for o in layout.objects]
+            texts = (prompt, *local, *[settings.reference] * reference)
+            jobs.append(_Job(prompt, layout, lam, texts[:1] if plain else texts))
+        self._check_words([settings.negative_prompt, *(t for job in jobs for t in job.texts)])
+        return jobs
+
+    def _check_words(self, texts: Sequence[str]) -> None:
         """Refuses words that the model was never shown."""
         if self.defaults.words is None:
             return
@@ -361,31 +413,17 @@ class Pipeline:
                 f"it knows: {', '.join(self.defaults.words)}"
             )
 
-    def _weights(self, given: Tensor | Sequence | None, objects: int, settings: Settings) -> Tensor:
-        assert settings.steps is not None
-        if given is not None:
-            return as_weights(given, steps=settings.steps, objects=objects)
-        return default_weights(
-            settings.steps,
-            objects,
-            mode=settings.attention,
-            rule=settings.rule,
-            reference_is_prompt=settings.reference != UNCONDITIONAL,
-        )
-
     def _sample(
         self,
         jobs: Sequence[_Job],
-        settings: Settings,
+        settings: _Complete,
         schedule: samplers.Schedule,
         noise: _Noise,
         callback: Callback | None,
     ) -> Tensor:
         """The latents of every image of every job."""
         unet, scale = self.components.unet, settings.guidance_scale
-        assert settings.height is not None
-        assert settings.width is not None
-        guided = scale != 1.0
+        guided = scale != 1
         attention, rows, pooled = self._attention(jobs, settings, guided)
         added = None
         if pooled is not None:
@@ -408,33 +446,26 @@ class Pipeline:
         cells = (settings.height // self.scale_factor, settings.width // self.scale_factor)
         x = noise.initial(unet.config.in_channels, *cells).to(self.device, self.dtype)
         options = {"eta": settings.eta} if schedule.sampler == "ddim" else {}
-        with torch.set_grad_enabled(any(job.weights.requires_grad for job in jobs)):
+        wanted = torch.is_grad_enabled() and any(job.weights.requires_grad for job in jobs)
+        with torch.set_grad_enabled(wanted):
             return samplers.by_name(schedule.sampler)(
                 model, x, schedule, noise=noise, callback=callback, **options
             )
 
     def _attention(
-        self, jobs: Sequence[_Job], settings: Settings, guided: bool
+        self, jobs: Sequence[_Job], settings: _Complete, guided: bool
     ) -> tuple[Plain | Blended, list[int], Tensor | None]:
         """The attention function, each batch element's own prompt (a row of the table), and XL's
         pooled embeddings of the table."""
-        table: dict[str, int] = {}
-
-        def row(text: str) -> int:
-            return table.setdefault(text, len(table))
-
-        negative = row(settings.negative_prompt)
-        reference = [] if settings.reference == UNCONDITIONAL else [row(settings.reference or "")]
-        if settings.rule == "convex":
-            reference = []
-        rows, blends = [], []
-        for job in jobs:
-            locals_ = [row(self.defaults.local_prompt.format(o.phrase)) for o in job.layout.objects]
-            entries = (row(job.prompt), *locals_, *reference)
-            rows += [entries[0]] * settings.num_images
-            blends += [Blend(entries, job.layout, job.weights)] * settings.num_images
-        if guided:
-            rows = [negative] * len(rows) + rows
+        texts = [settings.negative_prompt, *(text for job in jobs for text in job.texts)]
+        table = {text: row for row, text in enumerate(dict.fromkeys(texts))}
+        blends = [
+            Blend(tuple(table[text] for text in job.texts), job.layout, job.weights)
+            for job in jobs
+            for _ in range(settings.num_images)
+        ]
+        negative = table[settings.negative_prompt]
+        rows = [negative] * len(blends) * guided + [blend.prompts[0] for blend in blends]
         embeddings, pooled = self.encode(list(table))
         if pooled is not None and self.components.force_zeros_for_empty_prompt and "" in table:
             zero = torch.arange(len(table), device=self.device) == table[""]
@@ -449,7 +480,8 @@ class Pipeline:
 
     def _tokens(self, tokenizer: Any, texts: Sequence[str]) -> Tensor:
         longest = tokenizer.model_max_length
-        for text, ids in zip(texts, tokenizer(list(texts)).input_ids, strict=True):
+        whole = tokenizer(list(texts), verbose=False).input_ids
+        for text, ids in zip(texts, whole, strict=True):
             if len(ids) > longest:
                 warnings.warn(
                     f"the model reads {longest} tokens, the end of this prompt of {len(ids)} is "
@@ -466,13 +498,53 @@ class Pipeline:
         return ids.to(self.device)
 
 
+def _check_settings(settings: _Complete, unit: int) -> None:
+    for name, allowed in (("attention", MODES), ("rule", RULES)):
+        value = getattr(settings, name)
+        if value not in allowed:
+            raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+    for name in ("steps", "num_images", "height", "width"):
+        value = getattr(settings, name)
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be a positive integer, got {value!r}")
+    for name in ("height", "width"):
+        value = getattr(settings, name)
+        if value % unit:
+            near = max(round(value / unit), 1) * unit
+            raise ValueError(
+                f"{name} must be a multiple of {unit}, got {value}; {near} is the nearest"
+            )
+    for name in ("guidance_scale", "eta"):
+        value = getattr(settings, name)
+        if not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise ValueError(f"{name} must be a finite number, got {value!r}")
+    if not 0 <= settings.eta <= 1:
+        raise ValueError(f"eta must lie in [0, 1], got {settings.eta}")
+    for name in ("negative_prompt", "reference"):
+        _check_text(name, getattr(settings, name))
+    if settings.attention != "plain":
+        check_reference(
+            settings.rule,
+            reference_is_prompt=settings.reference != UNCONDITIONAL,
+            guided=settings.guidance_scale != 1,
+        )
+
+
+def _check_text(name: str, text: object) -> None:
+    # Half a surrogate pair, as an undecodable command line gives it, is no text to a tokenizer.
+    if not isinstance(text, str) or any("\ud800" <= c <= "\udfff" for c in text):
+        raise ValueError(f"{name} must be a text of valid Unicode, got {text!r}")
+
+
 @dataclass(frozen=True)
 class _Job:
-    """One prompt to draw, with its (steps, objects) weights."""
+    """One prompt to draw, with its (steps, objects) weights and the texts that its images attend
+    to: the global prompt, the local ones, a reference."""
 
     prompt: str
     layout: Layout
     weights: Tensor
+    texts: tuple[str, ...]
 
 
 class _Noise:
@@ -487,20 +559,19 @@ class _Noise:
         generator: torch.Generator | Sequence[torch.Generator] | None,
     ) -> None:
         total = prompts * num_images
-        if generator is not None:
-            single = isinstance(generator, torch.Generator)
-            self.generators = [generator] if single else list(generator)  # type: ignore[arg-type, list-item]
-            self.seeds: list[int | None] = [None] * total
-            given = len(self.generators)
-        else:
-            own = range(seed, seed + num_images) if isinstance(seed, int) else seed
-            seeds = [*own] * prompts if isinstance(seed, int) else [*own]
-            self.generators = [torch.Generator().manual_seed(s) for s in seeds]
+        self.seeds: list[int | None] = [None] * total
+        if generator is None:
+            seeds = _seeds(seed, prompts, num_images)
             self.seeds = [*seeds]
-            given = len(seeds)
-        if given != total:
+            self.generators = [torch.Generator().manual_seed(s) for s in seeds]
+        elif isinstance(generator, torch.Generator):
+            self.generators = [generator]
+        else:
+            self.generators = list(generator)
+        if len(self.generators) != total:
+            name = "seed" if generator is None else "generator"
             raise ValueError(
-                f"seed or generator must be one for each of {total} images, got {given}"
+                f"{name} must be one for each of {total} images, got {len(self.generators)}"
             )
         if any(g.device.type != "cpu" for g in self.generators):
             raise ValueError("generator must be on the CPU: noise is drawn there for every device")
@@ -511,6 +582,20 @@ class _Noise:
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.initial(*x.shape[1:]).to(x.device, x.dtype)
+
+
+def _seeds(seed: int | Sequence[int], prompts: int, num_images: int) -> list[int]:
+    try:
+        if isinstance(seed, Iterable):
+            seeds = [operator.index(s) for s in seed]
+        else:
+            seeds = [operator.index(seed) + i for i in range(num_images)] * prompts
+    except TypeError:
+        raise ValueError(f"seed must be an integer or one an image, got {seed!r}") from None
+    for value in seeds:
+        if not -(2**63) <= value < 2**64:
+            raise ValueError(f"seed must lie in [-2**63, 2**64), got {value}")
+    return seeds
 
 
 def bundled_model() -> Path:

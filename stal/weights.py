@@ -6,6 +6,7 @@ weight at this step, D the global prompt, L_i the local prompts, A_p the attenti
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -43,8 +44,9 @@ def weight_maps(
     guidance (the released code of the paper): w_D = 1, w_i = lam_i M_i, reference
     -sum_i lam_i M_i, that is out = A_D + sum_i lam_i M_i (A_i - A_reference). lam is unbounded.
 
-    convex (the paper, Section 3.2: the weights of a pixel sum to 1): s = sum_i lam_i M_i,
-    w_i = lam_i M_i / max(1, s), w_D = 1 - sum_i w_i, with lam_i in [0, 1]. There is no reference.
+    convex (the paper, Figure 2: the weights of a pixel sum to 1): s = sum_i lam_i M_i,
+    w_i = lam_i M_i / max(1, s), w_D = 1 - sum_i w_i, with lam_i in [0, 1], which `check_weights`
+    looks after. There is no reference.
 
     Args:
         masks: (objects, height, width) float32 in [0, 1], the soft coverage M.
@@ -57,11 +59,9 @@ def weight_maps(
         The maps. Regions depend on the masks alone, whatever lam.
 
     Raises:
-        ValueError: an unknown rule, shapes that do not match, or under "convex" a weight outside
-            [0, 1].
+        ValueError: an unknown rule, or shapes that do not match.
     """
-    if rule not in RULES:
-        raise ValueError(f"rule must be one of {', '.join(RULES)}, got {rule!r}")
+    _require("rule", rule, RULES)
     if masks.ndim != 3 or lam.shape != masks.shape[:1]:
         raise ValueError(
             "masks must be (objects, height, width) and lam (objects,), got "
@@ -73,8 +73,6 @@ def weight_maps(
     everywhere = torch.ones_like(total, dtype=torch.bool)
     inside = masks > 0
     if rule == "convex":
-        if bool(((lam < 0) | (lam > 1)).any()):
-            raise ValueError(f"convex weights must be in [0, 1], got {lam.tolist()}")
         local = local / total.clamp(min=1.0)
         weight = torch.cat([1 - local.sum(dim=0, keepdim=True), local])
         return WeightMaps(weight, torch.cat([everywhere, inside]), None)
@@ -106,10 +104,8 @@ def default_weights(
     """
     if steps < 1 or objects < 0:
         raise ValueError(f"steps must be positive and objects >= 0, got {steps} and {objects}")
-    if mode not in MODES:
-        raise ValueError(f"attention must be one of {', '.join(MODES)}, got {mode!r}")
-    if rule not in RULES:
-        raise ValueError(f"rule must be one of {', '.join(RULES)}, got {rule!r}")
+    _require("mode", mode, MODES)
+    _require("rule", rule, RULES)
     if mode == "plain":
         return torch.zeros(steps, objects)
     if mode == "spatial":
@@ -120,13 +116,19 @@ def default_weights(
     return (start * fall)[:, None].repeat(1, objects)
 
 
-def as_weights(weights: Tensor | Sequence, *, steps: int, objects: int) -> Tensor:
+def as_weights(
+    weights: Tensor | Sequence, *, steps: int, objects: int, rule: Rule = "guidance"
+) -> Tensor:
     """The caller's weights as (steps, objects) float32; (objects,) means constant in time.
 
     Raises:
-        ValueError: another shape, or a value that is not finite.
+        ValueError: no numbers, another shape, or values that `check_weights` refuses.
     """
-    tensor = torch.as_tensor(weights, dtype=torch.float32)
+    try:
+        tensor = torch.as_tensor(weights, dtype=torch.float32)
+    except (TypeError, ValueError, RuntimeError) as error:
+        got = reprlib.repr(weights)
+        raise ValueError(f"weights must be a tensor or lists of numbers, got {got}") from error
     if tensor.shape == (objects,):
         tensor = tensor.expand(steps, objects)
     if tensor.shape != (steps, objects):
@@ -134,8 +136,22 @@ def as_weights(weights: Tensor | Sequence, *, steps: int, objects: int) -> Tenso
             f"weights must be (steps, objects) = {(steps, objects)} or (objects,) = {(objects,)}, "
             f"got {tuple(tensor.shape)}"
         )
-    if not bool(tensor.isfinite().all()):
-        step, index = (~tensor.isfinite()).nonzero()[0].tolist()
-        value = tensor[step, index].item()
-        raise ValueError(f"weights must be finite, got {value} at step {step}, object {index}")
+    check_weights(tensor, rule=rule)
     return tensor
+
+
+def check_weights(weights: Tensor, *, rule: Rule) -> None:
+    """Raises ValueError unless weights (steps, objects) are finite, and in [0, 1] if "convex"."""
+    _require("rule", rule, RULES)
+    good, limits = weights.isfinite(), "finite"
+    if rule == "convex":
+        good, limits = (weights >= 0) & (weights <= 1), "in [0, 1] under the rule convex"
+    if not bool(good.all()):
+        step, index = (~good).nonzero()[0].tolist()
+        value = weights[step, index].item()
+        raise ValueError(f"weights must be {limits}, got {value} at step {step}, object {index}")
+
+
+def _require(name: str, value: object, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")

@@ -1,0 +1,137 @@
+"""Two tiny diffusers folders with random weights, Stable Diffusion and XL, made once a session."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from hypothesis import settings
+from torch import nn
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+)
+
+from stal.pipeline import Pipeline
+from stal.shapes.training import MAX_TOKENS, write_tokenizer
+
+# A busy machine is no failure.
+settings.register_profile("stal", deadline=None)
+settings.load_profile("stal")
+
+
+def _text_encoder(model_class: Any, tokenizer: CLIPTokenizer, *, gain: float = 4.0) -> Any:
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=MAX_TOKENS,
+        projection_dim=20,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return _lively(model_class(config), gain=gain)
+
+
+def _unet(**changes: Any) -> UNet2DConditionModel:
+    config: dict[str, Any] = {
+        "sample_size": 8,
+        "block_out_channels": (16, 32),
+        "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        "only_cross_attention": (True, False),
+        "layers_per_block": 1,
+        "cross_attention_dim": 16,
+        "attention_head_dim": 2,
+        "norm_num_groups": 4,
+    }
+    return _lively(UNet2DConditionModel(**config | changes), gain=1.5)
+
+
+def _vae() -> AutoencoderKL:
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8),
+        layers_per_block=1,
+        norm_num_groups=4,
+    )
+    # Pictures of full contrast, so that a difference of a few levels is a small one.
+    nn.init.normal_(vae.decoder.conv_out.weight, std=0.3)
+    return vae.eval()
+
+
+def _lively(model: Any, *, gain: float) -> Any:
+    """Larger random weights, so that a picture depends on its prompt from the first step on."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(gain)
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def sd_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Stable Diffusion: latents of 8 x 8, pictures of 16 x 16, the words of the shapes world."""
+    folder = tmp_path_factory.mktemp("models") / "sd"
+    write_tokenizer(folder / "tokenizer")
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+    torch.manual_seed(0)
+    StableDiffusionPipeline(
+        vae=_vae(),
+        text_encoder=_text_encoder(CLIPTextModel, tokenizer),
+        tokenizer=tokenizer,
+        unet=_unet(),
+        scheduler=DDIMScheduler(
+            prediction_type="v_prediction",
+            clip_sample=False,
+            timestep_spacing="trailing",
+            steps_offset=1,
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def xl_folder(sd_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Stable Diffusion XL, likewise."""
+    folder = tmp_path_factory.mktemp("models") / "xl"
+    tokenizer = CLIPTokenizer.from_pretrained(sd_folder / "tokenizer", local_files_only=True)
+    torch.manual_seed(1)
+    StableDiffusionXLPipeline(
+        vae=_vae(),
+        text_encoder=_text_encoder(CLIPTextModel, tokenizer, gain=1.5),
+        tokenizer=tokenizer,
+        text_encoder_2=_text_encoder(CLIPTextModelWithProjection, tokenizer, gain=1.5),
+        tokenizer_2=tokenizer,
+        unet=_unet(
+            cross_attention_dim=32,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=20 + 6 * 8,
+        ),
+        scheduler=DDIMScheduler(prediction_type="v_prediction", clip_sample=False, steps_offset=1),
+    ).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pipe(sd_folder: Path) -> Pipeline:
+    return Pipeline.from_pretrained(sd_folder)

@@ -222,20 +222,25 @@ def results(e: Example, backend: str) -> dict[str, Tensor]:
 
 
 def assert_within_twice_plain(
-    case: Case, backend: str, dtype: torch.dtype, device: str | torch.device = "cpu"
+    case: Case,
+    backend: str,
+    dtype: torch.dtype,
+    *,
+    device: str | torch.device = "cpu",
+    draws: int = 3,
 ) -> dict[str, float]:
     """Asserts the twice-eager rule for the output and all gradients of a backend.
 
-    Errors are taken over three draws of a case. Plain PyTorch counts as no closer than the
+    Errors are taken over several draws of a case. Plain PyTorch counts as no closer than the
     rounding of the exact result to the dtype.
 
     Returns: the larger share of what the two rules allow that was used, by name.
     """
-    draws = [_errors(case, backend, dtype, device, seed) for seed in range(3)]
+    drawn = [_errors(case, backend, dtype, device, seed) for seed in range(draws)]
     shares: dict[str, float] = {}
-    for name in draws[0]:
+    for name in drawn[0]:
         actual, plain, rounding = (
-            torch.cat(x) for x in zip(*(d[name] for d in draws), strict=True)
+            torch.cat(x) for x in zip(*(d[name] for d in drawn), strict=True)
         )
         if actual.numel() == 0:
             continue

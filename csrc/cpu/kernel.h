@@ -66,32 +66,44 @@ STAL_INLINE void WithVectors(int64_t rows, const Body& body) {
 
 // ---- rows in memory <-> tiles ----
 
-// One row of n elements to float32, zero padded to a multiple of kLanes.
-STAL_INLINE void LoadRow(const void* row, DType dtype, int64_t n, float* out) {
+// head_dim is a multiple of 8, so a row ends with a whole vector or with half of one of 16 lanes.
+// Copies of a constant size compile to moves, others to calls.
+constexpr int64_t kTail = kLanes == 16 ? 8 : 0;
+
+// One row to float32, zero padded to a multiple of kLanes.
+STAL_INLINE void LoadRow(const void* row, DType dtype, int64_t head_dim, float* out) {
   const char* p = static_cast<const char*>(row);
+  const bool single = dtype == DType::kFloat32;
   const int64_t size = ElementSize(dtype);
-  for (int64_t i = 0; i < n; i += kLanes) {
-    char tail[kLanes * 4] = {};
-    const char* source = p + i * size;
-    if (n - i < kLanes) source = static_cast<const char*>(memcpy(tail, source, (n - i) * size));
-    Store(out + i, dtype == DType::kFloat32 ? Load(reinterpret_cast<const float*>(source))
-                                            : LoadHalf(source, dtype));
+  int64_t i = 0;
+  for (; i + kLanes <= head_dim; i += kLanes) {
+    Store(out + i, single ? LoadFloat(p + i * size) : LoadHalf(p + i * size, dtype));
   }
+  if (i == head_dim) return;
+  char tail[kLanes * 4] = {};
+  if (single) {
+    memcpy(tail, p + i * 4, kTail * 4);
+  } else {
+    memcpy(tail, p + i * 2, kTail * 2);
+  }
+  Store(out + i, single ? LoadFloat(tail) : LoadHalf(tail, dtype));
 }
 
-STAL_INLINE void StoreRow(void* row, DType dtype, int64_t n, const float* in) {
+STAL_INLINE void StoreRow(void* row, DType dtype, int64_t head_dim, const float* in) {
   char* p = static_cast<char*>(row);
-  const int64_t size = ElementSize(dtype);
-  for (int64_t i = 0; i < n; i += kLanes) {
-    const Vec x = Load(in + i);
-    const int64_t bytes = Min(kLanes, n - i) * size;
-    if (dtype == DType::kFloat32) {
-      memcpy(p + i * size, &x, bytes);
-    } else {
-      const HalfVec half = ToHalf(x, dtype);
-      memcpy(p + i * size, &half, bytes);
-    }
+  int64_t i = 0;
+  if (dtype == DType::kFloat32) {
+    for (; i + kLanes <= head_dim; i += kLanes) memcpy(p + i * 4, in + i, kLanes * 4);
+    if (i < head_dim) memcpy(p + i * 4, in + i, kTail * 4);
+    return;
   }
+  for (; i + kLanes <= head_dim; i += kLanes) {
+    const HalfVec half = ToHalf(Load(in + i), dtype);
+    memcpy(p + i * 2, &half, kLanes * 2);
+  }
+  if (i == head_dim) return;
+  const HalfVec half = ToHalf(Load(in + i), dtype);
+  memcpy(p + i * 2, &half, kTail * 2);
 }
 
 // Rows of a matrix -> tile (kMaxRows or fewer, width), with zeros after the last row and, where
@@ -136,16 +148,21 @@ STAL_INLINE void Transpose(const float* in, int64_t n, int64_t m, float* out) {
 }
 
 // A (rows, head_dim) matrix by blocks of rows: (ceil(rows / kBlock), head_dim, kBlock).
+// `scratch` holds two tiles of kLanes rows.
 void PackKeys(const void* data, int64_t row_stride, DType dtype, int64_t rows, int64_t head_dim,
-              float* row_scratch, float* out) {
-  for (int64_t i = 0; i < RoundUp(rows, kBlock); ++i) {
-    float* column = out + (i / kBlock * head_dim) * kBlock + i % kBlock;
-    if (i < rows) {
-      LoadRow(static_cast<const char*>(data) + i * row_stride * ElementSize(dtype), dtype, head_dim,
-              row_scratch);
-      for (int64_t c = 0; c < head_dim; ++c) column[c * kBlock] = row_scratch[c];
-    } else {
-      for (int64_t c = 0; c < head_dim; ++c) column[c * kBlock] = 0;
+              float* scratch, float* out) {
+  static_assert(kLanes % kBlock == 0, "a transposed tile is a whole number of blocks");
+  const int64_t width = RoundUp(head_dim, kLanes);
+  float* transposed = scratch + kLanes * width;
+  for (int64_t first = 0; first < rows; first += kLanes) {
+    LoadRows<1>(static_cast<const char*>(data) + first * row_stride * ElementSize(dtype),
+                row_stride, dtype, rows - first, head_dim, nullptr, scratch);
+    Transpose(scratch, 1, width / kLanes, transposed);
+    for (int64_t i = 0; i < kLanes && first + i < rows; i += kBlock) {
+      float* block = out + (first + i) * head_dim;
+      for (int64_t c = 0; c < head_dim; ++c) {
+        memcpy(block + c * kBlock, transposed + c * kLanes + i, kBlock * sizeof(float));
+      }
     }
   }
 }

@@ -31,7 +31,7 @@ constexpr int kBlock = 4;
 constexpr int kRowVectors = 3;
 #elif defined(__aarch64__)
 constexpr int kLanes = 4;
-constexpr int kBlock = 8;
+constexpr int kBlock = 4;
 constexpr int kRowVectors = 3;
 #else
 constexpr int kLanes = 4;
@@ -44,11 +44,12 @@ typedef int32_t IVec __attribute__((vector_size(kLanes * 4)));
 typedef uint32_t UVec __attribute__((vector_size(kLanes * 4)));
 typedef uint16_t HalfVec __attribute__((vector_size(kLanes * 2)));
 
-STAL_INLINE Vec Load(const float* p) {
+STAL_INLINE Vec LoadFloat(const void* p) {
   Vec x;
   memcpy(&x, p, sizeof(x));
   return x;
 }
+STAL_INLINE Vec Load(const float* p) { return LoadFloat(p); }
 STAL_INLINE void Store(float* p, Vec x) { memcpy(p, &x, sizeof(x)); }
 STAL_INLINE Vec Set(float x) { return x - Vec{}; }
 STAL_INLINE IVec Bits(Vec x) { return (IVec)x; }

@@ -1,0 +1,190 @@
+"""Blended attention against what one would write without it.
+
+    python bench/bench_blended_attention.py [--dtype bfloat16] [--threads 2] [--cases sd15]
+
+For every case and pass, the correctness of each backend comes first (the twice-eager rule on the
+same sizes with at most 512 rows), then the times, interleaved in this process:
+
+    eager      the formula as batched matrix products and a softmax
+    loop       one scaled_dot_product_attention a prompt, blended
+    one SDPA   a single plain prompt: what attention costs without the method
+    <backend>  this library
+
+Passes: forward; "dq+dweight", forward and the gradients that the weight optimiser needs; "all",
+forward and every gradient. GFLOP/s counts the products that the formula needs (4, 10 and 14
+head_dim a query, key and existing prompt). The share is of a 1024 x 1024 matrix product in the
+same dtype.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from timing import Table, Timing, interleave
+from torch import Tensor
+
+from stal_kernels import why_not
+from stal_kernels.backends import names
+from stal_kernels.testing import Case, Example, assert_within_twice_plain, example
+
+SHAPES = {
+    "sd15-64x64": Case(heads=8, seqlen_q=4096, head_dim=40),
+    "sd15-32x32": Case(heads=8, seqlen_q=1024, head_dim=80),
+    "sd15-16x16": Case(heads=8, seqlen_q=256, head_dim=160),
+    "sd15-8x8": Case(heads=8, seqlen_q=64, head_dim=160),
+    "sdxl-64x64": Case(heads=10, seqlen_q=4096, head_dim=64),
+    "sdxl-32x32": Case(heads=20, seqlen_q=1024, head_dim=64),
+    "pixart-32x32": Case(heads=16, seqlen_q=1024, seqlen_k=300, head_dim=72),
+    "wan-1024": Case(heads=12, seqlen_q=1024, seqlen_k=512, head_dim=128),
+}
+PASSES = {"forward": (4, ""), "dq+dweight": (10, "qw"), "all": (14, "qkvw")}
+
+
+def cases(pattern: str, prompts: list[int]) -> Iterator[tuple[str, Case]]:
+    for name, shape in SHAPES.items():
+        for p in prompts:
+            for region in (None, "disjoint") if p > 1 else (None,):
+                label = f"{name} p{p}" + (" disjoint" if region else "")
+                if pattern in label:
+                    yield label, Case(**{**vars(shape), "prompts": p, "region": region})
+
+
+def eager(q: Tensor, k: Tensor, v: Tensor, weight: Tensor) -> Tensor:
+    scores = q.unsqueeze(1) @ k.mT * q.shape[-1] ** -0.5
+    return (scores.softmax(-1) @ v * weight[:, :, None, :, None]).sum(1)
+
+
+def loop(q: Tensor, k: Tensor, v: Tensor, weight: Tensor) -> Tensor:
+    out = torch.zeros_like(q)
+    for p in range(k.shape[1]):
+        out = (
+            out + F.scaled_dot_product_attention(q, k[:, p], v[:, p]) * weight[:, p, None, :, None]
+        )
+    return out
+
+
+def one_sdpa(q: Tensor, k: Tensor, v: Tensor, weight: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(q, k[:, 0], v[:, 0])
+
+
+def rival(function: Callable[..., Tensor], e: Example, wanted: str) -> Callable[[], object]:
+    """A rival has no regions: absent prompts get weight 0."""
+    q, k, v, weight = (x.detach() for x in e.floats())
+    if e.region is not None:
+        weight = weight * e.region
+    tensors = {"q": q, "k": k, "v": v, "w": weight.to(q.dtype)}
+    if function is one_sdpa:
+        wanted = wanted.replace("w", "")
+    return with_gradients(lambda: function(*tensors.values()), tensors, e.dout, wanted)
+
+
+def ours(backend: str, e: Example, wanted: str) -> Callable[[], object]:
+    q, k, v, weight = (x.detach() for x in e.floats())
+    tensors = {"q": q, "k": k, "v": v, "w": weight}
+    call = Example(q, k, v, weight, e.dout, None, None, e.region, None, None)
+    return with_gradients(lambda: call.run(backend), tensors, e.dout, wanted)
+
+
+def with_gradients(
+    run: Callable[[], Tensor], tensors: dict[str, Tensor], dout: Tensor, wanted: str
+) -> Callable[[], object]:
+    if not wanted:
+        return run
+    inputs = [tensors[name].requires_grad_() for name in wanted]
+    return lambda: torch.autograd.grad(run(), inputs, dout)
+
+
+def matmul_rate(dtype: torch.dtype) -> float:
+    """FLOP/s of a matrix product that fits the caches."""
+    a = torch.randn(1024, 1024).to(dtype)
+    return 2 * 1024**3 / interleave({"mm": lambda: a @ a})["mm"].median
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--cases", default="", help="only cases with this in their name")
+    parser.add_argument("--prompts", type=int, nargs="+", default=[1, 5])
+    parser.add_argument("--passes", nargs="+", default=list(PASSES), choices=list(PASSES))
+    parser.add_argument(
+        "--backends", nargs="+", default=["cpu"], choices=names(), metavar="BACKEND"
+    )
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--output", type=Path, help="writes the raw figures as JSON")
+    arguments = parser.parse_args()
+    chosen = list(cases(arguments.cases, arguments.prompts))
+    if not chosen:
+        parser.error(f"--cases must be part of a name such as {', '.join(SHAPES)}")
+    for backend in arguments.backends:
+        if reasons := why_not(backend):
+            parser.error("; ".join(reasons))
+    torch.set_num_threads(arguments.threads)
+    dtype = getattr(torch, arguments.dtype)
+
+    peak = matmul_rate(dtype)
+    table = Table(
+        {
+            "case": 24,
+            "pass": 10,
+            "backend": 12,
+            "ms median (p20-p80)": 22,
+            "x eager": 8,
+            "x loop": 8,
+            "x one SDPA": 10,
+            "GFLOP/s": 8,
+            "of mm": 6,
+        },
+        dtype=arguments.dtype,
+        mm=f"{peak / 1e9:.0f} GFLOP/s",
+    )
+    for label, case in chosen:
+        small = Case(**{**vars(case), "seqlen_q": min(case.seqlen_q, 512)})
+        for backend in arguments.backends:
+            assert_within_twice_plain(small, backend, dtype, draws=1)
+        e = example(case, dtype)
+        pairs = case.batch * case.heads * case.seqlen_q * case.seqlen_k * case.head_dim
+        present = 1 if case.region else case.prompts
+        for name in arguments.passes:
+            factor, wanted = PASSES[name]
+            functions = {
+                "eager": rival(eager, e, wanted),
+                "loop": rival(loop, e, wanted),
+                "one SDPA": rival(one_sdpa, e, wanted),
+                **{backend: ours(backend, e, wanted) for backend in arguments.backends},
+            }
+            times = interleave(functions, rounds=arguments.rounds)
+            for backend, timing in times.items():
+                flops = factor * pairs * (1 if backend == "one SDPA" else present)
+                table.add(
+                    {
+                        "case": label,
+                        "pass": name,
+                        "backend": backend,
+                        "ms median (p20-p80)": str(timing),
+                        "x eager": ratio(times["eager"], timing),
+                        "x loop": ratio(times["loop"], timing),
+                        "x one SDPA": ratio(times["one SDPA"], timing),
+                        "GFLOP/s": f"{flops / timing.median / 1e9:.0f}",
+                        "of mm": f"{flops / timing.median / peak:.0%}",
+                    },
+                    seconds=timing,
+                    flops=flops,
+                )
+    if arguments.output:
+        table.write(arguments.output)
+    return 0
+
+
+def ratio(other: Timing, timing: Timing) -> str:
+    """How many times faster than the other."""
+    return f"{other.median / timing.median:.2f}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

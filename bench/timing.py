@@ -1,0 +1,115 @@
+"""Timing that all benchmarks share: interleaved, in one process, medians, one kind of table."""
+
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds a call: quantiles over the rounds."""
+
+    p20: float
+    median: float
+    p80: float
+
+    def __str__(self) -> str:
+        return f"{self.median * 1e3:.3g} ({self.p20 * 1e3:.3g}-{self.p80 * 1e3:.3g})"
+
+
+def interleave(
+    functions: dict[str, Callable[[], Any]], *, rounds: int = 15, sample_s: float = 2e-3
+) -> dict[str, Timing]:
+    """Times functions in turn, so that whatever else the machine does disturbs them alike.
+
+    A sample is as many calls as last about `sample_s` seconds.
+    """
+    calls = {}
+    for name, function in functions.items():
+        function()
+        start = time.perf_counter()
+        function()
+        calls[name] = max(1, round(sample_s / (time.perf_counter() - start)))
+    samples: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(rounds):
+        for name, function in functions.items():
+            start = time.perf_counter()
+            for _ in range(calls[name]):
+                function()
+            samples[name].append((time.perf_counter() - start) / calls[name])
+    return {name: _quantiles(values) for name, values in samples.items()}
+
+
+def _quantiles(values: list[float]) -> Timing:
+    if len(values) == 1:
+        return Timing(values[0], values[0], values[0])
+    fifths = statistics.quantiles(values, n=5, method="inclusive")
+    return Timing(fifths[0], statistics.median(values), fifths[3])
+
+
+def machine() -> dict[str, str]:
+    """What a figure means nothing without."""
+    return {
+        "cpu": f"{_cpu_model()}, {torch.get_num_threads()} threads",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "commit": _commit(),
+    }
+
+
+def _cpu_model() -> str:
+    if sys.platform.startswith("linux"):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip()
+    return platform.processor() or platform.machine()
+
+
+def _commit() -> str:
+    command = ["git", "describe", "--always", "--dirty"]
+    try:
+        folder = Path(__file__).parent
+        return subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+class Table:
+    """Prints rows as they come, and keeps them for the JSON file."""
+
+    def __init__(self, columns: dict[str, int], **settings: object) -> None:
+        """`columns` maps names to widths; the first column is left-aligned."""
+        self.columns = columns
+        self.header = {**machine(), **{name: str(value) for name, value in settings.items()}}
+        self.rows: list[dict[str, Any]] = []
+        print(", ".join(f"{name}: {value}" for name, value in self.header.items()))
+        self._print(dict(zip(columns, columns, strict=True)))
+
+    def add(self, cells: dict[str, str], **raw: Any) -> None:
+        """Prints `cells`; `raw` (numbers, Timings) goes to the file beside them."""
+        self._print(cells)
+        values = {k: asdict(v) if isinstance(v, Timing) else v for k, v in raw.items()}
+        self.rows.append({**cells, **values})
+
+    def write(self, path: Path) -> None:
+        content = {"machine": self.header, "rows": self.rows}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+    def _print(self, cells: dict[str, str]) -> None:
+        first, *others = self.columns.items()
+        line = f"{cells[first[0]]:<{first[1]}}"
+        line += "".join(f"  {cells[name]:>{width}}" for name, width in others)
+        print(line, flush=True)

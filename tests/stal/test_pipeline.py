@@ -1,0 +1,499 @@
+"""Pictures of tiny models: equal to diffusers', to themselves in other batches, and never by luck
+of a bad argument."""
+
+import json
+import math
+import shutil
+from dataclasses import fields
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+
+from stal import pipeline as pipeline_module
+from stal.layout import Layout, PlacedObject, place
+from stal.pipeline import Defaults, Pipeline, Settings
+from stal.prompts import parse
+from stal.sampler import SAMPLERS
+from stal.shapes.captions import words
+
+ONE = "a green star"
+TWO = "a red circle to the left of a blue square"
+THREE = "a red circle, a green ring above a yellow cross"
+STEPS = 3
+
+
+def levels(image) -> np.ndarray:
+    return np.asarray(image).astype(int)
+
+
+def difference(a, b) -> int:
+    """Of two pictures, in levels of 255."""
+    assert a.size == b.size
+    return int(np.abs(levels(a) - levels(b)).max())
+
+
+@pytest.fixture(scope="module")
+def xl_pipe(xl_folder) -> Pipeline:
+    return Pipeline.from_pretrained(xl_folder)
+
+
+@pytest.fixture(scope="module")
+def sd_diffusers(sd_folder):
+    return _quiet(StableDiffusionPipeline.from_pretrained(sd_folder, local_files_only=True))
+
+
+@pytest.fixture(scope="module")
+def xl_diffusers(xl_folder):
+    return _quiet(StableDiffusionXLPipeline.from_pretrained(xl_folder, local_files_only=True))
+
+
+def _quiet(pipe):
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture
+def idle_pipe(pipe, monkeypatch) -> Pipeline:
+    """Its networks must not run."""
+
+    def run(*args, **kwargs):
+        raise AssertionError("a network ran")
+
+    for module in (pipe.components.unet, pipe.components.text_encoder):
+        monkeypatch.setattr(module, "forward", run)
+    monkeypatch.setattr(pipe.components.vae, "decode", run)
+    return pipe
+
+
+# Parity
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"guidance_scale": 1.0},
+        {"negative_prompt": "a blue square"},
+        {"height": 8, "width": 24},
+        {"eta": 1.0},
+    ],
+    ids=str,
+)
+def test_plain_attention_equals_diffusers(pipe, sd_diffusers, options):
+    options = {"guidance_scale": 4.0, "height": 16, "width": 16, **options}
+    ours = pipe(TWO, attention="plain", steps=STEPS, seed=3, **options)
+    theirs = sd_diffusers(
+        TWO, num_inference_steps=STEPS, generator=torch.Generator().manual_seed(3), **options
+    )
+    assert difference(ours.images[0], theirs.images[0]) <= 3
+    # The tolerance means something: another prompt is another picture.
+    other = pipe(ONE, attention="plain", steps=STEPS, seed=3, **options)
+    assert difference(ours.images[0], other.images[0]) > 60
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"guidance_scale": 1.0},
+        {"negative_prompt": "a blue square"},
+        {"height": 24, "width": 8},
+    ],
+    ids=str,
+)
+def test_plain_attention_equals_diffusers_xl(xl_pipe, xl_diffusers, options):
+    options = {"guidance_scale": 4.0, "height": 16, "width": 16, **options}
+    ours = xl_pipe(TWO, attention="plain", steps=STEPS, seed=3, **options)
+    theirs = xl_diffusers(
+        TWO, num_inference_steps=STEPS, generator=torch.Generator().manual_seed(3), **options
+    )
+    assert difference(ours.images[0], theirs.images[0]) <= 3
+    other = xl_pipe(ONE, attention="plain", steps=STEPS, seed=3, **options)
+    assert difference(ours.images[0], other.images[0]) > 60
+
+
+@pytest.mark.parametrize("attention", ["plain", "spatial", "spatial-temporal"])
+@pytest.mark.parametrize("sampler", ["ddim", "euler-ancestral"])
+def test_a_picture_does_not_depend_on_its_batch(pipe, attention, sampler):
+    settings = Settings(attention=attention, sampler=sampler, steps=STEPS, num_images=2)
+    prompts = [THREE, ONE, "an empty scene", TWO]
+    for prompt, result in zip(prompts, pipe.batch(prompts, settings, seed=5), strict=True):
+        for i, image in enumerate(result.images):
+            alone = pipe(prompt, attention=attention, sampler=sampler, steps=STEPS, seed=5 + i)
+            assert difference(image, alone.images[0]) <= 2
+
+
+def test_a_picture_of_xl_does_not_depend_on_its_batch(xl_pipe):
+    settings = Settings(steps=STEPS)
+    for prompt, result in zip([THREE, ONE], xl_pipe.batch([THREE, ONE], settings), strict=True):
+        assert difference(result.images[0], xl_pipe(prompt, steps=STEPS).images[0]) <= 2
+
+
+@pytest.mark.parametrize("reference", ["unconditional", "an empty scene"])
+def test_weights_of_zero_under_guidance_are_plain_attention(pipe, reference):
+    plain = pipe(TWO, attention="plain", steps=STEPS)
+    zero = pipe(TWO, weights=[0.0, 0.0], reference=reference, steps=STEPS)
+    assert difference(plain.images[0], zero.images[0]) <= 1
+    default = pipe(TWO, reference=reference, steps=STEPS)
+    assert difference(plain.images[0], default.images[0]) > 30
+
+
+def test_rules_references_and_modes_differ(pipe):
+    options = [
+        {},
+        {"rule": "convex"},
+        {"reference": "an empty scene"},
+        {"attention": "spatial"},
+        {"weights": [1.0, 0.5]},
+    ]
+    pictures = [levels(pipe(TWO, steps=STEPS, **o).images[0]) for o in options]
+    for i, one in enumerate(pictures):
+        for other in pictures[:i]:
+            assert np.abs(one - other).max() > 10
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_takes_weights_in_time(pipe, sampler):
+    weights = [[2.0, 1.0], [1.0, 0.0], [0.0, -1.0]]
+    result = pipe(TWO, sampler=sampler, steps=3, weights=weights)
+    assert result.settings["sampler"] == sampler
+    assert result.weights.tolist() == weights
+    assert bool(result.latents.isfinite().all())
+
+
+# Seeds
+
+
+def test_image_i_is_drawn_from_seed_plus_i(pipe):
+    two = pipe(TWO, seed=7, num_images=2, steps=STEPS)
+    assert two.settings["seeds"] == [7, 8]
+    for image, seed in zip(two.images, (7, 8), strict=True):
+        assert difference(image, pipe(TWO, seed=seed, steps=STEPS).images[0]) <= 2
+    assert difference(*two.images) > 30
+
+
+@pytest.mark.parametrize("seed", [[11, 4], (11, 4), np.array([11, 4])], ids=["list", "tuple", "np"])
+def test_a_list_of_seeds_has_one_an_image(pipe, seed):
+    result = pipe(TWO, seed=seed, num_images=2, steps=STEPS)
+    assert json.dumps(result.settings["seeds"]) == "[11, 4]"
+    assert difference(result.images[1], pipe(TWO, seed=np.int64(4), steps=STEPS).images[0]) <= 2
+
+
+def test_seeds_of_a_batch_are_one_an_image_of_any_prompt(pipe):
+    results = pipe.batch([ONE, TWO], Settings(num_images=2, steps=STEPS), seed=[1, 2, 3, 4])
+    assert [result.settings["seeds"] for result in results] == [[1, 2], [3, 4]]
+    assert difference(results[1].images[0], pipe(TWO, seed=3, steps=STEPS).images[0]) <= 2
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "euler-ancestral"])
+def test_generators_stand_for_seeds(pipe, sampler):
+    seeds = pipe(TWO, seed=[3, 9], num_images=2, steps=STEPS, sampler=sampler)
+    generators = [torch.Generator().manual_seed(s) for s in (3, 9)]
+    drawn = pipe(TWO, generator=generators, num_images=2, steps=STEPS, sampler=sampler)
+    assert torch.equal(seeds.latents, drawn.latents)
+    assert drawn.settings["seeds"] == [None, None]
+    one = pipe(TWO, generator=torch.Generator().manual_seed(9), steps=STEPS, sampler=sampler)
+    assert difference(one.images[0], seeds.images[1]) <= 2
+
+
+def test_the_global_generator_is_left_alone(pipe):
+    before = torch.get_rng_state()
+    pipe(TWO, steps=STEPS, sampler="euler-ancestral")
+    assert torch.equal(before, torch.get_rng_state())
+
+
+# What comes back
+
+
+def test_result_says_how_it_was_made(pipe):
+    result = pipe(TWO, steps=STEPS, seed=1, height=10, width=20)
+    assert result.images[0].size == (20, 10)
+    assert result.images[0].mode == "RGB"
+    assert result.latents.shape == (1, 4, 5, 10)
+    assert [o.phrase for o in result.layout.objects] == ["a red circle", "a blue square"]
+    assert result.layout.aspect == 2
+    assert result.layout.violated == ()
+    assert result.weights.tolist() == [[2, 2], [1, 1], [0, 0]]
+    filled = {name: result.settings[name] for name in ("steps", "height", "width", "sampler")}
+    assert filled == {"steps": STEPS, "height": 10, "width": 20, "sampler": "ddim"}
+    assert result.settings["reference"] == "unconditional"
+    assert result.settings["guidance_scale"] == 7.5
+    assert result.settings["dtype"] == "float32"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"attention": "plain", "negative_prompt": ONE},
+        {"weights": [[0.1, 0.7], [1 / 3, 2.0], [0.0, -1.0]], "reference": "an empty scene"},
+        {"rule": "convex", "sampler": "euler-ancestral", "height": 12},
+        {"eta": 0.5, "guidance_scale": 3.3, "attention": "spatial", "seed": [2**63, -5]},
+    ],
+    ids=str,
+)
+def test_settings_are_json_that_makes_the_pictures_again(pipe, options):
+    first = pipe(TWO, **{"steps": STEPS, "seed": 1, "num_images": 2, **options})
+    record = json.loads(json.dumps(first.settings, allow_nan=False))
+    settings = Settings(**{f.name: record[f.name] for f in fields(Settings)})
+    again = pipe.batch(
+        [record["prompt"]],
+        settings,
+        layouts=[json.dumps(record["layout"])],
+        weights=[record["weights"]],
+        seed=record["seeds"],
+    )[0]
+    assert torch.equal(first.latents, again.latents)
+    assert again.settings == first.settings
+
+
+def test_callback_sees_every_step_and_can_preview(pipe):
+    seen = []
+
+    def callback(step, x, denoised):
+        assert denoised.shape == x.shape
+        seen.append((step, x, [image.size for image in pipe.decode(denoised)]))
+
+    result = pipe(TWO, steps=STEPS, num_images=2, callback=callback)
+    assert [(step, size) for step, _, size in seen] == [(i, [(16, 16)] * 2) for i in range(STEPS)]
+    assert torch.equal(seen[-1][1], result.latents)
+    again = pipe.decode(result.latents)
+    assert [difference(a, b) for a, b in zip(again, result.images, strict=True)] == [0, 0]
+
+
+def test_a_layout_is_an_object_or_its_json(pipe):
+    layout = Layout(TWO, (PlacedObject("a red circle", "circle", (0, 0, 0.5, 1)),))
+    result = pipe(TWO, layout=layout, steps=STEPS)
+    assert result.layout == layout
+    assert result.weights.shape == (STEPS, 1)
+    again = pipe(TWO, layout=layout.to_json(), steps=STEPS)
+    assert torch.equal(result.latents, again.latents)
+    assert difference(result.images[0], pipe(TWO, steps=STEPS).images[0]) > 10
+
+
+@pytest.mark.parametrize("reference", ["unconditional", "an empty scene"])
+def test_gradients_reach_the_weights_through_the_latents(pipe, reference):
+    weights = torch.ones(STEPS, 2, requires_grad=True)
+    result = pipe(TWO, weights=weights, reference=reference, steps=STEPS)
+    result.latents.square().sum().backward()
+    assert bool((weights.grad != 0).all())
+    with torch.no_grad():
+        assert not pipe(TWO, weights=weights, steps=STEPS).latents.requires_grad
+
+
+def test_nothing_is_recorded_without_need(pipe):
+    assert not pipe(TWO, steps=1).latents.requires_grad
+
+
+def test_twenty_objects(pipe):
+    colours, shapes = (
+        ("red", "green", "blue", "pink"),
+        ("circle", "ring", "star", "cross", "square"),
+    )
+    prompt = ", ".join(f"a {colour} {shape}" for colour in colours for shape in shapes)
+    with pytest.warns(UserWarning, match="the model reads 40 tokens, the end of this prompt of 81"):
+        result = pipe(prompt, steps=1)
+    assert result.weights.shape == (1, 20)
+    assert bool(result.latents.isfinite().all())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_other_precisions(sd_folder, pipe, dtype):
+    other = Pipeline.from_pretrained(sd_folder, dtype=dtype)
+    result = other(TWO, steps=1)
+    assert result.latents.dtype == dtype
+    assert result.settings["dtype"] == str(dtype).removeprefix("torch.")
+    expected = pipe(TWO, steps=1).latents
+    bound = 30 * max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps)
+    assert (result.latents.float() - expected).abs().max() <= bound * expected.abs().max()
+    assert difference(pipe.decode(result.latents.float())[0], result.images[0]) <= 255 * bound
+
+
+# Models
+
+
+def with_stal_json(sd_folder, tmp_path, text):
+    folder = tmp_path / "model"
+    shutil.copytree(sd_folder, folder)
+    (folder / "stal.json").write_text(text)
+    return folder
+
+
+def test_a_folder_states_its_defaults(sd_folder, pipe, tmp_path):
+    text = json.dumps(
+        {
+            "steps": 2,
+            "guidance_scale": 3.0,
+            "reference": "an empty scene",
+            "local_prompt": "a photo of {}",
+            "words": words(),
+        }
+    )
+    other = Pipeline.from_pretrained(with_stal_json(sd_folder, tmp_path, text))
+    result = other(TWO)
+    filled = {name: result.settings[name] for name in ("steps", "guidance_scale", "reference")}
+    assert filled == {"steps": 2, "guidance_scale": 3.0, "reference": "an empty scene"}
+    assert result.settings["model"] == str(tmp_path / "model")
+    # The local prompts are not the phrases alone.
+    plain = pipe(TWO, steps=2, guidance_scale=3.0, reference="an empty scene")
+    assert difference(result.images[0], plain.images[0]) > 5
+    with pytest.raises(ValueError, match="use words that this model knows, got elephant, riding; "):
+        other("an elephant riding a red circle")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"step": 2, "refernce": ""}', "must hold known settings, got refernce, step"),
+        ("{", "must be JSON"),
+        ("[]", "must be a JSON object"),
+    ],
+)
+def test_a_broken_stal_json_is_named(sd_folder, tmp_path, text, message):
+    folder = with_stal_json(sd_folder, tmp_path, text)
+    with pytest.raises(ValueError, match=rf"stal.json {message}"):
+        Pipeline.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "nonsense"])
+def test_an_absent_device_is_found_before_the_model_is_read(monkeypatch, sd_folder, device):
+    monkeypatch.setattr(pipeline_module, "load_components", None)
+    with pytest.raises(ValueError, match=f"device must be available, got {device}: "):
+        Pipeline.from_pretrained(sd_folder, device=device)
+
+
+def test_an_absent_bundled_model_is_named(monkeypatch, tmp_path):
+    monkeypatch.setattr(pipeline_module, "files", lambda package: tmp_path)
+    with pytest.raises(ValueError, match="the package must carry its model"):
+        Pipeline.from_pretrained()
+
+
+def test_an_inpainting_unet_is_refused(pipe):
+    components = pipe.components
+    config = components.unet.config
+    nine = type(config)(**{**vars(config), "in_channels": 9})
+    original, components.unet.config = config, nine
+    try:
+        with pytest.raises(ValueError, match="the vae's 4 latent channels, got a UNet of 9 input"):
+            Pipeline(components)
+    finally:
+        components.unet.config = original
+
+
+def test_a_model_without_a_size_asks_for_one(pipe, monkeypatch):
+    config = pipe.components.unet.config
+    monkeypatch.setattr(
+        pipe.components.unet, "config", type(config)(**{**vars(config), "sample_size": None})
+    )
+    with pytest.raises(ValueError, match="height must be a positive integer, got None"):
+        pipe(TWO)
+    assert pipe(TWO, height=10, width=16, steps=1).images[0].size == (16, 10)
+
+
+def test_a_rectangular_sample_size_is_height_and_width(pipe, monkeypatch):
+    config = pipe.components.unet.config
+    monkeypatch.setattr(
+        pipe.components.unet, "config", type(config)(**{**vars(config), "sample_size": [5, 9]})
+    )
+    assert pipe(TWO, steps=1).images[0].size == (18, 10)
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "message"),
+    [
+        ("", {}, "prompt must not be empty, got ''"),
+        (" \n", {}, "prompt must not be empty"),
+        (None, {}, "prompt must be a text of valid Unicode, got None"),
+        ([TWO], {}, "prompt must be a text"),
+        ("a red \udcff circle", {}, "prompt must be a text of valid Unicode"),
+        (
+            TWO,
+            {"attention": "temporal"},
+            "attention must be one of plain, spatial, spatial-temporal",
+        ),
+        (TWO, {"rule": "concave"}, "rule must be one of guidance, convex, got 'concave'"),
+        (TWO, {"sampler": "heun"}, "sampler must be one of .*'ddim'.*, got 'heun'"),
+        (TWO, {"steps": 0}, "steps must be a positive integer, got 0"),
+        (TWO, {"steps": 2.0}, "steps must be a positive integer, got 2.0"),
+        (TWO, {"steps": 1001}, r"steps must be an integer in \[1, 1000\], got 1001"),
+        (TWO, {"num_images": 0}, "num_images must be a positive integer, got 0"),
+        (TWO, {"height": 15}, "height must be a multiple of 2, got 15; 16 is the nearest"),
+        (TWO, {"width": 1}, "width must be a multiple of 2, got 1; 2 is the nearest"),
+        (TWO, {"width": -16}, "width must be a positive integer, got -16"),
+        (TWO, {"height": 16.0}, "height must be a positive integer, got 16.0"),
+        (TWO, {"height": 2, "width": 512}, "aspect must lie in"),
+        (TWO, {"guidance_scale": math.nan}, "guidance_scale must be a finite number, got nan"),
+        (TWO, {"guidance_scale": math.inf}, "guidance_scale must be a finite number, got inf"),
+        (TWO, {"guidance_scale": "7"}, "guidance_scale must be a finite number, got '7'"),
+        (TWO, {"guidance_scale": 1.0}, "reference must be a prompt"),
+        (TWO, {"eta": 1.5}, r"eta must lie in \[0, 1\], got 1.5"),
+        (TWO, {"eta": 0.5, "sampler": "euler"}, "eta must be 0 for every sampler but ddim"),
+        (TWO, {"negative_prompt": 3}, "negative_prompt must be a text"),
+        (TWO, {"reference": 3}, "reference must be a text"),
+        (TWO, {"weights": [1.0]}, r"weights must be \(steps, objects\) = \(50, 2\)"),
+        (TWO, {"weights": [1.0, math.nan]}, "weights must be finite, got nan"),
+        (TWO, {"weights": "1,1"}, "weights must be a tensor or lists of numbers"),
+        (TWO, {"weights": [2.0, 0.0], "rule": "convex"}, r"weights must be in \[0, 1\]"),
+        (TWO, {"weights": [2.0, 0.0], "attention": "plain"}, "weights must be 0 with plain"),
+        (TWO, {"layout": "{"}, "layout must be valid JSON"),
+        (TWO, {"seed": [1, 2]}, "seed must be one for each of 1 images, got 2"),
+        (TWO, {"seed": 1.5}, "seed must be an integer or one an image, got 1.5"),
+        (TWO, {"seed": None}, "seed must be an integer or one an image, got None"),
+        (TWO, {"seed": "12"}, "seed must be an integer or one an image, got '12'"),
+        (TWO, {"seed": 2**64}, "seed must lie in"),
+        (TWO, {"generator": torch.Generator(), "num_images": 2}, "generator must be one for each"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else None,
+)
+def test_bad_arguments_are_refused_before_any_network_runs(idle_pipe, prompt, options, message):
+    with pytest.raises(ValueError, match=message):
+        idle_pipe(prompt, **options)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "options", "message"),
+    [
+        ([], {}, r"prompts must be a list of at least one text, got \[\]"),
+        (TWO, {}, "prompts must be a list of at least one text, got 'a red"),
+        ([TWO, ""], {}, "prompt must not be empty"),
+        ([TWO, ONE], {"weights": [None]}, r"weights must be one a prompt \(2\), got 1"),
+        ([TWO, ONE], {"layouts": [None] * 3}, r"layouts must be one a prompt \(2\), got 3"),
+        ([TWO, ONE], {"seed": [1, 2, 3]}, "seed must be one for each of 2 images, got 3"),
+    ],
+    ids=str,
+)
+def test_bad_batches_are_refused_before_any_network_runs(idle_pipe, prompts, options, message):
+    with pytest.raises(ValueError, match=message):
+        idle_pipe.batch(prompts, **options)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "strange"),
+    [
+        ("a crimson circle and a red hexagon", {}, "crimson, hexagon"),
+        (TWO, {"negative_prompt": "blurry"}, "blurry"),
+        (TWO, {"reference": "a desert"}, "desert"),
+        (TWO, {"layout": place(parse("a red dog"))}, "dog"),
+    ],
+    ids=["prompt", "negative", "reference", "layout"],
+)
+def test_words_that_the_model_does_not_know_are_refused(idle_pipe, prompt, options, strange):
+    known = Pipeline(idle_pipe.components, defaults=Defaults(words=words()))
+    with pytest.raises(ValueError, match=f"this model knows, got {strange}; it knows: a, above, "):
+        known(prompt, **options)
+
+
+def test_upper_case_and_punctuation_are_no_strange_words(pipe):
+    known = Pipeline(pipe.components, defaults=Defaults(words=words()))
+    assert len(known("A RED circle, and: a blue square!", steps=1).images) == 1
+
+
+def test_plain_attention_does_not_read_layout_or_reference(pipe):
+    known = Pipeline(pipe.components, defaults=Defaults(words=words()))
+    result = known(TWO, attention="plain", layout=place(parse("a dog")), steps=1, reference="fog")
+    assert difference(result.images[0], pipe(TWO, attention="plain", steps=1).images[0]) <= 1

@@ -1,0 +1,111 @@
+"""Settings in PNG files, and comparisons."""
+
+import numpy as np
+import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from stal import picture
+from stal.layout import place
+from stal.prompts import parse
+
+PROMPT = "a red circle to the left of a blue square"
+RECORD = {"prompt": "ein „Ö“, 円", "weights": [[1.0, 1 / 3]] * 300, "seeds": [2**63]}
+
+
+def checkered(width=16, height=12) -> Image.Image:
+    pixels = np.indices((height, width)).sum(0) % 2 * 255
+    return Image.fromarray(pixels.astype(np.uint8)).convert("RGB")
+
+
+def test_settings_come_back_from_the_file(tmp_path):
+    path = tmp_path / "picture.png"
+    picture.save(checkered(), path, RECORD)
+    assert picture.read_record(path) == RECORD
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        assert np.array_equal(np.asarray(image), np.asarray(checkered()))
+
+
+def test_a_failed_save_leaves_the_old_picture(tmp_path, monkeypatch):
+    path = tmp_path / "picture.png"
+    picture.save(checkered(), path, RECORD)
+    before = path.read_bytes()
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        picture.save(checkered(32, 32), path, {"prompt": ""})
+    assert [p.read_bytes() for p in tmp_path.iterdir()] == [before]
+
+
+def save_png(path, **texts):
+    info = PngInfo()
+    for key, text in texts.items():
+        info.add_itxt(key, text)
+    checkered().save(path, pnginfo=info)
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda path: None, "must be a picture, got: No such file or directory"),
+        (lambda path: path.mkdir(), "must be a picture, got: Is a directory"),
+        (lambda path: path.write_bytes(b""), "must be a picture, got another kind of file"),
+        (lambda path: path.write_text('{"prompt": ""}'), "must be a picture, got another kind"),
+        (lambda path: save_png(path), "must carry the settings that made it, got none"),
+        (lambda path: save_png(path, other="{}"), "must carry the settings that made it, got none"),
+        (lambda path: save_png(path, stal="{"), "must carry the settings that made it, got none"),
+        (lambda path: save_png(path, stal="[1]"), "must carry .*, got others"),
+        (lambda path: save_png(path, stal='{"seed": 1}'), "must carry .*, got others"),
+        (lambda path: save_png(path, stal='{"prompt": 1}'), "must carry .*, got others"),
+    ],
+)
+def test_files_without_settings_are_refused(tmp_path, write, message):
+    path = tmp_path / "file.png"
+    write(path)
+    with pytest.raises(ValueError, match=rf"file\.png {message}"):
+        picture.read_record(path)
+
+
+def test_a_picture_cut_short_is_refused(tmp_path):
+    path = tmp_path / "file.png"
+    picture.save(checkered(), path, RECORD)
+    path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(ValueError, match=r"file\.png must "):
+        picture.read_record(path)
+
+
+@pytest.mark.parametrize("size", [(16, 16), (16, 40), (48, 8)], ids=str)
+def test_compare_shows_layout_plain_and_ours(size):
+    plain, ours = Image.new("RGB", size, "red"), Image.new("RGB", size, "lime")
+    layout = place(parse(PROMPT), aspect=size[0] / size[1])
+    out = picture.compare(plain, ours, layout, prompt=PROMPT, attention="spatial", width=240)
+    height = round(240 * size[1] / size[0])
+    assert out.width == 3 * 240 + 4 * 10
+    assert out.height > height
+    assert out.mode == "RGB"
+    pixels = np.asarray(out)
+    # Panels lie where nothing is drawn over them: their lower left corners.
+    row = 240 // 9 + height - 2
+    corners = [pixels[row, 10 + i * 250 + 1].tolist() for i in range(3)]
+    assert corners == [[250, 250, 250], [255, 0, 0], [0, 255, 0]]
+    # Boxes are drawn over the layout and ours, not over plain.
+    area = pixels[240 // 9 : 240 // 9 + height]
+    assert (area[:, 260:500] == [255, 0, 0]).all()
+    assert not (area[:, 510:750] == [0, 255, 0]).all()
+    # Titles above, the prompt below.
+    assert (pixels[: 240 // 9 - 2] == 0).any()
+    assert (pixels[240 // 9 + height + 2 :] == 0).any()
+
+
+def test_compare_wraps_a_long_prompt():
+    image, layout = checkered(), place(parse(PROMPT))
+    heights = [
+        picture.compare(image, image, layout, prompt=prompt, attention="spatial").height
+        for prompt in ("", PROMPT, " and ".join([PROMPT] * 20), "x" * 500)
+    ]
+    assert heights[0] < heights[1] < heights[2]
+    assert heights[1] == heights[3]

@@ -177,7 +177,7 @@ def _draw(
     settings = Settings(**{f.name: wanted[f.name] for f in fields(Settings) if f.name in wanted})
     seeds = wanted.get("seeds", [0])
     pipe = Pipeline.from_pretrained(
-        wanted.get("model") or None,
+        str(wanted["model"]) if wanted.get("model") else None,
         dtype=getattr(torch, DType(wanted.get("dtype", "float32")).value),
         device=device,
     )

@@ -19,14 +19,15 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
+SOURCES = ROOT / "csrc" / "cpu"
 MACOS = sys.platform == "darwin"
 LIBRARY = "libstal_kernels.dylib" if MACOS else "libstal_kernels.so"
 REASON = "not_built.txt"  # read by stal_kernels/backends/cpu.py
 
-# GCC warns about the undefined registers inside its own intrinsics.
+# GCC warns about the undefined registers inside its own intrinsics, clang about tvm_ffi's macros.
 CXXFLAGS = (
-    "-std=c++17 -O3 -fPIC -fvisibility=hidden -ffp-contract=fast -fno-math-errno "
-    "-Wall -Wextra -Wno-maybe-uninitialized"
+    "-std=c++17 -O3 -fPIC -fvisibility=hidden -ffp-contract=fast -fno-math-errno -Wall -Wextra "
+    "-Wno-maybe-uninitialized -Wno-unused-parameter -Wno-unknown-warning-option"
 )
 # A level is csrc/cpu/level_<name>.cpp: the same kernels for another instruction set.
 LEVELS = {"portable": ""}
@@ -71,8 +72,6 @@ def build_library(target: Path, objects: Path) -> None:
     flags = [*CXXFLAGS.split(), f"-I{ROOT / 'csrc'}", "-isystem", str(tvm_ffi_folder / "include")]
     if MACOS:
         flags += ["-arch", "arm64"]
-    else:
-        flags.append("-fopenmp")
     objects.mkdir(parents=True, exist_ok=True)
 
     def compile_file(source: Path, *extra: str) -> str:
@@ -84,22 +83,28 @@ def build_library(target: Path, objects: Path) -> None:
     defines = []
     for level, level_flags in LEVELS.items():
         try:
-            source = ROOT / "csrc" / "cpu" / f"level_{level}.cpp"
-            linked.append(compile_file(source, *level_flags.split()))
+            linked.append(compile_file(SOURCES / f"level_{level}.cpp", *level_flags.split()))
             defines.append(f"-DSTAL_LEVEL_{level.upper()}")
         except BuildError as error:
             if level == "portable":
                 raise
             print(f"stal_kernels: level {level} is left out: {error}", file=sys.stderr)
-    for source in sorted((ROOT / "csrc" / "cpu").glob("*.cpp")):
-        if not source.stem.startswith("level_"):
-            linked.append(compile_file(source, *defines))
+    # OpenMP shares torch's threads; without it (macOS, clang without libomp) calls start their own.
+    threads = "-pthread" if MACOS else "-fopenmp"
+    try:
+        linked.append(compile_file(SOURCES / "parallel.cpp", threads))
+    except BuildError as error:
+        print(f"stal_kernels: OpenMP is left out: {error}", file=sys.stderr)
+        threads = "-pthread"
+        linked.append(compile_file(SOURCES / "parallel.cpp", threads))
+    for name in ("binding", "levels", "make_plan"):
+        linked.append(compile_file(SOURCES / f"{name}.cpp", *defines))
 
     # tvm_ffi has loaded libtvm_ffi by the time that it loads this library; the run path is for
     # tools that inspect the library on its own.
     origin = "@loader_path" if MACOS else "$ORIGIN"
     link = ["-L" + str(tvm_ffi_folder / "lib"), "-ltvm_ffi", f"-Wl,-rpath,{origin}/../tvm_ffi/lib"]
-    run([*compiler, *flags, "-shared", *linked, *link, "-o", str(target)])
+    run([*compiler, *flags, threads, "-shared", *linked, *link, "-o", str(target)])
 
 
 class BuildNative(build_ext):

@@ -1,4 +1,3 @@
-#define STAL_LEVEL_PORTABLE
 #include "cpu/kernel.h"
 
 const stal::Kernels stal::kPortable = {"portable", Forward, BackwardQ, BackwardKV, Exp2All};

@@ -33,7 +33,8 @@ std::vector<Level> FindLevels() {
   levels.push_back({"avx512", nullptr, not_built});
 #endif
 #if defined(STAL_LEVEL_AVX2)
-  const Flags avx2 = {STAL_FLAG("avx2"), STAL_FLAG("fma"), STAL_FLAG("f16c")};
+  // Older compilers do not know the name of f16c, which every CPU with AVX2 has.
+  const Flags avx2 = {STAL_FLAG("avx2"), STAL_FLAG("fma")};
   levels.push_back({"avx2", &kAvx2, Missing(avx2)});
 #else
   levels.push_back({"avx2", nullptr, not_built});

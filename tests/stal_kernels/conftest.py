@@ -2,19 +2,26 @@ import pytest
 import torch
 
 from stal_kernels import backends, why_not
+from stal_kernels.backends import cpu
 
 
-def backend_params() -> list:
-    """Every backend and level. One that this CPU lacks is skipped; one that is not built fails."""
-    return [pytest.param(name, id=name.replace(":", "-")) for name in backends.names()]
-
-
-@pytest.fixture(params=backend_params())
-def backend(request) -> str:
-    reasons = why_not(request.param)
+def _must_run(backend: str) -> str:
+    """Skips a level that this CPU lacks; one that is not built is a failure."""
+    reasons = why_not(backend)
     if any("this CPU lacks" in reason for reason in reasons):
         pytest.skip("; ".join(reasons))
     assert not reasons, reasons
+    return backend
+
+
+@pytest.fixture(params=backends.names(), ids=lambda name: name.replace(":", "-"))
+def backend(request) -> str:
+    return _must_run(request.param)
+
+
+@pytest.fixture(params=cpu.LEVELS)
+def level(request) -> str:
+    _must_run(f"cpu:{request.param}")
     return request.param
 
 

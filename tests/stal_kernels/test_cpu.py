@@ -1,6 +1,8 @@
 """What only the native library has: its exponential, its conversions, its threads."""
 
 import multiprocessing
+import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -53,6 +55,27 @@ def test_float32_is_rounded_as_torch_does(dtype, level):
     q, ones = torch.zeros(1, 1, n, 8, dtype=dtype), torch.ones(1, 1, 1, 1, 8, dtype=dtype)
     out = blended_attention(q, ones, ones, weight.view(1, 1, n), backend=f"cpu:{level}")
     assert torch.equal(out[0, 0, :, 0], weight.to(dtype))
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads Linux's /proc")
+def test_memory_does_not_grow_over_calls():
+    def resident_mib():
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+    q = torch.randn(1, 2, 64, 40, requires_grad=True)
+    k, v = torch.randn(1, 2, 2, 77, 40), torch.randn(1, 2, 2, 77, 40)
+    weight = torch.rand(1, 2, 64, requires_grad=True)
+
+    def calls(count):
+        for _ in range(count):
+            blended_attention(q, k, v, weight, backend="cpu").sum().backward()
+
+    calls(50)
+    before = resident_mib()
+    calls(1000)
+    # One leaked output a call would be 20 MiB.
+    assert resident_mib() - before < 4
 
 
 def _attend(queue, inputs):

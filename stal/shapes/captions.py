@@ -9,14 +9,13 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from stal.shapes.scenes import BACKGROUND_NAMES, COLOUR_NAMES, SHAPES, Scenes, article
+from stal.shapes.scenes import BACKGROUND_NAMES, COLOUR_NAMES, SHAPES, Scenes
 
 LEFT = ("to the left of", "left of", "on the left of", "on the left side of")
 RIGHT = ("to the right of", "right of", "on the right of", "on the right side of")
 ABOVE = ("above", "over", "on top of")
 BELOW = ("below", "under", "beneath", "underneath")
 WORDINGS = {"left of": LEFT, "right of": RIGHT, "above": ABOVE, "below": BELOW}
-OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
 _PREFIXES = ("a photo of", "a picture of", "an image of", "a drawing of")
 _NUMBERS = {2: "two", 3: "three", 4: "four"}
@@ -124,18 +123,3 @@ def listing(scenes: Scenes, scene: int, order: Sequence[int], rng: random.Random
 
 def plural(noun: str) -> str:
     return f"{noun}es" if noun.endswith("s") else f"{noun}s"
-
-
-__all__ = [
-    "BELOW",
-    "EMPTY_CAPTIONS",
-    "OPPOSITE",
-    "WORDINGS",
-    "article",
-    "caption",
-    "described",
-    "listing",
-    "plural",
-    "relation_between",
-    "words",
-]

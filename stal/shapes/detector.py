@@ -52,14 +52,19 @@ def detect(images: Tensor, *, min_score: float = 0.72) -> list[list[Detection]]:
     """Finds the objects of each picture, largest first.
 
     Args:
-        images: (n, 3, height, width) float in [0, 1].
+        images: (n, 3, height, width) float in [0, 1], noise beyond that too. An object whose
+            strokes are not three pixels wide shows no pure colour and is not found: the smallest
+            rings below 64 pixels.
         min_score: an outline that fits no shape this well is called "blob".
 
     Raises:
-        ValueError: images of another rank, or not three channels.
+        ValueError: images of another shape or dtype, or with a NaN or infinity in them.
     """
     if images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"images must be (n, 3, height, width), got {tuple(images.shape)}")
+    if not images.is_floating_point() or not bool(images.isfinite().all()):
+        got = "NaN or infinity" if images.is_floating_point() else images.dtype
+        raise ValueError(f"images must be finite floating point in [0, 1], got {got}")
     return [_detect_one(image, min_score) for image in images.float()]
 
 

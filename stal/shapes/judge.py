@@ -10,7 +10,7 @@ from stal.layout import Layout, PlacedObject
 from stal.prompts import parse
 from stal.shapes.captions import caption
 from stal.shapes.detector import Detection
-from stal.shapes.scenes import draw_scenes
+from stal.shapes.scenes import COLOUR_NAMES, draw_scenes
 
 
 @dataclass(frozen=True)
@@ -72,14 +72,17 @@ def draw_cases(n: int, *, objects: int, seed: int) -> list[Case]:
 
 
 def judge(detections: Sequence[Detection], layout: Layout) -> Verdict:
-    """Compares a picture's detections with the objects, boxes and relations of a layout."""
+    """Compares a picture's detections with the objects, boxes and relations of a layout.
+
+    Of several that an object could be, the one nearest to its box counts; "next to" always holds
+    between objects that are there.
+    """
     left = list(detections)
     matched: list[Detection | None] = []
     for item in layout.objects:
-        colour, shape = item.phrase.split()[-2:]
         x0, y0, x1, y1 = item.box
         middle = ((x0 + x1) / 2, (y0 + y1) / 2)
-        same = [d for d in left if (d.colour, d.shape) == (colour, shape)]
+        same = [d for d in left if _is(d, item.phrase)]
         best = min(same, key=lambda d: _distance(d.centre, middle), default=None)
         if best is not None:
             left.remove(best)
@@ -96,6 +99,13 @@ def judge(detections: Sequence[Detection], layout: Layout) -> Verdict:
         relations=all(_holds(matched[i], name, matched[j]) for i, name, j in layout.relations),
         extra=len(left),
     )
+
+
+def _is(detection: Detection, phrase: str) -> bool:
+    """Whether it has the shape that the phrase ends with, and the colour if it names one."""
+    words = phrase.split()
+    colours = [word for word in words if word in COLOUR_NAMES]
+    return words[-1:] == [detection.shape] and colours in ([], [detection.colour])
 
 
 def _distance(a: tuple[float, float], b: tuple[float, float]) -> float:

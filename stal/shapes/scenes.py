@@ -97,15 +97,20 @@ def draw_scenes(
 
     Args:
         n: number of scenes.
-        seed: seed of the draw.
+        seed: seed of the draw; scenes follow from it and n together.
         counts: numbers of objects to draw from, equally likely; by default 0 to MAX_OBJECTS in the
             training mixture.
         held_out: with False, no scene holds a combination of objects of the test split; with True
             every scene of two or more objects does. One object in eight combinations is held out
             (of every number of objects from two up); single objects are in both splits.
+
+    Raises:
+        ValueError: n is negative, or counts are none or not in 0 .. MAX_OBJECTS.
     """
     if n < 0:
         raise ValueError(f"n must not be negative, got {n}")
+    if counts is not None and not (len(counts) and all(0 <= c <= MAX_OBJECTS for c in counts)):
+        raise ValueError(f"counts must be in 0 .. {MAX_OBJECTS}, got {list(counts)}")
     generator = torch.Generator().manual_seed(seed)
     parts: list[Scenes] = []
     have = 0

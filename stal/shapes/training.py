@@ -24,8 +24,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from stal.shapes.captions import EMPTY_CAPTIONS, caption, words
-from stal.shapes.scenes import BACKGROUND_NAMES, IMAGE_SIZE, Scenes, draw_scenes, render
+from stal.shapes.captions import caption, words
+from stal.shapes.scenes import IMAGE_SIZE, Scenes, draw_scenes, render
 
 STAGES = ("vae", "unet", "clip")
 MAX_TOKENS = 40
@@ -98,9 +98,10 @@ def write_tokenizer(folder: Path) -> None:
     vocabulary = list(learnt["vocab"])
     vocabulary += [f"{c}</w>" for c in letters if f"{c}</w>" not in learnt["vocab"]]
     vocabulary += ["<|startoftext|>", "<|endoftext|>"]
+    merges: Any = [tuple(pair) for pair in learnt["merges"]]  # declared as strings
     tokenizer = CLIPTokenizer(
         vocab={token: i for i, token in enumerate(vocabulary)},
-        merges=[tuple(pair) for pair in learnt["merges"]],
+        merges=merges,
         model_max_length=MAX_TOKENS,
     )
     broken = [word for word in words() if len(tokenizer(word).input_ids) != 3]
@@ -235,7 +236,7 @@ def _train_vae(output: Path, plan: Plan, seed: int) -> None:
     from diffusers import AutoencoderKL
 
     torch.manual_seed(seed)
-    vae = AutoencoderKL(
+    vae: Any = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
         block_out_channels=(24, 48, 64),
@@ -244,7 +245,8 @@ def _train_vae(output: Path, plan: Plan, seed: int) -> None:
         norm_num_groups=8,
         sample_size=IMAGE_SIZE,
         mid_block_add_attention=False,
-    ).to(memory_format=torch.channels_last)
+    )
+    vae.to(memory_format=torch.channels_last)
     run = _Run("vae", output, {"vae": vae}, steps=plan.vae_steps, plan=plan, ema_decay=0.998)
     for step in run.loop():
         image, generator = _vae_batch(plan.vae_batch, _step_seed(seed, "vae", step))
@@ -334,7 +336,7 @@ def _unet_and_text_encoder(output: Path) -> tuple[nn.Module, nn.Module]:
     from transformers import CLIPTextModel
 
     text_encoder = CLIPTextModel(_text_config(*_vocabulary(output)))
-    unet = UNet2DConditionModel(
+    unet: Any = UNet2DConditionModel(
         sample_size=IMAGE_SIZE // 4,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D",) * 3,
@@ -345,7 +347,8 @@ def _unet_and_text_encoder(output: Path) -> tuple[nn.Module, nn.Module]:
         # Self-attention at 16x16 would take most of the time of a step.
         only_cross_attention=(True, False, False),
         norm_num_groups=16,
-    ).to(memory_format=torch.channels_last)
+    )
+    unet.to(memory_format=torch.channels_last)
     return unet, text_encoder
 
 
@@ -455,8 +458,3 @@ def clip_batch(n: int, seed: int) -> tuple[Tensor, list[str]]:
         phrase = single.phrase(i, 0)
         texts.append(f"a photo of {phrase}" if rng.random() < 0.5 else phrase)
     return torch.cat([render(whole, seed=seed), *crops]), texts
-
-
-def empty_captions() -> list[str]:
-    """Every caption of an empty scene."""
-    return [text.format(name) for text in EMPTY_CAPTIONS for name in BACKGROUND_NAMES]

@@ -37,7 +37,8 @@ BACKGROUNDS = {
 COLOUR_NAMES = tuple(COLOURS)
 BACKGROUND_NAMES = tuple(BACKGROUNDS)
 
-# Share of scenes with 0, 1, 2, 3, 4 objects.
+# Share of scenes with 0, 1, 2, 3, 4 objects as drawn. Some of those with several are held out or
+# find no room, which leaves 0.07, 0.36, 0.26, 0.18, 0.13.
 _COUNT_SHARES = (0.06, 0.30, 0.27, 0.19, 0.18)
 # Radius of an object as a fraction of the side, by number of objects in the scene. Large shapes
 # keep the caption informative about most pixels, which is what blending regions relies on.

@@ -191,9 +191,7 @@ class _Run:
         for index, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"adam.{index}.{k}": v for k, v in state.items()}
         tensors = {k: v.detach().clone().contiguous() for k, v in tensors.items()}
-        partial = self.path.with_suffix(".partial")
-        save_file(tensors, partial, metadata={"step": str(step)})
-        os.replace(partial, self.path)
+        _save_atomic(tensors, self.path, metadata={"step": str(step)})
 
     def _resume(self) -> None:
         from safetensors import safe_open
@@ -213,6 +211,14 @@ class _Run:
             state.setdefault(int(index), {})[name] = value
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _save_atomic(
+    tensors: dict[str, Tensor], path: Path, *, metadata: dict[str, str] | None = None
+) -> None:
+    partial = path.with_suffix(".partial")
+    save_file(tensors, partial, metadata=metadata)
+    os.replace(partial, path)
 
 
 def _write_half(folder: Path, module: nn.Module, weights: dict[str, Tensor]) -> None:
@@ -256,6 +262,9 @@ def _train_vae(output: Path, plan: Plan, seed: int) -> None:
         error = vae.decode(latents).sample - image
         kl = posterior.mean.square().mean()
         run.update(step, error.abs().mean() + 2 * error.square().mean() + 1e-3 * kl)
+    if run.start < plan.vae_steps:
+        # Latents of an earlier VAE are not this one's.
+        _latents_file(output).unlink(missing_ok=True)
     vae.load_state_dict(run.averaged("vae"))
     with torch.no_grad():
         image, _ = _vae_batch(512, _step_seed(seed, "vae", plan.vae_steps))
@@ -272,11 +281,15 @@ def _vae_batch(n: int, seed: int) -> tuple[Tensor, torch.Generator]:
     return image.to(memory_format=torch.channels_last), torch.Generator().manual_seed(seed)
 
 
+def _latents_file(output: Path) -> Path:
+    return output / "checkpoints" / "latents.safetensors"
+
+
 def _latents(output: Path, scenes: Scenes, seed: int) -> Tensor:
     """The scaled latents of the training scenes: (n, 4, 16, 16) float16, computed once."""
     from diffusers import AutoencoderKL
 
-    path = output / "checkpoints" / "latents.safetensors"
+    path = _latents_file(output)
     if path.is_file():
         latents = load_file(path)["latents"]
         if len(latents) == len(scenes):
@@ -289,7 +302,7 @@ def _latents(output: Path, scenes: Scenes, seed: int) -> Tensor:
             mean = vae.encode(image.to(memory_format=torch.channels_last)).latent_dist.mean
             parts.append((mean * vae.config.scaling_factor).half().contiguous())
     latents = torch.cat(parts)
-    save_file({"latents": latents}, path)
+    _save_atomic({"latents": latents}, path)
     return latents
 
 

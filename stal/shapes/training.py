@@ -13,8 +13,10 @@ import os
 import random
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +37,18 @@ _SEED_RANGE = 10_000_000
 
 @dataclass(frozen=True)
 class Plan:
-    """How long and how wide to train. The defaults made the bundled model."""
+    """How long and how wide to train. The defaults made the bundled model.
+
+    vae_check: pictures that the latents' scale is measured on.
+    unet_scenes: scenes that the batches of the UNet are drawn from.
+    ema_decay: of the running average of the UNet's weights, which is what is kept.
+    caption_dropout: share of empty captions.
+    save_every_s: seconds between two checkpoints.
+    """
 
     vae_steps: int = 1500
     vae_batch: int = 16
+    vae_check: int = 512
     unet_steps: int = 7000
     unet_batch: int = 32
     unet_scenes: int = 65536
@@ -68,7 +78,8 @@ def train(
     model = output / "model"
     model.mkdir(parents=True, exist_ok=True)
     (output / "checkpoints").mkdir(exist_ok=True)
-    write_tokenizer(model / "tokenizer")
+    if not (model / "tokenizer" / "tokenizer.json").is_file():
+        write_tokenizer(model / "tokenizer")
     if "vae" in stages:
         _train_vae(output, plan, seed)
     if "unet" in stages:
@@ -81,24 +92,13 @@ def train(
 
 def write_tokenizer(folder: Path) -> None:
     """A CLIP tokenizer to which every word of the world is one token; other words fall apart."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import CLIPTokenizer
 
-    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    bpe.pre_tokenizer = pre_tokenizers.Whitespace()
     letters = [chr(c) for c in range(33, 127)]
-    trainer = trainers.BpeTrainer(
-        vocab_size=1 << 15,
-        show_progress=False,
-        end_of_word_suffix="</w>",
-        initial_alphabet=letters,
-    )
-    bpe.train_from_iterator([" ".join(words())], trainer)
-    learnt = json.loads(bpe.to_str())["model"]
-    vocabulary = list(learnt["vocab"])
-    vocabulary += [f"{c}</w>" for c in letters if f"{c}</w>" not in learnt["vocab"]]
+    pairs = _merges(words())
+    vocabulary = [*letters, *(f"{c}</w>" for c in letters), *(a + b for a, b in pairs)]
     vocabulary += ["<|startoftext|>", "<|endoftext|>"]
-    merges: Any = [tuple(pair) for pair in learnt["merges"]]  # declared as strings
+    merges: Any = pairs  # declared as strings
     tokenizer = CLIPTokenizer(
         vocab={token: i for i, token in enumerate(vocabulary)},
         merges=merges,
@@ -107,6 +107,21 @@ def write_tokenizer(folder: Path) -> None:
     broken = [word for word in words() if len(tokenizer(word).input_ids) != 3]
     assert not broken, f"words of several tokens: {broken}"
     tokenizer.save_pretrained(folder)
+
+
+def _merges(texts: Sequence[str]) -> list[tuple[str, str]]:
+    """Byte pair encoding until each word is one symbol: the most frequent pair first, equals in
+    alphabetical order (the trainer of `tokenizers` leaves that order to chance)."""
+    split = [[*word[:-1], f"{word[-1]}</w>"] for word in texts]
+    merges = []
+    while counts := Counter(pair for symbols in split for pair in pairwise(symbols)):
+        first, second = min(counts, key=lambda pair: (-counts[pair], pair))
+        merges.append((first, second))
+        for symbols in split:
+            for i in range(len(symbols) - 1):
+                if symbols[i : i + 2] == [first, second]:
+                    symbols[i : i + 2] = [first + second]
+    return merges
 
 
 def _load_tokenizer(output: Path) -> Callable[[list[str]], Tensor]:
@@ -267,7 +282,7 @@ def _train_vae(output: Path, plan: Plan, seed: int) -> None:
         _latents_file(output).unlink(missing_ok=True)
     vae.load_state_dict(run.averaged("vae"))
     with torch.no_grad():
-        image, _ = _vae_batch(512, _step_seed(seed, "vae", plan.vae_steps))
+        image, _ = _vae_batch(plan.vae_check, _step_seed(seed, "vae", plan.vae_steps))
         latents = vae.encode(image).latent_dist.mean
         error = (vae.decode(latents).sample - image).square().mean() / 4
     vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 4))

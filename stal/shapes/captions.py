@@ -107,9 +107,7 @@ def listing(scenes: Scenes, scene: int, order: Sequence[int], rng: random.Random
     """ "a red circle, a blue square and two green stars"; twins are counted half of the time."""
     phrases = [scenes.phrase(scene, i) for i in order]
     merged: list[str] = []
-    for phrase in phrases:
-        if phrase in merged:
-            continue
+    for phrase in dict.fromkeys(phrases):
         times = phrases.count(phrase)
         if times > 1 and rng.random() < 0.7:
             merged.append(f"{_NUMBERS[times]} {plural(phrase.split(' ', 1)[1])}")

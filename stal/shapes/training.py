@@ -49,7 +49,7 @@ class Plan:
     vae_steps: int = 1500
     vae_batch: int = 16
     vae_check: int = 512
-    unet_steps: int = 7000
+    unet_steps: int = 16000
     unet_batch: int = 32
     unet_scenes: int = 65536
     clip_steps: int = 1500
@@ -403,6 +403,13 @@ def export_unet(output: Path) -> None:
         "vae": ["diffusers", "AutoencoderKL"],
     }
     (model / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    defaults = {
+        "guidance_scale": 4.0,
+        "reference": "an empty scene",
+        "steps": 25,
+        "words": words(),
+    }
+    (model / "stal.json").write_text(json.dumps(defaults, indent=2) + "\n")
 
 
 def _train_unet(output: Path, plan: Plan, seed: int) -> None:

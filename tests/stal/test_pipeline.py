@@ -40,18 +40,13 @@ def xl_pipe(xl_folder) -> Pipeline:
 
 
 @pytest.fixture(scope="module")
-def sd_diffusers(sd_folder):
-    return _quiet(StableDiffusionPipeline.from_pretrained(sd_folder, local_files_only=True))
-
-
-@pytest.fixture(scope="module")
-def xl_diffusers(xl_folder):
-    return _quiet(StableDiffusionXLPipeline.from_pretrained(xl_folder, local_files_only=True))
-
-
-def _quiet(pipe):
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+def models(pipe, xl_pipe, sd_folder, xl_folder):
+    """Ours and diffusers' pipeline of each folder."""
+    sd = StableDiffusionPipeline.from_pretrained(sd_folder, local_files_only=True)
+    xl = StableDiffusionXLPipeline.from_pretrained(xl_folder, local_files_only=True)
+    for theirs in (sd, xl):
+        theirs.set_progress_bar_config(disable=True)
+    return {"sd": (pipe, sd), "xl": (xl_pipe, xl)}
 
 
 @pytest.fixture
@@ -71,46 +66,29 @@ def idle_pipe(pipe, monkeypatch) -> Pipeline:
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("model", "options"),
     [
-        {},
-        {"guidance_scale": 1.0},
-        {"negative_prompt": "a blue square"},
-        {"height": 8, "width": 24},
-        {"eta": 1.0},
+        ("sd", {}),
+        ("sd", {"guidance_scale": 1.0}),
+        ("sd", {"negative_prompt": "a blue square"}),
+        ("sd", {"height": 8, "width": 24}),
+        ("sd", {"eta": 1.0}),
+        ("xl", {}),
+        ("xl", {"guidance_scale": 1.0}),
+        ("xl", {"negative_prompt": "a blue square"}),
+        ("xl", {"height": 24, "width": 8}),
     ],
     ids=str,
 )
-def test_plain_attention_equals_diffusers(pipe, sd_diffusers, options):
+def test_plain_attention_equals_diffusers(models, model, options):
+    pipe, their_pipe = models[model]
     options = {"guidance_scale": 4.0, "height": 16, "width": 16, **options}
     ours = pipe(TWO, attention="plain", steps=STEPS, seed=3, **options)
-    theirs = sd_diffusers(
-        TWO, num_inference_steps=STEPS, generator=torch.Generator().manual_seed(3), **options
-    )
+    generator = torch.Generator().manual_seed(3)
+    theirs = their_pipe(TWO, num_inference_steps=STEPS, generator=generator, **options)
     assert difference(ours.images[0], theirs.images[0]) <= 3
     # The tolerance means something: another prompt is another picture.
     other = pipe(ONE, attention="plain", steps=STEPS, seed=3, **options)
-    assert difference(ours.images[0], other.images[0]) > 60
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"guidance_scale": 1.0},
-        {"negative_prompt": "a blue square"},
-        {"height": 24, "width": 8},
-    ],
-    ids=str,
-)
-def test_plain_attention_equals_diffusers_xl(xl_pipe, xl_diffusers, options):
-    options = {"guidance_scale": 4.0, "height": 16, "width": 16, **options}
-    ours = xl_pipe(TWO, attention="plain", steps=STEPS, seed=3, **options)
-    theirs = xl_diffusers(
-        TWO, num_inference_steps=STEPS, generator=torch.Generator().manual_seed(3), **options
-    )
-    assert difference(ours.images[0], theirs.images[0]) <= 3
-    other = xl_pipe(ONE, attention="plain", steps=STEPS, seed=3, **options)
     assert difference(ours.images[0], other.images[0]) > 60
 
 

@@ -104,7 +104,7 @@ def _related(scenes: Scenes, scene: int, i: int, j: int, rng: random.Random) -> 
 
 
 def listing(scenes: Scenes, scene: int, order: Sequence[int], rng: random.Random) -> str:
-    """ "a red circle, a blue square and two green stars"; twins are counted half of the time."""
+    """ "a red circle, a blue square and two green stars"; twins are mostly counted."""
     phrases = [scenes.phrase(scene, i) for i in order]
     merged: list[str] = []
     for phrase in dict.fromkeys(phrases):

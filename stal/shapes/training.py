@@ -356,6 +356,8 @@ def _scheduler() -> Any:
         clip_sample=False,
         set_alpha_to_one=True,
         timestep_spacing="trailing",
+        # Without effect under this spacing, but diffusers warns about 0.
+        steps_offset=1,
     )
 
 

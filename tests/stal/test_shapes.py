@@ -242,7 +242,6 @@ def test_every_caption_is_read_back(captioned):
     assert relations > 500
 
 
-@pytest.mark.xfail(strict=True, reason="a counted kind is named again for each of its twins")
 def test_captions_count_twins_once():
     scenes = draw_scenes(3000, seed=8, counts=(2, 3))
     rng = random.Random(0)

@@ -10,7 +10,6 @@ object with its colour and shape, every stated relation between the centres, and
 from __future__ import annotations
 
 import json
-import platform
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Annotated
 import torch
 import typer
 from scipy.stats import binomtest
+from timing import machine
 from tqdm import tqdm
 
 from stal.layout import Layout
@@ -126,8 +126,7 @@ def main(
     print(text)
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
-        facts = {"torch": torch.__version__, "machine": platform.processor(), "seed": seed}
-        record = {**facts, "rows": [asdict(row) for row in rows]}
+        record = {**machine(), "seed": seed, "rows": [asdict(row) for row in rows]}
         (output / "shapes.json").write_text(json.dumps(record, indent=2) + "\n")
         (output / "shapes.md").write_text(text + "\n")
 

@@ -11,7 +11,7 @@ import stal_kernels
 
 PACKAGE = Path(stal_kernels.__file__).parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
-KERNELS = sorted(p for p in (PACKAGE.parent / "csrc").rglob("*") if p.suffix in (".h", ".cpp"))
+KERNELS = sorted(p for p in (Path(__file__).parents[2] / "csrc").rglob("*") if p.suffix in (".h", ".cpp"))
 
 
 def imports(path):

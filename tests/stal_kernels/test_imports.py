@@ -11,7 +11,8 @@ import stal_kernels
 
 PACKAGE = Path(stal_kernels.__file__).parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
-KERNELS = sorted(p for p in (Path(__file__).parents[2] / "csrc").rglob("*") if p.suffix in (".h", ".cpp"))
+CSRC = Path(__file__).parents[2] / "csrc"  # of the checkout: an installed package has none
+KERNELS = sorted(p for p in CSRC.rglob("*") if p.suffix in (".h", ".cpp"))
 
 
 def imports(path):

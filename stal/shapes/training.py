@@ -43,13 +43,15 @@ class Plan:
     unet_scenes: scenes that the batches of the UNet are drawn from.
     ema_decay: of the running average of the UNet's weights, which is what is kept.
     caption_dropout: share of empty captions.
+    noisy_share: share of the UNet's samples whose timestep is at least noisy_from. There shapes
+        and places are decided; what is left to do after that is soon learnt.
     save_every_s: seconds between two checkpoints.
     """
 
     vae_steps: int = 1500
     vae_batch: int = 16
     vae_check: int = 512
-    unet_steps: int = 16000
+    unet_steps: int = 20000
     unet_batch: int = 32
     unet_scenes: int = 65536
     clip_steps: int = 1500
@@ -57,6 +59,8 @@ class Plan:
     learning_rate: float = 1e-3
     ema_decay: float = 0.9995
     caption_dropout: float = 0.1
+    noisy_share: float = 0.8
+    noisy_from: int = 400
     save_every_s: float = 120.0
 
 
@@ -435,7 +439,10 @@ def _train_unet(output: Path, plan: Plan, seed: int) -> None:
         ]
         x0 = data[rows].float().contiguous(memory_format=torch.channels_last)
         noise = torch.randn(x0.shape, generator=generator)
-        t = torch.randint(1000, (len(rows),), generator=generator)
+        noisy = torch.rand(len(rows), generator=generator) < plan.noisy_share
+        low = torch.where(noisy, plan.noisy_from, 0)
+        high = torch.where(noisy, scheduler.config.num_train_timesteps, plan.noisy_from)
+        t = (low + (high - low) * torch.rand(len(rows), generator=generator)).long()
         x = scheduler.add_noise(x0, noise, t)
         target = scheduler.get_velocity(x0, noise, t)
         embeddings = text_encoder(tokenize(texts)).last_hidden_state

@@ -46,10 +46,10 @@ def interleave(
             for _ in range(calls[name]):
                 function()
             samples[name].append((time.perf_counter() - start) / calls[name])
-    return {name: _quantiles(values) for name, values in samples.items()}
+    return {name: quantiles(values) for name, values in samples.items()}
 
 
-def _quantiles(values: list[float]) -> Timing:
+def quantiles(values: list[float]) -> Timing:
     if len(values) == 1:
         return Timing(values[0], values[0], values[0])
     fifths = statistics.quantiles(values, n=5, method="inclusive")

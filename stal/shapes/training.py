@@ -418,6 +418,14 @@ def export_unet(output: Path) -> None:
     (model / "stal.json").write_text(json.dumps(defaults, indent=2) + "\n")
 
 
+def _shares(scenes: Scenes) -> Tensor:
+    """How often the UNet sees each scene: what is rare or hard more often. (n,) float32."""
+    background = torch.tensor([1.0, 1.5, 3.0, 1.5])[scenes.background]
+    there = torch.arange(scenes.shape.shape[1]) < scenes.count[:, None]
+    hard = torch.tensor([1.0, 1.0, 1.0, 1.0, 1.3, 1.6, 1.0])[scenes.shape]
+    return background * torch.where(there, hard, 1.0).amax(1)
+
+
 def _train_unet(output: Path, plan: Plan, seed: int) -> None:
     scenes = draw_scenes(plan.unet_scenes, seed=_step_seed(seed, "unet", 0))
     data = _latents(output, scenes, _step_seed(seed, "unet", 0))
@@ -427,12 +435,13 @@ def _train_unet(output: Path, plan: Plan, seed: int) -> None:
     modules = {"unet": unet, "text_encoder": text_encoder}
     run = _Run("unet", output, modules, steps=plan.unet_steps, plan=plan, ema_decay=plan.ema_decay)
     tokenize = _load_tokenizer(output)
+    shares = _shares(scenes)
 
     for step in run.loop():
         batch_seed = _step_seed(seed, "unet", step)
         generator = torch.Generator().manual_seed(batch_seed)
         rng = random.Random(batch_seed)
-        rows = torch.randint(len(scenes), (plan.unet_batch,), generator=generator)
+        rows = torch.multinomial(shares, plan.unet_batch, replacement=True, generator=generator)
         texts = [
             "" if rng.random() < plan.caption_dropout else caption(scenes, int(row), rng)
             for row in rows

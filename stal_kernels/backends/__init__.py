@@ -57,7 +57,10 @@ def names() -> tuple[str, ...]:
 
 def check_name(backend: str, variable: str = "backend") -> None:
     """Raises ValueError unless `backend` is "auto" or one of `names()`."""
-    if backend != "auto" and backend not in _AUTO_ORDER and backend not in names():
+    if backend == "auto" or backend in _AUTO_ORDER:
+        return
+    # Levels are known to modules that a trace may not import; the call itself asks again.
+    if not torch.compiler.is_compiling() and backend not in names():
         raise ValueError(f"{variable} must be one of auto, {', '.join(names())}, got {backend!r}")
 
 

@@ -78,6 +78,28 @@ def test_compiled_operator_keeps_the_strides_that_it_was_traced_with():
     torch.testing.assert_close(compiled(x, k, v, weight), block(x, k, v, weight))
 
 
+@pytest.mark.parametrize("backend", ["reference", "cpu", "cpu:portable"])
+def test_named_backend_compiles_whole(backend):
+    torch.compiler.reset()
+    e = example(Case(seqlen_q=5, seqlen_k=3, head_dim=8), torch.float32)
+
+    def call(*x):
+        return blended_attention(*x, backend=backend)
+
+    traced = torch.compile(call, fullgraph=True, backend="aot_eager")
+    assert torch.equal(traced(*e.floats()), call(*e.floats()))
+
+
+def test_unknown_backend_raises_when_compiled():
+    torch.compiler.reset()
+    e = example(Case(seqlen_q=5, seqlen_k=3, head_dim=8), torch.float32)
+    traced = torch.compile(
+        lambda *x: blended_attention(*x, backend="cpu:abacus"), backend="aot_eager"
+    )
+    with pytest.raises(ValueError, match="backend must be one of"):
+        traced(*e.floats())
+
+
 def test_traced_operator_takes_any_size():
     torch.compiler.reset()
     traced = torch.compile(

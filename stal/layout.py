@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from stal.files import write_atomic
 from stal.prompts import PREDICATES, Description
+from stal.relations import GEOMETRY
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -90,8 +91,10 @@ class Layout:
     def violated(self) -> tuple[Statement, ...]:
         """The relations that the boxes do not fulfil, e.g. since others contradict them.
 
-        "left of" compares the centres' x, "above" their y; two boxes are "next to" each other when
-        neither's centre lies over or under the other box.
+        "left of" compares the centres' x, "above" and "on" their y; two boxes are "next to" each
+        other when neither's centre lies over or under the other box, and one has another on a side
+        ("between") when they are so or lie as clearly above each other. What relations say of
+        contact and depth (`stal.relations.GEOMETRY`) is not checked: "inside" always holds.
         """
         return tuple(
             relation
@@ -271,11 +274,13 @@ def _dump_lines(items: Sequence[Any]) -> str:
 
 def _holds(a: Box, predicate: str, b: Box) -> bool:
     # Twice the distances of the centres; 0 for equal boxes whatever the rounding.
-    dx = (b[0] + b[2]) - (a[0] + a[2])
-    dy = (b[1] + b[3]) - (a[1] + a[3])
-    if predicate == "next to":
-        return abs(dx) > max(a[2] - a[0], b[2] - b[0])
-    return {"left of": dx > 0, "right of": dx < 0, "above": dy > 0, "below": dy < 0}[predicate]
+    dx = (a[0] + a[2]) - (b[0] + b[2])
+    dy = (a[1] + a[3]) - (b[1] + b[3])
+    geometry = GEOMETRY[predicate]
+    if geometry.contact == "beside":
+        apart = abs(dx) > max(a[2] - a[0], b[2] - b[0])
+        return apart or (predicate == "between" and abs(dy) > max(a[3] - a[1], b[3] - b[1]))
+    return dx * geometry.dx > 0 if geometry.dx else dy * geometry.dy > 0 if geometry.dy else True
 
 
 # Side of a box, as a share of the square root of the canvas area, by number of objects; from five
@@ -296,9 +301,12 @@ def place(description: Description, *, aspect: float = 1.0, seed: int = 0) -> La
 
     The boxes are square in pixels, disjoint, and lie on a grid of which each box takes a cell;
     positions go in half cells. "left of" and "right of" order the x of two boxes and keep their
-    x-extents apart, at the same height where that is possible; "above" and "below" likewise in y;
-    "next to" is left or right of. Unrelated objects go to free cells. A relation that contradicts
-    earlier ones is left out: `Layout.violated` lists it and the rest holds.
+    x-extents apart, at the same height where that is possible; "above", "on" and "below" likewise
+    in y; "next to" is left or right of; what is "between" two others has the first of them on its
+    left if nothing else is said of the three. The other relations of `stal.relations` speak of
+    overlap, contact and depth, which disjoint boxes cannot show: they are ignored, and their
+    objects are placed like unrelated ones, in free cells. A relation that contradicts earlier ones
+    is left out: `Layout.violated` lists it and the rest holds.
 
     Args:
         description: what `stal.prompts.parse` gives.
@@ -382,15 +390,26 @@ def _orders(relations: Sequence[Statement], n: int, rng: random.Random) -> tuple
         return True
 
     for i, predicate, j in relations:
-        if predicate != "next to":
-            axis = int(predicate in ("above", "below"))
-            add(axis, *((i, j) if predicate in ("left of", "above") else (j, i)))
-    for i, predicate, j in relations:
-        if predicate == "next to" and i != j and not next_of[0][i] & {j} | next_of[0][j] & {i}:
-            sides = [(i, j), (j, i)]
+        geometry = GEOMETRY[predicate]
+        for axis, sign in enumerate((geometry.dx, geometry.dy)):
+            if sign:
+                add(axis, *((i, j) if sign < 0 else (j, i)))
+    beside = [r for r in relations if GEOMETRY[r[1]].contact == "beside" and r[0] != r[2]]
+    flanked: set[int] = set()  # what has something on its left already
+    for i, predicate, j in beside:
+        related = next_of[0][i] & {j} | next_of[0][j] & {i}
+        if predicate == "between":
+            related |= next_of[1][i] & {j} | next_of[1][j] & {i}
+        if related:
+            continue
+        sides = [(i, j), (j, i)]
+        if predicate != "between":
             rng.shuffle(sides)
-            if not add(0, *sides[0]):
-                add(0, *sides[1])
+        elif i not in flanked:
+            sides.reverse()
+            flanked.add(i)
+        if not add(0, *sides[0]):
+            add(0, *sides[1])
     return _order(next_of[0]), _order(next_of[1])
 
 

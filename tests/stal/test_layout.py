@@ -41,7 +41,9 @@ def fulfils(a: Box, predicate: str, b: Box) -> bool:
         "above": a[3] <= b[1],
         "below": b[3] <= a[1],
         "next to": a[2] <= b[0] or b[2] <= a[0],
-    }[predicate]
+        "between": disjoint(a, b),
+        "on": a[3] <= b[1],
+    }.get(predicate, True)  # the others say nothing of disjoint boxes
 
 
 def straight(a: Box, predicate: str, b: Box, aspect: float) -> bool:
@@ -58,8 +60,9 @@ def consistent(relations: Iterable[Relation]) -> list[Relation]:
     edges: dict[str, set[tuple[int, int]]] = {"x": set(), "y": set()}
     kept = []
     for r in relations:
-        if r.predicate == "next to":
-            if r.subject != r.object:
+        if r.predicate not in ("left of", "right of", "above", "below", "on"):
+            beside = r.predicate in ("next to", "between")
+            if r.subject != r.object or not beside:
                 kept.append(r)
             continue
         axis = "x" if r.predicate in ("left of", "right of") else "y"
@@ -415,8 +418,8 @@ BAD_JSON = {
     "relation negative": (document(relations=[[-1, "above", 0]]), r"relations\[0\] .* got -1"),
     "relation half": (document(relations=[[0.5, "above", 0]]), r"must be an integer, got 0\.5"),
     "relation word": (
-        document(relations=[[0, "inside", 0]]),
-        r"relations\[0\] must have one of the predicates left of, .* got 'inside'",
+        document(relations=[[0, "astride", 0]]),
+        r"relations\[0\] must have one of the predicates left of, .* got 'astride'",
     ),
     "relation number": (document(relations=[[0, 7, 0]]), r"relations\[0\] must be a string, got 7"),
 }

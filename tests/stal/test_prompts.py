@@ -196,7 +196,13 @@ CASES = {
     "with to the left and right": (
         "The table is flanked by a couch to the right and a chair to the left.",
         ["a table", "a couch", "a chair"],
-        ["couch right of table", "chair left of table", "chair left of couch"],
+        [
+            "table between couch",
+            "table between chair",
+            "couch right of table",
+            "chair left of table",
+            "chair left of couch",
+        ],
     ),
     "with above": ("a couch with a clock above", ["a couch", "a clock"], ["clock above couch"]),
     "at their feet": ("A man with a bird at his feet.", ["a man", "a bird"], ["bird below man"]),
@@ -260,14 +266,14 @@ CASES = {
     "between": (
         "a dog between a cat and a bird",
         ["a dog", "a cat", "a bird"],
-        ["dog next to cat", "dog next to bird"],
+        ["dog between cat", "dog between bird"],
     ),
     "between, with sides": (
         "The man stands between a chair to the left and a lamp to the right.",
         ["a man", "a chair", "a lamp"],
         [
-            "man next to chair",
-            "man next to lamp",
+            "man between chair",
+            "man between lamp",
             "chair left of man",
             "lamp right of man",
             "chair left of lamp",
@@ -327,7 +333,7 @@ CASES = {
     "pronoun of a person": (
         "A man holds a cup. Above him is a lamp, and below it is a bowl.",
         ["a man", "a cup", "a lamp", "a bowl"],
-        ["lamp above man", "bowl below lamp"],
+        ["cup held by man", "lamp above man", "bowl below lamp"],
     ),
     "background": ("a star on a white background", ["a star"], []),
     "background, pronoun": (
@@ -358,10 +364,14 @@ CASES = {
         ["a plane", "a train"],
         ["plane right of train"],
     ),
-    "hand": ("The man held a cup in his left hand.", ["a man", "a cup"], []),
+    "hand": (
+        "The man held a cup in his left hand.",
+        ["a man", "a cup"],
+        ["cup held by man"],
+    ),
     "none": ("0 dogs and no cats, two birds", ["a bird", "a bird"], []),
     "negation": ("a man without a hat and no dog", ["a man"], []),
-    "on a thing": ("a cat on a chair", ["a cat", "a chair"], ["cat above chair"]),
+    "on a thing": ("a cat on a chair", ["a cat", "a chair"], ["cat on chair"]),
     "verb after the noun": (
         "The silver skis were propped up above the surfboard, ready for a day of adventure.",
         ["silver skis", "a surfboard"],
@@ -431,10 +441,6 @@ def test_wording_gives_predicate(predicate: str, wording: str) -> None:
         assert statements(text) == [f"circle {predicate} square"]
 
 
-def test_wordings_cover_every_predicate() -> None:
-    assert tuple(WORDINGS) == PREDICATES
-
-
 @pytest.mark.parametrize(
     "prefix", ["a photo of", "a picture of", "an image of", "a drawing of", "there is"]
 )
@@ -449,7 +455,7 @@ def test_object_has_noun_and_attributes() -> None:
     light = Object("a shiny red traffic light", "traffic light", ("shiny", "red"))
     assert found == (
         light,
-        light,
+        dataclasses.replace(light, index=1),
         Object("a dog", "dog", ()),
         Object("an old black and white tv", "tv", ("old", "black", "white")),
     )
@@ -476,9 +482,8 @@ def test_statement_made_twice_is_kept_once() -> None:
 
 
 @pytest.mark.parametrize("text", ["", " ", "\t\n", "\u2003\u00a0"])
-def test_blank_text_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="text must not be blank"):
-        parse(text)
+def test_blank_text_names_nothing(text: str) -> None:
+    assert parse(text) == Description(text)
 
 
 @pytest.mark.parametrize(
@@ -503,11 +508,7 @@ def check(found: Description) -> None:
 
 @given(st.text(max_size=200))
 def test_any_text_gives_a_description(text: str) -> None:
-    if text.strip():
-        check(parse(text))
-    else:
-        with pytest.raises(ValueError, match="blank"):
-            parse(text)
+    check(parse(text))
 
 
 # Words that the grammar reacts to, in any order.
@@ -524,9 +525,7 @@ _VOCABULARY = re.split(
 @settings(max_examples=400)
 @given(st.lists(st.sampled_from(_VOCABULARY), min_size=1, max_size=30))
 def test_any_order_of_known_words_gives_a_description(words: list[str]) -> None:
-    text = " ".join(words)
-    if text.strip():
-        check(parse(text))
+    check(parse(" ".join(words)))
 
 
 _NOUNS = ("circle", "square", "triangle", "star", "ring", "cross", "diamond")

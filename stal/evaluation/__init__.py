@@ -1,0 +1,1 @@
+"""How good prompts, layouts and pictures are, on sets that the caller has."""

@@ -1,0 +1,760 @@
+"""The bundled engine of `stal.prompts`: a single pass over the words of a prompt.
+
+Noun phrases (`stal.nouns`) become objects, words of place (`stal.relations`) relations between
+them. The reader keeps what the words so far were about: who the clause is about, the latest noun
+phrase and its part in the clause, and words of place that still lack their object or subject.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from stal.nouns import NounPhrase, find_noun, inverts, needs_object, noun_phrase
+from stal.relations import NOWHERE, SIDES, VERBS, Place, Side, find, side_names
+from stal.words import (
+    ALWAYS_PLURAL,
+    AUXILIARIES,
+    BODY_PARTS,
+    CANVASES,
+    CLAUSE_BREAKS,
+    CONJUNCTIONS,
+    CONTRACTED,
+    COPULAS,
+    DEFINITE,
+    DETERMINERS,
+    FUNCTION_WORDS,
+    HELD_IN,
+    LESS,
+    LOOKS,
+    MORE,
+    NEGATIONS,
+    NOT_OBJECTS,
+    PEOPLE,
+    PERSONAL,
+    PICTURES,
+    PLURAL_PRONOUNS,
+    POSSESSIVES,
+    POSTURES,
+    PRONOUNS,
+    PURE_COLOURS,
+    QUANTITIES,
+    RELATIVES,
+    SCENERY,
+    SCENERY_COMPOUNDS,
+    SHOWING,
+    THE_CANVAS,
+    UNCOUNTED,
+    VERB_STEMS,
+    WITH,
+    article,
+    is_adjective,
+    is_boundary,
+    is_known_verb,
+    is_plural,
+    is_verb,
+    is_word,
+    looks_like_participle,
+    singular,
+    singular_noun,
+    verb_stem,
+)
+
+Span = tuple[int, int]
+
+_TOKEN = re.compile(r"\w+(?:[-'’]\w+)*['’]?|[^\w\s]|\n")
+_SENTENCE_ENDS = frozenset(".!?;\n")
+_MOST_COUNTED = 20
+_ROWS = {"row": "left of", "line": "left of", "column": "above", "stack": "above", "pile": "above"}
+# "a kitchen with two chairs" is a picture of two chairs.
+_HAVING = [[word] for word in ("with", "has", "have", "having", "containing", "filled", "where")]
+# Said of what rests on or in something, not of that something: "a mouse on a desk next to a cup".
+_RESTS = ("on", "inside")
+_BESIDE = ("next to", "left of", "right of", "behind", "in front of")
+
+
+@dataclass
+class Mention:
+    """An object of the text.
+
+    Attributes: see `stal.prompts.Object`; `sentence` is the number of the sentence that names it.
+    """
+
+    noun: str
+    attributes: list[str]
+    phrase: str
+    sentence: int
+    span: Span
+    count: tuple[int, int] = (1, 1)
+    index: int = 0
+    position: Side = NOWHERE
+
+
+Statement = tuple[int, str, int]
+
+
+def read(text: str) -> tuple[list[Mention], dict[Statement, Span]]:
+    """The objects of a text, and its relations with the spans of the words that state them."""
+    reader = _Reader()
+    tokens: list[str] = []
+    spans: list[Span] = []
+    for found in _TOKEN.finditer(text):
+        token, (start, end) = found[0].lower().replace("’", "'"), found.span()
+        if token in _SENTENCE_ENDS:
+            reader.read(tokens, spans)
+            tokens, spans = [], []
+            continue
+        owner = token.rstrip("s").rstrip("'")
+        if token.endswith(("'s", "s'")) and owner not in CONTRACTED:
+            bare = token[:-2] if token.endswith("'s") else token[:-1]
+            tokens += [bare, "'s"]
+            spans += [(start, start + len(bare)), (start + len(bare), end)]
+        else:
+            tokens.append(token if token.endswith("n't") else token.removesuffix("'s").rstrip("'"))
+            if token == "it's":
+                following = _TOKEN.match(text, end + 1)
+                if following and following[0].lower() in BODY_PARTS:
+                    tokens[-1] = "its"
+            spans.append((start, end))
+    reader.read(tokens, spans)
+    return reader.mentions, reader.relations
+
+
+@dataclass
+class _Link:
+    """A relation while the text is read: it may still lack its objects, or its subjects."""
+
+    names: tuple[str, ...]
+    subjects: list[int]
+    span: Span
+    references: list[int] = field(default_factory=list)
+    opens: bool = False  # begins a clause, so that its subject may follow
+    reverse: bool = False
+
+    @property
+    def lists(self) -> bool:
+        """Whether further objects may follow by "and" that have words of place of their own."""
+        return self.names == ("between",) or self.names == ("held by",)
+
+
+@dataclass
+class _Sided:
+    """ "on the left": of the canvas, or of what the clause was about."""
+
+    subjects: list[int]
+    side: Side
+    head: list[int]
+    span: Span
+
+
+class _Reader:
+    """Objects and relations of the sentences read so far."""
+
+    def __init__(self) -> None:
+        self.mentions: list[Mention] = []
+        self.relations: dict[Statement, Span] = {}
+        self.sentence = 0
+        self.main: list[int] = []  # what the sentence is about
+        self.numbers: dict[str, tuple[str, int]] = {}  # noun -> (noun, 1 if it is to be more)
+
+    def read(self, tokens: list[str], spans: list[Span]) -> None:
+        """Reads one sentence."""
+        self.sentence += 1
+        self.about = self.main  # ... and the one before
+        self.main = []
+        self.spans = spans
+        self.subject: list[int] = []  # what the next words of place speak about by default
+        self.latest: list[int] = []  # the latest noun phrase
+        self.last: list[int] = []  # ... with those that it is joined to, and what they are:
+        # "subject"; "object" of a verb or of "with", which the next words of place speak about;
+        # "adjunct", after words of place or a preposition.
+        self.role = "subject"
+        self.determiner = ""  # of the latest noun phrase
+        self.joint = ""  # conjunction since then
+        self.preposition = ""  # preposition since then
+        self.negated = self.absent = False  # "not"; "without a hat or ..."
+        self.trait = False  # the latest noun phrase only describes: "a vase with flowers"
+        self.waiting: _Link | None = None  # lacks its objects
+        self.inverted: _Link | None = None  # lacks its subjects: "above the dog is a cat"
+        self.complete: _Link | None = None  # the latest that lacks nothing
+        self.side: tuple[Side, Span] | None = None  # "on the left": of the noun phrase after it
+        self.sided: list[_Sided] = []
+        self.ignored_end = -1  # where the latest phrase that is no object ended
+        self._begin_clause([])
+        self._take_comparisons(tokens, spans)
+        i = 0
+        while i < len(tokens):
+            i = self._step(tokens, i)
+        self._relate_sides()
+
+    def _begin_clause(self, subject: list[int]) -> None:
+        self.subject, self.last, self.latest, self.role = subject, subject, subject, "subject"
+        self.head = subject  # the clause's own subject
+        self.second = bool(self.main) and bool(subject)  # a clause after the main one
+        self.main = self.main or subject
+        self.verb = ""
+        self.verb_span = (0, 0)
+        self.finite = self.relative = self.negated = self.trait = False
+
+    def _take_comparisons(self, tokens: list[str], spans: list[Span]) -> None:
+        """Takes out "the number of dogs is more than that of cats" and keeps what it says."""
+        i = 0
+        while i + 1 < len(tokens):
+            if tokens[i] != "number" or tokens[i + 1] != "of":
+                i += 1
+                continue
+            first = noun_phrase(tokens, i + 2)
+            j = first.end if first is not None else i + 2
+            j += tokens[j : j + 1] in (["is"], ["are"])
+            word, than = [*tokens[j : j + 2], "", ""][:2]
+            if first is None or than != "than" or word not in MORE | LESS:
+                i += 1
+                continue
+            j += 2
+            while j < len(tokens) and tokens[j] in ("the", "that", "number", "of"):
+                j += 1
+            second = noun_phrase(tokens, j)
+            if second is None:
+                i += 1
+                continue
+            sign = 1 if word in MORE else -1
+            a, b = singular_noun(first.noun), singular_noun(second.noun)
+            self.numbers[a], self.numbers[b] = (b, sign), (a, -sign)
+            start = i - (tokens[i - 1 : i] == ["the"])
+            del tokens[start : second.end], spans[start : second.end]
+            i = start
+
+    def _step(self, tokens: Sequence[str], i: int) -> int:
+        token = tokens[i]
+        ahead = tuple(tokens[i : i + 3])
+        if ahead[:2] in (("each", "other"), ("one", "another")):
+            if self.waiting is not None:
+                group = self.waiting.subjects if self.waiting.subjects[1:] else self.last
+                self._relate_neighbours(group, self.waiting.names, self.waiting.span)
+            self.waiting = None
+            return i + 2
+        if ahead == ("side", "by", "side") and tokens[i + 3 : i + 4] != ["with"]:
+            self._relate_neighbours(self.last, ("next to",), self._span(i, i + 3))
+            return i + 3
+        place = None if self._is_agent(tokens, i) else find(tokens, i)
+        if place is None and token == "with" and tokens[i - 1 : i] and tokens[i - 1] in COPULAS:
+            place = Place(i + 1, ("next to",))  # "the cat is with the dog"
+        if place is not None:
+            self._take_place(tokens, i, place)
+            return place.end
+        if token == "both" and self.waiting is not None and noun_phrase(tokens, i) is None:
+            self._take_pronoun(tokens, i)
+            return i + 1
+        if token in PRONOUNS and not (token == "her" and not is_boundary(tokens, i + 1)):
+            self._take_pronoun(tokens, i)
+            return i + 1
+        if token in NEGATIONS or token.endswith("n't"):
+            self.negated = True
+            self.preposition = token
+        if token in RELATIVES:
+            if self.last and self.waiting is None:
+                self.subject, self.role, self.joint, self.verb = self.last, "subject", "", ""
+                self.relative = True
+        elif token in CONJUNCTIONS:
+            self.joint = "," if "," in (token, self.joint) else "and"
+            self.absent &= token in ("or", "nor")
+        elif token in CLAUSE_BREAKS:
+            self.joint = "while"
+        elif token in WITH:
+            self.preposition, self.joint = "with", ""
+        elif token in AUXILIARIES:
+            self._take_verb(tokens, i)
+        elif token not in NEGATIONS:
+            if self._is_bare_verb(tokens, i):
+                self._take_verb(tokens, i)
+                return i + 1
+            phrase = noun_phrase(tokens, i, joined=self.joint == "and" and self.role == "subject")
+            if phrase is not None:
+                return self._take_noun_phrase(tokens, phrase)
+            if is_known_verb(token) or looks_like_participle(token):
+                self._take_verb(tokens, i)
+            elif token in FUNCTION_WORDS and token not in DETERMINERS:
+                self.preposition = token
+            return i + 1
+        if token not in WITH | NEGATIONS:
+            self.preposition = ""
+        if token not in AUXILIARIES:
+            self.waiting = None
+        return i + 1
+
+    def _span(self, start: int, end: int) -> Span:
+        """Where tokens [start, end) are in the text."""
+        return self.spans[start][0], self.spans[end - 1][1]
+
+    def _is_agent(self, tokens: Sequence[str], i: int) -> bool:
+        """ "driven by a man", but not "parked by a car"."""
+        if tokens[i] != "by" or i == 0:
+            return False
+        before = tokens[i - 1]
+        passive = is_known_verb(before) or looks_like_participle(before)
+        return passive and not before.endswith("ing") and before not in POSTURES
+
+    def _is_bare_verb(self, tokens: Sequence[str], i: int) -> bool:
+        """ "they stand next to a car"."""
+        return (
+            tokens[i] in VERB_STEMS
+            and bool(self.last)
+            and not (self.joint or self.preposition or self.waiting or self.verb)
+            and find(tokens, i + 1) is not None
+        )
+
+    def _take_verb(self, tokens: Sequence[str], i: int) -> None:
+        verb = tokens[i]
+        finite = verb in AUXILIARIES or verb.endswith("s")
+        if self.relative:
+            self.relative = False
+        elif finite and self.head and not self.finite:
+            # "a dog with a cat above it is ...": back to the dog.
+            self.finite = True
+            if self.role != "subject" and not self.joint:
+                self.subject, self.last, self.role = self.head, self.head, "subject"
+        if self.trait and self.role == "object":
+            self.subject, self.last, self.role = self.head, self.head, "subject"
+        self.trait = self.absent = False
+        self.verb, self.preposition, self.verb_span = verb, "", self.spans[i]
+
+    def _spoken_of(self, place: Place) -> list[int]:
+        """What words of place at this point are said of."""
+        if self.role == "object" and self.trait and place.reference in ("object", "canvas"):
+            return self.head  # "a vase with flowers next to a clock"
+        if self.role == "object":
+            return self.last
+        if self.joint or self.verb:
+            return self.subject or self.last
+        link = self.complete
+        if (
+            self.role == "adjunct"
+            and link is not None
+            and link.references == self.latest
+            and link.names[:1] in [(name,) for name in _RESTS]
+            and place.names[:1] in [(name,) for name in _BESIDE]
+        ):
+            return link.subjects
+        return self.latest
+
+    def _take_place(self, tokens: Sequence[str], i: int, place: Place) -> None:
+        opens = bool(self.joint) or not self.last
+        subjects = [] if self.joint == "while" else self._spoken_of(place)
+        following = tokens[place.end] if place.end < len(tokens) else ""
+        if self.trait and following in PRONOUNS:
+            subjects = self.last
+        orphan = not subjects and bool(self.verb) and self.joint != "while"
+        if self.role == "object":
+            self.subject = subjects
+        span = self._span(i, place.end)
+        names = () if self.negated else place.names
+        link = _Link(names, subjects, span, opens=opens, reverse=place.reverse)
+        if is_known_verb(tokens[i]):
+            self.verb, self.verb_span = tokens[i], self.spans[i]
+        self.preposition = ""
+        self.negated = self.absent = False
+        if place.reference == "canvas":
+            after = place.end
+            while after < len(tokens) and is_verb(tokens[after]):
+                after += 1
+            if opens and noun_phrase(tokens, after) is not None:
+                self.side = place.side, span
+            elif subjects:
+                self.sided.append(_Sided(subjects, place.side, self.head, span))
+        elif place.reference != "object":
+            self._link(tokens, place.end, link, self._resolve(place.reference, subjects))
+        elif needs_object(tokens, place.end):
+            self.waiting = None if orphan else link
+        elif place.bare and i != self.ignored_end:
+            # "the bird below", "leaving it behind": below what the sentence is about.
+            if tokens[i - 1 : i] and tokens[i - 1] in PRONOUNS:
+                link.reverse = True
+            self._relate(link, subjects, self._other_than(subjects))
+
+    def _take_pronoun(self, tokens: Sequence[str], i: int) -> None:
+        if self.waiting is not None:
+            link, self.waiting = self.waiting, None
+            besides = [] if link.opens and inverts(tokens, i + 1) else link.subjects
+            if tokens[i] == "both" or link.names == ("between",):
+                found = self._latest_two(besides)
+            else:
+                found = self._resolve(tokens[i], besides)
+            self._link(tokens, i + 1, link, found)
+            return
+        found = self._resolve(tokens[i], [])
+        if found and (self.joint or not self.last):
+            self._begin_clause(found)
+            self.joint = ""
+
+    def _link(self, tokens: Sequence[str], end: int, link: _Link, references: list[int]) -> None:
+        """Gives a relation its objects, whose words end at `end`."""
+        link.references = references
+        if link.opens and (not link.subjects or inverts(tokens, end)):
+            link.subjects = []
+            self.inverted = link
+        else:
+            self._relate(link, link.subjects, references)
+            self.complete = link
+
+    def _take_noun_phrase(self, tokens: Sequence[str], phrase: NounPhrase) -> int:
+        i, end = phrase.start, phrase.end
+        if not phrase.determiner and all(map(is_adjective, phrase.words)):
+            described = self.verb in COPULAS and self.waiting is None and self.role == "subject"
+            if described and not self.joint:
+                self._describe(phrase.words)
+                return end
+            if phrase.words[-1] != "orange":
+                self.waiting = None
+                return end
+        before = ["", "", *tokens[max(0, i - 2) : i]][-2:]
+        bare = not phrase.determiner and phrase.count is None
+        if bare and before[1] in LOOKS and before[0] != "there":
+            return end  # "is asleep"
+        if not phrase.determiner and self.joint == "and" and self.determiner == "the":
+            phrase.determiner = "the"  # "the horse and cow"
+        self.determiner = phrase.determiner
+        self._borrow_noun(tokens, phrase)
+        owner, owned = [*tokens[end : end + 2], "", ""][:2]
+        side = SIDES.get(owned) if owner == "'s" else None
+        if side is not None and self.preposition in ("to", "on", "at"):
+            # "to the person's left"
+            span = self._span(end + 1, end + 2)
+            self.waiting = _Link(side_names(side), self._spoken_of(Place(end, ())), span)
+            end += 2
+        elif owner == "'s" and owned in BODY_PARTS:
+            end += 2  # "on the cat's back"
+        elif owner == "'s":
+            self._mention(phrase)  # "the cat's bowl": the sentence is about the bowl
+            return end
+        if self._take_row(phrase) or self._take_body_part(phrase):
+            self.ignored_end = end
+            return end
+        if not self._is_object(tokens, phrase):
+            self._pass_over(phrase)
+            self.ignored_end = end
+            end += tokens[end : end + 1] == ["up"]  # "a close up of"
+            shows = phrase.words[-1] in CANVASES or self._is_scenery(phrase)
+            return end + 1 if shows and end < len(tokens) and tokens[end] in SHOWING else end
+        ids = self.latest = self._mention(phrase)
+        if self.side is not None:
+            self.sided.append(_Sided(ids, self.side[0], [], self.side[1]))
+        self._place_in_clause(tokens, end, ids, bare)
+        self.joint, self.preposition, self.waiting, self.side = "", "", None, None
+        self.negated = False
+        if phrase.verb and end == phrase.end:
+            self._take_verb(tokens, end)
+            return end + 1
+        return end
+
+    def _take_row(self, phrase: NounPhrase) -> bool:
+        """ "three dogs in a row" """
+        name = _ROWS.get(phrase.words[-1])
+        if name is None or self.waiting is None or self.waiting.names != ("inside",):
+            return False
+        group = self.waiting.subjects if self.waiting.subjects[1:] else self.last
+        self._relate_neighbours(group, (name,), self.waiting.span)
+        self.waiting, self.preposition, self.joint = None, "", ""
+        return True
+
+    def _take_body_part(self, phrase: NounPhrase) -> bool:
+        """ "has its head on a pillow" speaks of the cat; "in his hand" says who holds it."""
+        owned = phrase.determiner in POSSESSIVES - {"'s"} and phrase.words[-1] in BODY_PARTS
+        if not owned:
+            return False
+        link = self.waiting
+        if link is None:
+            spoken_of = self.verb and not (self.joint or self.preposition) and self.subject
+            if not spoken_of or self.role != "subject":
+                return False
+            self.latest, self.last, self.role = self.subject, self.subject, "object"
+            return True
+        if link.names == ("inside",) and phrase.words[-1] in HELD_IN:
+            link.names = ("held by",)
+        elif link.names[:1] not in [("on",), ("below",), ("above",)] or "shoulder" in (
+            singular(phrase.words[-1])
+        ):
+            return False
+        owner = self._resolve(phrase.determiner, link.subjects)
+        self._relate(link, link.subjects, owner)
+        self.waiting, self.preposition, self.joint = None, "", ""
+        self.role = "adjunct" if self.verb else self.role
+        return True
+
+    def _pass_over(self, phrase: NounPhrase) -> None:
+        """Reads a noun phrase that is no object."""
+        if phrase.determiner == "no" or self.preposition in NEGATIONS:
+            self.absent = True
+        elif self.waiting is None and not self.preposition and (self.joint or not self.last):
+            self._begin_clause([])  # "while their right hand is empty"
+        self.waiting, self.preposition, self.joint, self.negated = None, "", "", False
+        if self.last:
+            self.role = "adjunct" if self.verb else self.role
+
+    def _place_in_clause(self, tokens: Sequence[str], end: int, ids: list[int], bare: bool) -> None:
+        """Decides what a new noun phrase is: subject, object, adjunct, or one more of these."""
+        followed_by_verb = end < len(tokens) and is_verb(tokens[end])
+        finite = followed_by_verb and (tokens[end] in AUXILIARIES or tokens[end].endswith("s"))
+        goes_on = self.joint == "and" and not followed_by_verb and find(tokens, end) is None
+        listed = self.joint in ("and", ",")
+        complete = self.complete
+        # A bare noun in a text that has articles: "a vase with flowers next to a clock".
+        self.trait = bare and bool(self.head) and self.mentions[self.head[0]].span[0] >= 0
+        if self.waiting is not None:
+            link = self.waiting
+            self._link(tokens, end, link, ids)
+            self.last, self.role = ids, "object" if link.lists else "adjunct"
+        elif self.inverted is not None and (goes_on or not self.inverted.subjects):
+            # "above the dog is a cat [and a bird]"
+            self._relate(self.inverted, ids, self.inverted.references)
+            self.complete = self.inverted
+            if not self.inverted.subjects:
+                self._begin_clause(ids)
+                self.finite, self.verb = True, "is"
+            self.inverted.subjects = ids
+        elif self.preposition == "with":
+            self.last, self.role = ids, "object"
+        elif listed and self.role == "object" and self.last and not finite:
+            if complete is not None and complete.lists:
+                self._relate(complete, complete.subjects, ids)
+            self.last = ids
+        elif goes_on and self.role == "adjunct" and complete is not None:
+            # "above the fork and the knife"
+            self._relate(complete, complete.subjects, ids)
+            complete.references = complete.references + ids
+            self.last = self.last + ids
+        elif listed and self.role == "subject" and not self.verb and self.last:
+            self.last = self.last + ids
+            self.main = self.last if self.main == self.subject else self.main
+            self.subject = self.head = self.last
+        elif self.preposition:
+            self.last, self.role = ids, "adjunct"
+        elif self.verb and self.subject and not self.joint:
+            self._take_object(ids)
+        else:
+            self._begin_clause(ids)
+
+    def _take_object(self, ids: list[int]) -> None:
+        """ "a man holding a cup" """
+        self.last, self.role = ids, "object"
+        stem = self.verb if self.verb in VERBS else verb_stem(self.verb)
+        if stem in VERBS:
+            name, reverse = VERBS[stem]
+            link = _Link((name,), self.subject, self.verb_span, ids, reverse=reverse)
+            self._relate(link, self.subject, ids)
+            self.complete = link
+            if name == "worn by":
+                self.role = "adjunct"  # "a dog wearing a shirt on top of a bed"
+
+    # What a phrase stands for
+
+    def _borrow_noun(self, tokens: Sequence[str], phrase: NounPhrase) -> None:
+        """ "a red and a blue circle", "a red circle and a blue one"."""
+        if phrase.words[-1] in ("one", "ones") and self.mentions:
+            phrase.words[-1:] = self.mentions[-1].noun.split(" ")
+            find_noun(phrase)
+            return
+        if not phrase.determiner or phrase.words[-1] not in PURE_COLOURS:
+            return
+        if tokens[phrase.end : phrase.end + 1] in (["and"], [","]):
+            other = noun_phrase(tokens, phrase.end + 1)
+            if other is not None and other.determiner:
+                phrase.words += other.noun.split(" ")
+                find_noun(phrase)
+
+    def _is_object(self, tokens: Sequence[str], phrase: NounPhrase) -> bool:
+        last = phrase.words[-1]
+        head = singular(last)
+        if phrase.determiner == "no" or phrase.count == 0 or self.preposition in NEGATIONS:
+            return False
+        if self.absent and self.joint:
+            return False  # "without a hat or a coat"
+        following = tokens[phrase.end : phrase.end + 2]
+        if self._is_scenery(phrase) and (
+            self.preposition or self.waiting is not None or following[:1] in _HAVING
+        ):
+            return False
+        if " " in phrase.noun:
+            return True
+        if head in NOT_OBJECTS or last in NOT_OBJECTS or last in PURE_COLOURS:
+            return False
+        if head in PICTURES and (
+            following[:1] in [[word] for word in SHOWING]
+            or following == ["up", "of"]
+            or not {"empty", "blank", "plain"}.isdisjoint(phrase.attributes)
+        ):
+            return False
+        if head in THE_CANVAS and phrase.determiner == "the" and self.waiting is not None:
+            return False
+        one_of_two = phrase.count == 1 or phrase.other
+        owned = phrase.determiner in POSSESSIVES or (
+            one_of_two
+            and self.waiting is not None
+            and self.waiting.names[:1] in [("inside",), ("on",)]
+        )
+        return not (owned and last in BODY_PARTS)
+
+    def _is_scenery(self, phrase: NounPhrase) -> bool:
+        return phrase.noun in SCENERY or singular_noun(phrase.noun) in SCENERY_COMPOUNDS
+
+    def _mention(self, phrase: NounPhrase) -> list[int]:
+        """The objects that a noun phrase speaks of: earlier ones, or new ones."""
+        earlier = self._earlier(phrase)
+        if earlier:
+            return earlier
+        words, noun, count = phrase.words, phrase.noun, self._number(phrase) or 0
+        copies = count if 1 < count <= _MOST_COUNTED else 1
+        if phrase.determiner == "pair" and words[-1] in ALWAYS_PLURAL:
+            copies, count, phrase.portion = 1, 0, "a pair of"
+        one = phrase.determiner in ("a", "an", "each", "every") and not phrase.portion
+        if copies > 1 or count == 1 or one:
+            words, noun = [*words[:-1], singular(words[-1])], singular_noun(noun)
+        text = " ".join(words).replace(" ,", ",") + phrase.of
+        numbers = (1, 1)
+        if phrase.portion:
+            text = f"{phrase.portion} {text}"
+        elif count > _MOST_COUNTED:
+            text, numbers = f"{count} {text}", (count, count)
+        elif phrase.determiner in QUANTITIES and count == 0:
+            some = "a few" if phrase.determiner == "few" else phrase.determiner
+            text, numbers = f"{some} {text}", QUANTITIES[phrase.determiner]
+        elif not is_plural(words[-1]):
+            text = f"{article(words[0])} {text}"
+        elif words[-1] not in ALWAYS_PLURAL:
+            numbers = UNCOUNTED
+        span = self._span(phrase.start, phrase.end)
+        self.mentions += [
+            Mention(noun, list(phrase.attributes), text, self.sentence, span, numbers, index)
+            for index in range(copies)
+        ]
+        return list(range(len(self.mentions) - copies, len(self.mentions)))
+
+    def _number(self, phrase: NounPhrase) -> int | None:
+        """How many a noun phrase speaks of, if it or a comparison says so."""
+        if phrase.as_many:
+            return len(self.latest) or None
+        noun = singular_noun(phrase.noun)
+        if phrase.determiner not in QUANTITIES or noun not in self.numbers:
+            return phrase.count
+        other, sign = self.numbers[noun]
+        number = sum(singular_noun(mention.noun) == other for mention in self.mentions)
+        if number == 0:
+            return phrase.count
+        return max(2, number + 1) if sign > 0 else max(1, min(2, number - 1))
+
+    def _earlier(self, phrase: NounPhrase) -> list[int]:
+        """Objects that a definite phrase, or a bare one in a later sentence, names again."""
+        definite = phrase.determiner in DEFINITE | {"both", "all", "each"}
+        owned = phrase.determiner in POSSESSIVES - {"'s"}
+        if phrase.determiner and not (definite or owned):
+            return []
+        noun, attributes = singular_noun(phrase.noun), set(phrase.attributes)
+        found = []
+        for index, mention in enumerate(self.mentions):
+            known, have = singular_noun(mention.noun), set(mention.attributes)
+            same = noun in (known, known.split(" ")[-1]) and attributes <= have
+            again = mention.sentence < self.sentence and attributes == have
+            if same and (definite or again) and not (phrase.other and index in self.subject):
+                found.append(index)
+        if len(found) < 2:
+            return found
+        if is_plural(phrase.words[-1]) and phrase.words[-1] not in ALWAYS_PLURAL:
+            return found[: phrase.count]
+        exact = [index for index in found if set(self.mentions[index].attributes) == attributes]
+        return (exact or found)[-1:]
+
+    def _describe(self, words: Sequence[str]) -> None:
+        """ "a circle that is red": an attribute after the noun."""
+        for index in self.subject:
+            mention = self.mentions[index]
+            new = [word for word in words if is_word(word) and word not in mention.attributes]
+            before = mention.phrase.removesuffix(mention.noun).split()
+            if not new or " ".join([*before, mention.noun]) != mention.phrase:
+                continue
+            mention.attributes += new
+            before += new
+            if before[0] in ("a", "an"):
+                before[0] = article(before[1])
+            mention.phrase = " ".join([*before, mention.noun])
+
+    def _resolve(self, pronoun: str, besides: Sequence[int]) -> list[int]:
+        """What a pronoun stands for.
+
+        The main subject if it fits, else the latest object that does; in a clause after the main
+        one ("..., while the dog sits below it"), what the relation before spoke of comes first.
+        """
+        groups = [self.main, self.subject, self.about]
+        if self.second and self.complete is not None and besides:
+            groups.insert(0, self.complete.references)
+        groups += [[index] for index in reversed(range(len(self.mentions)))]
+        for group in groups:
+            if not group or not set(group).isdisjoint(besides):
+                continue
+            person = any(singular(self.mentions[index].noun) in PEOPLE for index in group)
+            plural = len(group) > 1 or is_plural(self.mentions[group[0]].noun)
+            if pronoun in PERSONAL:
+                fits = person
+            elif pronoun in PLURAL_PRONOUNS:
+                fits = person or plural
+            else:
+                fits = not person and len(group) == 1
+            if fits:
+                return list(group)
+        return self._other_than(besides)
+
+    def _latest_two(self, besides: Sequence[int]) -> list[int]:
+        """What "both" and "between them" stand for."""
+        return [i for i in range(len(self.mentions)) if i not in besides][-2:]
+
+    def _other_than(self, besides: Sequence[int]) -> list[int]:
+        for group in (self.subject, self.main, self.about, self.last):
+            if group and set(group).isdisjoint(besides):
+                return list(group)
+        return []
+
+    # Relations
+
+    def _relate(self, link: _Link, subjects: Sequence[int], references: Sequence[int]) -> None:
+        if link.reverse:
+            subjects, references = references, subjects
+        for subject in subjects:
+            for reference in references:
+                if subject != reference:
+                    for name in link.names:
+                        self.relations.setdefault((subject, name, reference), link.span)
+
+    def _relate_neighbours(self, group: Sequence[int], names: tuple[str, ...], span: Span) -> None:
+        for subject, reference in pairwise(group):
+            self._relate(_Link(names, [subject], span), [subject], [reference])
+
+    def _relate_sides(self) -> None:
+        """ "a on the left and b on the right" is "a left of b"."""
+        placed = {index for sided in self.sided for index in sided.subjects}
+        groups: dict[tuple[int, ...], list[_Sided]] = {}
+        for sided in self.sided:
+            head = tuple(sided.head)
+            if not head or not placed.isdisjoint(head):
+                # Of the canvas.
+                head = ()
+                for index in sided.subjects:
+                    old = self.mentions[index].position
+                    x, y, z = (a if b is None else b for a, b in zip(old, sided.side, strict=True))
+                    self.mentions[index].position = (x, y, z)
+            else:
+                # "a dog with a cat to the left": of what the clause is about.
+                link = _Link(side_names(sided.side), sided.subjects, sided.span)
+                self._relate(link, sided.subjects, head)
+            groups.setdefault(head, []).append(sided)
+        for group in groups.values():
+            for axis, name in ((0, "left of"), (1, "above")):
+                levels: dict[int, list[_Sided]] = {}
+                for sided in group:
+                    value = sided.side[axis]
+                    if value is not None:
+                        levels.setdefault(value, []).append(sided)
+                for before, after in pairwise(sorted(levels)):
+                    for a in levels[before]:
+                        for b in levels[after]:
+                            link = _Link((name,), a.subjects, a.span)
+                            self._relate(link, a.subjects, b.subjects)

@@ -1,0 +1,244 @@
+"""Noun phrases of `stal.grammar`: where one ends, what its noun is, what describes it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from stal.relations import find
+from stal.words import (
+    ALWAYS_PLURAL,
+    BODY_PARTS,
+    COMPOUNDS,
+    DEFINITE,
+    DETERMINERS,
+    HEAD_FIRST,
+    NOT_VERBS,
+    NUMBERS,
+    PARTS,
+    PARTS_OF,
+    PICTURES,
+    PORTIONS,
+    POSSESSIVES,
+    PRONOUNS,
+    SCENERY,
+    VERB_STEMS,
+    article,
+    is_adjective,
+    is_adverb,
+    is_boundary,
+    is_known_verb,
+    is_number,
+    is_plural,
+    is_verb,
+    is_word,
+    looks_like_participle,
+    singular,
+)
+
+
+@dataclass
+class NounPhrase:
+    """A noun phrase, tokens [start, end)."""
+
+    start: int
+    end: int
+    determiner: str
+    count: int | None  # None: uncounted
+    words: list[str]
+    verb: bool = False  # the word after it is a verb
+    of: str = ""  # " of water" in "a glass of water"
+    portion: str = ""  # "a slice of" in "a slice of pizza"
+    other: bool = False  # "the other dog"
+    as_many: bool = False  # "the same number of dogs"
+    noun: str = ""
+    attributes: tuple[str, ...] = ()
+
+
+def noun_phrase(tokens: Sequence[str], i: int, *, joined: bool = False) -> NounPhrase | None:
+    """The noun phrase that begins at position i.
+
+    joined: another noun and "and" stand before it, so that a bare verb may follow ("a dog and a
+    cat sit").
+    """
+    n = len(tokens)
+    start = i
+    determiner, count, other = "", None, False
+    for _ in range(4):  # "all the other two"
+        token = tokens[i] if i < n else ""
+        if is_number(token):
+            count = NUMBERS[token] if token in NUMBERS else int(token[:9])
+        elif token in ("a", "an") and tokens[i + 1 : i + 2] in (["couple"], ["pair"], ["dozen"]):
+            of = tokens[i + 2 : i + 3] == ["of"]
+            if not of and tokens[i + 1] != "dozen":
+                determiner = token
+                i += 1
+                break
+            count = 12 if tokens[i + 1] == "dozen" else 2
+            determiner = tokens[i + 1]
+            i += 1 + of
+        elif token in DETERMINERS:
+            # "the other", "all the", "the three": the definite word says how to read the phrase.
+            determiner = token if determiner not in DEFINITE | POSSESSIVES else determiner
+            other |= token in ("other", "another", "second")
+        else:
+            break
+        i += 1
+    words: list[str] = []
+    verb = False
+    while not is_boundary(tokens, i) or _joins_adjectives(tokens, i, words):
+        token = tokens[i]
+        if words and find(tokens, i) is not None:
+            break
+        if _ends_phrase(tokens, i, words, determiner, count, joined):
+            verb = not is_adverb(token)
+            break
+        words.append(token)
+        i += 1
+    if words and tokens[i : i + 1] in (["one"], ["ones"]) and all(map(is_adjective, words)):
+        words.append(tokens[i])  # "a blue one"
+        i += 1
+    while words and is_adverb(words[-1]):
+        words.pop()
+        i -= 1
+    if not words:
+        return None
+    phrase = NounPhrase(start, i, determiner, count, words, verb, other=other)
+    find_noun(phrase)
+    if tokens[i : i + 1] == ["of"] and words[-1] not in PICTURES:
+        return _with_of(tokens, i, phrase)
+    return phrase
+
+
+def _with_of(tokens: Sequence[str], i: int, phrase: NounPhrase) -> NounPhrase:
+    """ "a slice of pizza" is a pizza, "the hood of a car" a car, "a glass of water" a glass."""
+    inner = noun_phrase(tokens, i + 1)
+    if inner is None:
+        return phrase
+    words, determiner = phrase.words, phrase.determiner
+    if words[-1] == "number" and words[0] in ("same", "equal"):
+        inner.start, inner.as_many = phrase.start, True
+        return inner
+    if singular(words[-1]) in PORTIONS and not inner.portion:
+        inner.start = phrase.start
+        if inner.count is not None and inner.count > 1:
+            inner.determiner = determiner if determiner in DEFINITE else ""
+            return inner  # "a group of four giraffes"
+        amount = " ".join([determiner or article(words[0]), *words, "of"])
+        inner.portion = amount if determiner not in DEFINITE else amount.replace("the", "a", 1)
+        inner.determiner = determiner or "a"
+        inner.count = None
+        return inner
+    if words[-1] in PARTS and len(words) < 3 and inner.determiner and not inner.portion:
+        if inner.words[-1] in SCENERY:
+            return phrase
+        inner.start = phrase.start
+        return inner
+    if not inner.determiner and not inner.of and not inner.portion and inner.count is None:
+        phrase.of = " of " + " ".join(inner.words)
+        phrase.end = inner.end
+    return phrase
+
+
+def _joins_adjectives(tokens: Sequence[str], i: int, words: Sequence[str]) -> bool:
+    """ "red and white" in "a red and white cat"; "large," in "a large, green field"."""
+    if i + 2 >= len(tokens) or tokens[i] not in ("and", ",", "&") or not words:
+        return False
+    known = all(is_adjective(word) or word in ("and", ",", "&") for word in words)
+    last = words[-1] not in ("and", ",", "&")
+    return (
+        known
+        and last
+        and is_adjective(tokens[i + 1])
+        and (not is_boundary(tokens, i + 2) or tokens[i + 2] in ("and", ","))
+        and find(tokens, i + 2) is None
+    )
+
+
+def _has_head(words: Sequence[str]) -> bool:
+    """Whether the words so far can stand as a noun phrase."""
+    if not words or words[-1] in ("and", ",", "&") or is_adverb(words[-1]):
+        return False
+    return not is_adjective(words[-1]) and (
+        words[-1] in NOT_VERBS or not looks_like_participle(words[-1])
+    )
+
+
+def _ends_phrase(
+    tokens: Sequence[str],
+    i: int,
+    words: Sequence[str],
+    determiner: str,
+    count: int | None,
+    joined: bool,
+) -> bool:
+    """Whether the word at i is no part of the noun phrase `words` but a verb or adverb after it."""
+    word = tokens[i]
+    after = is_boundary(tokens, i + 1)
+    if not words and not determiner and count is None:
+        participle = after and looks_like_participle(word)
+        return is_known_verb(word) or participle or is_adverb(word)
+    if not _has_head(words) and not (words and words[-1] == "orange" and is_known_verb(word)):
+        return False
+    if is_adverb(word):
+        return True
+    if (word, *tokens[i + 1 : i + 2]) in COMPOUNDS:
+        return False
+    if count is not None and count > 1 and not is_plural(words[-1]) and is_plural(word):
+        return False  # "two lamp stands"
+    if is_known_verb(word):
+        return True
+    if word in VERB_STEMS and (is_plural(words[-1]) or (joined and find(tokens, i + 1))):
+        return True  # "the scissors rest"
+    if looks_like_participle(word) and after:
+        return True
+    one = determiner in ("a", "an", "another") or count == 1
+    return one and after and is_plural(word) and word not in ALWAYS_PLURAL | BODY_PARTS
+
+
+def find_noun(phrase: NounPhrase) -> None:
+    """Splits the words into attributes and noun."""
+    words = phrase.words
+    length = 1
+    for size in (3, 2):
+        if (*words[-size:-1], singular(words[-1])) in COMPOUNDS and len(words) >= size:
+            length = size
+            break
+    start, end = len(words) - length, len(words)
+    if len(words) > 1 and (words[-2], singular(words[-1])) in HEAD_FIRST:
+        start, end = end - 2, end - 1
+    while end - start == 1 and start > 0:
+        # "a toilet seat", "the cars side mirror": a part stands for its whole.
+        part, whole = words[start], words[start - 1]
+        if part not in PARTS and whole not in PARTS_OF.get(part, ()):
+            break
+        if not is_word(whole) or is_adjective(whole) or whole == "and" or whole in SCENERY:
+            break
+        if looks_like_participle(whole) or is_adverb(whole):
+            break
+        start, end = start - 1, start
+    phrase.noun = " ".join(words[start:end])
+    if end < len(words):
+        phrase.noun = singular(phrase.noun)
+    phrase.attributes = tuple(
+        word
+        for word in [*words[:start], *words[end:]]
+        if is_word(word) and word != "and" and not is_adverb(word)
+    )
+
+
+def needs_object(tokens: Sequence[str], i: int) -> bool:
+    """Whether what follows can be the object of words of place that end at i."""
+    if i >= len(tokens):
+        return False
+    return (
+        tokens[i] in PRONOUNS | DETERMINERS | {"one", "each"} or noun_phrase(tokens, i) is not None
+    )
+
+
+def inverts(tokens: Sequence[str], i: int) -> bool:
+    """Whether a verb and its subject follow, as in "above the dog [is a cat]"."""
+    if i >= len(tokens) or not is_verb(tokens[i]):
+        return False
+    phrase = noun_phrase(tokens, i + 1)
+    return phrase is not None and bool(phrase.determiner or phrase.count)

@@ -18,6 +18,7 @@ def main() -> None:
         ("python", f"{platform.python_version()} on {platform.platform()}"),
         ("torch", torch.__version__),
         ("apache-tvm-ffi", _version("apache-tvm-ffi")),
+        ("triton version", _version("triton")),
         ("processor", f"{_cpu_model()}, {os.cpu_count()} cores"),
         ("instructions", " ".join(_cpu_flags()) or "unknown"),
         ("threads", f"{torch.get_num_threads()}"),

@@ -44,8 +44,9 @@ def blended_attention(
             nothing of the prompt is read and its weight counts as 0 and has gradient 0. A weight
             of 0 is only a value: its gradient `<dout, attention of the prompt>` is not 0.
         scale: multiplies q . k; head_dim ** -0.5 by default.
-        backend: "auto", "reference", "cpu" or one level of it such as "cpu:avx2". auto takes the
-            first one that `why_not` has no reason against; a named one runs or raises.
+        backend: "auto", "triton" (NVIDIA GPUs), "cpu" or one level of it such as "cpu:avx2", or
+            "reference". auto takes the first one for q's device that `why_not` has no reason
+            against; a named one runs or raises.
 
     Returns:
         (batch, heads, seqlen_q, head_dim), dtype and memory layout of q.

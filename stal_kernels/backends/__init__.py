@@ -3,6 +3,7 @@
 A backend is a module of this package with
 
     LEVELS                      names that may follow "<backend>:"
+    DEVICES                     types of device that auto uses it for; none: all
     missing(level)              why it cannot run on this machine, or ""
     why_not(q, k)               reasons why it cannot run a call with these tensors
     forward(inputs, level, out) writes the output
@@ -23,8 +24,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# auto takes the first of these that has no reason against it.
-_AUTO_ORDER = ("cpu", "reference")
+# auto takes the first of these that is for the device and has no reason against it.
+_AUTO_ORDER = ("cpu", "triton", "reference")
 VARIABLE = "STAL_KERNELS_BACKEND"
 
 
@@ -68,7 +69,7 @@ def why_not(backend: str, q: Tensor | None = None, k: Tensor | None = None) -> l
     """Reasons why a backend cannot run; empty when it can.
 
     Args:
-        backend: "reference", "cpu", or a level such as "cpu:avx512".
+        backend: "reference", "cpu", "triton", or a level such as "cpu:avx512".
         q, k: tensors of a call. Without them only the machine is asked.
 
     Raises:
@@ -82,9 +83,8 @@ def why_not(backend: str, q: Tensor | None = None, k: Tensor | None = None) -> l
         raise ValueError(f"backend must be one of {', '.join(names())}, got 'auto'")
     name, _, level = backend.partition(":")
     reason = _module(name).missing(level)
-    if reason:
-        return [reason]
-    return [] if q is None else _module(name).why_not(q, k)
+    reasons = [reason] if reason else []
+    return reasons if q is None else reasons + _module(name).why_not(q, k)
 
 
 def choose(inputs: Inputs, backend: str) -> Choice:
@@ -104,13 +104,17 @@ def choose(inputs: Inputs, backend: str) -> Choice:
         name, _, level = backend.partition(":")
         return Choice(_module(name), level)
     reasons = []
+    device = inputs.q.device.type
     for name in _AUTO_ORDER:
+        module = _module(name)
+        if module.DEVICES and device not in module.DEVICES:
+            continue
         against = why_not(name, inputs.q, inputs.k)
         if not against:
             # float64 has no fast backend by design.
             if name == "reference" and inputs.q.dtype != torch.float64:
-                _warn_slow("; ".join(reasons))
-            return Choice(_module(name), "")
+                _warn_slow("; ".join(reasons) or f"no fast backend is for {device} tensors")
+            return Choice(module, "")
         reasons += against
     raise NotImplementedError("; ".join(reasons))
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from stal_kernels.backends import Inputs
 
 LEVELS = ("avx512", "avx2", "portable")
+DEVICES: tuple[str, ...] = ("cpu",)
 
 _FOLDER = Path(__file__).parent.parent
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)

@@ -17,6 +17,7 @@ from torch import Tensor
 from stal_kernels.backends import Inputs
 
 LEVELS: tuple[str, ...] = ()
+DEVICES: tuple[str, ...] = ()
 
 
 def missing(level: str) -> str:

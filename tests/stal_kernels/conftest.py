@@ -1,8 +1,16 @@
+import os
+
 import pytest
 import torch
 
 from stal_kernels import backends, why_not
 from stal_kernels.backends import cpu
+
+# On the CPU Triton needs its interpreter, which it chooses for good when it is imported:
+# test_triton.py runs a process with it, and in that process the backend is triton alone.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+CPU_BACKENDS = tuple(name for name in backends.names() if name != "triton")
+BACKENDS = ("triton",) if INTERPRETED else CPU_BACKENDS
 
 
 def _must_run(backend: str) -> str:
@@ -14,7 +22,7 @@ def _must_run(backend: str) -> str:
     return backend
 
 
-@pytest.fixture(params=backends.names(), ids=lambda name: name.replace(":", "-"))
+@pytest.fixture(params=BACKENDS, ids=lambda name: name.replace(":", "-"))
 def backend(request) -> str:
     return _must_run(request.param)
 
@@ -30,3 +38,27 @@ def _restore_threads():
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _prepare_once():
+    """Leaves out that the interpreter prepares triton.language anew for each function it enters.
+
+    A launch prepares it for all functions of the kernel's module; this halves the time.
+    """
+    if not INTERPRETED:
+        yield
+        return
+    from triton.runtime import interpreter
+
+    original, prepared = interpreter._patch_lang, {"stal_kernels.triton_kernels"}
+
+    def call(self, *args, **kwargs):
+        if self.fn.__module__ not in prepared:
+            prepared.add(self.fn.__module__)
+            original(self.fn)
+        return self.rewrite()(*args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(interpreter.InterpretedFunction, "__call__", call)
+        yield

@@ -1,0 +1,235 @@
+"""Triton kernels under Triton's interpreter; test_triton.py runs this file in a process of its own.
+
+The interpreter runs the same Python, operation by operation, in NumPy: it shows what is computed,
+read and written, not how fast. Sizes are small, since one operation takes about a millisecond.
+"""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from stal_kernels import (
+    backends,
+    blended_attention,
+    blended_attention_ragged,
+    triton_kernels,
+    why_not,
+)
+from stal_kernels.backends import triton
+from stal_kernels.testing import Case, assert_within_twice_plain, example, results
+
+CASES = (
+    # Two tiles of pixels; head_dim and keys in one piece and in two.
+    Case(heads=1, seqlen_q=70, head_dim=40, prompts=3, region="disjoint"),
+    Case(heads=1, seqlen_q=65, head_dim=64, prompts=2),
+    Case(batch=2, heads=1, seqlen_q=33, head_dim=80, layout="projection", region="blobs"),
+    Case(heads=2, seqlen_q=20, head_dim=160, prompts=1, layout="sliced"),
+    Case(heads=1, seqlen_q=17, seqlen_k=128, head_dim=128),
+    Case(heads=1, seqlen_q=9, seqlen_k=5, head_dim=256),
+    # Keys in tiles.
+    Case(heads=1, seqlen_q=9, seqlen_k=300, head_dim=72, region="blobs"),
+    Case(heads=1, seqlen_q=5, seqlen_k=512, head_dim=16, prompts=1),
+    # Smallest, many prompts, scales, layouts.
+    Case(heads=1, seqlen_q=1, seqlen_k=1, head_dim=8, prompts=1),
+    Case(heads=1, seqlen_q=3, seqlen_k=2, head_dim=16, prompts=7),
+    Case(seqlen_q=20, seqlen_k=9, head_dim=32, scale=-0.3),
+    Case(heads=1, seqlen_q=20, seqlen_k=9, head_dim=32, scale=0.0),
+    Case(heads=1, seqlen_q=7, seqlen_k=140, head_dim=24, scale=-0.3),
+    Case(batch=2, seqlen_q=7, seqlen_k=19, head_dim=48, layout="expanded"),
+    Case(batch=2, heads=1, seqlen_q=10, seqlen_k=20, head_dim=40, region="empty", layout="sliced"),
+    # Ragged: repeated rows, elements without entries, unused rows, lengths from 0.
+    Case(batch=4, heads=2, seqlen_q=5, head_dim=40, prompts=3, ragged=True),
+    Case(batch=3, heads=1, seqlen_q=66, seqlen_k=130, head_dim=8, region="blobs", ragged=True),
+    Case(batch=6, heads=1, seqlen_q=9, seqlen_k=7, head_dim=96, ragged=True, layout="projection"),
+)
+
+
+def test_backend_is_available():
+    assert why_not("triton") == []
+    assert why_not("triton", torch.zeros(1, 1, 4, 8)) == []
+
+
+@pytest.mark.parametrize("case", CASES, ids=repr)
+def test_output_and_gradients_are_within_twice_the_error_of_plain_torch(case):
+    assert_within_twice_plain(case, "triton", torch.float32, draws=1)
+
+
+# The interpreter multiplies bfloat16 matrices as if their bits were integers.
+@pytest.mark.parametrize("case", [CASES[2], CASES[-1]], ids=repr)
+def test_float16_is_within_twice_the_error_of_plain_torch(case):
+    assert_within_twice_plain(case, "triton", torch.float16, draws=1)
+
+
+@pytest.mark.parametrize("seqlen_k", [1, 2, 16, 17, 48, 49, 76, 78, 80, 96, 97, 127, 129, 192, 257])
+def test_every_number_of_keys_works(seqlen_k):
+    case = Case(heads=1, seqlen_q=64, seqlen_k=seqlen_k, head_dim=8, prompts=1)
+    assert_within_twice_plain(case, "triton", torch.float32, draws=1)
+
+
+@pytest.mark.parametrize("head_dim", range(8, 257, 8))
+def test_every_head_dim_works(head_dim):
+    case = Case(heads=1, seqlen_q=64, seqlen_k=3, head_dim=head_dim, prompts=1)
+    assert_within_twice_plain(case, "triton", torch.float32, draws=1)
+
+
+# ---- skipping ----
+
+
+@pytest.fixture
+def walked(monkeypatch):
+    """How many pairs of a tile and a prompt each function computed."""
+    counts = {}
+    for name in ("_attend", "_differentiate", "_add_pixels"):
+        original = getattr(triton_kernels, name)
+
+        def spy(*args, name=name, original=original):
+            counts[name] = counts.get(name, 0) + 1
+            return original(*args)
+
+        monkeypatch.setattr(triton_kernels, name, spy)
+    return counts
+
+
+def test_tile_walks_only_prompts_that_exist_in_it(walked):
+    # 130 pixels are tiles of 64, 64 and 2; prompt p exists in tile p alone, the last one nowhere.
+    e = example(Case(heads=1, seqlen_q=130, seqlen_k=5, head_dim=8, prompts=4), torch.float32)
+    region = torch.zeros(1, 4, 130, dtype=torch.bool)
+    for p, pixels in enumerate((slice(0, 64), slice(70, 71), slice(128, 130))):
+        region[:, p, pixels] = True
+    results(replace(e, region=region), "triton")
+    assert walked == {"_attend": 3, "_differentiate": 3, "_add_pixels": 3}
+
+
+def test_region_that_is_nowhere_gives_zeros_and_walks_nothing(walked):
+    e = example(Case(heads=1, seqlen_q=9, seqlen_k=5, head_dim=8, region="blobs"), torch.float32)
+    with torch.no_grad():
+        e.k.fill_(torch.nan), e.v.fill_(torch.nan), e.weight.fill_(torch.nan)
+    for name, result in results(replace(e, region=torch.zeros_like(e.region)), "triton").items():
+        assert (result == 0).all(), name
+    assert not walked
+
+
+def test_prompt_of_length_zero_is_not_walked(walked):
+    q, k = torch.zeros(1, 1, 3, 8), torch.full((1, 1, 4, 8), torch.nan)
+    ids, offsets, lengths = (torch.tensor(x, dtype=torch.int32) for x in ([0], [0, 1], [0]))
+    out = blended_attention_ragged(
+        q, k, k, torch.ones(1, 3), ids, offsets, key_lengths=lengths, backend="triton"
+    )
+    assert (out == 0).all()
+    assert not walked
+
+
+def test_nan_stays_in_the_pixels_of_its_prompt_when_keys_come_in_tiles():
+    e = example(Case(heads=1, seqlen_q=9, seqlen_k=200, head_dim=8), torch.float32)
+    region = torch.ones(1, 2, 9, dtype=torch.bool)
+    region[:, 1, ::2] = False
+    with torch.no_grad():
+        e.k[:, 1], e.v[:, 1] = torch.nan, torch.nan
+    actual = results(replace(e, region=region), "triton")
+    for name in ("out", "dq"):
+        assert actual[name][:, :, ::2].isfinite().all()
+        assert actual[name][:, :, 1::2].isnan().all()
+    assert actual["dk"][:, 0].isfinite().all()
+
+
+# ---- what is launched ----
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [
+        ("q", ["pixel_gradients"]),
+        ("weight", ["pixel_gradients"]),
+        ("k", ["pixel_gradients", "prompt_gradients"]),
+        ("v", ["pixel_gradients", "prompt_gradients"]),
+    ],
+)
+def test_only_kernels_that_are_needed_are_launched(wanted, expected, monkeypatch):
+    launched = []
+    original = triton._run
+
+    def spy(launch, device):
+        launched.append(launch)
+        original(launch, device)
+
+    monkeypatch.setattr(triton, "_run", spy)
+    e = example(Case(heads=1, seqlen_q=3, seqlen_k=3, head_dim=8), torch.float32)
+    leaves = dict(zip(("q", "k", "v", "weight"), (x.detach() for x in e.floats()), strict=True))
+    leaves[wanted].requires_grad_()
+    blended_attention(*leaves.values(), backend="triton").sum().backward()
+    names = [launch.kernel.__name__ for launch in launched]
+    assert names == ["forward", *expected]
+    options = launched[1].options
+    assert options["WANT_DQ"] == (wanted == "q")
+    assert options["WANT_R"] == (wanted != "q")
+    assert options["WANT_ROWS"] == (wanted in "kv")
+
+
+def test_result_is_the_same_every_time_whatever_was_in_memory(monkeypatch):
+    case = Case(batch=4, heads=1, seqlen_q=130, seqlen_k=5, head_dim=8, ragged=True)
+    e = example(case, torch.float32)
+    first = results(e, "triton")
+    original = torch.Tensor.new_empty
+
+    def poisoned(self, *args, **kwargs):
+        memory = original(self, *args, **kwargs)
+        return memory.fill_(torch.nan) if memory.is_floating_point() else memory
+
+    monkeypatch.setattr(torch.Tensor, "new_empty", poisoned)
+    for name, right in results(e, "triton").items():
+        assert torch.equal(first[name], right), name
+
+
+def test_pixels_are_split_and_the_parts_are_summed():
+    e = example(Case(heads=1, seqlen_q=130, seqlen_k=5, head_dim=8, prompts=1), torch.float32)
+    inputs = backends.Inputs(*(x.detach() for x in e.floats()), None, None, None, None, 1.0)
+    stats = torch.empty(3, 1, 1, 1, 130).unbind()
+    launches = triton.prompt_launches(
+        inputs, e.dout, stats, torch.empty_like(e.k), torch.empty_like(e.v), (8, 0)
+    )
+    assert [launch.kernel.__name__ for launch in launches] == [
+        "prompt_gradients",
+        "sum_parts",
+        "sum_parts",
+    ]
+    assert launches[0].programs == 3
+    assert_within_twice_plain(
+        Case(heads=1, seqlen_q=130, seqlen_k=5, head_dim=8, prompts=1), "triton", torch.float32
+    )
+
+
+def test_layout_and_alignment_do_not_change_the_result():
+    e = example(Case(heads=1, seqlen_q=9, seqlen_k=5, head_dim=8), torch.float16)
+    expected = results(e, "triton")
+
+    def apart(x):  # odd strides, and 2 bytes off every alignment
+        return x.new_empty(*x.shape[:-1], x.shape[-1] + 3)[..., 1:-2].copy_(x)
+
+    moved = [apart(x.detach()).requires_grad_() for x in e.floats()]
+    changed = dict(zip(("q", "k", "v", "weight"), moved, strict=True))
+    for name, right in results(replace(e, **changed), "triton").items():
+        assert torch.equal(right, expected[name]), name
+
+
+def test_dense_equals_ragged():
+    e = example(Case(batch=2, heads=1, seqlen_q=9, seqlen_k=5, head_dim=8), torch.float32)
+    expected = results(e, "triton")
+    tables = {name: getattr(e, name).flatten(0, 1) for name in ("k", "v", "weight")}
+    ids, offsets = (torch.tensor(x, dtype=torch.int32) for x in ([0, 1, 2, 3], [0, 2, 4]))
+    ragged = replace(e, **tables, prompt_ids=ids, offsets=offsets)
+    for name, right in results(ragged, "triton").items():
+        assert torch.equal(right, expected[name].view_as(right)), name
+
+
+def test_addresses_beyond_32_bits_are_right():
+    # Rows 2**30 elements apart; memory that is never touched takes no room.
+    apart = 2**30
+    memory = torch.empty(3 * apart + 8, dtype=torch.float16)
+    far = memory.as_strided((1, 1, 4, 8), (0, 0, apart, 1))
+    near = torch.randn(1, 1, 4, 8, generator=torch.Generator().manual_seed(0)).half()
+    far.copy_(near)
+    weight = torch.ones(1, 1, 4)
+    expected = blended_attention(near, near[None], near[None], weight, backend="triton")
+    keys = memory.as_strided((1, 1, 1, 4, 8), (0, 0, 0, apart, 1))
+    assert torch.equal(blended_attention(far, keys, keys, weight, backend="triton"), expected)

@@ -20,6 +20,7 @@ from stal.words import (
     BODY_PARTS,
     CANVASES,
     CLAUSE_BREAKS,
+    CLOTHES,
     CONJUNCTIONS,
     CONTRACTED,
     COPULAS,
@@ -35,6 +36,7 @@ from stal.words import (
     PEOPLE,
     PERSONAL,
     PICTURES,
+    PLACES,
     PLURAL_PRONOUNS,
     POSSESSIVES,
     POSTURES,
@@ -157,6 +159,7 @@ class _Reader:
         self.relations: dict[Statement, Span] = {}
         self.sentence = 0
         self.main: list[int] = []  # what the sentence is about
+        self.members: list[int] = []  # of the latest counted plural, not spoken of alone yet
         self.numbers: dict[str, tuple[str, int]] = {}  # noun -> (noun, 1 if it is to be more)
 
     def read(self, tokens: list[str], spans: list[Span]) -> None:
@@ -166,6 +169,7 @@ class _Reader:
         self.main = []
         self.spans = spans
         self.subject: list[int] = []  # what the next words of place speak about by default
+        self.before: list[int] = []  # ... and before the latest words of place
         self.latest: list[int] = []  # the latest noun phrase
         self.last: list[int] = []  # ... with those that it is joined to, and what they are:
         # "subject"; "object" of a verb or of "with", which the next words of place speak about;
@@ -250,6 +254,9 @@ class _Reader:
         if token in PRONOUNS and not (token == "her" and not is_boundary(tokens, i + 1)):
             self._take_pronoun(tokens, i)
             return i + 1
+        end = self._take_member(tokens, i)
+        if end is not None:
+            return end
         if token in NEGATIONS or token.endswith("n't"):
             self.negated = True
             self.preposition = token
@@ -261,7 +268,7 @@ class _Reader:
             self.joint = "," if "," in (token, self.joint) else "and"
             self.absent &= token in ("or", "nor")
         elif token in CLAUSE_BREAKS:
-            self.joint = "while"
+            self.joint, self.absent = "while", False
         elif token in WITH:
             self.preposition, self.joint = "with", ""
         elif token in AUXILIARIES:
@@ -346,6 +353,7 @@ class _Reader:
         if self.trait and following in PRONOUNS:
             subjects = self.last
         orphan = not subjects and bool(self.verb) and self.joint != "while"
+        self.before = self.subject
         if self.role == "object":
             self.subject = subjects
         span = self._span(i, place.end)
@@ -482,12 +490,34 @@ class _Reader:
         self.role = "adjunct" if self.verb else self.role
         return True
 
+    def _take_member(self, tokens: Sequence[str], i: int) -> int | None:
+        """ "two dogs, one on the left and the other on the right" """
+        end = i + (tokens[i] in ("the", "one", "another"))
+        end += tokens[end : end + 1] == ["other"]
+        alone = end > i and tokens[end - 1] in ("one", "another", "other")
+        if not (alone and self.members and is_boundary(tokens, end)):
+            return None
+        member = self.members.pop(0)
+        self.latest = [member]
+        if self.joint == "," or self.waiting is None:
+            self._begin_clause([member])
+        else:
+            self._place_in_clause(tokens, end, [member], False)
+        self.joint, self.preposition, self.waiting = "", "", None
+        return end
+
     def _pass_over(self, phrase: NounPhrase) -> None:
         """Reads a noun phrase that is no object."""
         if phrase.determiner == "no" or self.preposition in NEGATIONS:
             self.absent = True
-        elif self.waiting is None and not self.preposition and (self.joint or not self.last):
+        elif (
+            self.waiting is None
+            and not (self.preposition or self.absent)
+            and (self.joint or not self.last)
+        ):
             self._begin_clause([])  # "while their right hand is empty"
+        if self.waiting is not None:
+            self.subject = self.before  # "riding a bus at night"
         self.waiting, self.preposition, self.joint, self.negated = None, "", "", False
         if self.last:
             self.role = "adjunct" if self.verb else self.role
@@ -503,6 +533,8 @@ class _Reader:
         self.trait = bare and bool(self.head) and self.mentions[self.head[0]].span[0] >= 0
         if self.waiting is not None:
             link = self.waiting
+            if link.names == ("inside",) and {self.mentions[i].noun for i in ids} <= CLOTHES:
+                link.names, link.reverse = ("worn by",), True  # "a girl in a blue dress"
             self._link(tokens, end, link, ids)
             self.last, self.role = ids, "object" if link.lists else "adjunct"
         elif self.inverted is not None and (goes_on or not self.inverted.subjects):
@@ -571,8 +603,15 @@ class _Reader:
         if self.absent and self.joint:
             return False  # "without a hat or a coat"
         following = tokens[phrase.end : phrase.end + 2]
+        within = self.waiting is not None and self.waiting.names[:1] in [("inside",), ("on",)]
+        within = within or self.preposition in ("at", "through", "across")
+        if head in PLACES and within:
+            return False
         if self._is_scenery(phrase) and (
-            self.preposition or self.waiting is not None or following[:1] in _HAVING
+            self.preposition
+            or self.waiting is not None
+            or following[:1] in _HAVING
+            or (self.head and not phrase.determiner)
         ):
             return False
         if " " in phrase.noun:
@@ -580,7 +619,7 @@ class _Reader:
         if head in NOT_OBJECTS or last in NOT_OBJECTS or last in PURE_COLOURS:
             return False
         if head in PICTURES and (
-            following[:1] in [[word] for word in SHOWING]
+            following[:1] in [["from"], *([word] for word in SHOWING)]
             or following == ["up", "of"]
             or not {"empty", "blank", "plain"}.isdisjoint(phrase.attributes)
         ):
@@ -628,7 +667,9 @@ class _Reader:
             Mention(noun, list(phrase.attributes), text, self.sentence, span, numbers, index)
             for index in range(copies)
         ]
-        return list(range(len(self.mentions) - copies, len(self.mentions)))
+        new = list(range(len(self.mentions) - copies, len(self.mentions)))
+        self.members = list(new) if copies > 1 else self.members
+        return new
 
     def _number(self, phrase: NounPhrase) -> int | None:
         """How many a noun phrase speaks of, if it or a comparison says so."""
@@ -756,5 +797,7 @@ class _Reader:
                 for before, after in pairwise(sorted(levels)):
                     for a in levels[before]:
                         for b in levels[after]:
+                            if not set(a.subjects).isdisjoint(b.subjects):
+                                continue
                             link = _Link((name,), a.subjects, a.span)
                             self._relate(link, a.subjects, b.subjects)

@@ -33,6 +33,7 @@ from stal.words import (
     is_verb,
     is_word,
     looks_like_participle,
+    may_be_adjective,
     singular,
 )
 
@@ -86,7 +87,7 @@ def noun_phrase(tokens: Sequence[str], i: int, *, joined: bool = False) -> NounP
         i += 1
     words: list[str] = []
     verb = False
-    while not is_boundary(tokens, i) or _joins_adjectives(tokens, i, words):
+    while not is_boundary(tokens, i) or _joins_adjectives(tokens, i, words, determiner):
         token = tokens[i]
         if words and find(tokens, i) is not None:
             break
@@ -95,6 +96,9 @@ def noun_phrase(tokens: Sequence[str], i: int, *, joined: bool = False) -> NounP
             break
         words.append(token)
         i += 1
+        if len(words) == 1 and determiner and _has_particle(tokens, i):
+            words.append(tokens[i])  # "a broken down car"
+            i += 1
     if words and tokens[i : i + 1] in (["one"], ["ones"]) and all(map(is_adjective, words)):
         words.append(tokens[i])  # "a blue one"
         i += 1
@@ -130,7 +134,7 @@ def _with_of(tokens: Sequence[str], i: int, phrase: NounPhrase) -> NounPhrase:
         inner.count = None
         return inner
     if words[-1] in PARTS and len(words) < 3 and inner.determiner and not inner.portion:
-        if inner.words[-1] in SCENERY:
+        if inner.noun in SCENERY:
             return phrase
         inner.start = phrase.start
         return inner
@@ -140,12 +144,27 @@ def _with_of(tokens: Sequence[str], i: int, phrase: NounPhrase) -> NounPhrase:
     return phrase
 
 
-def _joins_adjectives(tokens: Sequence[str], i: int, words: Sequence[str]) -> bool:
+def _has_particle(tokens: Sequence[str], i: int) -> bool:
+    word, particle = tokens[i - 1], tokens[i] if i < len(tokens) else ""
+    return (
+        particle in ("down", "out", "up", "off", "in")
+        and (word.endswith(("ed", "en")) or word in ("run", "walk", "worn"))
+        and not is_boundary(tokens, i + 1)
+        and find(tokens, i + 1) is None
+    )
+
+
+def _joins_adjectives(tokens: Sequence[str], i: int, words: Sequence[str], determiner: str) -> bool:
     """ "red and white" in "a red and white cat"; "large," in "a large, green field"."""
     if i + 2 >= len(tokens) or tokens[i] not in ("and", ",", "&") or not words:
         return False
-    known = all(is_adjective(word) or word in ("and", ",", "&") for word in words)
     last = words[-1] not in ("and", ",", "&")
+    if determiner and tokens[i] == "," and len(words) == 1 and may_be_adjective(words[0]):
+        # "the plump, juicy grapes"
+        ends = is_boundary(tokens, i + 1) or is_boundary(tokens, i + 2)
+        if not ends and find(tokens, i + 2) is None and not is_verb(tokens[i + 1]):
+            return True
+    known = all(is_adjective(word) or word in ("and", ",", "&") for word in words)
     return (
         known
         and last
@@ -174,7 +193,9 @@ def _ends_phrase(
 ) -> bool:
     """Whether the word at i is no part of the noun phrase `words` but a verb or adverb after it."""
     word = tokens[i]
-    after = is_boundary(tokens, i + 1)
+    after = (
+        is_boundary(tokens, i + 1) or is_adverb(tokens[i + 1]) or find(tokens, i + 1) is not None
+    )
     if not words and not determiner and count is None:
         participle = after and looks_like_participle(word)
         return is_known_verb(word) or participle or is_adverb(word)
@@ -208,18 +229,15 @@ def find_noun(phrase: NounPhrase) -> None:
     if len(words) > 1 and (words[-2], singular(words[-1])) in HEAD_FIRST:
         start, end = end - 2, end - 1
     while end - start == 1 and start > 0:
-        # "a toilet seat", "the cars side mirror": a part stands for its whole.
+        # "a toilet seat", "the cars side mirror", "a cats tail": a part stands for its whole.
         part, whole = words[start], words[start - 1]
-        if part not in PARTS and whole not in PARTS_OF.get(part, ()):
-            break
-        if not is_word(whole) or is_adjective(whole) or whole == "and" or whole in SCENERY:
-            break
-        if looks_like_participle(whole) or is_adverb(whole):
+        owned = part in BODY_PARTS and is_plural(whole) and singular(whole) != whole
+        if not owned and whole not in PARTS_OF.get(part, ()):
             break
         start, end = start - 1, start
-    phrase.noun = " ".join(words[start:end])
     if end < len(words):
-        phrase.noun = singular(phrase.noun)
+        words[end - 1] = singular(words[end - 1])
+    phrase.noun = " ".join(words[start:end])
     phrase.attributes = tuple(
         word
         for word in [*words[:start], *words[end:]]

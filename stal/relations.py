@@ -66,7 +66,7 @@ TABLE = (
         "below",
         Geometry(dy=1),
         "below | under | underneath | under neath | beneath | lower than | on the bottom of"
-        " | at the bottom of | at the feet of | at the foot of | down from | down below",
+        " | at the bottom of | at the feet of | at the foot of | down from | down below | down",
     ),
     Row(
         "next to",

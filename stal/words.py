@@ -98,7 +98,8 @@ ADJECTIVES = COLOURS | _words(
     " rubber leather fluffy soft hard rough smooth shiny bright dark pale colorful colourful"
     " striped spotted plain empty blank solid clean dirty beautiful cute open closed sleek"
     " single same different identical majestic tasty delicious fresh hot cold warm heavy"
-    " curious ripe furry wet dry snowy sunny"
+    " curious ripe furry wet dry snowy sunny sharp rich cool plump gentle delicate crisp sweet calm"
+    " strong deep steep quiet vast tough vibrant gnarled broken"
 )
 # "'s" after these is a verb.
 CONTRACTED = _words("it he she that there what here who where let")
@@ -125,7 +126,8 @@ VERB_STEMS = _words(
 _IRREGULAR_VERBS = _words(
     "sat stood lay lain laid slung hung flew flown ran held rode ridden wore worn ate eaten"
     " drove driven slept threw thrown caught hid hidden made seen saw seems seem lit stuck set"
-    " lying dying tying"
+    " lying dying tying shone grew fell swam blew drew gave took taken came went kept led fed spun"
+    " swung leapt crept broke sang sank"
 )
 # What lies where is told by "parked by a car" but not by "driven by a man".
 POSTURES = _words(
@@ -141,7 +143,7 @@ NOT_OBJECTS = _words(
     " nothing something anything everything else other others rest place area vicinity"
     " atmosphere touch turn shade day night time color colour shape size composition"
     " setting focal number amount quantity nap daylight daytime look expression minute minutes"
-    " hours"
+    " hours taste scent smell aroma hue hues movement movements beauty artstation detail details lighting resolution quality masterpiece bokeh 4k 8k hd"
 )
 PICTURES = _words(
     "photo photograph picture image painting drawing illustration render rendering sketch"
@@ -154,9 +156,10 @@ THE_CANVAS = _words("photo photograph picture image canvas frame scene")
 SCENERY = _words(
     "sky ground floor room street road field grass park beach water ocean sea forest meadow"
     " sidewalk kitchen bathroom bedroom lot snow slope hill track tracks sand"
-    " yard desert city wall sun row line column light display space wild zoo building dirt"
-    " station pasture enclosure river lake pool"
+    " yard desert city wall sun row line column light display space wild"
 )
+# Things, but surroundings of what is in or on them.
+PLACES = _words("building station zoo enclosure pasture river lake pool dirt garden hotel")
 SCENERY_COMPOUNDS = ("living room", "parking lot", "train station")
 BODY_PARTS = _words(
     "hand hands arm arms foot feet leg legs shoulder shoulders head heads back face eyes mouth"
@@ -164,22 +167,32 @@ BODY_PARTS = _words(
 )
 HELD_IN = _words("hand hands arm arms paw paws mouth")
 FEET = _words("feet foot")
-# Parts that are seen with their whole: "the hood of a car", "a toilet seat" are a car, a toilet.
+# Parts that are seen with their whole: "the hood of a car" is a car.
 PARTS = _words(
     "seat lid tire tires wheel wheels hood roof bumper windshield fender trunk cushion cushions"
     " handlebar handlebars handle peel shade edge tip base top bottom middle back front underside"
-    " surface side pipe end rim slice slices"
+    " surface side pipe end rim slice slices texture"
 ) | (BODY_PARTS - _words("hand hands foot feet"))
-# Things that are parts after these nouns: "a bed frame", but "a computer keyboard" is a keyboard.
+# ... and the nouns before which they are: "a toilet seat" is a toilet, a computer keyboard is none.
+_VEHICLES = _words("car cars truck bus van motorcycle bike bicycle train scooter side")
 PARTS_OF = {
-    "mirror": _words("car truck bus motorcycle bike bicycle side"),
+    **dict.fromkeys(_list("tire tires wheel wheels hood roof bumper mirror trunk"), _VEHICLES),
+    **dict.fromkeys(_list("handlebar handlebars windshield fender"), _VEHICLES),
+    "seat": _VEHICLES | _words("toilet chair couch bench"),
+    **dict.fromkeys(("lid", "bowl", "tank"), _words("toilet")),
+    **dict.fromkeys(("cushion", "cushions"), _words("couch sofa chair")),
+    **dict.fromkeys(("slice", "slices"), _words("pizza cake bread lemon orange apple cheese")),
+    "peel": _words("orange banana apple lemon"),
     "keyboard": _words("laptop laptops"),
     "screen": _words("laptop laptops"),
     "frame": _words("bed window door"),
     "spread": _words("bed"),
-    "bowl": _words("toilet"),
-    "tank": _words("toilet"),
 }
+CLOTHES = _words(
+    "dress shirt t-shirt hat helmet suit coat jacket hoodie sweater uniform jeans pants shorts"
+    " glasses sunglasses cap scarf skirt gown robe vest costume clothes clothing gear outfit"
+    " kimono tuxedo apron pajamas swimsuit bikini cloak armor armour"
+)
 PORTIONS = _words(
     "slice piece stalk head bunch group herd flock pile stack bouquet pair set couple row lot"
     " bit cluster variety number kind type sort crowd pack team gang"
@@ -327,6 +340,12 @@ def is_adverb(word: str) -> bool:
 
 def is_adjective(word: str) -> bool:
     return word in ADJECTIVES or word.endswith(("ful", "less", "ous", "-colored", "-coloured"))
+
+
+def may_be_adjective(word: str) -> bool:
+    """Whether a word that stands before a comma and a noun can be an adjective."""
+    endings = ("y", "ing", "ed", "en", "ic", "al", "ive", "ent", "ant", "ish", "ular")
+    return is_adjective(word) or word.endswith(endings)
 
 
 def is_word(token: str) -> bool:

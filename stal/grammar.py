@@ -81,7 +81,7 @@ _BESIDE = ("next to", "left of", "right of", "behind", "in front of")
 class Mention:
     """An object of the text.
 
-    Attributes: see `stal.prompts.Object`; `sentence` is the number of the sentence that names it.
+    Attributes: see `stal.prompts.Object`, and `sentence`: number of the sentence that names it.
     """
 
     noun: str
@@ -89,6 +89,7 @@ class Mention:
     phrase: str
     sentence: int
     span: Span
+    kind: str  # the noun, singular
     count: tuple[int, int] = (1, 1)
     index: int = 0
     position: Side = NOWHERE
@@ -322,6 +323,9 @@ class _Reader:
             self.finite = True
             if self.role != "subject" and not self.joint:
                 self.subject, self.last, self.role = self.head, self.head, "subject"
+        if finite and tokens[i - 1 : i] and tokens[i - 1] in CONJUNCTIONS and self.head:
+            # "... and has a hat": the same subject.
+            self.subject, self.last, self.role, self.joint = self.head, self.head, "subject", ""
         if self.trait and self.role == "object":
             self.subject, self.last, self.role = self.head, self.head, "subject"
         self.trait = self.absent = False
@@ -662,9 +666,9 @@ class _Reader:
             text = f"{article(words[0])} {text}"
         elif words[-1] not in ALWAYS_PLURAL:
             numbers = UNCOUNTED
-        span = self._span(phrase.start, phrase.end)
+        span, kind = self._span(phrase.start, phrase.end), singular_noun(noun)
         self.mentions += [
-            Mention(noun, list(phrase.attributes), text, self.sentence, span, numbers, index)
+            Mention(noun, list(phrase.attributes), text, self.sentence, span, kind, numbers, index)
             for index in range(copies)
         ]
         new = list(range(len(self.mentions) - copies, len(self.mentions)))
@@ -679,7 +683,7 @@ class _Reader:
         if phrase.determiner not in QUANTITIES or noun not in self.numbers:
             return phrase.count
         other, sign = self.numbers[noun]
-        number = sum(singular_noun(mention.noun) == other for mention in self.mentions)
+        number = sum(mention.kind == other for mention in self.mentions)
         if number == 0:
             return phrase.count
         return max(2, number + 1) if sign > 0 else max(1, min(2, number - 1))
@@ -693,15 +697,17 @@ class _Reader:
         noun, attributes = singular_noun(phrase.noun), set(phrase.attributes)
         found = []
         for index, mention in enumerate(self.mentions):
-            known, have = singular_noun(mention.noun), set(mention.attributes)
-            same = noun in (known, known.split(" ")[-1]) and attributes <= have
+            if noun != mention.kind and noun != mention.kind.split(" ")[-1]:
+                continue
+            have = set(mention.attributes)
+            same = attributes <= have
             again = mention.sentence < self.sentence and attributes == have
             if same and (definite or again) and not (phrase.other and index in self.subject):
                 found.append(index)
         if len(found) < 2:
             return found
         if is_plural(phrase.words[-1]) and phrase.words[-1] not in ALWAYS_PLURAL:
-            return found[: phrase.count]
+            return found[: min(phrase.count or _MOST_COUNTED, _MOST_COUNTED)]
         exact = [index for index in found if set(self.mentions[index].attributes) == attributes]
         return (exact or found)[-1:]
 

@@ -37,6 +37,8 @@ from stal.words import (
     singular,
 )
 
+_DEEPEST = 3  # "a slice of a piece of a cake"
+
 
 @dataclass
 class NounPhrase:
@@ -56,11 +58,13 @@ class NounPhrase:
     attributes: tuple[str, ...] = ()
 
 
-def noun_phrase(tokens: Sequence[str], i: int, *, joined: bool = False) -> NounPhrase | None:
+def noun_phrase(
+    tokens: Sequence[str], i: int, *, joined: bool = False, depth: int = 0
+) -> NounPhrase | None:
     """The noun phrase that begins at position i.
 
     joined: another noun and "and" stand before it, so that a bare verb may follow ("a dog and a
-    cat sit").
+    cat sit"). depth: how many "of" it stands behind.
     """
     n = len(tokens)
     start = i
@@ -110,13 +114,13 @@ def noun_phrase(tokens: Sequence[str], i: int, *, joined: bool = False) -> NounP
     phrase = NounPhrase(start, i, determiner, count, words, verb, other=other)
     find_noun(phrase)
     if tokens[i : i + 1] == ["of"] and words[-1] not in PICTURES:
-        return _with_of(tokens, i, phrase)
+        return _with_of(tokens, i, phrase, depth)
     return phrase
 
 
-def _with_of(tokens: Sequence[str], i: int, phrase: NounPhrase) -> NounPhrase:
+def _with_of(tokens: Sequence[str], i: int, phrase: NounPhrase, depth: int) -> NounPhrase:
     """ "a slice of pizza" is a pizza, "the hood of a car" a car, "a glass of water" a glass."""
-    inner = noun_phrase(tokens, i + 1)
+    inner = noun_phrase(tokens, i + 1, depth=depth + 1) if depth < _DEEPEST else None
     if inner is None:
         return phrase
     words, determiner = phrase.words, phrase.determiner

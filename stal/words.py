@@ -143,7 +143,8 @@ NOT_OBJECTS = _words(
     " nothing something anything everything else other others rest place area vicinity"
     " atmosphere touch turn shade day night time color colour shape size composition"
     " setting focal number amount quantity nap daylight daytime look expression minute minutes"
-    " hours taste scent smell aroma hue hues movement movements beauty artstation detail details lighting resolution quality masterpiece bokeh 4k 8k hd"
+    " hours taste scent smell aroma hue hues movement movements beauty artstation detail details"
+    " lighting resolution quality masterpiece bokeh 4k 8k hd"
 )
 PICTURES = _words(
     "photo photograph picture image painting drawing illustration render rendering sketch"

@@ -652,7 +652,8 @@ class _Reader:
             copies, count, phrase.portion = 1, 0, "a pair of"
         one = phrase.determiner in ("a", "an", "each", "every") and not phrase.portion
         if copies > 1 or count == 1 or one:
-            words, noun = [*words[:-1], singular(words[-1])], singular_noun(noun)
+            last = singular(words[-1]) if noun.endswith(words[-1]) else words[-1]
+            words, noun = [*words[:-1], last], singular_noun(noun)
         text = " ".join(words).replace(" ,", ",") + phrase.of
         numbers = (1, 1)
         if phrase.portion:
@@ -666,7 +667,8 @@ class _Reader:
             text = f"{article(words[0])} {text}"
         elif words[-1] not in ALWAYS_PLURAL:
             numbers = UNCOUNTED
-        span, kind = self._span(phrase.start, phrase.end), singular_noun(noun)
+        start = phrase.start + (phrase.determiner == "'s")
+        span, kind = self._span(start, phrase.end), singular_noun(noun)
         self.mentions += [
             Mention(noun, list(phrase.attributes), text, self.sentence, span, kind, numbers, index)
             for index in range(copies)

@@ -59,8 +59,7 @@ TABLE = (
     Row(
         "above",
         Geometry(dy=-1),
-        "above | over | atop | on top of | on the top of | at the top of | higher than | up above"
-        " | on top",
+        "above | over | atop | on top of | on the top of | at the top of | higher than | up above",
     ),
     Row(
         "below",
@@ -169,10 +168,8 @@ _FORMS: dict[tuple[str, ...], tuple[str, bool]] = {
     if form
 }
 _LONGEST_FORM = max(map(len, _FORMS))
-# Words of place that can do without an object: "the bird below", "with a plant on top".
-_BARE = frozenset(
-    {("above",), ("below",), ("underneath",), ("beneath",), ("inside",), ("behind",), ("on", "top")}
-)
+# Words of place that can do without an object: "the bird below".
+_BARE = frozenset({("above",), ("below",), ("underneath",), ("beneath",), ("inside",), ("behind",)})
 
 # Sides of the canvas or of another object: (x, y, depth), each -1, 0, 1 or None where it says
 # nothing; depth 1 is the foreground.
@@ -245,7 +242,8 @@ def find(tokens: Sequence[str], i: int) -> Place | None:
 
 
 def _form(tokens: Sequence[str], i: int) -> Place | None:
-    if tokens[i : i + 1] == ["at"] and [*tokens[i + 1 : i + 3], "", ""][1] in FEET:
+    at, whose, part = [*tokens[i : i + 3], "", "", ""][:3]
+    if at == "at" and whose in POSSESSIVES and part in FEET:
         return None  # "at his feet"
     for length in range(min(_LONGEST_FORM, len(tokens) - i), 0, -1):
         words = tuple(tokens[i : i + length])

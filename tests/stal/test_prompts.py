@@ -500,10 +500,16 @@ def check(found: Description) -> None:
         assert thing.noun
         assert thing.noun in thing.phrase
         assert all(attribute in thing.phrase for attribute in thing.attributes)
+        assert 1 <= thing.count[0] <= thing.count[1]
+        start, end = thing.span
+        assert 0 <= start < end <= len(found.text)
+        assert found.text[start:end].strip() == found.text[start:end]
     for relation in found.relations:
         assert relation.predicate in PREDICATES
         assert relation.subject != relation.object
         assert {relation.subject, relation.object} <= set(range(len(found.objects)))
+        start, end = relation.span
+        assert 0 <= start < end <= len(found.text)
 
 
 @given(st.text(max_size=200))
@@ -518,7 +524,9 @@ _VOCABULARY = re.split(
     " its them their her is are sits lying placed with and , . ; while which that to on in at of"
     " left right top middle side corner hand of above below under next near between each other"
     " side by photo picture background scene sky pair couple dozen slice no without 's both 99999"
-    " quickly very feet from there or plus ' \" - ( ) \n",
+    " quickly very feet from there or plus ' \" - ( ) \n"
+    " isn't not nor in front behind inside surrounded row holding wearing hat its head number same"
+    " as more than few background corner flanked İ ﬁ ’s",
 )
 
 
@@ -543,7 +551,22 @@ def test_listed_shapes_are_all_found(kinds: list[tuple[str, str]], before: str, 
     assert phrases(before + listed + after) == expected
 
 
-@pytest.mark.parametrize("unit", ["a dog and ", "a dog left of ", "dog's ", "the ", "(\"'", "ab"])
+@pytest.mark.parametrize(
+    "unit",
+    [
+        "a dog and ",
+        "a dog left of ",
+        "dog's ",
+        "the ",
+        "(\"'",
+        "ab",
+        "the number of ",
+        "a piece of ",
+        "red, ",
+        "twenty dogs ",
+        "the dogs below two dogs. ",
+    ],
+)
 def test_ten_thousand_characters_are_read(unit: str) -> None:
     check(parse(unit * (10_000 // len(unit))))
 

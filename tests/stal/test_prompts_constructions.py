@@ -1,0 +1,357 @@
+"""Constructions of English prompts, at least two sentences each."""
+
+import pytest
+
+from stal.prompts import parse
+from stal.relations import NOWHERE
+
+# construction -> sentences: text, phrases in order, relations with indices into them.
+CASES: dict[str, list[tuple[str, list[str], list[str]]]] = {
+    "attributes": [
+        (
+            "a red and white striped cat next to a blue dog",
+            ["a red and white striped cat", "a blue dog"],
+            ["0 next to 1"],
+        ),
+        (
+            "The plump, juicy grapes lay beside a small wooden bowl.",
+            ["plump, juicy grapes", "a small wooden bowl"],
+            ["0 next to 1"],
+        ),
+        ("a broken down car and a shiny truck", ["a broken down car", "a shiny truck"], []),
+    ],
+    "nouns of several words": [
+        (
+            "a hot dog left of a cell phone, and a fire hydrant",
+            ["a hot dog", "a cell phone", "a fire hydrant"],
+            ["0 left of 1"],
+        ),
+        (
+            "two teddy bears under a hair drier",
+            ["a teddy bear", "a teddy bear", "a hair drier"],
+            ["0 below 2", "1 below 2"],
+        ),
+    ],
+    "numerals": [
+        ("two dogs and one cat", ["a dog", "a dog", "a cat"], []),
+        ("a group of three birds", ["a bird", "a bird", "a bird"], []),
+        ("This is 2 cows eating hay.", ["a cow", "a cow", "a hay"], []),
+    ],
+    "members of a plural": [
+        (
+            "two dogs, one on a chair and the other under a table",
+            ["a dog", "a dog", "a chair", "a table"],
+            ["0 on 2", "1 below 3"],
+        ),
+        ("two cups, one above the other", ["a cup", "a cup"], ["0 above 1"]),
+        ("Two cups. One is red and the other is blue.", ["a red cup", "a blue cup"], []),
+    ],
+    "coordination": [
+        ("a cat, a dog and a bird", ["a cat", "a dog", "a bird"], []),
+        (
+            "A cat and a dog lay next to a sofa and a chair.",
+            ["a cat", "a dog", "a sofa", "a chair"],
+            ["0 next to 2", "1 next to 2", "0 next to 3", "1 next to 3"],
+        ),
+        (
+            "A truck is parked outside a building and has a boat on top of it.",
+            ["a truck", "a building", "a boat"],
+            ["0 outside 1", "2 above 0"],
+        ),
+    ],
+    "inverted order": [
+        ("To the left of the dog is a cat.", ["a dog", "a cat"], ["1 left of 0"]),
+        ("A table. Beneath it lies a dog.", ["a table", "a dog"], ["1 below 0"]),
+        (
+            "Above the ball is a kite, and a bee is below it.",
+            ["a ball", "a kite", "a bee"],
+            ["1 above 0", "2 below 0"],
+        ),
+    ],
+    "relative clauses": [
+        (
+            "The dog is left of the cat, which is below the person.",
+            ["a dog", "a cat", "a person"],
+            ["0 left of 1", "1 below 2"],
+        ),
+        (
+            "a table with a vase to its left and the scissors to the right",
+            ["a table", "a vase", "scissors"],
+            ["1 left of 0", "2 right of 0"],
+        ),
+        (
+            "A zebra that stands behind a fence is right of a giraffe.",
+            ["a zebra", "a fence", "a giraffe"],
+            ["0 behind 1", "0 right of 2"],
+        ),
+    ],
+    "phrases that only describe": [
+        ("a vase with flowers next to a clock", ["a vase", "flowers", "a clock"], ["0 next to 2"]),
+        (
+            "a dog wearing a red shirt on top of a bed",
+            ["a dog", "a red shirt", "a bed"],
+            ["1 worn by 0", "0 above 2"],
+        ),
+        (
+            "a mouse on a desk next to a cup",
+            ["a mouse", "a desk", "a cup"],
+            ["0 on 1", "0 next to 2"],
+        ),
+    ],
+    "pronouns": [
+        (
+            "A cat sits on a mat. It is next to a ball.",
+            ["a cat", "a mat", "a ball"],
+            ["0 on 1", "0 next to 2"],
+        ),
+        (
+            "Two cats sit on a sofa. They are left of a lamp.",
+            ["a cat", "a cat", "a sofa", "a lamp"],
+            ["0 on 2", "1 on 2", "0 left of 3", "1 left of 3"],
+        ),
+        ("A man waits. To his right is a bus.", ["a man", "a bus"], ["1 right of 0"]),
+        (
+            "There are two chairs with a lamp above them.",
+            ["a chair", "a chair", "a lamp"],
+            ["2 above 0", "2 above 1"],
+        ),
+        (
+            "The woman's dog lies at her feet.",
+            ["a woman", "a dog"],
+            ["1 below 0"],
+        ),
+        (
+            "A man holds a ball in one hand and a bat in the other, with a dog right of both.",
+            ["a man", "a ball", "a bat", "a dog"],
+            ["1 held by 0", "3 right of 1", "3 right of 2"],
+        ),
+    ],
+    "repeated mentions": [
+        ("A cat is on a mat. The cat is red.", ["a red cat", "a mat"], ["0 on 1"]),
+        (
+            "A giraffe and a bird. The bird also sits above the giraffe.",
+            ["a giraffe", "a bird"],
+            ["1 above 0"],
+        ),
+        (
+            "a tennis racket, and the racket is under a chair",
+            ["a tennis racket", "a chair"],
+            ["0 below 1"],
+        ),
+    ],
+    "two of one noun": [
+        ("a red ball above a blue ball", ["a red ball", "a blue ball"], ["0 above 1"]),
+        ("one dog is left of the other dog", ["a dog", "a dog"], ["0 left of 1"]),
+        ("a microwave behind a microwave", ["a microwave", "a microwave"], ["0 behind 1"]),
+    ],
+    "a part stands for its whole": [
+        ("a cat on the hood of a red car", ["a cat", "a red car"], ["0 on 1"]),
+        ("a bird on top of a car mirror", ["a bird", "a car mirror"], ["0 above 1"]),
+        ("A dog has its head on a pillow.", ["a dog", "a pillow"], ["0 on 1"]),
+    ],
+    "next to, near, each other": [
+        ("a cat and a dog next to each other", ["a cat", "a dog"], ["0 next to 1"]),
+        ("a horse near a barn", ["a horse", "a barn"], ["0 next to 1"]),
+    ],
+    "between": [
+        (
+            "a cat and a dog with a ball between them",
+            ["a cat", "a dog", "a ball"],
+            ["2 between 0", "2 between 1"],
+        ),
+        (
+            "A ball lies between a cat and a dog.",
+            ["a ball", "a cat", "a dog"],
+            ["0 between 1", "0 between 2"],
+        ),
+        (
+            "A clock hangs over a bed, flanked by two lamps.",
+            ["a clock", "a bed", "a lamp", "a lamp"],
+            ["0 above 1", "0 between 2", "0 between 3"],
+        ),
+    ],
+    "surrounded": [
+        ("a dog surrounded by two cats", ["a dog", "a cat", "a cat"], ["1 around 0", "2 around 0"]),
+        ("chairs around a table", ["chairs", "a table"], ["0 around 1"]),
+    ],
+    "rows": [
+        ("three dogs in a row", ["a dog", "a dog", "a dog"], ["0 left of 1", "1 left of 2"]),
+        (
+            "A cup, a fork and a spoon stand in a row on a table.",
+            ["a cup", "a fork", "a spoon", "a table"],
+            ["0 left of 1", "1 left of 2", "0 on 3", "1 on 3", "2 on 3"],
+        ),
+    ],
+    "containment": [
+        ("a ball inside a box", ["a ball", "a box"], ["0 inside 1"]),
+        (
+            "a cat in a bowl on a table",
+            ["a cat", "a bowl", "a table"],
+            ["0 inside 1", "1 on 2"],
+        ),
+        ("a bowl full of apples", ["a bowl", "apples"], ["1 inside 0"]),
+    ],
+    "support": [
+        ("a bird perched atop a fence", ["a bird", "a fence"], ["0 above 1"]),
+        ("a lamp on a desk", ["a lamp", "a desk"], ["0 on 1"]),
+        (
+            "a lamp on top of a table and a cat under it",
+            ["a lamp", "a table", "a cat"],
+            ["0 above 1", "2 below 1"],
+        ),
+        ("an astronaut riding a horse", ["an astronaut", "a horse"], ["0 on 1"]),
+    ],
+    "depth": [
+        (
+            "a dog behind a tree in front of a house",
+            ["a dog", "a tree", "a house"],
+            ["0 behind 1", "1 in front of 2"],
+        ),
+        ("a cat hidden by a box", ["a cat", "a box"], ["0 behind 1"]),
+        ("a car with a man behind it", ["a car", "a man"], ["1 behind 0"]),
+    ],
+    "negations": [
+        ("a dog and no cat", ["a dog"], []),
+        ("a man without a hat or a coat next to a horse", ["a man", "a horse"], ["0 next to 1"]),
+        ("a man without a hat and a woman with a dog", ["a man", "a woman", "a dog"], []),
+        ("not a dog but a cat", ["a cat"], []),
+        (
+            "The cat is not on the chair, it is under the table.",
+            ["a cat", "a chair", "a table"],
+            ["0 below 2"],
+        ),
+        ("The cat isn't above the dog.", ["a cat", "a dog"], []),
+    ],
+    "people holding and wearing": [
+        (
+            "A woman holding an umbrella and a bag",
+            ["a woman", "an umbrella", "a bag"],
+            ["1 held by 0", "2 held by 0"],
+        ),
+        (
+            "A girl in a blue dress carries a bear in her arms.",
+            ["a girl", "a blue dress", "a bear"],
+            ["1 worn by 0", "2 held by 0"],
+        ),
+        ("A man with a hat on his head", ["a man", "a hat"], ["1 on 0"]),
+        (
+            "A man wearing a hat rides a horse.",
+            ["a man", "a hat", "a horse"],
+            ["1 worn by 0", "0 on 2"],
+        ),
+    ],
+    "surroundings": [
+        ("A kitchen with two chairs", ["a chair", "a chair"], []),
+        (
+            "a horse in a field in front of a building",
+            ["a horse", "a building"],
+            ["0 in front of 1"],
+        ),
+        ("A close up of a bird on a branch", ["a bird", "a branch"], ["0 on 1"]),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "phrases", "relations"),
+    [pytest.param(*case, id=f"{name}: {case[0]}") for name in CASES for case in CASES[name]],
+)
+def test_construction_gives_objects_and_relations(
+    text: str, phrases: list[str], relations: list[str]
+) -> None:
+    found = parse(text)
+    assert [thing.phrase for thing in found.objects] == phrases
+    assert [f"{r.subject} {r.predicate} {r.object}" for r in found.relations] == relations
+
+
+@pytest.mark.parametrize(
+    ("text", "counts", "indices"),
+    [
+        ("two dogs", [(1, 1), (1, 1)], [0, 1]),
+        ("several birds", [(3, 7)], [0]),
+        ("a few birds and a cat", [(2, 4), (1, 1)], [0, 0]),
+        ("red shoes", [(1, 1)], [0]),
+        ("green apples", [(2, 9)], [0]),
+        ("500 dogs", [(500, 500)], [0]),
+        ("a dog and two cats", [(1, 1), (1, 1), (1, 1)], [0, 0, 1]),
+    ],
+)
+def test_plurals_have_counts_and_indices(
+    text: str, counts: list[tuple[int, int]], indices: list[int]
+) -> None:
+    found = parse(text).objects
+    assert [thing.count for thing in found] == counts
+    assert [thing.index for thing in found] == indices
+
+
+@pytest.mark.parametrize(
+    ("text", "dogs", "cats"),
+    [
+        ("three dogs with a few cats, the number of dogs is more than that of cats", 3, 2),
+        ("two dogs with a few cats, the number of dogs is more than that of cats", 2, 1),
+        ("one dog and a few cats, the number of dogs is less than that of cats", 1, 2),
+        ("three dogs and the same number of cats", 3, 3),
+    ],
+)
+def test_comparison_fixes_a_vague_number(text: str, dogs: int, cats: int) -> None:
+    nouns = [thing.noun for thing in parse(text).objects]
+    assert (nouns.count("dog"), nouns.count("cat")) == (dogs, cats)
+
+
+@pytest.mark.parametrize(
+    ("text", "positions"),
+    [
+        ("a cat in the top left corner", [(-1, -1, None)]),
+        ("a dog at the centre and a cat on the right", [(0, 0, None), (1, None, None)]),
+        ("a cat in the middle of the picture", [(0, 0, None)]),
+        ("a tree in the background", [(None, None, -1)]),
+        ("In the foreground stands a horse.", [(None, None, 1)]),
+        ("a lamp in the lower right corner of the image", [(1, 1, None)]),
+        ("a dog with a cat to its left", [NOWHERE, NOWHERE]),
+        ("a dog with a cat to the left", [NOWHERE, NOWHERE]),
+    ],
+)
+def test_places_on_the_canvas_are_kept(text: str, positions: list[tuple]) -> None:
+    assert [thing.position for thing in parse(text).objects] == positions
+
+
+@pytest.mark.parametrize(
+    ("text", "noun"),
+    [
+        ("a white toilet seat", "toilet"),
+        ("the roof of a car", "car"),
+        ("a laptop computer", "laptop"),
+        ("a microwave oven", "microwave"),
+        ("a computer keyboard", "keyboard"),
+        ("a slice of pizza", "pizza"),
+        ("a picture frame", "picture frame"),
+    ],
+)
+def test_noun_says_what_the_thing_is(text: str, noun: str) -> None:
+    assert [thing.noun for thing in parse(text).objects] == [noun]
+
+
+def test_spans_index_the_text() -> None:
+    text = "  A RED cat's toy is to the LEFT of two dogs. The toy isn't under it."
+    found = parse(text)
+    assert [text[slice(*thing.span)] for thing in found.objects] == [
+        "A RED cat",
+        "toy",
+        "two dogs",
+        "two dogs",
+    ]
+    assert {text[slice(*r.span)] for r in found.relations} == {"to the LEFT of"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "!!!", "🐱🚗", "and of the", "\"'(((", "\x00\x01", "photo of", "without any people"],
+)
+def test_nothing_to_place_gives_no_objects(text: str) -> None:
+    found = parse(text)
+    assert (found.objects, found.relations) == ((), ())
+
+
+def test_unknown_engine_names_the_known_ones() -> None:
+    with pytest.raises(ValueError, match="engine must be one of grammar"):
+        parse("a dog", engine="oracle")

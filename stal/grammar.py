@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from itertools import pairwise
 
+from stal.mentions import Mention, Mentions, Span
 from stal.nouns import NounPhrase, find_noun, inverts, needs_object, noun_phrase
-from stal.relations import NOWHERE, SIDES, VERBS, Place, Side, find, side_names
+from stal.relations import SIDES, VERBS, Place, Side, find, side_names
+from stal.statements import Link, Sided, Statement, Statements
 from stal.words import (
-    ALWAYS_PLURAL,
     AUXILIARIES,
     BODY_PARTS,
     CANVASES,
@@ -24,13 +23,10 @@ from stal.words import (
     CONJUNCTIONS,
     CONTRACTED,
     COPULAS,
-    DEFINITE,
     DETERMINERS,
     FUNCTION_WORDS,
     HELD_IN,
-    LESS,
     LOOKS,
-    MORE,
     NEGATIONS,
     NOT_OBJECTS,
     PEOPLE,
@@ -42,60 +38,32 @@ from stal.words import (
     POSTURES,
     PRONOUNS,
     PURE_COLOURS,
-    QUANTITIES,
     RELATIVES,
     SCENERY,
     SCENERY_COMPOUNDS,
     SHOWING,
     THE_CANVAS,
-    UNCOUNTED,
     VERB_STEMS,
     WITH,
-    article,
     is_adjective,
     is_boundary,
     is_known_verb,
     is_plural,
     is_verb,
-    is_word,
     looks_like_participle,
     singular,
     singular_noun,
     verb_stem,
 )
 
-Span = tuple[int, int]
-
 _TOKEN = re.compile(r"\w+(?:[-'’]\w+)*['’]?|[^\w\s]|\n")
 _SENTENCE_ENDS = frozenset(".!?;\n")
-_MOST_COUNTED = 20
 _ROWS = {"row": "left of", "line": "left of", "column": "above", "stack": "above", "pile": "above"}
 # "a kitchen with two chairs" is a picture of two chairs.
 _HAVING = [[word] for word in ("with", "has", "have", "having", "containing", "filled", "where")]
 # Said of what rests on or in something, not of that something: "a mouse on a desk next to a cup".
 _RESTS = ("on", "inside")
 _BESIDE = ("next to", "left of", "right of", "behind", "in front of")
-
-
-@dataclass
-class Mention:
-    """An object of the text.
-
-    Attributes: see `stal.prompts.Object`, and `sentence`: number of the sentence that names it.
-    """
-
-    noun: str
-    attributes: list[str]
-    phrase: str
-    sentence: int
-    span: Span
-    kind: str  # the noun, singular
-    count: tuple[int, int] = (1, 1)
-    index: int = 0
-    position: Side = NOWHERE
-
-
-Statement = tuple[int, str, int]
 
 
 def read(text: str) -> tuple[list[Mention], dict[Statement, Span]]:
@@ -122,46 +90,18 @@ def read(text: str) -> tuple[list[Mention], dict[Statement, Span]]:
                     tokens[-1] = "its"
             spans.append((start, end))
     reader.read(tokens, spans)
-    return reader.mentions, reader.relations
-
-
-@dataclass
-class _Link:
-    """A relation while the text is read: it may still lack its objects, or its subjects."""
-
-    names: tuple[str, ...]
-    subjects: list[int]
-    span: Span
-    references: list[int] = field(default_factory=list)
-    opens: bool = False  # begins a clause, so that its subject may follow
-    reverse: bool = False
-
-    @property
-    def lists(self) -> bool:
-        """Whether further objects may follow by "and" that have words of place of their own."""
-        return self.names == ("between",) or self.names == ("held by",)
-
-
-@dataclass
-class _Sided:
-    """ "on the left": of the canvas, or of what the clause was about."""
-
-    subjects: list[int]
-    side: Side
-    head: list[int]
-    span: Span
+    return reader.mentions, reader.said.relations
 
 
 class _Reader:
     """Objects and relations of the sentences read so far."""
 
     def __init__(self) -> None:
-        self.mentions: list[Mention] = []
-        self.relations: dict[Statement, Span] = {}
+        self.known = Mentions()
+        self.mentions = self.known.items
+        self.said = Statements(self.mentions)
         self.sentence = 0
         self.main: list[int] = []  # what the sentence is about
-        self.members: list[int] = []  # of the latest counted plural, not spoken of alone yet
-        self.numbers: dict[str, tuple[str, int]] = {}  # noun -> (noun, 1 if it is to be more)
 
     def read(self, tokens: list[str], spans: list[Span]) -> None:
         """Reads one sentence."""
@@ -181,18 +121,18 @@ class _Reader:
         self.preposition = ""  # preposition since then
         self.negated = self.absent = False  # "not"; "without a hat or ..."
         self.trait = False  # the latest noun phrase only describes: "a vase with flowers"
-        self.waiting: _Link | None = None  # lacks its objects
-        self.inverted: _Link | None = None  # lacks its subjects: "above the dog is a cat"
-        self.complete: _Link | None = None  # the latest that lacks nothing
+        self.waiting: Link | None = None  # lacks its objects
+        self.inverted: Link | None = None  # lacks its subjects: "above the dog is a cat"
+        self.complete: Link | None = None  # the latest that lacks nothing
         self.side: tuple[Side, Span] | None = None  # "on the left": of the noun phrase after it
-        self.sided: list[_Sided] = []
+        self.sided: list[Sided] = []
         self.ignored_end = -1  # where the latest phrase that is no object ended
         self._begin_clause([])
-        self._take_comparisons(tokens, spans)
+        self.known.take_comparisons(tokens, spans)
         i = 0
         while i < len(tokens):
             i = self._step(tokens, i)
-        self._relate_sides()
+        self.said.relate_sides(self.sided)
 
     def _begin_clause(self, subject: list[int]) -> None:
         self.subject, self.last, self.latest, self.role = subject, subject, subject, "subject"
@@ -203,45 +143,17 @@ class _Reader:
         self.verb_span = (0, 0)
         self.finite = self.relative = self.negated = self.trait = False
 
-    def _take_comparisons(self, tokens: list[str], spans: list[Span]) -> None:
-        """Takes out "the number of dogs is more than that of cats" and keeps what it says."""
-        i = 0
-        while i + 1 < len(tokens):
-            if tokens[i] != "number" or tokens[i + 1] != "of":
-                i += 1
-                continue
-            first = noun_phrase(tokens, i + 2)
-            j = first.end if first is not None else i + 2
-            j += tokens[j : j + 1] in (["is"], ["are"])
-            word, than = [*tokens[j : j + 2], "", ""][:2]
-            if first is None or than != "than" or word not in MORE | LESS:
-                i += 1
-                continue
-            j += 2
-            while j < len(tokens) and tokens[j] in ("the", "that", "number", "of"):
-                j += 1
-            second = noun_phrase(tokens, j)
-            if second is None:
-                i += 1
-                continue
-            sign = 1 if word in MORE else -1
-            a, b = singular_noun(first.noun), singular_noun(second.noun)
-            self.numbers[a], self.numbers[b] = (b, sign), (a, -sign)
-            start = i - (tokens[i - 1 : i] == ["the"])
-            del tokens[start : second.end], spans[start : second.end]
-            i = start
-
     def _step(self, tokens: Sequence[str], i: int) -> int:
         token = tokens[i]
         ahead = tuple(tokens[i : i + 3])
         if ahead[:2] in (("each", "other"), ("one", "another")):
             if self.waiting is not None:
                 group = self.waiting.subjects if self.waiting.subjects[1:] else self.last
-                self._relate_neighbours(group, self.waiting.names, self.waiting.span)
+                self.said.relate_neighbours(group, self.waiting.names, self.waiting.span)
             self.waiting = None
             return i + 2
         if ahead == ("side", "by", "side") and tokens[i + 3 : i + 4] != ["with"]:
-            self._relate_neighbours(self.last, ("next to",), self._span(i, i + 3))
+            self.said.relate_neighbours(self.last, ("next to",), self._span(i, i + 3))
             return i + 3
         place = None if self._is_agent(tokens, i) else find(tokens, i)
         if place is None and token == "with" and tokens[i - 1 : i] and tokens[i - 1] in COPULAS:
@@ -362,7 +274,7 @@ class _Reader:
             self.subject = subjects
         span = self._span(i, place.end)
         names = () if self.negated else place.names
-        link = _Link(names, subjects, span, opens=opens, reverse=place.reverse)
+        link = Link(names, subjects, span, opens=opens, reverse=place.reverse)
         if is_known_verb(tokens[i]):
             self.verb, self.verb_span = tokens[i], self.spans[i]
         self.preposition = ""
@@ -374,7 +286,7 @@ class _Reader:
             if opens and noun_phrase(tokens, after) is not None:
                 self.side = place.side, span
             elif subjects:
-                self.sided.append(_Sided(subjects, place.side, self.head, span))
+                self.sided.append(Sided(subjects, place.side, self.head, span))
         elif place.reference != "object":
             self._link(tokens, place.end, link, self._resolve(place.reference, subjects))
         elif needs_object(tokens, place.end):
@@ -383,7 +295,7 @@ class _Reader:
             # "the bird below", "leaving it behind": below what the sentence is about.
             if tokens[i - 1 : i] and tokens[i - 1] in PRONOUNS:
                 link.reverse = True
-            self._relate(link, subjects, self._other_than(subjects))
+            self.said.relate(link, subjects, self._other_than(subjects))
 
     def _take_pronoun(self, tokens: Sequence[str], i: int) -> None:
         if self.waiting is not None:
@@ -400,14 +312,14 @@ class _Reader:
             self._begin_clause(found)
             self.joint = ""
 
-    def _link(self, tokens: Sequence[str], end: int, link: _Link, references: list[int]) -> None:
+    def _link(self, tokens: Sequence[str], end: int, link: Link, references: list[int]) -> None:
         """Gives a relation its objects, whose words end at `end`."""
         link.references = references
         if link.opens and (not link.subjects or inverts(tokens, end)):
             link.subjects = []
             self.inverted = link
         else:
-            self._relate(link, link.subjects, references)
+            self.said.relate(link, link.subjects, references)
             self.complete = link
 
     def _take_noun_phrase(self, tokens: Sequence[str], phrase: NounPhrase) -> int:
@@ -415,7 +327,7 @@ class _Reader:
         if not phrase.determiner and all(map(is_adjective, phrase.words)):
             described = self.verb in COPULAS and self.waiting is None and self.role == "subject"
             if described and not self.joint:
-                self._describe(phrase.words)
+                self.known.describe(self.subject, phrase.words)
                 return end
             if phrase.words[-1] != "orange":
                 self.waiting = None
@@ -433,7 +345,7 @@ class _Reader:
         if side is not None and self.preposition in ("to", "on", "at"):
             # "to the person's left"
             span = self._span(end + 1, end + 2)
-            self.waiting = _Link(side_names(side), self._spoken_of(Place(end, ())), span)
+            self.waiting = Link(side_names(side), self._spoken_of(Place(end, ())), span)
             end += 2
         elif owner == "'s" and owned in BODY_PARTS:
             end += 2  # "on the cat's back"
@@ -451,7 +363,7 @@ class _Reader:
             return end + 1 if shows and end < len(tokens) and tokens[end] in SHOWING else end
         ids = self.latest = self._mention(phrase)
         if self.side is not None:
-            self.sided.append(_Sided(ids, self.side[0], [], self.side[1]))
+            self.sided.append(Sided(ids, self.side[0], [], self.side[1]))
         self._place_in_clause(tokens, end, ids, bare)
         self.joint, self.preposition, self.waiting, self.side = "", "", None, None
         self.negated = False
@@ -466,7 +378,7 @@ class _Reader:
         if name is None or self.waiting is None or self.waiting.names != ("inside",):
             return False
         group = self.waiting.subjects if self.waiting.subjects[1:] else self.last
-        self._relate_neighbours(group, (name,), self.waiting.span)
+        self.said.relate_neighbours(group, (name,), self.waiting.span)
         self.waiting, self.preposition, self.joint = None, "", ""
         return True
 
@@ -489,7 +401,7 @@ class _Reader:
         ):
             return False
         owner = self._resolve(phrase.determiner, link.subjects)
-        self._relate(link, link.subjects, owner)
+        self.said.relate(link, link.subjects, owner)
         self.waiting, self.preposition, self.joint = None, "", ""
         self.role = "adjunct" if self.verb else self.role
         return True
@@ -499,9 +411,9 @@ class _Reader:
         end = i + (tokens[i] in ("the", "one", "another"))
         end += tokens[end : end + 1] == ["other"]
         alone = end > i and tokens[end - 1] in ("one", "another", "other")
-        if not (alone and self.members and is_boundary(tokens, end)):
+        if not (alone and self.known.members and is_boundary(tokens, end)):
             return None
-        member = self.members.pop(0)
+        member = self.known.members.pop(0)
         self.latest = [member]
         if self.joint == "," or self.waiting is None:
             self._begin_clause([member])
@@ -534,7 +446,7 @@ class _Reader:
         listed = self.joint in ("and", ",")
         complete = self.complete
         # A bare noun in a text that has articles: "a vase with flowers next to a clock".
-        self.trait = bare and bool(self.head) and self.mentions[self.head[0]].span[0] >= 0
+        self.trait = bare and bool(self.head) and not self.mentions[self.head[0]].bare
         if self.waiting is not None:
             link = self.waiting
             if link.names == ("inside",) and {self.mentions[i].noun for i in ids} <= CLOTHES:
@@ -543,7 +455,7 @@ class _Reader:
             self.last, self.role = ids, "object" if link.lists else "adjunct"
         elif self.inverted is not None and (goes_on or not self.inverted.subjects):
             # "above the dog is a cat [and a bird]"
-            self._relate(self.inverted, ids, self.inverted.references)
+            self.said.relate(self.inverted, ids, self.inverted.references)
             self.complete = self.inverted
             if not self.inverted.subjects:
                 self._begin_clause(ids)
@@ -553,11 +465,11 @@ class _Reader:
             self.last, self.role = ids, "object"
         elif listed and self.role == "object" and self.last and not finite:
             if complete is not None and complete.lists:
-                self._relate(complete, complete.subjects, ids)
+                self.said.relate(complete, complete.subjects, ids)
             self.last = ids
         elif goes_on and self.role == "adjunct" and complete is not None:
             # "above the fork and the knife"
-            self._relate(complete, complete.subjects, ids)
+            self.said.relate(complete, complete.subjects, ids)
             complete.references = complete.references + ids
             self.last = self.last + ids
         elif listed and self.role == "subject" and not self.verb and self.last:
@@ -577,8 +489,8 @@ class _Reader:
         stem = self.verb if self.verb in VERBS else verb_stem(self.verb)
         if stem in VERBS:
             name, reverse = VERBS[stem]
-            link = _Link((name,), self.subject, self.verb_span, ids, reverse=reverse)
-            self._relate(link, self.subject, ids)
+            link = Link((name,), self.subject, self.verb_span, ids, reverse=reverse)
+            self.said.relate(link, self.subject, ids)
             self.complete = link
             if name == "worn by":
                 self.role = "adjunct"  # "a dog wearing a shirt on top of a bed"
@@ -638,94 +550,18 @@ class _Reader:
         )
         return not (owned and last in BODY_PARTS)
 
+    def _mention(self, phrase: NounPhrase) -> list[int]:
+        start = phrase.start + (phrase.determiner == "'s")
+        return self.known.take(
+            phrase,
+            self._span(start, phrase.end),
+            sentence=self.sentence,
+            subject=self.subject,
+            latest=self.latest,
+        )
+
     def _is_scenery(self, phrase: NounPhrase) -> bool:
         return phrase.noun in SCENERY or singular_noun(phrase.noun) in SCENERY_COMPOUNDS
-
-    def _mention(self, phrase: NounPhrase) -> list[int]:
-        """The objects that a noun phrase speaks of: earlier ones, or new ones."""
-        earlier = self._earlier(phrase)
-        if earlier:
-            return earlier
-        words, noun, count = phrase.words, phrase.noun, self._number(phrase) or 0
-        copies = count if 1 < count <= _MOST_COUNTED else 1
-        if phrase.determiner == "pair" and words[-1] in ALWAYS_PLURAL:
-            copies, count, phrase.portion = 1, 0, "a pair of"
-        one = phrase.determiner in ("a", "an", "each", "every") and not phrase.portion
-        if copies > 1 or count == 1 or one:
-            last = singular(words[-1]) if noun.endswith(words[-1]) else words[-1]
-            words, noun = [*words[:-1], last], singular_noun(noun)
-        text = " ".join(words).replace(" ,", ",") + phrase.of
-        numbers = (1, 1)
-        if phrase.portion:
-            text = f"{phrase.portion} {text}"
-        elif count > _MOST_COUNTED:
-            text, numbers = f"{count} {text}", (count, count)
-        elif phrase.determiner in QUANTITIES and count == 0:
-            some = "a few" if phrase.determiner == "few" else phrase.determiner
-            text, numbers = f"{some} {text}", QUANTITIES[phrase.determiner]
-        elif not is_plural(words[-1]):
-            text = f"{article(words[0])} {text}"
-        elif words[-1] not in ALWAYS_PLURAL:
-            numbers = UNCOUNTED
-        start = phrase.start + (phrase.determiner == "'s")
-        span, kind = self._span(start, phrase.end), singular_noun(noun)
-        self.mentions += [
-            Mention(noun, list(phrase.attributes), text, self.sentence, span, kind, numbers, index)
-            for index in range(copies)
-        ]
-        new = list(range(len(self.mentions) - copies, len(self.mentions)))
-        self.members = list(new) if copies > 1 else self.members
-        return new
-
-    def _number(self, phrase: NounPhrase) -> int | None:
-        """How many a noun phrase speaks of, if it or a comparison says so."""
-        if phrase.as_many:
-            return len(self.latest) or None
-        noun = singular_noun(phrase.noun)
-        if phrase.determiner not in QUANTITIES or noun not in self.numbers:
-            return phrase.count
-        other, sign = self.numbers[noun]
-        number = sum(mention.kind == other for mention in self.mentions)
-        if number == 0:
-            return phrase.count
-        return max(2, number + 1) if sign > 0 else max(1, min(2, number - 1))
-
-    def _earlier(self, phrase: NounPhrase) -> list[int]:
-        """Objects that a definite phrase, or a bare one in a later sentence, names again."""
-        definite = phrase.determiner in DEFINITE | {"both", "all", "each"}
-        owned = phrase.determiner in POSSESSIVES - {"'s"}
-        if phrase.determiner and not (definite or owned):
-            return []
-        noun, attributes = singular_noun(phrase.noun), set(phrase.attributes)
-        found = []
-        for index, mention in enumerate(self.mentions):
-            if noun != mention.kind and noun != mention.kind.split(" ")[-1]:
-                continue
-            have = set(mention.attributes)
-            same = attributes <= have
-            again = mention.sentence < self.sentence and attributes == have
-            if same and (definite or again) and not (phrase.other and index in self.subject):
-                found.append(index)
-        if len(found) < 2:
-            return found
-        if is_plural(phrase.words[-1]) and phrase.words[-1] not in ALWAYS_PLURAL:
-            return found[: min(phrase.count or _MOST_COUNTED, _MOST_COUNTED)]
-        exact = [index for index in found if set(self.mentions[index].attributes) == attributes]
-        return (exact or found)[-1:]
-
-    def _describe(self, words: Sequence[str]) -> None:
-        """ "a circle that is red": an attribute after the noun."""
-        for index in self.subject:
-            mention = self.mentions[index]
-            new = [word for word in words if is_word(word) and word not in mention.attributes]
-            before = mention.phrase.removesuffix(mention.noun).split()
-            if not new or " ".join([*before, mention.noun]) != mention.phrase:
-                continue
-            mention.attributes += new
-            before += new
-            if before[0] in ("a", "an"):
-                before[0] = article(before[1])
-            mention.phrase = " ".join([*before, mention.noun])
 
     def _resolve(self, pronoun: str, besides: Sequence[int]) -> list[int]:
         """What a pronoun stands for.
@@ -761,51 +597,3 @@ class _Reader:
             if group and set(group).isdisjoint(besides):
                 return list(group)
         return []
-
-    # Relations
-
-    def _relate(self, link: _Link, subjects: Sequence[int], references: Sequence[int]) -> None:
-        if link.reverse:
-            subjects, references = references, subjects
-        for subject in subjects:
-            for reference in references:
-                if subject != reference:
-                    for name in link.names:
-                        self.relations.setdefault((subject, name, reference), link.span)
-
-    def _relate_neighbours(self, group: Sequence[int], names: tuple[str, ...], span: Span) -> None:
-        for subject, reference in pairwise(group):
-            self._relate(_Link(names, [subject], span), [subject], [reference])
-
-    def _relate_sides(self) -> None:
-        """ "a on the left and b on the right" is "a left of b"."""
-        placed = {index for sided in self.sided for index in sided.subjects}
-        groups: dict[tuple[int, ...], list[_Sided]] = {}
-        for sided in self.sided:
-            head = tuple(sided.head)
-            if not head or not placed.isdisjoint(head):
-                # Of the canvas.
-                head = ()
-                for index in sided.subjects:
-                    old = self.mentions[index].position
-                    x, y, z = (a if b is None else b for a, b in zip(old, sided.side, strict=True))
-                    self.mentions[index].position = (x, y, z)
-            else:
-                # "a dog with a cat to the left": of what the clause is about.
-                link = _Link(side_names(sided.side), sided.subjects, sided.span)
-                self._relate(link, sided.subjects, head)
-            groups.setdefault(head, []).append(sided)
-        for group in groups.values():
-            for axis, name in ((0, "left of"), (1, "above")):
-                levels: dict[int, list[_Sided]] = {}
-                for sided in group:
-                    value = sided.side[axis]
-                    if value is not None:
-                        levels.setdefault(value, []).append(sided)
-                for before, after in pairwise(sorted(levels)):
-                    for a in levels[before]:
-                        for b in levels[after]:
-                            if not set(a.subjects).isdisjoint(b.subjects):
-                                continue
-                            link = _Link((name,), a.subjects, a.span)
-                            self._relate(link, a.subjects, b.subjects)

@@ -1,0 +1,93 @@
+"""The relations of a text, in order of statement."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from stal.mentions import Mention, Span
+from stal.relations import Side, side_names
+
+Statement = tuple[int, str, int]
+
+
+@dataclass
+class Link:
+    """A relation while the text is read: it may still lack its objects, or its subjects."""
+
+    names: tuple[str, ...]
+    subjects: list[int]
+    span: Span
+    references: list[int] = field(default_factory=list)
+    opens: bool = False  # begins a clause, so that its subject may follow
+    reverse: bool = False
+
+    @property
+    def lists(self) -> bool:
+        """Whether further objects may follow by "and" that have words of place of their own."""
+        return self.names == ("between",) or self.names == ("held by",)
+
+
+@dataclass
+class Sided:
+    """ "on the left": of the canvas, or of what the clause was about."""
+
+    subjects: list[int]
+    side: Side
+    head: list[int]
+    span: Span
+
+
+class Statements:
+    """The relations so far, with the spans of the words that state them."""
+
+    def __init__(self, mentions: list[Mention]) -> None:
+        self.relations: dict[Statement, Span] = {}
+        self._mentions = mentions
+
+    def relate(self, link: Link, subjects: Sequence[int], references: Sequence[int]) -> None:
+        if link.reverse:
+            subjects, references = references, subjects
+        for subject in subjects:
+            for reference in references:
+                if subject != reference:
+                    for name in link.names:
+                        self.relations.setdefault((subject, name, reference), link.span)
+
+    def relate_neighbours(self, group: Sequence[int], names: tuple[str, ...], span: Span) -> None:
+        for subject, reference in pairwise(group):
+            self.relate(Link(names, [subject], span), [subject], [reference])
+
+    def relate_sides(self, places: Sequence[Sided]) -> None:
+        """ "a on the left and b on the right" is "a left of b"."""
+        placed = {index for sided in places for index in sided.subjects}
+        groups: dict[tuple[int, ...], list[Sided]] = {}
+        for sided in places:
+            head = tuple(sided.head)
+            if not head or not placed.isdisjoint(head):
+                # Of the canvas.
+                head = ()
+                for index in sided.subjects:
+                    old = self._mentions[index].position
+                    x, y, z = (a if b is None else b for a, b in zip(old, sided.side, strict=True))
+                    self._mentions[index].position = (x, y, z)
+            else:
+                # "a dog with a cat to the left": of what the clause is about.
+                link = Link(side_names(sided.side), sided.subjects, sided.span)
+                self.relate(link, sided.subjects, head)
+            groups.setdefault(head, []).append(sided)
+        for group in groups.values():
+            for axis, name in ((0, "left of"), (1, "above")):
+                levels: dict[int, list[Sided]] = {}
+                for sided in group:
+                    value = sided.side[axis]
+                    if value is not None:
+                        levels.setdefault(value, []).append(sided)
+                for before, after in pairwise(sorted(levels)):
+                    for a in levels[before]:
+                        for b in levels[after]:
+                            if not set(a.subjects).isdisjoint(b.subjects):
+                                continue
+                            link = Link((name,), a.subjects, a.span)
+                            self.relate(link, a.subjects, b.subjects)

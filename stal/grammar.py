@@ -62,8 +62,8 @@ _ROWS = {"row": "left of", "line": "left of", "column": "above", "stack": "above
 # "a kitchen with two chairs" is a picture of two chairs.
 _HAVING = [[word] for word in ("with", "has", "have", "having", "containing", "filled", "where")]
 # Said of what rests on or in something, not of that something: "a mouse on a desk next to a cup".
-_RESTS = ("on", "inside")
-_BESIDE = ("next to", "left of", "right of", "behind", "in front of")
+_RESTS = [("on",), ("inside",)]
+_BESIDE = [("next to",), ("left of",), ("right of",), ("behind",), ("in front of",)]
 
 
 def read(text: str) -> tuple[list[Mention], dict[Statement, Span]]:
@@ -252,14 +252,11 @@ class _Reader:
         if self.joint or self.verb:
             return self.subject or self.last
         link = self.complete
-        if (
-            self.role == "adjunct"
-            and link is not None
-            and link.references == self.latest
-            and link.names[:1] in [(name,) for name in _RESTS]
-            and place.names[:1] in [(name,) for name in _BESIDE]
-        ):
-            return link.subjects
+        if self.role == "adjunct" and link is not None and link.references == self.latest:
+            beside = link.names[:1] in _RESTS and place.names[:1] in _BESIDE
+            full = link.names == ("inside",) and link.reverse  # "a bowl full of fruit"
+            if beside or full:
+                return link.subjects
         return self.latest
 
     def _take_place(self, tokens: Sequence[str], i: int, place: Place) -> None:
@@ -442,11 +439,13 @@ class _Reader:
         """Decides what a new noun phrase is: subject, object, adjunct, or one more of these."""
         followed_by_verb = end < len(tokens) and is_verb(tokens[end])
         finite = followed_by_verb and (tokens[end] in AUXILIARIES or tokens[end].endswith("s"))
-        goes_on = self.joint == "and" and not followed_by_verb and find(tokens, end) is None
         listed = self.joint in ("and", ",")
         complete = self.complete
         # A bare noun in a text that has articles: "a vase with flowers next to a clock".
         self.trait = bare and bool(self.head) and not self.mentions[self.head[0]].bare
+        # "above the fork and the knife", "next to a hat, book and blanket"
+        goes_on = self.joint == "and" and find(tokens, end) is None
+        goes_on = (goes_on or (listed and self.trait)) and not followed_by_verb
         if self.waiting is not None:
             link = self.waiting
             if link.names == ("inside",) and {self.mentions[i].noun for i in ids} <= CLOTHES:
@@ -468,7 +467,6 @@ class _Reader:
                 self.said.relate(complete, complete.subjects, ids)
             self.last = ids
         elif goes_on and self.role == "adjunct" and complete is not None:
-            # "above the fork and the knife"
             self.said.relate(complete, complete.subjects, ids)
             complete.references = complete.references + ids
             self.last = self.last + ids
@@ -528,6 +526,7 @@ class _Reader:
             or self.waiting is not None
             or following[:1] in _HAVING
             or (self.head and not phrase.determiner)
+            or (self.head and self.verb and self.verb not in AUXILIARIES and not self.joint)
         ):
             return False
         if " " in phrase.noun:

@@ -32,6 +32,7 @@ Arguments that several kernels share:
                         factor = weight / rowsum(exp2(scale * scores - m)), each of one row
     scale               of the scores, with log2(e) folded in, positive; NEGATIVE flips the scores
     STRIDE              a factor of the strides of all head_dim matrices, divided out by the host
+    WIDE                offsets within the keys of one head, or a tile of pixels, need 64 bits
     D_PIECES            how head_dim is cut; K_PIECES how one tile of keys is
     TILED               keys come in tiles of sum(K_PIECES) instead of all at once
     PRECISION           of float32 products: "ieee" or "tf32"
@@ -79,28 +80,62 @@ def _total(pieces):
 
 
 @triton.jit
-def _load_rows(base, rows, stride, mask, HEAD_DIM: tl.constexpr, D_PIECES: tl.constexpr):
-    """Rows of a matrix, a (rows, piece) tile for each piece of head_dim; 0 where mask is False."""
+def _pointers(
+    base, first, stride,
+    ROWS: tl.constexpr, D_PIECES: tl.constexpr, i: tl.constexpr, WIDE: tl.constexpr,
+):
+    """Piece i of head_dim of the rows from `first` on.
+
+    The part that differs between threads depends on the shape alone, so that one set of registers
+    serves all tiles of a shape; where a tile begins is a scalar.
+    """
+    rows = tl.arange(0, ROWS).to(tl.int64) if WIDE else tl.arange(0, ROWS)
+    within = rows[:, None] * stride + tl.arange(0, _size(D_PIECES, i))[None, :]
+    begin = tl.cast(first, tl.int64) if WIDE else first
+    return base + begin * stride + _start(D_PIECES, i) + within
+
+
+@triton.jit
+def _inside(rows, HEAD_DIM: tl.constexpr, D_PIECES: tl.constexpr, i: tl.constexpr):
+    """Which elements of piece i of head_dim are there, of rows that are."""
+    inside = rows[:, None]
+    if _start(D_PIECES, i) + _size(D_PIECES, i) > HEAD_DIM:
+        columns = tl.arange(0, _size(D_PIECES, i))
+        inside = inside & (columns < HEAD_DIM - _start(D_PIECES, i))[None, :]
+    return inside
+
+
+@triton.jit
+def _load_tile(
+    base, first, stride, rows,
+    HEAD_DIM: tl.constexpr, D_PIECES: tl.constexpr, i: tl.constexpr, WIDE: tl.constexpr,
+):
+    """Piece i of head_dim of the rows from `first` on, 0 where `rows` is False."""
+    pointers = _pointers(base, first, stride, rows.shape[0], D_PIECES, i, WIDE)
+    return tl.load(pointers, mask=_inside(rows, HEAD_DIM, D_PIECES, i), other=0.0)
+
+
+@triton.jit
+def _load_rows(
+    base, first, stride, rows, HEAD_DIM: tl.constexpr, D_PIECES: tl.constexpr, WIDE: tl.constexpr
+):
+    """All pieces of head_dim of the rows from `first` on, 0 where `rows` is False."""
     tiles = ()
     for i in tl.static_range(len(D_PIECES)):
-        columns = _start(D_PIECES, i) + tl.arange(0, _size(D_PIECES, i))
-        keep = mask[:, None]
-        if _start(D_PIECES, i) + _size(D_PIECES, i) > HEAD_DIM:
-            keep = keep & (columns < HEAD_DIM)[None, :]
-        pointers = base + rows.to(tl.int64)[:, None] * stride + columns[None, :]
-        tiles += (tl.load(pointers, mask=keep, other=0.0),)
+        tiles += (_load_tile(base, first, stride, rows, HEAD_DIM, D_PIECES, i, WIDE),)
     return tiles
 
 
 @triton.jit
-def _store_rows(base, rows, stride, mask, tiles, HEAD_DIM: tl.constexpr, D_PIECES: tl.constexpr):
+def _store_rows(
+    base, first, stride, rows, tiles, factor,
+    HEAD_DIM: tl.constexpr, D_PIECES: tl.constexpr, WIDE: tl.constexpr,
+):
+    """Stores factor * tiles in the rows from `first` on, where `rows` is True."""
     for i in tl.static_range(len(D_PIECES)):
-        columns = _start(D_PIECES, i) + tl.arange(0, _size(D_PIECES, i))
-        keep = mask[:, None]
-        if _start(D_PIECES, i) + _size(D_PIECES, i) > HEAD_DIM:
-            keep = keep & (columns < HEAD_DIM)[None, :]
-        pointers = base + rows.to(tl.int64)[:, None] * stride + columns[None, :]
-        tl.store(pointers, tiles[i].to(base.dtype.element_ty), mask=keep)
+        pointers = _pointers(base, first, stride, rows.shape[0], D_PIECES, i, WIDE)
+        values = (tiles[i] * factor).to(base.dtype.element_ty)
+        tl.store(pointers, values, mask=_inside(rows, HEAD_DIM, D_PIECES, i))
 
 
 @triton.jit
@@ -112,50 +147,54 @@ def _zeros(ROWS: tl.constexpr, D_PIECES: tl.constexpr):
 
 
 @triton.jit
-def _dot_rows(a, b, PRECISION: tl.constexpr):
-    """a @ b.T, summed over the pieces of head_dim."""
-    product = tl.dot(a[0], tl.trans(b[0]), input_precision=PRECISION)
-    for i in tl.static_range(1, len(a)):
-        product = tl.dot(a[i], tl.trans(b[i]), product, input_precision=PRECISION)
-    return product
-
-
-@triton.jit
-def _add_product(a, b, total, PRECISION: tl.constexpr):
-    """total + a @ b for every piece of head_dim."""
-    sums = ()
-    for i in tl.static_range(len(b)):
-        sums += (tl.dot(a, b[i], total[i], input_precision=PRECISION),)
-    return sums
-
-
-@triton.jit
-def _select(exists, new, old):
-    tiles = ()
-    for i in tl.static_range(len(new)):
-        tiles += (tl.where(exists[:, None], new[i], old[i]),)
-    return tiles
-
-
-@triton.jit
 def _products(
     a, b, stride, first, length,
-    HEAD_DIM: tl.constexpr, D_PIECES: tl.constexpr, K_PIECES: tl.constexpr, PRECISION: tl.constexpr,
+    HEAD_DIM: tl.constexpr, D_PIECES: tl.constexpr, K_PIECES: tl.constexpr, WIDE: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
-    """a @ b.T for one tile of keys, the rows of b, a piece of keys at a time."""
+    """a @ b.T for one tile of keys, the rows of b: a product for each piece of keys.
+
+    All keys take their turn with one piece of head_dim before the next one is needed in registers.
+    """
     products = ()
-    for j in tl.static_range(len(K_PIECES)):
-        keys = first + _start(K_PIECES, j) + tl.arange(0, _size(K_PIECES, j))
-        b_tiles = _load_rows(b, keys, stride, keys < length, HEAD_DIM, D_PIECES)
-        products += (_dot_rows(a, b_tiles, PRECISION),)
+    for i in tl.static_range(len(D_PIECES)):
+        sums = ()
+        for j in tl.static_range(len(K_PIECES)):
+            key = first + _start(K_PIECES, j)
+            keys = tl.arange(0, _size(K_PIECES, j)) < length - key
+            b_tile = _load_tile(b, key, stride, keys, HEAD_DIM, D_PIECES, i, WIDE)
+            if i == 0:
+                sums += (tl.dot(a[i], tl.trans(b_tile), input_precision=PRECISION),)
+            else:
+                sums += (tl.dot(a[i], tl.trans(b_tile), products[j], input_precision=PRECISION),)
+        products = sums
     return products
 
 
 @triton.jit
-def _masked(scores, keys, length, NEGATIVE: tl.constexpr):
+def _add_products(
+    a, b, stride, first, length, total, exists,
+    HEAD_DIM: tl.constexpr, D_PIECES: tl.constexpr, K_PIECES: tl.constexpr, WIDE: tl.constexpr,
+    PRECISION: tl.constexpr, SELECT: tl.constexpr,
+):
+    """total + a @ b for one tile of keys, the columns of a; with SELECT, only rows that exist."""
+    sums = ()
+    for i in tl.static_range(len(D_PIECES)):
+        piece = total[i]
+        for j in tl.static_range(len(K_PIECES)):
+            key = first + _start(K_PIECES, j)
+            keys = tl.arange(0, _size(K_PIECES, j)) < length - key
+            b_tile = _load_tile(b, key, stride, keys, HEAD_DIM, D_PIECES, i, WIDE)
+            piece = tl.dot(a[j].to(b_tile.dtype), b_tile, piece, input_precision=PRECISION)
+        sums += (tl.where(exists[:, None], piece, total[i]) if SELECT else piece,)
+    return sums
+
+
+@triton.jit
+def _masked(scores, keys, NEGATIVE: tl.constexpr):
     if NEGATIVE:
         scores = -scores
-    return tl.where((keys < length)[None, :], scores, float("-inf"))
+    return tl.where(keys[None, :], scores, float("-inf"))
 
 
 @triton.jit
@@ -163,15 +202,17 @@ def _scores(
     q, k,
     stride_kl,
     first, length,
-    HEAD_DIM: tl.constexpr, D_PIECES: tl.constexpr, K_PIECES: tl.constexpr, NEGATIVE: tl.constexpr,
-    PRECISION: tl.constexpr,
+    HEAD_DIM: tl.constexpr, D_PIECES: tl.constexpr, K_PIECES: tl.constexpr, WIDE: tl.constexpr,
+    NEGATIVE: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """q @ k.T for one tile of keys, -inf beyond the length."""
-    products = _products(q, k, stride_kl, first, length, HEAD_DIM, D_PIECES, K_PIECES, PRECISION)
+    products = _products(
+        q, k, stride_kl, first, length, HEAD_DIM, D_PIECES, K_PIECES, WIDE, PRECISION
+    )
     scores = ()
     for j in tl.static_range(len(K_PIECES)):
-        keys = first + _start(K_PIECES, j) + tl.arange(0, _size(K_PIECES, j))
-        scores += (_masked(products[j], keys, length, NEGATIVE),)
+        keys = tl.arange(0, _size(K_PIECES, j)) < length - first - _start(K_PIECES, j)
+        scores += (_masked(products[j], keys, NEGATIVE),)
     return scores
 
 
@@ -199,18 +240,19 @@ def _exp2(scores, scale, m):
 def _attend(
     q, k, v,
     stride_kl, stride_vl,
-    weight, total, scale, length,
+    weight, exists, total, scale, length,
     HEAD_DIM: tl.constexpr, D_PIECES: tl.constexpr, K_PIECES: tl.constexpr, TILED: tl.constexpr,
-    NEGATIVE: tl.constexpr, PRECISION: tl.constexpr,
+    WIDE: tl.constexpr, NEGATIVE: tl.constexpr, PRECISION: tl.constexpr, SELECT: tl.constexpr,
 ):
-    """total + weight * softmax(q @ k.T) @ v for one prompt."""
+    """total + weight * softmax(q @ k.T) @ v for one prompt; with SELECT, only rows that exist."""
     if TILED:
         m = tl.full(weight.shape, float("-inf"), tl.float32)
         rowsum = tl.zeros_like(m)
         own = _zeros(weight.shape[0], D_PIECES)
         for first in range(0, length, _total(K_PIECES)):
             scores = _scores(
-                q, k, stride_kl, first, length, HEAD_DIM, D_PIECES, K_PIECES, NEGATIVE, PRECISION
+                q, k, stride_kl, first, length,
+                HEAD_DIM, D_PIECES, K_PIECES, WIDE, NEGATIVE, PRECISION,
             )
             m_before = m
             m = tl.maximum(m, _row_max(scores, scale))
@@ -221,26 +263,28 @@ def _attend(
             for i in tl.static_range(len(D_PIECES)):
                 shrunk += (own[i] * shrink[:, None],)
             own = shrunk
-            for j in tl.static_range(len(K_PIECES)):
-                keys = first + _start(K_PIECES, j) + tl.arange(0, _size(K_PIECES, j))
-                v_tiles = _load_rows(v, keys, stride_vl, keys < length, HEAD_DIM, D_PIECES)
-                own = _add_product(p[j].to(v_tiles[0].dtype), v_tiles, own, PRECISION)
+            own = _add_products(
+                p, v, stride_vl, first, length, own, exists,
+                HEAD_DIM, D_PIECES, K_PIECES, WIDE, PRECISION, False,
+            )
         factor = weight / rowsum
         result = ()
         for i in tl.static_range(len(D_PIECES)):
-            result += (total[i] + own[i] * factor[:, None],)
+            piece = total[i] + own[i] * factor[:, None]
+            result += (tl.where(exists[:, None], piece, total[i]) if SELECT else piece,)
     else:
         scores = _scores(
-            q, k, stride_kl, 0, length, HEAD_DIM, D_PIECES, K_PIECES, NEGATIVE, PRECISION
+            q, k, stride_kl, 0, length, HEAD_DIM, D_PIECES, K_PIECES, WIDE, NEGATIVE, PRECISION
         )
         p, rowsum = _exp2(scores, scale, _row_max(scores, scale))
         factor = weight / rowsum
-        result = total
+        a = ()
         for j in tl.static_range(len(K_PIECES)):
-            keys = _start(K_PIECES, j) + tl.arange(0, _size(K_PIECES, j))
-            v_tiles = _load_rows(v, keys, stride_vl, keys < length, HEAD_DIM, D_PIECES)
-            a = (p[j] * factor[:, None]).to(v_tiles[0].dtype)
-            result = _add_product(a, v_tiles, result, PRECISION)
+            a += (p[j] * factor[:, None],)
+        result = _add_products(
+            a, v, stride_vl, 0, length, total, exists,
+            HEAD_DIM, D_PIECES, K_PIECES, WIDE, PRECISION, SELECT,
+        )
     return result
 
 
@@ -254,18 +298,20 @@ def _exists(region, n, stride_rn, possible, HAS_REGION: tl.constexpr):
 
 @triton.jit(do_not_specialize=_SIZES)
 def forward(
-    q, k, v, weight, region, prompt_ids, offsets, key_lengths, out, scale, prompts, heads, seqlen_q,
-    seqlen_k, tiles,
+    q, k, v, weight, region, prompt_ids, offsets, key_lengths, out,
+    scale, prompts, heads, seqlen_q, seqlen_k, tiles,
     stride_qb, stride_qh, stride_qn, stride_kb, stride_kp, stride_kh, stride_kl, stride_vb,
     stride_vp, stride_vh, stride_vl, stride_wb, stride_wp, stride_wn, stride_rb, stride_rp,
     stride_rn, stride_ob, stride_oh, stride_on,
     HEAD_DIM: tl.constexpr, D_PIECES: tl.constexpr, K_PIECES: tl.constexpr, TILED: tl.constexpr,
     RAGGED: tl.constexpr, HAS_REGION: tl.constexpr, HAS_LENGTHS: tl.constexpr,
-    NEGATIVE: tl.constexpr, STRIDE: tl.constexpr, PRECISION: tl.constexpr, BLOCK_Q: tl.constexpr,
+    NEGATIVE: tl.constexpr, STRIDE: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
 ):
     """out = sum_p weight_p * softmax(q @ k_p.T) @ v_p for BLOCK_Q pixels of one head."""
     program = tl.program_id(0)
     n = program % tiles * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    pixel = tl.cast(program % tiles * BLOCK_Q, tl.int64)
     h = (program // tiles % heads).to(tl.int64)
     b = (program // tiles // heads).to(tl.int64)
     inside = n < seqlen_q
@@ -285,7 +331,7 @@ def forward(
         weight += b * stride_wb
         region += b * stride_rb
 
-    q_tiles = _load_rows(q, n, stride_qn * STRIDE, inside, HEAD_DIM, D_PIECES)
+    q_tiles = _load_rows(q, pixel, stride_qn * STRIDE, inside, HEAD_DIM, D_PIECES, WIDE)
     total = _zeros(BLOCK_Q, D_PIECES)
     for entry in range(count):
         p = tl.cast(entry, tl.int64)
@@ -295,16 +341,15 @@ def forward(
         exists = _exists(region + p * stride_rp, n, stride_rn, possible, HAS_REGION)
         here = weight + p * stride_wp + n.to(tl.int64) * stride_wn
         w = tl.load(here, mask=exists, other=0.0)
-        # Without regions and lengths this is no branch at all.
         if tl.max(exists.to(tl.int32), 0) > 0 if HAS_REGION or HAS_LENGTHS else True:
-            result = _attend(
+            total = _attend(
                 q_tiles, k + row * stride_kp * STRIDE, v + row * stride_vp * STRIDE,
                 stride_kl * STRIDE, stride_vl * STRIDE,
-                w, total, scale, length, HEAD_DIM, D_PIECES, K_PIECES, TILED, NEGATIVE, PRECISION,
+                w, exists, total, scale, length,
+                HEAD_DIM, D_PIECES, K_PIECES, TILED, WIDE, NEGATIVE, PRECISION, HAS_REGION,
             )
-            total = _select(exists, result, total) if HAS_REGION else result
     out += (b * stride_ob + h * stride_oh) * STRIDE
-    _store_rows(out, n, stride_on * STRIDE, inside, total, HEAD_DIM, D_PIECES)
+    _store_rows(out, pixel, stride_on * STRIDE, inside, total, 1.0, HEAD_DIM, D_PIECES, WIDE)
 
 
 @triton.jit
@@ -317,30 +362,24 @@ def _row_dot(p, g, like):
 
 
 @triton.jit
-def _add_dq(
-    p, g, r, factor, k,
-    stride_kl,
-    first, length, total,
-    HEAD_DIM: tl.constexpr, D_PIECES: tl.constexpr, K_PIECES: tl.constexpr, PRECISION: tl.constexpr,
-):
-    """total + (factor * p * (g - r)) @ k for one tile of keys."""
-    for j in tl.static_range(len(K_PIECES)):
-        keys = first + _start(K_PIECES, j) + tl.arange(0, _size(K_PIECES, j))
-        k_tiles = _load_rows(k, keys, stride_kl, keys < length, HEAD_DIM, D_PIECES)
-        ds = factor[:, None] * p[j] * (g[j] - r[:, None])
-        total = _add_product(ds.to(k_tiles[0].dtype), k_tiles, total, PRECISION)
-    return total
+def _score_gradient(p, g, r, factor):
+    """dS = factor * p * (g - r)."""
+    ds = ()
+    for j in tl.static_range(len(p)):
+        ds += (factor[:, None] * p[j] * (g[j] - r[:, None]),)
+    return ds
 
 
 @triton.jit
 def _differentiate(
     q, dout, k, v,
     stride_kl, stride_vl,
-    weight, total, scale, length,
+    weight, exists, total, scale, length,
     HEAD_DIM: tl.constexpr, D_PIECES: tl.constexpr, K_PIECES: tl.constexpr, TILED: tl.constexpr,
-    NEGATIVE: tl.constexpr, PRECISION: tl.constexpr, WANT_DQ: tl.constexpr,
+    WIDE: tl.constexpr, NEGATIVE: tl.constexpr, PRECISION: tl.constexpr, SELECT: tl.constexpr,
+    WANT_DQ: tl.constexpr,
 ):
-    """total + dS @ k, r, m and factor for one prompt."""
+    """total + dS @ k (with SELECT, only rows that exist), r, m and factor for one prompt."""
     m = tl.full(weight.shape, float("-inf"), tl.float32)
     rowsum = tl.zeros_like(m)
     r = tl.zeros_like(m)
@@ -348,10 +387,11 @@ def _differentiate(
         # r needs whole rows: one walk over the keys for the sums, one for dq.
         for first in range(0, length, _total(K_PIECES)):
             scores = _scores(
-                q, k, stride_kl, first, length, HEAD_DIM, D_PIECES, K_PIECES, NEGATIVE, PRECISION
+                q, k, stride_kl, first, length,
+                HEAD_DIM, D_PIECES, K_PIECES, WIDE, NEGATIVE, PRECISION,
             )
             g = _products(
-                dout, v, stride_vl, first, length, HEAD_DIM, D_PIECES, K_PIECES, PRECISION
+                dout, v, stride_vl, first, length, HEAD_DIM, D_PIECES, K_PIECES, WIDE, PRECISION
             )
             m_before = m
             m = tl.maximum(m, _row_max(scores, scale))
@@ -363,32 +403,31 @@ def _differentiate(
         if WANT_DQ:
             for first in range(0, length, _total(K_PIECES)):
                 scores = _scores(
-                    q, k,
-                    stride_kl,
-                    first, length, HEAD_DIM, D_PIECES, K_PIECES, NEGATIVE, PRECISION,
+                    q, k, stride_kl, first, length,
+                    HEAD_DIM, D_PIECES, K_PIECES, WIDE, NEGATIVE, PRECISION,
                 )
                 g = _products(
-                    dout, v, stride_vl, first, length, HEAD_DIM, D_PIECES, K_PIECES, PRECISION
+                    dout, v, stride_vl, first, length, HEAD_DIM, D_PIECES, K_PIECES, WIDE, PRECISION
                 )
                 p, _ = _exp2(scores, scale, m)
-                total = _add_dq(
-                    p, g, r, weight / rowsum, k,
-                    stride_kl,
-                    first, length, total, HEAD_DIM, D_PIECES, K_PIECES, PRECISION,
+                ds = _score_gradient(p, g, r, weight / rowsum)
+                total = _add_products(
+                    ds, k, stride_kl, first, length, total, exists,
+                    HEAD_DIM, D_PIECES, K_PIECES, WIDE, PRECISION, SELECT,
                 )
     else:
         scores = _scores(
-            q, k, stride_kl, 0, length, HEAD_DIM, D_PIECES, K_PIECES, NEGATIVE, PRECISION
+            q, k, stride_kl, 0, length, HEAD_DIM, D_PIECES, K_PIECES, WIDE, NEGATIVE, PRECISION
         )
-        g = _products(dout, v, stride_vl, 0, length, HEAD_DIM, D_PIECES, K_PIECES, PRECISION)
+        g = _products(dout, v, stride_vl, 0, length, HEAD_DIM, D_PIECES, K_PIECES, WIDE, PRECISION)
         m = _row_max(scores, scale)
         p, rowsum = _exp2(scores, scale, m)
         r = _row_dot(p, g, m) / rowsum
         if WANT_DQ:
-            total = _add_dq(
-                p, g, r, weight / rowsum, k,
-                stride_kl,
-                0, length, total, HEAD_DIM, D_PIECES, K_PIECES, PRECISION,
+            ds = _score_gradient(p, g, r, weight / rowsum)
+            total = _add_products(
+                ds, k, stride_kl, 0, length, total, exists,
+                HEAD_DIM, D_PIECES, K_PIECES, WIDE, PRECISION, SELECT,
             )
     return total, r, m, weight / rowsum
 
@@ -396,15 +435,15 @@ def _differentiate(
 @triton.jit(do_not_specialize=_SIZES)
 def pixel_gradients(
     q, k, v, weight, region, prompt_ids, offsets, key_lengths, dout, dq, r, m, factor,
-    scale, dq_scale,
-    prompts, heads, entries, seqlen_q, seqlen_k, tiles,
+    scale, dq_scale, prompts, heads, entries, seqlen_q, seqlen_k, tiles,
     stride_qb, stride_qh, stride_qn, stride_kb, stride_kp, stride_kh, stride_kl, stride_vb,
     stride_vp, stride_vh, stride_vl, stride_wb, stride_wp, stride_wn, stride_rb, stride_rp,
     stride_rn, stride_gb, stride_gh, stride_gn, stride_dqb, stride_dqh, stride_dqn,
     HEAD_DIM: tl.constexpr, D_PIECES: tl.constexpr, K_PIECES: tl.constexpr, TILED: tl.constexpr,
     RAGGED: tl.constexpr, HAS_REGION: tl.constexpr, HAS_LENGTHS: tl.constexpr,
-    NEGATIVE: tl.constexpr, STRIDE: tl.constexpr, PRECISION: tl.constexpr, WANT_DQ: tl.constexpr,
-    WANT_R: tl.constexpr, WANT_ROWS: tl.constexpr, BLOCK_Q: tl.constexpr,
+    NEGATIVE: tl.constexpr, STRIDE: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
+    WANT_DQ: tl.constexpr, WANT_R: tl.constexpr, WANT_ROWS: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
 ):
     """dq, r, and m and factor, as far as wanted, for BLOCK_Q pixels of one head.
 
@@ -413,6 +452,7 @@ def pixel_gradients(
     """
     program = tl.program_id(0)
     n = program % tiles * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    pixel = tl.cast(program % tiles * BLOCK_Q, tl.int64)
     h = (program // tiles % heads).to(tl.int64)
     b = (program // tiles // heads).to(tl.int64)
     inside = n < seqlen_q
@@ -434,8 +474,8 @@ def pixel_gradients(
         weight += b * stride_wb
         region += b * stride_rb
 
-    q_tiles = _load_rows(q, n, stride_qn * STRIDE, inside, HEAD_DIM, D_PIECES)
-    dout_tiles = _load_rows(dout, n, stride_gn * STRIDE, inside, HEAD_DIM, D_PIECES)
+    q_tiles = _load_rows(q, pixel, stride_qn * STRIDE, inside, HEAD_DIM, D_PIECES, WIDE)
+    dout_tiles = _load_rows(dout, pixel, stride_gn * STRIDE, inside, HEAD_DIM, D_PIECES, WIDE)
     total = _zeros(BLOCK_Q, D_PIECES)
     for entry in range(count):
         p = tl.cast(entry, tl.int64)
@@ -448,15 +488,13 @@ def pixel_gradients(
         r_here = tl.zeros((BLOCK_Q,), tl.float32)
         m_here = tl.zeros((BLOCK_Q,), tl.float32)
         factor_here = tl.zeros((BLOCK_Q,), tl.float32)
-        # Without regions and lengths this is no branch at all.
         if tl.max(exists.to(tl.int32), 0) > 0 if HAS_REGION or HAS_LENGTHS else True:
-            result, r_here, m_here, factor_here = _differentiate(
+            total, r_here, m_here, factor_here = _differentiate(
                 q_tiles, dout_tiles, k + row * stride_kp * STRIDE, v + row * stride_vp * STRIDE,
                 stride_kl * STRIDE, stride_vl * STRIDE,
-                w, total, scale, length, HEAD_DIM, D_PIECES, K_PIECES, TILED, NEGATIVE, PRECISION,
-                WANT_DQ,
+                w, exists, total, scale, length,
+                HEAD_DIM, D_PIECES, K_PIECES, TILED, WIDE, NEGATIVE, PRECISION, HAS_REGION, WANT_DQ,
             )
-            total = _select(exists, result, total) if HAS_REGION else result
         stat = (h * entries + first + p) * seqlen_q + n
         if WANT_R:
             tl.store(r + stat, tl.where(exists, r_here, 0.0), mask=inside)
@@ -465,10 +503,9 @@ def pixel_gradients(
             tl.store(factor + stat, factor_here, mask=inside)
     if WANT_DQ:
         dq += (b * stride_dqb + h * stride_dqh) * STRIDE
-        scaled = ()
-        for i in tl.static_range(len(D_PIECES)):
-            scaled += (total[i] * dq_scale,)
-        _store_rows(dq, n, stride_dqn * STRIDE, inside, scaled, HEAD_DIM, D_PIECES)
+        _store_rows(
+            dq, pixel, stride_dqn * STRIDE, inside, total, dq_scale, HEAD_DIM, D_PIECES, WIDE
+        )
 
 
 @triton.jit
@@ -483,6 +520,24 @@ def _owner(offsets, entry, batch, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def _dot_rows(a, b, PRECISION: tl.constexpr):
+    """a @ b.T, summed over the pieces of head_dim."""
+    product = tl.dot(a[0], tl.trans(b[0]), input_precision=PRECISION)
+    for i in tl.static_range(1, len(a)):
+        product = tl.dot(a[i], tl.trans(b[i]), product, input_precision=PRECISION)
+    return product
+
+
+@triton.jit
+def _add_product(a, b, total, PRECISION: tl.constexpr):
+    """total + a @ b for every piece of head_dim."""
+    sums = ()
+    for i in tl.static_range(len(b)):
+        sums += (tl.dot(a, b[i], total[i], input_precision=PRECISION),)
+    return sums
+
+
+@triton.jit
 def _add_pixels(
     q, dout, k, v, exists, r, m, factor, dk, dv, scale, first, length,
     K_PIECES: tl.constexpr, NEGATIVE: tl.constexpr, PRECISION: tl.constexpr,
@@ -490,8 +545,8 @@ def _add_pixels(
     """dk + dS.T @ q and dv + (weight * A).T @ dout of one tile of pixels and one of keys."""
     dk_sums, dv_sums = (), ()
     for j in tl.static_range(len(K_PIECES)):
-        keys = first + _start(K_PIECES, j) + tl.arange(0, _size(K_PIECES, j))
-        scores = _masked(_dot_rows(q, k[j], PRECISION), keys, length, NEGATIVE)
+        keys = tl.arange(0, _size(K_PIECES, j)) < length - first - _start(K_PIECES, j)
+        scores = _masked(_dot_rows(q, k[j], PRECISION), keys, NEGATIVE)
         g = _dot_rows(dout, v[j], PRECISION)
         p = tl.math.exp2(scores * scale - m[:, None]) * factor[:, None]
         p = tl.where(exists[:, None], p, 0.0)
@@ -511,7 +566,7 @@ def prompt_gradients(
     stride_dkl, stride_dvs, stride_dvb, stride_dvp, stride_dvh, stride_dvl,
     HEAD_DIM: tl.constexpr, D_PIECES: tl.constexpr, K_PIECES: tl.constexpr, RAGGED: tl.constexpr,
     HAS_REGION: tl.constexpr, HAS_LENGTHS: tl.constexpr, NEGATIVE: tl.constexpr,
-    STRIDE: tl.constexpr, PRECISION: tl.constexpr, BLOCK_Q: tl.constexpr,
+    STRIDE: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr, BLOCK_Q: tl.constexpr,
 ):
     """dk and dv of one tile of keys of one entry and head, from one part of `splits` of the pixels.
 
@@ -553,20 +608,21 @@ def prompt_gradients(
     k_tiles, v_tiles = (), ()
     dk_total, dv_total = (), ()
     for j in tl.static_range(len(K_PIECES)):
-        keys = first_key + _start(K_PIECES, j) + tl.arange(0, _size(K_PIECES, j))
-        valid = keys < length
-        k_tiles += (_load_rows(k, keys, stride_kl * STRIDE, valid, HEAD_DIM, D_PIECES),)
-        v_tiles += (_load_rows(v, keys, stride_vl * STRIDE, valid, HEAD_DIM, D_PIECES),)
+        key = first_key + _start(K_PIECES, j)
+        keys = tl.arange(0, _size(K_PIECES, j)) < length - key
+        k_tiles += (_load_rows(k, key, stride_kl * STRIDE, keys, HEAD_DIM, D_PIECES, WIDE),)
+        v_tiles += (_load_rows(v, key, stride_vl * STRIDE, keys, HEAD_DIM, D_PIECES, WIDE),)
         dk_total += (_zeros(_size(K_PIECES, j), D_PIECES),)
         dv_total += (_zeros(_size(K_PIECES, j), D_PIECES),)
     for tile in range(first_tile, last_tile):
         n = tile * BLOCK_Q + tl.arange(0, BLOCK_Q)
+        pixel = tl.cast(tile * BLOCK_Q, tl.int64)
         exists = _exists(region + p * stride_rp, n, stride_rn, n < seqlen_q, HAS_REGION)
         if tl.max(exists.to(tl.int32), 0) > 0 if HAS_REGION else True:
             stat = (h * entries + entry) * seqlen_q + n
             dk_total, dv_total = _add_pixels(
-                _load_rows(q, n, stride_qn * STRIDE, exists, HEAD_DIM, D_PIECES),
-                _load_rows(dout, n, stride_gn * STRIDE, exists, HEAD_DIM, D_PIECES),
+                _load_rows(q, pixel, stride_qn * STRIDE, exists, HEAD_DIM, D_PIECES, WIDE),
+                _load_rows(dout, pixel, stride_gn * STRIDE, exists, HEAD_DIM, D_PIECES, WIDE),
                 k_tiles, v_tiles, exists,
                 tl.load(r + stat, mask=exists, other=0.0),
                 tl.load(m + stat, mask=exists, other=0.0),
@@ -574,14 +630,12 @@ def prompt_gradients(
                 dk_total, dv_total, scale, first_key, length, K_PIECES, NEGATIVE, PRECISION,
             )
     for j in tl.static_range(len(K_PIECES)):
-        keys = first_key + _start(K_PIECES, j) + tl.arange(0, _size(K_PIECES, j))
-        inside = keys < seqlen_k
-        dk_rows, dv_rows = (), ()
-        for i in tl.static_range(len(D_PIECES)):
-            dk_rows += (dk_total[j][i] * dk_scale,)
-            dv_rows += (dv_total[j][i],)
-        _store_rows(dk, keys, stride_dkl * STRIDE, inside, dk_rows, HEAD_DIM, D_PIECES)
-        _store_rows(dv, keys, stride_dvl * STRIDE, inside, dv_rows, HEAD_DIM, D_PIECES)
+        key = first_key + _start(K_PIECES, j)
+        keys = tl.arange(0, _size(K_PIECES, j)) < seqlen_k - key
+        _store_rows(
+            dk, key, stride_dkl * STRIDE, keys, dk_total[j], dk_scale, HEAD_DIM, D_PIECES, WIDE
+        )
+        _store_rows(dv, key, stride_dvl * STRIDE, keys, dv_total[j], 1.0, HEAD_DIM, D_PIECES, WIDE)
 
 
 @triton.jit(do_not_specialize=_SIZES)

@@ -315,14 +315,61 @@ def _ceil_div(a: int, b: int) -> int:
 # Programs of prompt_gradients that are enough to fill any GPU so far (132 SMs), two on each.
 _PROGRAMS = 264
 _SUM_BLOCK = 1024
-# More keys than this do not fit in registers as one row.
-_WHOLE_ROW = 128
 
 
 class Tile(NamedTuple):
+    """How a kernel is cut and compiled for head_dims up to `head_dim`."""
+
+    head_dim: int
     block_q: int
     warps: int
     stages: int
+    widest: tuple[int, int] = (128, 64)  # pieces of head_dim, of keys
+    whole_row: int = 128  # more keys than this come in tiles
+    key_tile: int = 64
+    registers: int | None = None  # of a thread; None: the compiler weighs them against occupancy
+
+
+_LEAN = Tile(256, 64, 4, 1, (32, 16), 0, 16, 255)
+_FLOAT32 = Tile(256, 32, 4, 1, (32, 16), 0, 16, 255)
+
+# Rows by kernel, major compute capability, bits of the dtype and whether there is a region.
+# From the cost model and the compiled code: none has been measured on a GPU yet. What decides is
+# registers, since a warp works on no fewer than 16 rows.
+_TILES = {
+    ("forward", 8, 16, False): (
+        Tile(64, 64, 4, 2),
+        Tile(96, 128, 8, 1, (32, 32), key_tile=32),
+        Tile(128, 64, 4, 2, (64, 64), key_tile=32),
+        Tile(256, 128, 8, 1, (32, 16), key_tile=16),
+    ),
+    ("forward", 8, 16, True): (
+        Tile(64, 64, 4, 2, key_tile=32),
+        Tile(256, 128, 8, 1, (32, 32), key_tile=32),
+    ),
+    ("forward", 9, 16, False): (
+        Tile(64, 64, 4, 2),
+        Tile(128, 64, 4, 2, key_tile=32),
+        Tile(256, 64, 4, 2, (64, 64), key_tile=16),
+    ),
+    ("forward", 9, 16, True): (Tile(64, 64, 4, 2), Tile(256, 64, 4, 2, (32, 64), key_tile=32)),
+    ("pixels", 8, 16, False): (Tile(64, 64, 4, 2, (32, 32), key_tile=32, registers=255), _LEAN),
+    ("pixels", 8, 16, True): (Tile(64, 64, 4, 2, (32, 32), key_tile=32, registers=255), _LEAN),
+    ("pixels", 9, 16, False): (Tile(128, 64, 4, 2), _LEAN),
+    ("pixels", 9, 16, True): (Tile(80, 64, 4, 2), _LEAN),
+    ("prompts", 8, 16, False): (
+        _LEAN._replace(head_dim=48),
+        Tile(64, 32, 4, 2, whole_row=80),
+        _LEAN,
+    ),
+    ("prompts", 8, 16, True): (
+        _LEAN._replace(head_dim=48),
+        Tile(64, 32, 4, 2, whole_row=80),
+        _LEAN,
+    ),
+    ("prompts", 9, 16, False): (Tile(64, 64, 4, 2, whole_row=80), _LEAN),
+    ("prompts", 9, 16, True): (Tile(64, 64, 4, 2, whole_row=80), _LEAN),
+}
 
 
 def _options(
@@ -342,6 +389,8 @@ def _options(
         inputs.scale < 0,
         # A row of 8 elements is 16 bytes or more: the compiler may load it whole.
         8 if all(stride % 8 == 0 for stride in strides) else 1,
+        # A tile of pixels has at most 128 rows.
+        max(abs(stride) for stride in strides) * max(128, k.shape[-2]) >= 2**31,
         "tf32" if tf32 else "ieee",
         capability,
     )
@@ -358,40 +407,45 @@ def _resolved(
     has_lengths: bool,
     negative: bool,
     stride: int,
+    wide: bool,
     precision: str,
     capability: tuple[int, int],
 ) -> dict[str, Any]:
     """Constants and compiler options of a kernel. Callers do not change the dictionary."""
-    tile = Tile(64, 4, 2)
-    tiled = seqlen_k > _WHOLE_ROW
+    key = kernel, min(capability[0], 9), dtype.itemsize * 8, has_region
+    tile = next(row for row in _TILES.get(key, (_FLOAT32,)) if head_dim <= row.head_dim)
+    tiled = seqlen_k > tile.whole_row
     options = {
         "HEAD_DIM": head_dim,
-        "D_PIECES": pieces(head_dim),
-        "K_PIECES": (64,) if tiled else pieces(seqlen_k),
+        "D_PIECES": pieces(head_dim, tile.widest[0]),
+        "K_PIECES": pieces(tile.key_tile if tiled else seqlen_k, tile.widest[1]),
         "RAGGED": ragged,
         "HAS_REGION": has_region,
         "HAS_LENGTHS": has_lengths,
         "NEGATIVE": negative,
         "STRIDE": stride,
+        "WIDE": wide,
         "PRECISION": precision,
         "BLOCK_Q": tile.block_q,
         "num_warps": tile.warps,
         "num_stages": tile.stages,
+        "maxnreg": tile.registers,
     }
     return options if kernel == "prompts" else {**options, "TILED": tiled}
 
 
-def pieces(size: int) -> tuple[int, ...]:
+def pieces(size: int, widest: int = 128) -> tuple[int, ...]:
     """At most two powers of two of 16 or more with the smallest sum that holds `size`.
+
+    Those wider than `widest` are cut further.
 
     >>> [pieces(size) for size in (40, 77, 80, 128, 160)]
     [(32, 16), (64, 16), (64, 16), (128,), (128, 32)]
     """
     main = 1 << max(size.bit_length() - 1, 4)
-    if size <= main:
-        return (main,)
-    tail = max(16, 1 << (size - main - 1).bit_length())
-    return (2 * main,) if tail >= main else (main, tail)
+    tail = max(16, 1 << (size - main - 1).bit_length()) if size > main else 0
+    two = (2 * main,) if tail >= main else (main, tail) if tail else (main,)
+    return tuple(min(piece, widest) for piece in two for _ in range(max(1, piece // widest)))
 
 
 @functools.cache

@@ -92,10 +92,10 @@ def walked(monkeypatch):
 
 
 def test_tile_walks_only_prompts_that_exist_in_it(walked):
-    # 130 pixels are tiles of 64, 64 and 2; prompt p exists in tile p alone, the last one nowhere.
+    # Each prompt exists in one tile alone, tiles being of 32 to 128 pixels; the last one nowhere.
     e = example(Case(heads=1, seqlen_q=130, seqlen_k=5, head_dim=8, prompts=4), torch.float32)
     region = torch.zeros(1, 4, 130, dtype=torch.bool)
-    for p, pixels in enumerate((slice(0, 64), slice(70, 71), slice(128, 130))):
+    for p, pixels in enumerate((slice(0, 32), slice(70, 71), slice(128, 130))):
         region[:, p, pixels] = True
     results(replace(e, region=region), "triton")
     assert walked == {"_attend": 3, "_differentiate": 3, "_add_pixels": 3}
@@ -193,7 +193,7 @@ def test_pixels_are_split_and_the_parts_are_summed():
         "sum_parts",
         "sum_parts",
     ]
-    assert launches[0].programs == 3
+    assert launches[0].programs > 1
     assert_within_twice_plain(
         Case(heads=1, seqlen_q=130, seqlen_k=5, head_dim=8, prompts=1), "triton", torch.float32
     )
@@ -233,3 +233,51 @@ def test_addresses_beyond_32_bits_are_right():
     expected = blended_attention(near, near[None], near[None], weight, backend="triton")
     keys = memory.as_strided((1, 1, 1, 4, 8), (0, 0, 0, apart, 1))
     assert torch.equal(blended_attention(far, keys, keys, weight, backend="triton"), expected)
+
+
+# ---- as torch sees it ----
+
+SMALL = Case(batch=2, heads=1, seqlen_q=5, seqlen_k=3, head_dim=8, region="blobs")
+RAGGED = Case(batch=3, heads=1, seqlen_q=5, seqlen_k=3, head_dim=8, ragged=True)
+FORMS = pytest.mark.parametrize("case", [SMALL, RAGGED], ids=["dense", "ragged"])
+
+
+@FORMS
+def test_operators_pass_opcheck(case):
+    e = example(case, torch.float32)
+    shared = (*e.floats(), e.prompt_ids, e.offsets, e.region, e.key_lengths, 0.3)
+    checks = ("test_schema", "test_autograd_registration", "test_faketensor")
+    ops = torch.ops.stal_kernels
+    torch.library.opcheck(
+        ops.blended_attention.default, (*shared, False, "triton"), test_utils=checks
+    )
+    detached = [x.detach() if isinstance(x, torch.Tensor) else x for x in (e.dout, *shared)]
+    torch.library.opcheck(
+        ops.blended_attention_backward.default,
+        (*detached, True, True, True, "triton"),
+        test_utils=checks,
+    )
+
+
+@FORMS
+def test_operator_is_traced_whole_forward_and_backward(case):
+    torch.compiler.reset()
+    e = example(case, torch.float32)
+    expected = results(e, "triton")
+
+    def call(*tensors):
+        named = dict(zip(("q", "k", "v", "weight"), tensors, strict=True))
+        return replace(e, **named).run("triton")
+
+    out = torch.compile(call, fullgraph=True, backend="aot_eager")(*e.floats())
+    gradients = torch.autograd.grad(out, e.floats(), e.dout)
+    for name, actual in zip(expected, (out, *gradients), strict=True):
+        assert torch.equal(actual, expected[name]), name
+
+
+def test_autocast_casts_q_k_v_and_leaves_weight():
+    q, k, v, weight = (x.detach() for x in example(SMALL, torch.float32).floats())
+    with torch.autocast("cpu", dtype=torch.float16):
+        out = blended_attention(q, k, v, weight, backend="triton")
+    halves = (x.half() for x in (q, k, v))
+    assert torch.equal(out, blended_attention(*halves, weight, backend="triton"))

@@ -120,6 +120,8 @@ class _Reader:
         self.joint = ""  # conjunction since then
         self.preposition = ""  # preposition since then
         self.negated = self.absent = False  # "not"; "without a hat or ..."
+        self.placed = False  # words of place were said of the latest noun phrase
+        self.joined = False  # "with" and a noun phrase, so that a participle is said of that
         self.trait = False  # the latest noun phrase only describes: "a vase with flowers"
         self.waiting: Link | None = None  # lacks its objects
         self.inverted: Link | None = None  # lacks its subjects: "above the dog is a cat"
@@ -240,7 +242,9 @@ class _Reader:
             self.subject, self.last, self.role, self.joint = self.head, self.head, "subject", ""
         if self.trait and self.role == "object":
             self.subject, self.last, self.role = self.head, self.head, "subject"
-        self.trait = self.absent = False
+        elif self.joined and not finite and self.role == "object":
+            self.subject = self.last  # "a bus with a man wearing a hat"
+        self.trait = self.absent = self.joined = False
         self.verb, self.preposition, self.verb_span = verb, "", self.spans[i]
 
     def _spoken_of(self, place: Place) -> list[int]:
@@ -260,6 +264,8 @@ class _Reader:
         return self.latest
 
     def _take_place(self, tokens: Sequence[str], i: int, place: Place) -> None:
+        if is_known_verb(tokens[i]) and tokens[i].endswith("s"):
+            self._take_verb(tokens, i)  # "a man on a horse looks at a car"
         opens = bool(self.joint) or not self.last
         subjects = [] if self.joint == "while" else self._spoken_of(place)
         following = tokens[place.end] if place.end < len(tokens) else ""
@@ -274,7 +280,7 @@ class _Reader:
         link = Link(names, subjects, span, opens=opens, reverse=place.reverse)
         if is_known_verb(tokens[i]):
             self.verb, self.verb_span = tokens[i], self.spans[i]
-        self.preposition = ""
+        self.preposition, self.placed = "", True
         self.negated = self.absent = False
         if place.reference == "canvas":
             after = place.end
@@ -363,7 +369,7 @@ class _Reader:
             self.sided.append(Sided(ids, self.side[0], [], self.side[1]))
         self._place_in_clause(tokens, end, ids, bare)
         self.joint, self.preposition, self.waiting, self.side = "", "", None, None
-        self.negated = False
+        self.negated = self.placed = False
         if phrase.verb and end == phrase.end:
             self._take_verb(tokens, end)
             return end + 1
@@ -448,7 +454,11 @@ class _Reader:
         goes_on = (goes_on or (listed and self.trait)) and not followed_by_verb
         if self.waiting is not None:
             link = self.waiting
-            if link.names == ("inside",) and {self.mentions[i].noun for i in ids} <= CLOTHES:
+            if (
+                link.names == ("inside",)
+                and not link.reverse
+                and {self.mentions[i].noun for i in ids} <= CLOTHES
+            ):
                 link.names, link.reverse = ("worn by",), True  # "a girl in a blue dress"
             self._link(tokens, end, link, ids)
             self.last, self.role = ids, "object" if link.lists else "adjunct"
@@ -461,11 +471,11 @@ class _Reader:
                 self.finite, self.verb = True, "is"
             self.inverted.subjects = ids
         elif self.preposition == "with":
-            self.last, self.role = ids, "object"
+            self.last, self.role, self.joined = ids, "object", True
         elif listed and self.role == "object" and self.last and not finite:
             if complete is not None and complete.lists:
                 self.said.relate(complete, complete.subjects, ids)
-            self.last = ids
+            self.last = ids if self.placed else self.last + ids
         elif goes_on and self.role == "adjunct" and complete is not None:
             self.said.relate(complete, complete.subjects, ids)
             complete.references = complete.references + ids

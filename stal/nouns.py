@@ -203,6 +203,8 @@ def _ends_phrase(
     if not words and not determiner and count is None:
         participle = after and looks_like_participle(word)
         return is_known_verb(word) or participle or is_adverb(word)
+    if not determiner and words and is_known_verb(word) and all(map(is_adjective, words)):
+        return after  # "dressed in pink sitting on a chair"
     if not _has_head(words) and not (words and words[-1] == "orange" and is_known_verb(word)):
         return False
     if is_adverb(word):
@@ -215,8 +217,8 @@ def _ends_phrase(
         return True
     if word in VERB_STEMS and (is_plural(words[-1]) or (joined and find(tokens, i + 1))):
         return True  # "the scissors rest"
-    if looks_like_participle(word) and after:
-        return True
+    if looks_like_participle(word) and (after or (is_plural(words[-1]) and word.endswith("ed"))):
+        return True  # "two girls cooked dinner"
     one = determiner in ("a", "an", "another") or count == 1
     return one and after and is_plural(word) and word not in ALWAYS_PLURAL | BODY_PARTS
 

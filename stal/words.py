@@ -43,7 +43,7 @@ UNCOUNTED = (2, 9)  # "red shoes"
 POSSESSIVES = _words("my your his her its their our whose someone's 's")
 DEFINITE = _words("the this these those")
 DETERMINERS = (
-    _words("a an no any another each every both all other second")
+    _words("a an no any another each every both either all other second")
     | POSSESSIVES
     | frozenset(QUANTITIES)
     | DEFINITE
@@ -91,7 +91,7 @@ COLOURS = _words(
     "red green blue yellow orange purple pink cyan magenta white black gray grey brown beige"
     " gold golden silver turquoise violet maroon navy teal crimson scarlet tan"
 )
-PURE_COLOURS = COLOURS - {"orange"}  # an orange is a thing as well
+PURE_COLOURS = COLOURS - {"orange", "violet"}  # these are things as well
 ADJECTIVES = COLOURS | _words(
     "big small large little tiny huge giant tall short long wide narrow thick thin round"
     " circular rectangular triangular oval new old young wooden metal metallic plastic golden"
@@ -127,7 +127,8 @@ _IRREGULAR_VERBS = _words(
     "sat stood lay lain laid slung hung flew flown ran held rode ridden wore worn ate eaten"
     " drove driven slept threw thrown caught hid hidden made seen saw seems seem lit stuck set"
     " lying dying tying shone grew fell swam blew drew gave took taken came went kept led fed spun"
-    " swung leapt crept broke sang sank"
+    " swung leapt crept broke sang sank rang sped fought dug stole woke wound met sent slid swept"
+    " tore wove wrote shook froze built brought"
 )
 # What lies where is told by "parked by a car" but not by "driven by a man".
 POSTURES = _words(
@@ -144,6 +145,7 @@ NOT_OBJECTS = _words(
     " atmosphere touch turn shade day night time color colour shape size composition"
     " setting focal number amount quantity nap daylight daytime look expression minute minutes"
     " hours taste scent smell aroma hue hues movement movements beauty artstation detail details"
+    " sound moment trip voice voices wind breeze melody music ambiance adventure fun"
     " lighting resolution quality masterpiece bokeh 4k 8k hd"
 )
 PICTURES = _words(
@@ -160,7 +162,12 @@ SCENERY = _words(
     " yard desert city wall sun row line column light display space wild"
 )
 # Things, but surroundings of what is in or on them.
-PLACES = _words("building station zoo enclosure pasture river lake pool dirt garden hotel")
+PLACES = _words(
+    "building station zoo enclosure pasture river lake pool pond dirt mud garden hotel aquarium"
+    " classroom library garage campsite campground hangar highway lounge office restaurant store"
+    " airport stadium arena farm alley shore coast stage runway harbor harbour countryside village"
+    " town jungle hall hallway barnyard courtyard"
+)
 SCENERY_COMPOUNDS = ("living room", "parking lot", "train station")
 BODY_PARTS = _words(
     "hand hands arm arms foot feet leg legs shoulder shoulders head heads back face eyes mouth"

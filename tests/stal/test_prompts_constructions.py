@@ -19,6 +19,7 @@ CASES: dict[str, list[tuple[str, list[str], list[str]]]] = {
             ["0 next to 1"],
         ),
         ("a broken down car and a shiny truck", ["a broken down car", "a shiny truck"], []),
+        ("a yellow daisy and a purple violet", ["a yellow daisy", "a purple violet"], []),
     ],
     "nouns of several words": [
         (
@@ -139,6 +140,47 @@ CASES: dict[str, list[tuple[str, list[str], list[str]]]] = {
             ["0 below 1"],
         ),
     ],
+    "lists": [
+        (
+            "a dog next to a hat, book and blanket",
+            ["a dog", "a hat", "a book", "a blanket"],
+            ["0 next to 1", "0 next to 2", "0 next to 3"],
+        ),
+        (
+            "a bowl filled with corn and fruit next to a cup",
+            ["a bowl", "a corn", "a fruit", "a cup"],
+            ["1 inside 0", "2 inside 0", "0 next to 3"],
+        ),
+    ],
+    "lists that one statement is about": [
+        (
+            "a counter with a plate, a knife and a cutting board on it",
+            ["a counter", "a plate", "a knife", "a cutting board"],
+            ["1 on 0", "2 on 0", "3 on 0"],
+        ),
+        (
+            "a star with a ring above it and a cross below it",
+            ["a star", "a ring", "a cross"],
+            ["1 above 0", "2 below 0"],
+        ),
+    ],
+    "verbs after a clause": [
+        (
+            "A man on a horse looks at a car.",
+            ["a man", "a horse", "a car"],
+            ["0 on 1", "0 facing 2"],
+        ),
+        (
+            "a bus with a man wearing a hat",
+            ["a bus", "a man", "a hat"],
+            ["2 worn by 1"],
+        ),
+        (
+            "A young girl dressed in pink sitting on a chair",
+            ["a young girl", "a chair"],
+            ["0 on 1"],
+        ),
+    ],
     "two of one noun": [
         ("a red ball above a blue ball", ["a red ball", "a blue ball"], ["0 above 1"]),
         ("one dog is left of the other dog", ["a dog", "a dog"], ["0 left of 1"]),
@@ -248,6 +290,17 @@ CASES: dict[str, list[tuple[str, list[str], list[str]]]] = {
             ["0 in front of 1"],
         ),
         ("A close up of a bird on a branch", ["a bird", "a branch"], ["0 on 1"]),
+        ("seven ducks swam in the pond", ["a duck"] * 7, []),
+        ("a duck beside a pond", ["a duck", "a pond"], ["0 next to 1"]),
+    ],
+    "verbs that no list knows": [
+        ("two girls cooked dinner", ["a girl", "a girl", "a dinner"], []),
+        (
+            "The colorful flowers bloomed next to the fence.",
+            ["colorful flowers", "a fence"],
+            ["0 next to 1"],
+        ),
+        ("a zeppelin moored above a gizmo", ["a zeppelin", "a gizmo"], ["0 above 1"]),
     ],
 }
 

@@ -67,6 +67,9 @@ def generate(
     reference: Annotated[
         str | None, typer.Option(help="'unconditional', or a prompt to move away from.")
     ] = None,
+    background: Annotated[
+        float | None, typer.Option(help="Pull of the background to the reference prompt.")
+    ] = None,
     weights: Annotated[
         str | None, typer.Option(help="A number an object, comma-separated, constant in time.")
     ] = None,
@@ -98,6 +101,7 @@ def generate(
         "attention": attention and attention.value,
         "rule": rule and rule.value,
         "reference": reference,
+        "background": background,
         "negative_prompt": negative_prompt,
         "sampler": sampler,
         "eta": eta,
@@ -117,6 +121,8 @@ def generate(
         record.pop("layout", None)
     if not given.keys().isdisjoint(_LEAD_TO_WEIGHTS):
         record.pop("weights", None)
+    if not given.keys().isdisjoint(("model", "rule", "reference")):
+        record.pop("background", None)
     wanted = {**record, **given}
     if not wanted["prompt"].strip():
         raise ValueError("prompt must not be empty, e.g. 'a red circle above a blue ring'")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from stal.layout import Layout, masks
-from stal.weights import Rule, check_weights, weight_maps
+from stal.weights import Rule, check_background, check_weights, weight_maps
 from stal_kernels import blended_attention_ragged
 
 
@@ -109,11 +109,12 @@ class Blended:
         unconditional: table row of the empty or negative prompt. With it the batch is
             (unconditional half, conditional half) and the first half attends to that row alone;
             without it (no classifier-free guidance) the batch is the conditional images.
-        rule: see `stal.weights.weight_maps`.
+        rule, background: see `stal.weights.weight_maps`.
 
     Raises:
         ValueError: a row outside the table, prompts or weights that do not go with a layout,
-            weights that the rule does not allow, or the rule "guidance" without a reference.
+            weights that the rule does not allow, the rule "guidance" without a reference, or a
+            background without a reference prompt.
     """
 
     def __init__(
@@ -123,12 +124,14 @@ class Blended:
         *,
         unconditional: int | None,
         rule: Rule = "guidance",
+        background: float = 0.0,
     ) -> None:
         self.prompts, self.blends, self.rule = prompts, tuple(blends), rule
-        self.unconditional = unconditional
+        self.unconditional, self.background = unconditional, background
         self.reference_is_prompt = _check_blends(self.blends, rule)
         guided = unconditional is not None
         check_reference(rule, reference_is_prompt=self.reference_is_prompt, guided=guided)
+        check_background(background, rule=rule, reference_is_prompt=self.reference_is_prompt)
         alone = [(unconditional,)] * len(self.blends) if unconditional is not None else []
         self.ids, self.offsets = _csr(prompts, [*alone, *(b.prompts for b in self.blends)])
         self._masks: dict[tuple[int, int], list[Tensor]] = {}
@@ -179,6 +182,7 @@ class Blended:
                 blend.weights[self.step].to(device),
                 rule=self.rule,
                 reference_is_prompt=self.reference_is_prompt,
+                background=self.background,
             )
             for mask, blend in zip(self._masks[height, width], self.blends, strict=True)
         ]

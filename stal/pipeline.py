@@ -21,7 +21,15 @@ from stal.attention import Blend, Blended, Plain, Prompts, check_reference
 from stal.checkpoint import Components, load_components, read_json, resolve
 from stal.layout import Layout, place
 from stal.prompts import parse
-from stal.weights import MODES, RULES, Mode, Rule, as_weights, default_weights
+from stal.weights import (
+    MODES,
+    RULES,
+    Mode,
+    Rule,
+    as_weights,
+    check_background,
+    default_weights,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -38,6 +46,7 @@ class Defaults:
     steps, guidance_scale: see `Pipeline`.
     reference: what the rule "guidance" moves away from: "unconditional", as the released code
         does, or the text of a prompt.
+    background: of the rule "guidance" with a reference prompt, see `stal.weights.weight_maps`.
     local_prompt: how an object's phrase becomes its local prompt; "{}" stands for the phrase.
     words: the words that the model knows; None where it was trained on open text.
     """
@@ -45,6 +54,7 @@ class Defaults:
     steps: int = 50
     guidance_scale: float = 7.5
     reference: str = UNCONDITIONAL
+    background: float = 0.0
     local_prompt: str = "{}"
     words: tuple[str, ...] | None = None
 
@@ -70,6 +80,7 @@ class Settings:
     attention: Mode = "spatial-temporal"
     rule: Rule = "guidance"
     reference: str | None = None
+    background: float | None = None
     sampler: str | None = None
     eta: float = 0.0
     steps: int | None = None
@@ -85,6 +96,7 @@ class _Complete(Settings):
     """Settings that leave nothing open but the sampler."""
 
     reference: str = UNCONDITIONAL
+    background: float = 0.0
     steps: int = 0
     guidance_scale: float = 0.0
     height: int = 0
@@ -194,6 +206,7 @@ class Pipeline:
         attention: Mode = "spatial-temporal",
         rule: Rule = "guidance",
         reference: str | None = None,
+        background: float | None = None,
         weights: Tensor | Sequence | None = None,
         sampler: str | None = None,
         eta: float = 0.0,
@@ -219,6 +232,9 @@ class Pipeline:
             rule: "guidance" (the released code) or "convex" (the paper), see `stal.weights`.
             reference: what the rule "guidance" moves away from: "unconditional" or a prompt; the
                 model's default if None.
+            background: how much what lies outside all regions is pulled to the reference prompt,
+                as a multiple of the mean weight; the model's default if None, 0 where the
+                reference is no prompt.
             weights: (steps, objects) or (objects,); by attention and rule if None.
             sampler: a name in `stal.sampler.SAMPLERS`; the one the model was saved with if None.
             eta: share of fresh noise of the sampler ddim, in [0, 1].
@@ -237,6 +253,7 @@ class Pipeline:
             attention=attention,
             rule=rule,
             reference=reference,
+            background=background,
             sampler=sampler,
             eta=eta,
             steps=steps,
@@ -351,7 +368,10 @@ class Pipeline:
             "height": rows and rows * self.scale_factor,
             "width": columns and columns * self.scale_factor,
         }
-        full = _Complete(**own | {k: v for k, v in asdict(settings).items() if v is not None})
+        given = {k: v for k, v in asdict(settings).items() if v is not None}
+        full = _Complete(**own | given)
+        if settings.background is None and _refers_to_prompt(full):
+            full = replace(full, background=defaults.background)
         _check_settings(full, self.scale_factor)
         return full
 
@@ -369,7 +389,7 @@ class Pipeline:
             if values is not None and len(values) != len(prompts):
                 raise ValueError(f"{name} must be one a prompt ({len(prompts)}), got {len(values)}")
         plain = settings.attention == "plain"
-        reference = settings.reference != UNCONDITIONAL and settings.rule != "convex"
+        reference = _refers_to_prompt(settings)
         jobs = []
         for i, prompt in enumerate(prompts):
             _check_text("prompt", prompt)
@@ -475,7 +495,13 @@ class Pipeline:
         if settings.attention == "plain":
             return Plain(prompts, rows), rows, pooled
         unconditional = negative if guided else None
-        blended = Blended(prompts, blends, unconditional=unconditional, rule=settings.rule)
+        blended = Blended(
+            prompts,
+            blends,
+            unconditional=unconditional,
+            rule=settings.rule,
+            background=settings.background,
+        )
         return blended, rows, pooled
 
     def _tokens(self, tokenizer: Any, texts: Sequence[str]) -> Tensor:
@@ -498,6 +524,10 @@ class Pipeline:
         return ids.to(self.device)
 
 
+def _refers_to_prompt(settings: Settings) -> bool:
+    return settings.reference != UNCONDITIONAL and settings.rule != "convex"
+
+
 def _check_settings(settings: _Complete, unit: int) -> None:
     for name, allowed in (("attention", MODES), ("rule", RULES)):
         value = getattr(settings, name)
@@ -514,7 +544,7 @@ def _check_settings(settings: _Complete, unit: int) -> None:
             raise ValueError(
                 f"{name} must be a multiple of {unit}, got {value}; {near} is the nearest"
             )
-    for name in ("guidance_scale", "eta"):
+    for name in ("guidance_scale", "eta", "background"):
         value = getattr(settings, name)
         if not isinstance(value, (int, float)) or not math.isfinite(value):
             raise ValueError(f"{name} must be a finite number, got {value!r}")
@@ -527,6 +557,11 @@ def _check_settings(settings: _Complete, unit: int) -> None:
             settings.rule,
             reference_is_prompt=settings.reference != UNCONDITIONAL,
             guided=settings.guidance_scale != 1,
+        )
+        check_background(
+            settings.background,
+            rule=settings.rule,
+            reference_is_prompt=_refers_to_prompt(settings),
         )
 
 

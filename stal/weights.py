@@ -6,6 +6,7 @@ weight at this step, D the global prompt, L_i the local prompts, A_p the attenti
 
 from __future__ import annotations
 
+import math
 import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,12 +38,21 @@ class WeightMaps:
 
 
 def weight_maps(
-    masks: Tensor, lam: Tensor, *, rule: Rule = "guidance", reference_is_prompt: bool = False
+    masks: Tensor,
+    lam: Tensor,
+    *,
+    rule: Rule = "guidance",
+    reference_is_prompt: bool = False,
+    background: float = 0.0,
 ) -> WeightMaps:
     """Weights and regions of one image.
 
     guidance (the released code of the paper): w_D = 1, w_i = lam_i M_i, reference
     -sum_i lam_i M_i, that is out = A_D + sum_i lam_i M_i (A_i - A_reference). lam is unbounded.
+
+    background (ours, not in the paper): what no region covers, M_0 = max(0, 1 - sum_i M_i), is an
+    object too, described by the reference prompt and moved away from D, which would put more of
+    its objects there: out gains lam_0 M_0 (A_reference - A_D), lam_0 = background * mean_i lam_i.
 
     convex (the paper, Figure 2: the weights of a pixel sum to 1): s = sum_i lam_i M_i,
     w_i = lam_i M_i / max(1, s), w_D = 1 - sum_i w_i, with lam_i in [0, 1], which `check_weights`
@@ -54,12 +64,15 @@ def weight_maps(
         rule: "guidance" or "convex".
         reference_is_prompt: under "guidance", whether the reference is one more prompt of the
             same image (True) or the unconditional half of the batch (False, as released).
+        background: multiple of the mean weight that the background has; 0 unless the reference
+            is a prompt.
 
     Returns:
-        The maps. Regions depend on the masks alone, whatever lam.
+        The maps. Regions depend on the masks (and on whether background is 0) alone, whatever lam.
 
     Raises:
-        ValueError: an unknown rule, or shapes that do not match.
+        ValueError: an unknown rule, shapes that do not match, or a background without a reference
+            prompt to describe it.
     """
     _require("rule", rule, RULES)
     if masks.ndim != 3 or lam.shape != masks.shape[:1]:
@@ -67,6 +80,7 @@ def weight_maps(
             "masks must be (objects, height, width) and lam (objects,), got "
             f"{tuple(masks.shape)} and {tuple(lam.shape)}"
         )
+    check_background(background, rule=rule, reference_is_prompt=reference_is_prompt)
     masks = masks.flatten(1)  # (objects, n)
     local = lam[:, None] * masks
     total = local.sum(dim=0, keepdim=True)  # (1, n)
@@ -76,12 +90,16 @@ def weight_maps(
         local = local / total.clamp(min=1.0)
         weight = torch.cat([1 - local.sum(dim=0, keepdim=True), local])
         return WeightMaps(weight, torch.cat([everywhere, inside]), None)
-    weight = torch.cat([torch.ones_like(total), local])
+    outside = torch.zeros_like(total)
+    if background and len(lam):
+        uncovered = (1 - masks.to(lam.dtype).sum(dim=0, keepdim=True)).clamp(min=0)
+        outside = background * lam.mean() * uncovered
+    weight = torch.cat([1 - outside, local])
     region = torch.cat([everywhere, inside])
     if not reference_is_prompt:
         return WeightMaps(weight, region, total.squeeze(0))
-    union = inside.any(dim=0, keepdim=True)
-    return WeightMaps(torch.cat([weight, -total]), torch.cat([region, union]), None)
+    reference = everywhere if background else inside.any(dim=0, keepdim=True)
+    return WeightMaps(torch.cat([weight, outside - total]), torch.cat([region, reference]), None)
 
 
 def default_weights(
@@ -150,6 +168,17 @@ def check_weights(weights: Tensor, *, rule: Rule) -> None:
         step, index = (~good).nonzero()[0].tolist()
         value = weights[step, index].item()
         raise ValueError(f"weights must be {limits}, got {value} at step {step}, object {index}")
+
+
+def check_background(background: float, *, rule: Rule, reference_is_prompt: bool) -> None:
+    """Raises ValueError unless background is 0, or positive and there is a prompt for it."""
+    if not 0 <= background < math.inf:
+        raise ValueError(f"background must be a finite number >= 0, got {background}")
+    if background and not (rule == "guidance" and reference_is_prompt):
+        raise ValueError(
+            "background must be 0 unless the rule is guidance and the reference a prompt, which "
+            f"then describes it, got {background}"
+        )
 
 
 def _require(name: str, value: object, allowed: Sequence[str]) -> None:

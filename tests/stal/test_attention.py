@@ -44,7 +44,9 @@ def attend(module, prompts, row, q):
     return F.scaled_dot_product_attention(q, k, v, scale=module.scale)
 
 
-def blend_by_hand(module, prompts, blend, q, step, size, rule, q_unconditional, unconditional):
+def blend_by_hand(
+    module, prompts, blend, q, step, size, rule, q_unconditional, unconditional, background=0.0
+):
     """One image, formula for formula: DESIGN's definitions as loops over pixels and prompts."""
     a = [attend(module, prompts, row, q) for row in blend.prompts]
     out = torch.zeros_like(q)
@@ -66,6 +68,9 @@ def blend_by_hand(module, prompts, blend, q, step, size, rule, q_unconditional, 
         out[:, n] = a[0][:, n]
         for i in range(len(m)):
             out[:, n] += lam[i] * m[i] * (a[1 + i][:, n] - reference[:, n])
+        if background and len(m):
+            left = max(0.0, 1 - float(m.sum()))
+            out[:, n] += background * lam.mean() * left * (reference[:, n] - a[0][:, n])
     return out
 
 
@@ -125,6 +130,33 @@ def test_blended_equals_a_loop_over_prompts(rule, reference, guided, dtype):
                     *(q[image], unconditional),
                 )
                 torch.testing.assert_close(out[mine], expected, rtol=0, atol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("guided", [True, False])
+def test_background_equals_a_loop_over_prompts(guided):
+    dtype = torch.float64
+    module, prompts = make(dtype)
+    blends = make_blends("guidance", True, dtype)
+    unconditional = TABLE - 1 if guided else None
+    attention = Blended(prompts, blends, unconditional=unconditional, background=0.6)
+    images = len(blends)
+    q = make_q(2 * images if guided else images, 4, 6, dtype)
+    out = attention(NAME, q, module, 4, 6)
+    for image, (blend, result) in enumerate(zip(blends, out[-images:], strict=True)):
+        mine = images + image if guided else image
+        expected = blend_by_hand(
+            *(module, prompts, blend, q[mine], 0, (4, 6), "guidance"),
+            *(q[image], unconditional),
+            background=0.6,
+        )
+        torch.testing.assert_close(result, expected, rtol=0, atol=TOLERANCE[dtype])
+
+
+def test_background_needs_a_reference_prompt():
+    _, prompts = make(torch.float32)
+    blends = make_blends("guidance", False, torch.float32)
+    with pytest.raises(ValueError, match="background must be 0 unless"):
+        Blended(prompts, blends, unconditional=TABLE - 1, background=0.5)
 
 
 @pytest.mark.parametrize(("rule", "reference", "guided"), [c for c in CASES if c.values[2]])

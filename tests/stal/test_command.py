@@ -152,6 +152,8 @@ def test_from_gives_the_same_picture(generate, run):
         ("--attention", "spatial"),
         ("--rule", "convex"),
         ("--reference", "an empty scene"),
+        ("--reference", "unconditional"),
+        ("--background", 0.0),
         ("--guidance-scale", 2.0),
         ("--attention", "plain"),
     ],

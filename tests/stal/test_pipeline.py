@@ -118,6 +118,24 @@ def test_weights_of_zero_under_guidance_are_plain_attention(pipe, reference):
     assert difference(plain.images[0], default.images[0]) > 30
 
 
+def test_background_is_of_the_model_and_0_without_a_reference_prompt(pipe):
+    known = Pipeline(pipe.components, defaults=Defaults(reference="a desert", background=0.5))
+    drawn = {
+        "default": known(TWO, steps=STEPS),
+        "given": known(TWO, steps=STEPS, background=0.5),
+        "none": known(TWO, steps=STEPS, background=0.0),
+        "unconditional": known(TWO, steps=STEPS, reference="unconditional"),
+        "convex": known(TWO, steps=STEPS, rule="convex"),
+    }
+    used = {name: result.settings["background"] for name, result in drawn.items()}
+    assert used == {
+        **{"default": 0.5, "given": 0.5},
+        **{"none": 0.0, "unconditional": 0.0, "convex": 0.0},
+    }
+    assert torch.equal(drawn["default"].latents, drawn["given"].latents)
+    assert not torch.equal(drawn["default"].latents, drawn["none"].latents)
+
+
 def test_rules_references_and_modes_differ(pipe):
     options = [
         {},
@@ -413,6 +431,9 @@ def test_a_rectangular_sample_size_is_height_and_width(pipe, monkeypatch):
         (TWO, {"eta": 0.5, "sampler": "euler"}, "eta must be 0 for every sampler but ddim"),
         (TWO, {"negative_prompt": 3}, "negative_prompt must be a text"),
         (TWO, {"reference": 3}, "reference must be a text"),
+        (TWO, {"background": 0.5}, "background must be 0 unless the rule is guidance and"),
+        (TWO, {"background": -1.0, "reference": "fog"}, "background must be a finite number >= 0"),
+        (TWO, {"background": "1", "reference": "fog"}, "background must be a finite number, got"),
         (TWO, {"weights": [1.0]}, r"weights must be \(steps, objects\) = \(50, 2\)"),
         (TWO, {"weights": [1.0, math.nan]}, "weights must be finite, got nan"),
         (TWO, {"weights": "1,1"}, "weights must be a tensor or lists of numbers"),

@@ -28,8 +28,19 @@ def test_guidance_moves_away_from_a_prompt():
     assert maps.unconditional is None
 
 
-def test_guidance_weights_of_a_pixel_sum_to_one_with_the_reference():
-    maps = weight_maps(MASKS, LAM, reference_is_prompt=True)
+def test_background_is_pulled_from_the_global_prompt_to_the_reference():
+    # Coverage 1, 1.5, 0.5, 0 leaves 0, 0, 0.5, 1; the mean weight is 2.
+    maps = weight_maps(MASKS, torch.tensor([3.0, 1.0]), reference_is_prompt=True, background=0.25)
+    close(maps.weight[0], [1, 1, 0.75, 0.5])
+    close(maps.weight[1:3], [[3, 3, 0, 0], [0, 0.5, 0.5, 0]])
+    close(maps.weight[3], [-3, -3.5, 0.25 - 0.5, 0.5])
+    local = [[True, True, False, False], [False, True, True, False]]
+    assert maps.region.tolist() == [[True] * 4, *local, [True] * 4]
+
+
+@pytest.mark.parametrize("background", [0.0, 0.7])
+def test_guidance_weights_of_a_pixel_sum_to_one_with_the_reference(background):
+    maps = weight_maps(MASKS, LAM, reference_is_prompt=True, background=background)
     close(maps.weight.sum(0), [1, 1, 1, 1])
     maps = weight_maps(MASKS, LAM)
     close(maps.weight.sum(0) - maps.unconditional, [1, 1, 1, 1])
@@ -89,6 +100,7 @@ def test_no_objects_leave_the_global_prompt(options):
     [
         ((2.0, -4.0), {}),
         ((2.0, -4.0), {"reference_is_prompt": True}),
+        ((2.0, -4.0), {"reference_is_prompt": True, "background": 0.7}),
         ((0.0, 0.0), {}),
         ((0.8, 0.9), {"rule": "convex"}),
         ((0.3, 0.4), {"rule": "convex"}),
@@ -114,6 +126,29 @@ def test_gradients_reach_lam(lam, options):
 def test_maps_of_other_shapes_are_refused(masks, lam):
     with pytest.raises(ValueError, match=r"masks must be \(objects, height, width\)"):
         weight_maps(torch.zeros(masks), torch.zeros(lam))
+
+
+@pytest.mark.parametrize(
+    ("background", "options", "message"),
+    [
+        (-0.1, {"reference_is_prompt": True}, "background must be a finite number >= 0, got -0.1"),
+        (math.nan, {"reference_is_prompt": True}, "background must be a finite number"),
+        (math.inf, {"reference_is_prompt": True}, "background must be a finite number"),
+        (0.5, {}, "background must be 0 unless .* the reference a prompt, .* got 0.5"),
+        (0.5, {"rule": "convex"}, "background must be 0 unless the rule is guidance"),
+    ],
+    ids=str,
+)
+def test_background_without_a_description_is_refused(background, options, message):
+    with pytest.raises(ValueError, match=message):
+        weight_maps(MASKS, LAM, background=background, **options)
+
+
+def test_no_objects_have_no_background():
+    maps = weight_maps(
+        torch.zeros(0, 2, 3), torch.zeros(0), reference_is_prompt=True, background=1.0
+    )
+    close(maps.weight, [[1.0] * 6, [0.0] * 6])
 
 
 def test_unknown_names_are_refused():

@@ -42,7 +42,7 @@ BACKGROUND_NAMES = tuple(BACKGROUNDS)
 _COUNT_SHARES = (0.06, 0.30, 0.27, 0.19, 0.18)
 # Radius of an object as a fraction of the side, by number of objects in the scene. Large shapes
 # keep the caption informative about most pixels, which is what blending regions relies on.
-_RADIUS_RANGE = ((0.0, 0.0), (0.16, 0.40), (0.14, 0.25), (0.125, 0.215), (0.12, 0.20))
+_RADIUS_RANGE = ((0.0, 0.0), (0.16, 0.34), (0.14, 0.25), (0.125, 0.215), (0.12, 0.20))
 _BACKGROUND_SHARES = (0.7, 0.1, 0.1, 0.1)
 _DUPLICATE_SHARE = 0.04
 _GAP = 0.02

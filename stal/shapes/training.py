@@ -8,6 +8,7 @@ folder in half precision.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -15,13 +16,14 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -74,6 +76,10 @@ def train(
         stages: which of STAGES to train; "unet" needs a trained "vae".
         plan: steps and batch sizes.
         seed: seed of scenes, captions and initial weights.
+
+    Raises:
+        ValueError: an unknown stage, a stage whose input is missing, or a checkpoint of another
+            seed in `output`.
     """
     unknown = [stage for stage in stages if stage not in STAGES]
     if unknown:
@@ -156,9 +162,10 @@ class _Run:
         *,
         steps: int,
         plan: Plan,
+        seed: int,
         ema_decay: float | None = None,
     ) -> None:
-        self.stage, self.steps, self.plan = stage, steps, plan
+        self.stage, self.steps, self.plan, self.seed = stage, steps, plan, seed
         self.path = output / "checkpoints" / f"{stage}.safetensors"
         self.modules = nn.ModuleDict(modules)
         self.average = {k: v.detach().clone() for k, v in self.modules.state_dict().items()}
@@ -210,13 +217,18 @@ class _Run:
         for index, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"adam.{index}.{k}": v for k, v in state.items()}
         tensors = {k: v.detach().clone().contiguous() for k, v in tensors.items()}
-        _save_atomic(tensors, self.path, metadata={"step": str(step)})
+        metadata = {"step": str(step), "seed": str(self.seed)}
+        _save_atomic(tensors, self.path, metadata=metadata)
 
     def _resume(self) -> None:
-        from safetensors import safe_open
-
         with safe_open(self.path, "pt") as file:
-            self.start = int(file.metadata()["step"])
+            metadata = file.metadata()
+        if metadata.get("seed") != str(self.seed):
+            raise ValueError(
+                f"seed must be {metadata.get('seed')} to go on from {self.path}, got {self.seed}: "
+                "train another seed in another folder"
+            )
+        self.start = int(metadata["step"])
         tensors = load_file(self.path)
 
         def part(prefix: str) -> dict[str, Tensor]:
@@ -272,7 +284,9 @@ def _train_vae(output: Path, plan: Plan, seed: int) -> None:
         mid_block_add_attention=False,
     )
     vae.to(memory_format=torch.channels_last)
-    run = _Run("vae", output, {"vae": vae}, steps=plan.vae_steps, plan=plan, ema_decay=0.998)
+    run = _Run(
+        "vae", output, {"vae": vae}, steps=plan.vae_steps, plan=plan, seed=seed, ema_decay=0.998
+    )
     for step in run.loop():
         image, generator = _vae_batch(plan.vae_batch, _step_seed(seed, "vae", step))
         posterior = vae.encode(image).latent_dist
@@ -309,10 +323,11 @@ def _latents(output: Path, scenes: Scenes, seed: int) -> Tensor:
     from diffusers import AutoencoderKL
 
     path = _latents_file(output)
+    digest = _digest(scenes)
     if path.is_file():
-        latents = load_file(path)["latents"]
-        if len(latents) == len(scenes):
-            return latents
+        with safe_open(path, "pt") as file:
+            if (file.metadata() or {}).get("scenes") == digest:
+                return file.get_tensor("latents")
     vae = AutoencoderKL.from_pretrained(output / "model" / "vae", local_files_only=True)
     parts = []
     with torch.inference_mode():
@@ -321,8 +336,16 @@ def _latents(output: Path, scenes: Scenes, seed: int) -> Tensor:
             mean = vae.encode(image.to(memory_format=torch.channels_last)).latent_dist.mean
             parts.append((mean * vae.config.scaling_factor).half().contiguous())
     latents = torch.cat(parts)
-    _save_atomic({"latents": latents}, path)
+    _save_atomic({"latents": latents}, path, metadata={"scenes": digest})
     return latents
+
+
+def _digest(scenes: Scenes) -> str:
+    """What tells one draw of scenes from another."""
+    digest = hashlib.sha256()
+    for field in fields(Scenes):
+        digest.update(getattr(scenes, field.name).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _text_config(vocab_size: int, end: int, *, width: int = 128) -> Any:
@@ -410,7 +433,8 @@ def export_unet(output: Path) -> None:
     }
     (model / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
     defaults = {
-        "guidance_scale": 4.0,
+        "background": 0.6,
+        "guidance_scale": 3.0,
         "reference": "an empty scene",
         "steps": 25,
         "words": words(),
@@ -428,12 +452,20 @@ def _shares(scenes: Scenes) -> Tensor:
 
 def _train_unet(output: Path, plan: Plan, seed: int) -> None:
     scenes = draw_scenes(plan.unet_scenes, seed=_step_seed(seed, "unet", 0))
-    data = _latents(output, scenes, _step_seed(seed, "unet", 0))
     scheduler = _scheduler()
     torch.manual_seed(seed)
     unet, text_encoder = _unet_and_text_encoder(output)
     modules = {"unet": unet, "text_encoder": text_encoder}
-    run = _Run("unet", output, modules, steps=plan.unet_steps, plan=plan, ema_decay=plan.ema_decay)
+    run = _Run(
+        "unet",
+        output,
+        modules,
+        steps=plan.unet_steps,
+        plan=plan,
+        seed=seed,
+        ema_decay=plan.ema_decay,
+    )
+    data = _latents(output, scenes, _step_seed(seed, "unet", 0))
     tokenize = _load_tokenizer(output)
     shares = _shares(scenes)
 
@@ -478,7 +510,9 @@ def _train_clip(output: Path, plan: Plan, seed: int) -> None:
     clip = CLIPModel(
         CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=128)
     )
-    run = _Run("clip", output, {"clip": clip}, steps=plan.clip_steps, plan=plan, ema_decay=0.998)
+    run = _Run(
+        "clip", output, {"clip": clip}, steps=plan.clip_steps, plan=plan, seed=seed, ema_decay=0.998
+    )
     tokenize = _load_tokenizer(output)
     for step in run.loop():
         image, texts = clip_batch(plan.clip_batch, _step_seed(seed, "clip", step))

@@ -1,6 +1,7 @@
 """Training in a few steps of small batches: the folder that comes out, and resuming."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -175,6 +176,22 @@ def test_a_new_vae_makes_new_latents(trained, tmp_path):
         (tmp_path / "checkpoints" / f"{name}.safetensors").unlink()
     train(tmp_path, stages=("vae", "unet"), plan=replace(PLAN, vae_steps=1))
     assert not torch.equal(load_file(path)["latents"], old)
+
+
+def test_other_scenes_make_new_latents(trained, tmp_path):
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "checkpoints" / "unet.safetensors").unlink()
+    path = tmp_path / "checkpoints" / "latents.safetensors"
+    old = load_file(path)["latents"]
+    train(tmp_path, stages=("unet",), plan=PLAN, seed=1)
+    assert not torch.equal(load_file(path)["latents"], old)
+
+
+def test_a_run_of_another_seed_is_not_continued(trained):
+    before = weights_of(trained)
+    with pytest.raises(ValueError, match=r"seed must be 0 to go on from .*unet.safetensors, got 1"):
+        train(trained, stages=("unet",), plan=PLAN, seed=1)
+    assert_equal(weights_of(trained), before)
 
 
 def test_an_unfinished_unet_can_be_exported(trained, tmp_path, monkeypatch):

@@ -280,9 +280,10 @@ class _Reader:
         link = Link(names, subjects, span, opens=opens, reverse=place.reverse)
         if is_known_verb(tokens[i]):
             self.verb, self.verb_span = tokens[i], self.spans[i]
+        negated = self.negated
         self.preposition, self.placed = "", True
         self.negated = self.absent = False
-        if place.reference == "canvas":
+        if place.reference == "canvas" and not negated:
             after = place.end
             while after < len(tokens) and is_verb(tokens[after]):
                 after += 1
@@ -290,9 +291,9 @@ class _Reader:
                 self.side = place.side, span
             elif subjects:
                 self.sided.append(Sided(subjects, place.side, self.head, span))
-        elif place.reference != "object":
+        elif place.reference not in ("object", "canvas"):
             self._link(tokens, place.end, link, self._resolve(place.reference, subjects))
-        elif needs_object(tokens, place.end):
+        elif place.reference == "object" and needs_object(tokens, place.end):
             self.waiting = None if orphan else link
         elif place.bare and i != self.ignored_end:
             # "the bird below", "leaving it behind": below what the sentence is about.

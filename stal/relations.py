@@ -233,18 +233,13 @@ def find(tokens: Sequence[str], i: int) -> Place | None:
     side = _side(tokens, start) or (_side(tokens, i) if i > start else None)
     if side is not None and (form is None or side.end >= form.end):
         return side
-    if form is not None:
-        return form
-    at, whose, part = [*tokens[i : i + 3], "", "", ""][:3]
-    if at == "at" and whose in POSSESSIVES and part in FEET:
-        return Place(i + 3, ("below",), whose)
-    return None
+    return form
 
 
 def _form(tokens: Sequence[str], i: int) -> Place | None:
     at, whose, part = [*tokens[i : i + 3], "", "", ""][:3]
     if at == "at" and whose in POSSESSIVES and part in FEET:
-        return None  # "at his feet"
+        return Place(i + 3, ("below",), whose)  # "at his feet"
     for length in range(min(_LONGEST_FORM, len(tokens) - i), 0, -1):
         words = tuple(tokens[i : i + length])
         if words in _FORMS:

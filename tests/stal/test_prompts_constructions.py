@@ -360,6 +360,7 @@ def test_comparison_fixes_a_vague_number(text: str, dogs: int, cats: int) -> Non
         ("a tree in the background", [(None, None, -1)]),
         ("In the foreground stands a horse.", [(None, None, 1)]),
         ("a lamp in the lower right corner of the image", [(1, 1, None)]),
+        ("The cat isn't on the left.", [NOWHERE]),
         ("a dog with a cat to its left", [NOWHERE, NOWHERE]),
         ("a dog with a cat to the left", [NOWHERE, NOWHERE]),
     ],

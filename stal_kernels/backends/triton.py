@@ -330,8 +330,10 @@ class Tile(NamedTuple):
     registers: int | None = None  # of a thread; None: the compiler weighs them against occupancy
 
 
+# Few registers: sixteen keys at a time, walked twice where whole rows are asked for.
 _LEAN = Tile(256, 64, 4, 1, (32, 16), 0, 16, 255)
-_FLOAT32 = Tile(256, 32, 4, 1, (32, 16), 0, 16, 255)
+_LEAN_TWO_WARPS = Tile(96, 32, 2, 1, (32, 16), 0, 16, 255)
+_SMALL_TWO_WARPS = Tile(48, 64, 2, 1, (32, 32), 0, 32, 255)
 
 # Rows by kernel, major compute capability, bits of the dtype and whether there is a region.
 # From the cost model and the compiled code: none has been measured on a GPU yet. What decides is
@@ -340,12 +342,12 @@ _TILES = {
     ("forward", 8, 16, False): (
         Tile(64, 64, 4, 2),
         Tile(96, 128, 8, 1, (32, 32), key_tile=32),
-        Tile(128, 64, 4, 2, (64, 64), key_tile=32),
+        Tile(128, 64, 4, 2, (64, 64), key_tile=16),
         Tile(256, 128, 8, 1, (32, 16), key_tile=16),
     ),
     ("forward", 8, 16, True): (
         Tile(64, 64, 4, 2, key_tile=32),
-        Tile(256, 128, 8, 1, (32, 32), key_tile=32),
+        Tile(256, 128, 8, 1, (32, 32), key_tile=16),
     ),
     ("forward", 9, 16, False): (
         Tile(64, 64, 4, 2),
@@ -354,21 +356,44 @@ _TILES = {
     ),
     ("forward", 9, 16, True): (Tile(64, 64, 4, 2), Tile(256, 64, 4, 2, (32, 64), key_tile=32)),
     ("pixels", 8, 16, False): (Tile(64, 64, 4, 2, (32, 32), key_tile=32, registers=255), _LEAN),
-    ("pixels", 8, 16, True): (Tile(64, 64, 4, 2, (32, 32), key_tile=32, registers=255), _LEAN),
-    ("pixels", 9, 16, False): (Tile(128, 64, 4, 2), _LEAN),
-    ("pixels", 9, 16, True): (Tile(80, 64, 4, 2), _LEAN),
+    ("pixels", 8, 16, True): (Tile(64, 64, 4, 2, (32, 16), key_tile=32, registers=255), _LEAN),
+    ("pixels", 9, 16, False): (Tile(128, 64, 4, 2, key_tile=32), _LEAN),
+    ("pixels", 9, 16, True): (
+        Tile(64, 64, 4, 2, key_tile=32),
+        _LEAN._replace(block_q=128, warps=8),
+    ),
     ("prompts", 8, 16, False): (
-        _LEAN._replace(head_dim=48),
-        Tile(64, 32, 4, 2, whole_row=80),
+        _SMALL_TWO_WARPS,
+        Tile(64, 32, 4, 2, whole_row=80, key_tile=16),
+        _LEAN_TWO_WARPS,
         _LEAN,
     ),
-    ("prompts", 8, 16, True): (
-        _LEAN._replace(head_dim=48),
-        Tile(64, 32, 4, 2, whole_row=80),
+    ("prompts", 8, 16, True): (_SMALL_TWO_WARPS._replace(head_dim=64), _LEAN),
+    ("prompts", 9, 16, False): (
+        _SMALL_TWO_WARPS,
+        Tile(64, 64, 4, 2, whole_row=80),
+        _LEAN_TWO_WARPS,
         _LEAN,
     ),
-    ("prompts", 9, 16, False): (Tile(64, 64, 4, 2, whole_row=80), _LEAN),
-    ("prompts", 9, 16, True): (Tile(64, 64, 4, 2, whole_row=80), _LEAN),
+    ("prompts", 9, 16, True): (
+        Tile(48, 64, 4, 1, (32, 32), 0, 32),
+        Tile(64, 64, 4, 2, whole_row=80),
+        _LEAN_TWO_WARPS,
+        _LEAN,
+    ),
+}
+# float32 has no tensor cores in full precision; rows serve every capability.
+_FLOAT32 = {
+    "forward": (
+        Tile(128, 32, 4, 1, (32, 16), 0, 16, 255),
+        Tile(256, 16, 4, 1, (32, 16), 0, 16, 255),
+    ),
+    # Above 64 a few registers are still spilled (8 bytes a thread at 160).
+    "pixels": (
+        Tile(64, 32, 8, 1, (32, 16), 0, 16, 255),
+        Tile(256, 16, 8, 1, (32, 16), 0, 16, 255),
+    ),
+    "prompts": (Tile(256, 32, 4, 1, (32, 16), 0, 16, 255),),
 }
 
 
@@ -377,7 +402,6 @@ def _options(
 ) -> dict[str, Any]:
     q, k, v = inputs.q, inputs.k, inputs.v
     strides = [stride for x in (q, k, v, *others) for stride in _strides(x)]
-    tf32 = q.dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
     return _resolved(
         kernel,
         q.dtype,
@@ -391,7 +415,6 @@ def _options(
         8 if all(stride % 8 == 0 for stride in strides) else 1,
         # A tile of pixels has at most 128 rows.
         max(abs(stride) for stride in strides) * max(128, k.shape[-2]) >= 2**31,
-        "tf32" if tf32 else "ieee",
         capability,
     )
 
@@ -408,12 +431,11 @@ def _resolved(
     negative: bool,
     stride: int,
     wide: bool,
-    precision: str,
     capability: tuple[int, int],
 ) -> dict[str, Any]:
     """Constants and compiler options of a kernel. Callers do not change the dictionary."""
     key = kernel, min(capability[0], 9), dtype.itemsize * 8, has_region
-    tile = next(row for row in _TILES.get(key, (_FLOAT32,)) if head_dim <= row.head_dim)
+    tile = next(row for row in _TILES.get(key, _FLOAT32[kernel]) if head_dim <= row.head_dim)
     tiled = seqlen_k > tile.whole_row
     options = {
         "HEAD_DIM": head_dim,
@@ -425,7 +447,8 @@ def _resolved(
         "NEGATIVE": negative,
         "STRIDE": stride,
         "WIDE": wide,
-        "PRECISION": precision,
+        # tf32 would need tiles of its own: its operands take twice the registers of float16.
+        "PRECISION": "ieee",
         "BLOCK_Q": tile.block_q,
         "num_warps": tile.warps,
         "num_stages": tile.stages,

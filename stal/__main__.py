@@ -234,11 +234,16 @@ def train_shapes(
         list[str] | None, typer.Option(help="vae, unet or clip; all three if absent.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of scenes, captions and initial weights.")] = 0,
+    start: Annotated[
+        Path | None,
+        typer.Option("--from", help="Model folder to train on from; its vae is kept."),
+    ] = None,
 ) -> None:
     """Train the bundled model of coloured shapes; a killed run resumes where it stopped."""
     from stal.shapes.training import STAGES, train
 
-    train(output, stages=tuple(stage) if stage else STAGES, seed=seed)
+    every = STAGES if start is None else tuple(name for name in STAGES if name != "vae")
+    train(output, stages=tuple(stage) if stage else every, seed=seed, start=start)
 
 
 def main() -> None:

@@ -67,7 +67,12 @@ class Plan:
 
 
 def train(
-    output: Path, *, stages: tuple[str, ...] = STAGES, plan: Plan | None = None, seed: int = 0
+    output: Path,
+    *,
+    stages: tuple[str, ...] = STAGES,
+    plan: Plan | None = None,
+    seed: int = 0,
+    start: Path | None = None,
 ) -> None:
     """Trains the named stages in order and writes the model folder.
 
@@ -76,18 +81,28 @@ def train(
         stages: which of STAGES to train; "unet" needs a trained "vae".
         plan: steps and batch sizes.
         seed: seed of scenes, captions and initial weights.
+        start: a model folder made by this function whose tokenizer and VAE are taken over and
+            whose text encoder and UNet the stage "unet" begins with, unless it has a checkpoint.
 
     Raises:
-        ValueError: an unknown stage, a stage whose input is missing, or a checkpoint of another
-            seed in `output`.
+        ValueError: an unknown stage, a stage whose input is missing, a checkpoint of another seed
+            in `output`, or a start of another architecture or together with the stage "vae".
     """
     unknown = [stage for stage in stages if stage not in STAGES]
     if unknown:
         raise ValueError(f"stages must be among {', '.join(STAGES)}, got {', '.join(unknown)}")
+    if start is not None and "vae" in stages:
+        raise ValueError("stages must not hold vae with start, whose UNet goes with its own vae")
     plan = plan or Plan()
     model = output / "model"
     model.mkdir(parents=True, exist_ok=True)
     (output / "checkpoints").mkdir(exist_ok=True)
+    if start is not None:
+        for part in ("tokenizer", "vae"):
+            if not (start / part).is_dir():
+                raise ValueError(f"start must be a model folder, got no {start / part}")
+            if not (model / part).is_dir():
+                shutil.copytree(start / part, model / part)
     if not (model / "tokenizer" / "tokenizer.json").is_file():
         write_tokenizer(model / "tokenizer")
     if "vae" in stages:
@@ -95,7 +110,7 @@ def train(
     if "unet" in stages:
         if not (model / "vae" / "config.json").is_file():
             raise ValueError(f"stage unet needs a trained vae in {model / 'vae'}: train it first")
-        _train_unet(output, plan, seed)
+        _train_unet(output, plan, seed, start)
     if "clip" in stages:
         _train_clip(output, plan, seed)
 
@@ -409,6 +424,23 @@ def _unet_and_text_encoder(output: Path) -> tuple[nn.Module, nn.Module]:
     return unet, text_encoder
 
 
+def _load_start(unet: nn.Module, text_encoder: nn.Module, start: Path) -> None:
+    from diffusers import UNet2DConditionModel
+    from transformers import CLIPTextModel
+
+    for module, kind, part in (
+        (unet, UNet2DConditionModel, "unet"),
+        (text_encoder, CLIPTextModel, "text_encoder"),
+    ):
+        weights = kind.from_pretrained(start / part, local_files_only=True).float().state_dict()
+        shapes = {name: tensor.shape for name, tensor in weights.items()}
+        if shapes != {name: tensor.shape for name, tensor in module.state_dict().items()}:
+            raise ValueError(
+                f"start must hold the architecture that is trained, got {start / part}"
+            )
+        module.load_state_dict(weights)
+
+
 def export_unet(output: Path) -> None:
     """Writes the model folder from the last checkpoint of stage "unet", finished or not."""
     unet, text_encoder = _unet_and_text_encoder(output)
@@ -450,12 +482,14 @@ def _shares(scenes: Scenes) -> Tensor:
     return background * torch.where(there, hard, 1.0).amax(1)
 
 
-def _train_unet(output: Path, plan: Plan, seed: int) -> None:
+def _train_unet(output: Path, plan: Plan, seed: int, start: Path | None) -> None:
     scenes = draw_scenes(plan.unet_scenes, seed=_step_seed(seed, "unet", 0))
     scheduler = _scheduler()
     torch.manual_seed(seed)
     unet, text_encoder = _unet_and_text_encoder(output)
     modules = {"unet": unet, "text_encoder": text_encoder}
+    if start is not None:
+        _load_start(unet, text_encoder, start)
     run = _Run(
         "unet",
         output,

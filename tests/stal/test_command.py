@@ -397,9 +397,12 @@ def test_train_shapes_trains_the_stages(run, monkeypatch):
     monkeypatch.setattr(training, "train", lambda *args, **options: calls.append((args, options)))
     assert run("train-shapes", "--output", "out", "--stage", "vae", "--stage", "clip")[0] == 0
     assert run("train-shapes", "--output", "out", "--seed", "3")[0] == 0
+    # A model to go on from brings its own vae.
+    assert run("train-shapes", "--output", "out", "--from", "model")[0] == 0
     assert calls == [
-        ((Path("out"),), {"stages": ("vae", "clip"), "seed": 0}),
-        ((Path("out"),), {"stages": training.STAGES, "seed": 3}),
+        ((Path("out"),), {"stages": ("vae", "clip"), "seed": 0, "start": None}),
+        ((Path("out"),), {"stages": training.STAGES, "seed": 3, "start": None}),
+        ((Path("out"),), {"stages": ("unet", "clip"), "seed": 0, "start": Path("model")}),
     ]
 
 

@@ -194,6 +194,34 @@ def test_a_run_of_another_seed_is_not_continued(trained):
     assert_equal(weights_of(trained), before)
 
 
+def test_a_run_can_begin_with_the_weights_of_a_model(trained, tmp_path):
+    start = trained / "model"
+    train(tmp_path, stages=("unet",), plan=replace(PLAN, unet_steps=1), start=start)
+    for part in ("tokenizer", "vae"):
+        for path in (start / part).iterdir():
+            assert (tmp_path / "model" / part / path.name).read_bytes() == path.read_bytes()
+    name = "diffusion_pytorch_model.safetensors"
+    before, after = (
+        load_file(folder / "model" / "unet" / name)["conv_in.weight"].float()
+        for folder in (trained, tmp_path)
+    )
+    # One step with a learning rate of 5e-6 after warm-up.
+    assert 0 < (before - after).abs().max() < 1e-4
+
+
+def test_a_start_of_another_architecture_is_refused(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "MAX_TOKENS", training.MAX_TOKENS + 1)
+    with pytest.raises(ValueError, match="start must hold the architecture that is trained, got"):
+        train(tmp_path, stages=("unet",), plan=PLAN, start=trained / "model")
+
+
+def test_a_start_keeps_its_vae(trained, tmp_path):
+    with pytest.raises(ValueError, match="stages must not hold vae with start"):
+        train(tmp_path, plan=PLAN, start=trained / "model")
+    with pytest.raises(ValueError, match=r"start must be a model folder, got no .*tokenizer"):
+        train(tmp_path, stages=("unet",), plan=PLAN, start=tmp_path)
+
+
 def test_an_unfinished_unet_can_be_exported(trained, tmp_path, monkeypatch):
     update = training._Run.update
 

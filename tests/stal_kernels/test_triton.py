@@ -100,7 +100,7 @@ def test_auto_never_takes_the_interpreter(monkeypatch):
 # ---- choices ----
 
 
-@pytest.mark.parametrize("size", range(1, 513))
+@pytest.mark.parametrize("size", range(1, 257))
 def test_pieces_hold_the_size_with_little_waste(size):
     pieces = triton.pieces(size)
     assert len(pieces) <= 2

@@ -200,10 +200,11 @@ def _ends_phrase(
     after = (
         is_boundary(tokens, i + 1) or is_adverb(tokens[i + 1]) or find(tokens, i + 1) is not None
     )
-    if not words and not determiner and count is None:
+    bare = not determiner and count is None
+    if not words and bare:
         participle = after and looks_like_participle(word)
         return is_known_verb(word) or participle or is_adverb(word)
-    if not determiner and words and is_known_verb(word) and all(map(is_adjective, words)):
+    if bare and words and is_known_verb(word) and all(map(is_adjective, words)):
         return after  # "dressed in pink sitting on a chair"
     if not _has_head(words) and not (words and words[-1] == "orange" and is_known_verb(word)):
         return False

@@ -35,6 +35,7 @@ CASES: dict[str, list[tuple[str, list[str], list[str]]]] = {
     ],
     "numerals": [
         ("two dogs and one cat", ["a dog", "a dog", "a cat"], []),
+        ("a star and two blue crosses", ["a star", "a blue cross", "a blue cross"], []),
         ("a group of three birds", ["a bird", "a bird", "a bird"], []),
         ("This is 2 cows eating hay.", ["a cow", "a cow", "a hay"], []),
     ],

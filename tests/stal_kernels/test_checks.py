@@ -190,8 +190,8 @@ TABLE = "(table, heads, seqlen_k, head_dim)"
         pytest.param({"scale": float("-inf")}, "scale must be finite, got -inf", id="scale-inf"),
         pytest.param(
             {"backend": "gpu"},
-            "backend must be one of auto, cpu, cpu:avx512, cpu:avx2, cpu:portable, reference, "
-            "got 'gpu'",
+            "backend must be one of auto, cpu, cpu:avx512, cpu:avx2, cpu:portable, triton, "
+            "reference, got 'gpu'",
             id="backend",
         ),
         pytest.param({"backend": "cpu:sse9"}, "got 'cpu:sse9'", id="level"),

@@ -35,6 +35,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+# The checkout itself is what is checked, installed or not.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from bench_blended_attention import PASSES, eager, loop, one_sdpa, ours, ratio, rival
 from cost_model import predicted_ms
 from timing import Timing, interleave, machine, quantiles
@@ -330,7 +334,11 @@ def sanitizer(backend: str) -> str:
         raise FileNotFoundError("compute-sanitizer is not on PATH nor in /usr/local/cuda/bin")
     command = [tool, "--tool", "memcheck", "--error-exitcode", "7", sys.executable, "-c"]
     # PyTorch's own pool would hide reads behind the end of a tensor.
-    environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    environment = {
+        **os.environ,
+        "PYTORCH_NO_CUDA_MEMORY_CACHING": "1",
+        "PYTHONPATH": os.pathsep.join(filter(None, [sys.path[0], os.environ.get("PYTHONPATH")])),
+    }
     done = subprocess.run(
         [*command, _SANITIZED.format(backend=backend)],
         capture_output=True,

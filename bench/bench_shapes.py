@@ -17,10 +17,10 @@ from typing import Annotated
 
 import torch
 import typer
-from scipy.stats import binomtest
 from timing import machine
 from tqdm import tqdm
 
+from stal.evaluation.layout import interval
 from stal.layout import Layout
 from stal.pipeline import Pipeline, Result, Settings
 from stal.shapes.detector import detect
@@ -139,7 +139,7 @@ def table(rows: list[Row]) -> str:
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in rows:
-        low, high = binomtest(r.correct, r.images).proportion_ci(method="exact")
+        low, high = interval(r.correct, r.images)
         lines.append(
             f"| {r.objects} | {r.method} | {r.layout} | {r.correct / r.images:.1%} "
             f"| {low:.1%} to {high:.1%} | {r.found:.1%} | {r.placed:.1%} "

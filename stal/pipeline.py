@@ -553,16 +553,10 @@ def _check_settings(settings: _Complete, unit: int) -> None:
     for name in ("negative_prompt", "reference"):
         _check_text(name, getattr(settings, name))
     if settings.attention != "plain":
-        check_reference(
-            settings.rule,
-            reference_is_prompt=settings.reference != UNCONDITIONAL,
-            guided=settings.guidance_scale != 1,
-        )
-        check_background(
-            settings.background,
-            rule=settings.rule,
-            reference_is_prompt=_refers_to_prompt(settings),
-        )
+        rule, prompt = settings.rule, _refers_to_prompt(settings)
+        guided = settings.guidance_scale != 1
+        check_reference(rule, reference_is_prompt=prompt, guided=guided)
+        check_background(settings.background, rule=rule, reference_is_prompt=prompt)
 
 
 def _check_text(name: str, text: object) -> None:

@@ -22,7 +22,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated
 
@@ -383,32 +383,29 @@ def table(scores: dict[str, dict[str, Score]]) -> str:
 def _sum(scores: Iterable[Score]) -> Score:
     total = Score()
     for part in scores:
-        for name in ("prompts", "right", "objects", "objects_found"):
-            setattr(total, name, getattr(total, name) + getattr(part, name))
-        for name in ("relations", "relations_possible", "relations_found", "relations_placed"):
-            setattr(total, name, getattr(total, name) + getattr(part, name))
-        total.failures += part.failures
+        for column in fields(Score):
+            setattr(total, column.name, getattr(total, column.name) + getattr(part, column.name))
     return total
 
 
-_Paths = Annotated[list[Path], typer.Option(exists=True, dir_okay=False)]
+_Paths = Annotated[list[Path] | None, typer.Option(exists=True, dir_okay=False)]
 
 
 def main(
-    gpt: _Paths = [],  # noqa: B006 (typer reads the default)
-    nsr1k: _Paths = [],  # noqa: B006
-    counting: _Paths = [],  # noqa: B006
-    captions: _Paths = [],  # noqa: B006
+    gpt: _Paths = None,
+    nsr1k: _Paths = None,
+    counting: _Paths = None,
+    captions: _Paths = None,
     failures: Annotated[int, typer.Option(help="How many failures to list of a set.")] = 0,
 ) -> None:
     """Scores the prompt parser on labelled sets and lists what it misses by kind."""
-    readers: list[tuple[list[Path], Callable[[Path], dict[str, Score]]]] = [
+    readers: list[tuple[list[Path] | None, Callable[[Path], dict[str, Score]]]] = [
         (gpt, lambda path: score(read_gpt(path))),
         (nsr1k, lambda path: score(read_nsr1k(path), loosely=True)),
         (counting, lambda path: score_counting(read_counting(path))),
         (captions, lambda path: score(read_captions(path))),
     ]
-    scores = {path.name: read(path) for paths, read in readers for path in paths}
+    scores = {path.name: read(path) for paths, read in readers for path in paths or []}
     if not scores:
         raise typer.BadParameter("name at least one set, e.g. --gpt FILE")
     print(table(scores))

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from stal.shapes.captions import caption, words
-from stal.shapes.scenes import IMAGE_SIZE, Scenes, draw_scenes, render
+from stal.shapes.scenes import BACKGROUND_NAMES, IMAGE_SIZE, SHAPES, Scenes, draw_scenes, render
 
 STAGES = ("vae", "unet", "clip")
 MAX_TOKENS = 40
@@ -432,7 +432,8 @@ def _load_start(unet: nn.Module, text_encoder: nn.Module, start: Path) -> None:
         (unet, UNet2DConditionModel, "unet"),
         (text_encoder, CLIPTextModel, "text_encoder"),
     ):
-        weights = kind.from_pretrained(start / part, local_files_only=True).float().state_dict()
+        loaded = kind.from_pretrained(start / part, local_files_only=True, use_safetensors=True)
+        weights = loaded.float().state_dict()
         shapes = {name: tensor.shape for name, tensor in weights.items()}
         if shapes != {name: tensor.shape for name, tensor in module.state_dict().items()}:
             raise ValueError(
@@ -476,9 +477,11 @@ def export_unet(output: Path) -> None:
 
 def _shares(scenes: Scenes) -> Tensor:
     """How often the UNet sees each scene: what is rare or hard more often. (n,) float32."""
-    background = torch.tensor([1.0, 1.5, 3.0, 1.5])[scenes.background]
+    rare = {"white": 1.0, "gray": 1.5, "black": 3.0, "beige": 1.5}
+    background = torch.tensor([rare[name] for name in BACKGROUND_NAMES])[scenes.background]
     there = torch.arange(scenes.shape.shape[1]) < scenes.count[:, None]
-    hard = torch.tensor([1.0, 1.0, 1.0, 1.0, 1.3, 1.6, 1.0])[scenes.shape]
+    hard = torch.tensor([{"star": 1.3, "cross": 1.6}.get(name, 1.0) for name in SHAPES])
+    hard = hard[scenes.shape]
     return background * torch.where(there, hard, 1.0).amax(1)
 
 

@@ -29,7 +29,15 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from stal.shapes.captions import caption, words
-from stal.shapes.scenes import BACKGROUND_NAMES, IMAGE_SIZE, SHAPES, Scenes, draw_scenes, render
+from stal.shapes.scenes import (
+    BACKGROUND_NAMES,
+    IMAGE_SIZE,
+    MAX_OBJECTS,
+    SHAPES,
+    Scenes,
+    draw_scenes,
+    render,
+)
 
 STAGES = ("vae", "unet", "clip")
 MAX_TOKENS = 40
@@ -477,12 +485,13 @@ def export_unet(output: Path) -> None:
 
 def _shares(scenes: Scenes) -> Tensor:
     """How often the UNet sees each scene: what is rare or hard more often. (n,) float32."""
-    rare = {"white": 1.0, "gray": 1.5, "black": 3.0, "beige": 1.5}
+    rare = {"white": 1.0, "gray": 3.0, "black": 3.0, "beige": 3.0}
     background = torch.tensor([rare[name] for name in BACKGROUND_NAMES])[scenes.background]
     there = torch.arange(scenes.shape.shape[1]) < scenes.count[:, None]
     hard = torch.tensor([{"star": 1.3, "cross": 1.6}.get(name, 1.0) for name in SHAPES])
     hard = hard[scenes.shape]
-    return background * torch.where(there, hard, 1.0).amax(1)
+    crowded = torch.where(scenes.count == MAX_OBJECTS, 1.5, 1.0)
+    return background * crowded * torch.where(there, hard, 1.0).amax(1)
 
 
 def _train_unet(output: Path, plan: Plan, seed: int, start: Path | None) -> None:

@@ -324,6 +324,12 @@ def place(description: Description, *, aspect: float = 1.0, seed: int = 0) -> La
     if n == 0:
         return Layout(description.text, (), (), aspect)
     rng = random.Random(seed)
+
+    def left_first(i: int, j: int) -> bool:
+        sides = [True, False]
+        rng.shuffle(sides)
+        return sides[0]
+
     # The canvas has area 1.
     canvas = (math.sqrt(aspect), 1 / math.sqrt(aspect))
     cap = _SIDES[n] if n < len(_SIDES) else _CROWD / math.sqrt(n)
@@ -331,7 +337,7 @@ def place(description: Description, *, aspect: float = 1.0, seed: int = 0) -> La
     best: _Arrangement | None = None
     tries = 24 if n <= 8 else 8 if n <= 40 else 1
     for attempt in range(tries):
-        orders = _orders(relations, n, rng)
+        orders = orders_of(relations, n, left_first)
         grids = _grids(n, orders, canvas, cap)
         found = _arrange(orders, grids[attempt % len(grids)], canvas, cap, rng)
         if found is not None and (best is None or found.cost < best.cost):
@@ -350,7 +356,7 @@ def place(description: Description, *, aspect: float = 1.0, seed: int = 0) -> La
 
 
 @dataclass
-class _Order:
+class Order:
     """What must come before what along one axis: a directed graph without cycles.
 
     `reach[i][j]` is the length of the longest path from i to j, `before[i]` that of the longest
@@ -371,8 +377,15 @@ class _Arrangement:
     cost: float
 
 
-def _orders(relations: Sequence[Statement], n: int, rng: random.Random) -> tuple[_Order, _Order]:
-    """The orders along x and y; a relation that would close a cycle is left out."""
+def orders_of(
+    relations: Sequence[Statement], n: int, left_first: Callable[[int, int], bool]
+) -> tuple[Order, Order]:
+    """The orders along x and y; a relation that would close a cycle is left out.
+
+    Args:
+        relations: statements of n objects.
+        left_first: of two objects "next to" each other, whether the first shall be the left one.
+    """
     next_of: tuple[list[set[int]], list[set[int]]] = (
         [set() for _ in range(n)],
         [set() for _ in range(n)],
@@ -404,7 +417,8 @@ def _orders(relations: Sequence[Statement], n: int, rng: random.Random) -> tuple
             continue
         sides = [(i, j), (j, i)]
         if predicate != "between":
-            rng.shuffle(sides)
+            if not left_first(i, j):
+                sides.reverse()
         elif i not in flanked:
             sides.reverse()
             flanked.add(i)
@@ -413,7 +427,7 @@ def _orders(relations: Sequence[Statement], n: int, rng: random.Random) -> tuple
     return _order(next_of[0]), _order(next_of[1])
 
 
-def _order(next_of: Sequence[set[int]]) -> _Order:
+def _order(next_of: Sequence[set[int]]) -> Order:
     n = len(next_of)
     incoming = [0] * n
     for following in next_of:
@@ -436,7 +450,7 @@ def _order(next_of: Sequence[set[int]]) -> _Order:
         for j in next_of[i]:
             before[j] = max(before[j], before[i] + 1)
     edges = [(i, j) for i in range(n) for j in sorted(next_of[i])]
-    return _Order(edges, sequence, reach, before, after)
+    return Order(edges, sequence, reach, before, after)
 
 
 def _side(grid: tuple[int, int], canvas: tuple[float, float], cap: float) -> float:
@@ -444,7 +458,7 @@ def _side(grid: tuple[int, int], canvas: tuple[float, float], cap: float) -> flo
 
 
 def _grids(
-    n: int, orders: tuple[_Order, _Order], canvas: tuple[float, float], cap: float
+    n: int, orders: tuple[Order, Order], canvas: tuple[float, float], cap: float
 ) -> list[tuple[int, int]]:
     """Grids (columns, rows) that may hold the objects, those with the largest boxes first."""
     least = [max(order.before) + 1 for order in orders]
@@ -454,7 +468,7 @@ def _grids(
 
 
 def _arrange(
-    orders: tuple[_Order, _Order],
+    orders: tuple[Order, Order],
     grid: tuple[int, int],
     canvas: tuple[float, float],
     cap: float,
@@ -684,6 +698,45 @@ def draw(layout: Layout, image: Image, *, min_side: int = 256) -> Image:
         colour = _COLOURS[index % len(_COLOURS)]
         pen.rectangle((x, y, x + label_width - 1, y + label_height - 1), fill=colour)
         pen.text((x + line, y + line - top), text, fill=_ink(colour), font=font)
+    return out
+
+
+def sketch(layout: Layout, *, side: int = 512) -> Image:
+    """Draws a layout on blank paper: boxes, phrases, and an arrow a relation.
+
+    An arrow points from the subject to the object of a relation, whose name it bears; red ones are
+    `Layout.violated`.
+
+    Args:
+        layout: boxes as fractions of the canvas.
+        side: the longer side in pixels.
+
+    Returns:
+        A new RGB picture.
+    """
+    from PIL import Image as pil_image
+    from PIL import ImageDraw, ImageFont
+
+    width = max(1, round(side * min(1.0, layout.aspect)))
+    height = max(1, round(side * min(1.0, 1 / layout.aspect)))
+    out = draw(layout, pil_image.new("RGB", (width, height), (250, 250, 250)), min_side=1)
+    pen = ImageDraw.Draw(out)
+    font = ImageFont.load_default(size=max(10, side // 32))
+    violated = set(layout.violated)
+    for relation in layout.relations:
+        i, predicate, j = relation
+        colour = "#d00000" if relation in violated else "#404040"
+        ends = []
+        for x0, y0, x1, y1 in (layout.objects[i].box, layout.objects[j].box):
+            ends.append(((x0 + x1) / 2 * width, (y0 + y1) / 2 * height))
+        (ax, ay), (bx, by) = ends
+        pen.line((ax, ay, bx, by), fill=colour, width=2)
+        length = math.hypot(bx - ax, by - ay)
+        if length > 0:
+            ux, uy = (bx - ax) / length * side / 40, (by - ay) / length * side / 40
+            wings = ((bx - ux - uy / 2, by - uy + ux / 2), (bx - ux + uy / 2, by - uy - ux / 2))
+            pen.polygon(((bx, by), *wings), fill=colour)
+        pen.text(((ax + bx) / 2, (ay + by) / 2), predicate, fill=colour, font=font, anchor="mb")
     return out
 
 

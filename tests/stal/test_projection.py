@@ -1,0 +1,95 @@
+"""The projection: what is stated holds, and what cannot hold is named."""
+
+import itertools
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stal.layout import Layout, PlacedObject
+from stal.projection import project
+from stal.prompts import PREDICATES
+
+SAME = (0.3, 0.3, 0.7, 0.7)
+
+
+def layout_of(boxes, relations, aspect=1.0):
+    objects = tuple(PlacedObject("a thing", "thing", box) for box in boxes)
+    return Layout("", objects, tuple(relations), aspect)
+
+
+def meet(a, b):
+    return min(a[2], b[2]) - max(a[0], b[0]) > 0.01 and min(a[3], b[3]) - max(a[1], b[1]) > 0.01
+
+
+@pytest.mark.parametrize("predicate", PREDICATES)
+def test_projection_fulfils_every_predicate_from_equal_boxes(predicate):
+    layout = layout_of(
+        project([SAME, SAME], [(0, predicate, 1)]),
+        [(0, predicate, 1)],
+    )
+    assert layout.violated == ()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(
+        st.tuples(*[st.floats(-0.2, 1.2)] * 2, *[st.floats(0.01, 1.5)] * 2), min_size=2, max_size=4
+    ),
+    st.permutations(range(4)),
+    st.sampled_from(["left of", "right of", "above", "below"]),
+    st.sampled_from([0.5, 1.0, 16 / 9]),
+)
+def test_projection_fulfils_chains_from_any_boxes(z, order, predicate, aspect):
+    boxes = [(x - w / 2, y - h / 2, x + w / 2, y + h / 2) for x, y, w, h in z]
+    order = [i for i in order if i < len(boxes)]
+    relations = [(i, predicate, j) for i, j in itertools.pairwise(order)]
+    layout = layout_of(project(boxes, relations, aspect=aspect), relations, aspect)
+    assert layout.violated == ()
+
+
+def test_relations_lie_within_45_degrees():
+    (a, b) = project([(0.1, 0.0, 0.3, 0.2), (0.2, 0.8, 0.4, 1.0)], [(0, "left of", 1)])
+    dx, dy = (b[0] + b[2] - a[0] - a[2]), abs(b[1] + b[3] - a[1] - a[3])
+    assert dx > dy
+
+
+def test_unrelated_boxes_are_kept_apart():
+    boxes = project([SAME, SAME, SAME], [])
+    assert not any(meet(boxes[i], boxes[j]) for i in range(3) for j in range(i))
+
+
+def test_what_is_inside_lies_inside():
+    inner, outer = project([(0.0, 0.0, 0.9, 0.9), (0.5, 0.5, 0.9, 0.9)], [(0, "inside", 1)])
+    assert all(outer[k] - 0.01 <= inner[k] for k in (0, 1))
+    assert all(inner[k] <= outer[k] + 0.01 for k in (2, 3))
+
+
+def test_what_is_behind_overlaps_but_is_seen():
+    behind, front = project([(0.0, 0.4, 0.2, 0.6), (0.7, 0.4, 0.9, 0.6)], [(0, "behind", 1)])
+    assert meet(behind, front)
+
+
+def test_fixed_boxes_stay_and_others_go_around_them():
+    fixed = (0.1, 0.1, 0.5, 0.5)
+    kept, moved = project([SAME, (0.0, 0.2, 0.3, 0.4)], [(0, "left of", 1)], fixed={0: fixed})
+    assert kept == fixed
+    assert moved[0] >= fixed[2]
+
+
+def test_a_contradiction_is_named_and_the_rest_holds():
+    relations = [(0, "left of", 1), (1, "left of", 0), (2, "above", 0)]
+    layout = layout_of(project([SAME] * 3, relations), relations)
+    assert layout.violated == ((1, "left of", 0),)
+
+
+def test_a_place_on_the_canvas_is_kept():
+    ((x0, y0, x1, y1),) = project([SAME], [], sides=[(-1, 1, None)])
+    assert (x0 + x1) / 2 <= 0.34
+    assert (y0 + y1) / 2 >= 0.66
+
+
+def test_boxes_that_fulfil_everything_do_not_move():
+    boxes = [(0.1, 0.4, 0.3, 0.6), (0.6, 0.4, 0.8, 0.6)]
+    assert project(boxes, [(0, "left of", 1)]) == boxes
+    assert project([], []) == []

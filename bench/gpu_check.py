@@ -5,7 +5,8 @@
 
 Needs torch and triton alone, and less than ten minutes on a fresh machine. In order: facts about
 the device; correctness of every backend over the whole case table in three dtypes, gradients
-included (the twice-eager rule of stal_kernels.testing); bit-identical repeats; capture in a CUDA
+included, float32 also with tf32 products (the twice-eager rule of stal_kernels.testing);
+bit-identical repeats; capture in a CUDA
 graph; torch.compile; compute-sanitizer; times. A backend that is missing is a row with its
 reason. The exit code is 0 only if every check passed. A failed check keeps no later one from
 running, and what is known so far is on disk after each. --dry-run walks the same steps on the
@@ -41,12 +42,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench_blended_attention import PASSES, eager, loop, one_sdpa, ours, ratio, rival
 from cost_model import predicted_ms
-from timing import Timing, interleave, machine, quantiles
+from timing import captured, gpu_times, interleave, machine
 
 from stal_kernels import backends, blended_attention, blended_attention_ragged
 from stal_kernels.testing import CASES, Case, Example, assert_within_twice_plain, example, results
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+# A dtype and what torch.set_float32_matmul_precision allows its products to be.
+NUMBERS = {name: (dtype, "highest") for name, dtype in DTYPES.items()}
+NUMBERS["tf32"] = (torch.float32, "high")
 _NOT_GPU = ("reference", "cpu")
 
 SD15 = {
@@ -171,7 +175,7 @@ def _copy_rate() -> float:
     """Bytes read and written a second by a copy of 1 GiB."""
     source = torch.empty(2**30, dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
-    seconds = _gpu_times({"copy": lambda: target.copy_(source)})["copy"].median
+    seconds = gpu_times({"copy": lambda: target.copy_(source)})["copy"].median
     return 2 * source.numel() / seconds
 
 
@@ -179,72 +183,34 @@ def _gemm_rate() -> float:
     """FLOP/s of a square bfloat16 product."""
     n = 8192
     a = torch.randn(n, n, device="cuda", dtype=torch.bfloat16)
-    return 2 * n**3 / _gpu_times({"gemm": lambda: a @ a})["gemm"].median
+    return 2 * n**3 / gpu_times({"gemm": lambda: a @ a})["gemm"].median
 
 
-def _gpu_times(
-    functions: dict[str, Callable[[], object]], *, rounds: int = 20
-) -> dict[str, Timing]:
-    """Seconds on the GPU of each function, with a cold second-level cache, in turn."""
-    flush = torch.empty(2**28, dtype=torch.uint8, device="cuda")
-    graphs = {}
-    for name, function in functions.items():
-        graphs[name] = _captured(function)
-    samples: dict[str, list[float]] = {name: [] for name in graphs}
-    for _ in range(rounds):
-        pairs = {}
-        for name, graph in graphs.items():
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            flush.zero_()
-            begin.record()
-            graph.replay()
-            end.record()
-            pairs[name] = (begin, end)
-        torch.cuda.synchronize()
-        for name, (begin, end) in pairs.items():
-            samples[name].append(begin.elapsed_time(end) / 1e3)
-    return {name: quantiles(values) for name, values in samples.items()}
-
-
-def _captured(function: Callable[[], object]) -> torch.cuda.CUDAGraph:
-    """The function's kernels as a graph, warmed up on a side stream as capture demands."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            function()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        function()
-    return graph
-
-
-def _check_part(backend: str, dtype: str, device: str, indices: list[int]) -> list[str]:
+def _check_part(backend: str, numbers: str, device: str, indices: list[int]) -> list[str]:
     """Runs in a worker: the failures among some cases of the table."""
     failures = []
+    dtype, precision = NUMBERS[numbers]
+    torch.set_float32_matmul_precision(precision)
     for index in indices:
         try:
             draws = 3 if device == "cuda" else 1
-            assert_within_twice_plain(
-                CASES[index], backend, DTYPES[dtype], draws=draws, device=device
-            )
+            assert_within_twice_plain(CASES[index], backend, dtype, draws=draws, device=device)
         except Exception as error:  # Each failing case is reported by name.
             lines = str(error).strip().splitlines() or [""]
             failures.append(f"{CASES[index]!r}: {type(error).__name__} {lines[0][:200]}")
     return failures
 
 
-def correctness(backend: str, dtype: str, device: str, indices: list[int], workers: int) -> str:
+def correctness(backend: str, numbers: str, device: str, indices: list[int], workers: int) -> str:
     """Cases over several processes, since compiling kernels takes most of the time."""
     failures = []
     if workers == 1:
-        failures = _check_part(backend, dtype, device, indices)
+        failures = _check_part(backend, numbers, device, indices)
     else:
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(workers, mp_context=context) as pool:
             parts = [indices[i::workers] for i in range(workers)]
-            futures = [pool.submit(_check_part, backend, dtype, device, part) for part in parts]
+            futures = [pool.submit(_check_part, backend, numbers, device, part) for part in parts]
             for future in as_completed(futures):
                 failures += future.result()
     if failures:
@@ -274,7 +240,7 @@ def cuda_graph(backend: str, device: str) -> str:
     assert e.prompt_ids is not None
     assert e.offsets is not None
     prompt_ids, offsets = e.prompt_ids, e.offsets
-    captured: dict[str, torch.Tensor] = {}
+    kept: dict[str, torch.Tensor] = {}
 
     def call() -> None:
         # Without validate=True: it would read the indices on the host, which capture forbids.
@@ -289,16 +255,16 @@ def cuda_graph(backend: str, device: str) -> str:
             backend=backend,
         )
         grads = torch.autograd.grad(out, e.floats(), e.dout)
-        captured.update(zip(("out", "dq", "dk", "dv", "dweight"), (out, *grads), strict=True))
+        kept.update(zip(("out", "dq", "dk", "dv", "dweight"), (out, *grads), strict=True))
 
-    graph = _captured(call)
+    graph = captured(call)
     with torch.no_grad():
         for x in e.floats():
             x.mul_(0.5)
     graph.replay()
     torch.cuda.synchronize()
     direct = results(e, backend)
-    different = [name for name in direct if not torch.equal(direct[name], captured[name])]
+    different = [name for name in direct if not torch.equal(direct[name], kept[name])]
     assert not different, f"{', '.join(different)} differ between replay and call"
     return "forward and all gradients captured and replayed on new values"
 
@@ -413,7 +379,7 @@ def _time_case(
             functions = {"eager": rival(eager, e, wanted), **functions}
         if name.split()[0] in COMPILED and pass_name == "forward":
             functions["compiled"] = rival(torch.compile(eager), e, wanted)
-        found = (_gpu_times if device == "cuda" else interleave)(functions)
+        found = (gpu_times if device == "cuda" else interleave)(functions)
         predicted = predicted_ms(case, dtype_name, wanted, report.facts["gpu"])
         for function, timing in found.items():
             flops = factor * pairs * (1 if function == "one SDPA" else present)
@@ -475,11 +441,11 @@ def run_backend(report: Report, backend: str, device: str, budget_s: float) -> N
     small = [i for i, c in enumerate(CASES) if c.seqlen_q * c.prompts * c.heads <= 150]
     indices = small if dry else list(range(len(CASES)))
     workers = 1 if dry else min(8, os.cpu_count() or 1)
-    for dtype in ("float32",) if dry else DTYPES:
+    for numbers in ("float32",) if dry else NUMBERS:
         report.check(
-            f"correctness {dtype}",
+            f"correctness {numbers}",
             backend,
-            partial(correctness, backend, dtype, device, indices, workers),
+            partial(correctness, backend, numbers, device, indices, workers),
         )
     report.check("determinism", backend, lambda: determinism(backend, device, 2 if dry else 100))
     report.check("torch.compile", backend, lambda: compiled(backend, device))

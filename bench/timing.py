@@ -56,6 +56,45 @@ def quantiles(values: list[float]) -> Timing:
     return Timing(fifths[0], statistics.median(values), fifths[3])
 
 
+def gpu_times(functions: dict[str, Callable[[], object]], *, rounds: int = 20) -> dict[str, Timing]:
+    """Seconds on the GPU of each function, with a cold second-level cache, in turn.
+
+    Each is captured in a CUDA graph, so that launches cost nothing.
+    """
+    flush = torch.empty(2**28, dtype=torch.uint8, device="cuda")
+    graphs = {}
+    for name, function in functions.items():
+        graphs[name] = captured(function)
+    samples: dict[str, list[float]] = {name: [] for name in graphs}
+    for _ in range(rounds):
+        pairs = {}
+        for name, graph in graphs.items():
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            flush.zero_()
+            begin.record()
+            graph.replay()
+            end.record()
+            pairs[name] = (begin, end)
+        torch.cuda.synchronize()
+        for name, (begin, end) in pairs.items():
+            samples[name].append(begin.elapsed_time(end) / 1e3)
+    return {name: quantiles(values) for name, values in samples.items()}
+
+
+def captured(function: Callable[[], object]) -> torch.cuda.CUDAGraph:
+    """The function's kernels as a graph, warmed up on a side stream as capture demands."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            function()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        function()
+    return graph
+
+
 def machine() -> dict[str, str]:
     """What a figure means nothing without."""
     return {

@@ -8,7 +8,9 @@ import contextlib
 import functools
 import importlib
 import itertools
+import json
 import math
+from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -59,7 +61,7 @@ def forward(inputs: Inputs, level: str, out: Tensor) -> None:
     if _is_empty(inputs):
         out.zero_()
     else:
-        _run(forward_launch(inputs, out, _capability(out.device)), out.device)
+        run(forward_launch(inputs, out, _capability(out.device)), out.device)
 
 
 def backward(
@@ -81,12 +83,12 @@ def backward(
     count = 3 if dk is not None else 1 if dweight is not None else 0
     shape = (count, dout.shape[1], *inputs.weight.shape)
     stats = dout.new_empty(shape, dtype=torch.float32).unbind()
-    _run(pixel_launch(inputs, dout, dq, stats, capability), device)
+    run(pixel_launch(inputs, dout, dq, stats, capability), device)
     if dweight is not None:
         torch.sum(stats[0], 0, out=dweight)
     if dk is not None and dv is not None:
         for launch in prompt_launches(inputs, dout, stats, dk, dv, capability):
-            _run(launch, device)
+            run(launch, device)
 
 
 # ---- launches ----
@@ -101,24 +103,41 @@ class Launch(NamedTuple):
     options: dict[str, Any]
 
 
-def forward_launch(inputs: Inputs, out: Tensor, capability: tuple[int, int]) -> Launch:
-    q, heads, seqlen_q = inputs.q, inputs.q.shape[1], inputs.q.shape[2]
-    options = _options("forward", inputs, (out,), capability)
-    tiles = _ceil_div(seqlen_q, options["BLOCK_Q"])
+class Plan(NamedTuple):
+    """What a launch takes from sizes and strides; kept, since a layer asks again at every step."""
+
+    programs: int
+    sizes: tuple[float, ...]
+    options: dict[str, Any]
+
+
+def forward_launch(
+    inputs: Inputs, out: Tensor, capability: tuple[int, int], tile: "Tile | None" = None
+) -> Launch:
+    plan = _forward_plan(_geometry(inputs), _layout(out), capability, tile)
+    return Launch(
+        _kernels().forward, plan.programs, (*_tensors(inputs), out, *plan.sizes), plan.options
+    )
+
+
+@functools.lru_cache(1024)
+def _forward_plan(
+    g: "Geometry", out: "Layout", capability: tuple[int, int], tile: "Tile | None"
+) -> Plan:
+    options = _options("forward", g, (out,), capability, tile)
+    tiles = _ceil_div(g.seqlen_q, options["BLOCK_Q"])
     stride = options["STRIDE"]
-    arguments = (
-        *_tensors(inputs),
-        out,
-        _log2_scale(inputs),
-        _prompts(inputs),
-        heads,
-        seqlen_q,
-        inputs.k.shape[-2],
+    sizes = (
+        g.log2_scale,
+        g.prompts,
+        g.heads,
+        g.seqlen_q,
+        g.seqlen_k,
         tiles,
-        *itertools.chain(*_input_strides(inputs, stride)),
+        *itertools.chain(*_input_strides(g, stride)),
         *_strides(out, stride),
     )
-    return Launch(_kernels().forward, tiles * heads * q.shape[0], arguments, options)
+    return Plan(tiles * g.heads * g.batch, sizes, options)
 
 
 def pixel_launch(
@@ -127,36 +146,51 @@ def pixel_launch(
     dq: Tensor | None,
     stats: tuple[Tensor, ...],
     capability: tuple[int, int],
+    tile: "Tile | None" = None,
 ) -> Launch:
-    batch, heads, seqlen_q, _ = dout.shape
-    options = _options("pixels", inputs, (dout,) if dq is None else (dout, dq), capability)
+    like = None if dq is None else _layout(dq)
+    plan = _pixel_plan(_geometry(inputs), _layout(dout), like, len(stats), capability, tile)
+    absent = inputs.weight
+    outputs = (dout if dq is None else dq, *stats, *[absent] * (3 - len(stats)))
+    return Launch(
+        _kernels().pixel_gradients,
+        plan.programs,
+        (*_tensors(inputs), dout, *outputs, *plan.sizes),
+        plan.options,
+    )
+
+
+@functools.lru_cache(1024)
+def _pixel_plan(
+    g: "Geometry",
+    dout: "Layout",
+    dq: "Layout | None",
+    stats: int,
+    capability: tuple[int, int],
+    tile: "Tile | None",
+) -> Plan:
     options = {
-        **options,
+        **_options("pixels", g, (dout,) if dq is None else (dout, dq), capability, tile),
         "WANT_DQ": dq is not None,
-        "WANT_R": len(stats) > 0,
-        "WANT_ROWS": len(stats) > 1,
+        "WANT_R": stats > 0,
+        "WANT_ROWS": stats > 1,
     }
-    tiles = _ceil_div(seqlen_q, options["BLOCK_Q"])
+    tiles = _ceil_div(g.seqlen_q, options["BLOCK_Q"])
     stride = options["STRIDE"]
-    arguments = (
-        *_tensors(inputs),
-        dout,
-        dout if dq is None else dq,
-        *stats,
-        *[inputs.weight] * (3 - len(stats)),
-        _log2_scale(inputs),
-        inputs.scale,
-        _prompts(inputs),
-        heads,
-        _entries(inputs),
-        seqlen_q,
-        inputs.k.shape[-2],
+    sizes = (
+        g.log2_scale,
+        g.scale,
+        g.prompts,
+        g.heads,
+        g.entries,
+        g.seqlen_q,
+        g.seqlen_k,
         tiles,
-        *itertools.chain(*_input_strides(inputs, stride)),
+        *itertools.chain(*_input_strides(g, stride)),
         *_strides(dout, stride),
         *_strides(dout if dq is None else dq, stride),
     )
-    return Launch(_kernels().pixel_gradients, tiles * heads * batch, arguments, options)
+    return Plan(tiles * g.heads * g.batch, sizes, options)
 
 
 def prompt_launches(
@@ -166,43 +200,59 @@ def prompt_launches(
     dk: Tensor,
     dv: Tensor,
     capability: tuple[int, int],
+    tile: "Tile | None" = None,
 ) -> list[Launch]:
-    batch, heads, seqlen_q, head_dim = dout.shape
-    entries, seqlen_k = _entries(inputs), inputs.k.shape[-2]
-    ragged = inputs.offsets is not None
-    options = _options("prompts", inputs, (dout, dk, dv), capability)
+    kernels, g = _kernels(), _geometry(inputs)
+    layouts = _layout(dout), _layout(dk), _layout(dv)
+    plan, parts, sums = _prompt_plans(g, *layouts, inputs.k.shape[0], capability, tile)
+    written = [dout.new_empty(parts, dtype=torch.float32) if parts else x for x in (dk, dv)]
+    q, k, v, _, *indices = _tensors(inputs)
+    arguments = (q, k, v, *indices, dout, *stats, *written, *plan.sizes)
+    launches = [Launch(kernels.prompt_gradients, plan.programs, arguments, plan.options)]
+    for own, gradient, plan in zip(written, (dk, dv), sums, strict=False):
+        ids = own if inputs.prompt_ids is None else inputs.prompt_ids
+        arguments = (own, ids, gradient, *plan.sizes)
+        launches.append(Launch(kernels.sum_parts, plan.programs, arguments, plan.options))
+    return launches
+
+
+@functools.lru_cache(1024)
+def _prompt_plans(
+    g: "Geometry",
+    dout: "Layout",
+    dk: "Layout",
+    dv: "Layout",
+    table: int,
+    capability: tuple[int, int],
+    tile: "Tile | None",
+) -> tuple[Plan, tuple[int, ...], tuple[Plan, ...]]:
+    """The kernel's plan, the shape of its parts (none: it writes dk and dv), and their sums'."""
+    options = _options("prompts", g, (dout, dk, dv), capability, tile)
     stride = options["STRIDE"]
-    tiles = _ceil_div(seqlen_q, options["BLOCK_Q"])
-    key_tiles = _ceil_div(seqlen_k, sum(options["K_PIECES"]))
-    programs = entries * heads * key_tiles
+    tiles = _ceil_div(g.seqlen_q, options["BLOCK_Q"])
+    key_tiles = _ceil_div(g.seqlen_k, sum(options["K_PIECES"]))
+    programs = g.entries * g.heads * key_tiles
     # The number of parts decides the order of the sum: it may depend on shapes only.
     per_split = _ceil_div(tiles, min(tiles, _ceil_div(_PROGRAMS, programs)))
     splits = _ceil_div(tiles, per_split)
-    written, written_strides = [dk, dv], [(0, *_key_strides(x, stride)) for x in (dk, dv)]
-    if ragged or splits > 1:
-        shape = (splits, entries, heads, seqlen_k, head_dim)
-        written = [dout.new_empty(shape, dtype=torch.float32) for _ in range(2)]
-        sizes = [heads * seqlen_k * head_dim, seqlen_k * head_dim, head_dim]
-        in_batch = [0 if ragged else inputs.k.shape[1] * sizes[0], *sizes]
-        written_strides = [tuple(x // stride for x in (entries * sizes[0], *in_batch))] * 2
-    q, k, v, _, *indices = _tensors(inputs)
-    q_and_k_and_v, _, region = _input_strides(inputs, stride)
-    arguments = (
-        q,
-        k,
-        v,
-        *indices,
-        dout,
-        *stats,
-        *written,
-        _log2_scale(inputs),
-        inputs.scale,
-        batch,
-        _prompts(inputs),
-        heads,
-        entries,
-        seqlen_q,
-        seqlen_k,
+    parts: tuple[int, ...] = ()
+    written_strides = [(0, *_key_strides(x, stride)) for x in (dk, dv)]
+    if g.ragged or splits > 1:
+        parts = (splits, g.entries, g.heads, g.seqlen_k, g.head_dim)
+        in_prompt = g.heads * g.seqlen_k * g.head_dim
+        in_batch = 0 if g.ragged else g.prompts * in_prompt
+        strides = (g.entries * in_prompt, in_batch, in_prompt, g.seqlen_k * g.head_dim, g.head_dim)
+        written_strides = [tuple(x // stride for x in strides)] * 2
+    q_and_k_and_v, _, region = _input_strides(g, stride)
+    sizes = (
+        g.log2_scale,
+        g.scale,
+        g.batch,
+        g.prompts,
+        g.heads,
+        g.entries,
+        g.seqlen_q,
+        g.seqlen_k,
         key_tiles,
         splits,
         per_split,
@@ -212,35 +262,26 @@ def prompt_launches(
         *written_strides[0],
         *written_strides[1],
     )
-    kernels = _kernels()
-    launches = [Launch(kernels.prompt_gradients, programs * splits, arguments, options)]
-    if written[0] is not dk:
-        rows = inputs.k.shape[0] if ragged else entries
-        blocks = _ceil_div(seqlen_k * head_dim, _SUM_BLOCK)
-        for parts, gradient in zip(written, (dk, dv), strict=True):
-            sums = (
-                parts,
-                parts if inputs.prompt_ids is None else inputs.prompt_ids,
-                gradient,
-                _prompts(inputs),
-                heads,
-                entries,
-                splits,
-                seqlen_k * head_dim,
-                blocks,
-                *_key_strides(gradient, 1),
-            )
-            constants = {
-                "HEAD_DIM": head_dim,
-                "RAGGED": ragged,
-                "BLOCK": _SUM_BLOCK,
-                "num_warps": 4,
-            }
-            launches.append(Launch(kernels.sum_parts, rows * heads * blocks, sums, constants))
-    return launches
+    plan = Plan(programs * splits, sizes, options)
+    if not parts:
+        return plan, parts, ()
+    size = g.seqlen_k * g.head_dim
+    blocks = _ceil_div(size, _SUM_BLOCK)
+    rows = table if g.ragged else g.entries
+    constants = {
+        "HEAD_DIM": g.head_dim,
+        "RAGGED": g.ragged,
+        "BLOCK": _SUM_BLOCK,
+        "num_warps": 4,
+    }
+    counts = (g.prompts, g.heads, g.entries, splits, size, blocks)
+    sums = (
+        Plan(rows * g.heads * blocks, (*counts, *_key_strides(x, 1)), constants) for x in (dk, dv)
+    )
+    return plan, parts, tuple(sums)
 
 
-def _run(launch: Launch, device: torch.device) -> None:
+def run(launch: Launch, device: torch.device) -> None:
     # Triton launches on the current device.
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
         launch.kernel[(launch.programs,)](*launch.arguments, **launch.options)
@@ -268,42 +309,106 @@ def _is_empty(inputs: Inputs) -> bool:
     return 0 in (inputs.q.numel(), inputs.weight.numel(), inputs.k.shape[-2])
 
 
-def _prompts(inputs: Inputs) -> int:
-    return inputs.weight.shape[1] if inputs.offsets is None else 1
+# ---- sizes and strides ----
 
 
-def _entries(inputs: Inputs) -> int:
-    shape = inputs.weight.shape
-    return shape[0] * shape[1] if inputs.offsets is None else shape[0]
+class Layout(NamedTuple):
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
 
 
-def _strides(x: Tensor, divisor: int = 1) -> tuple[int, ...]:
+class Geometry(NamedTuple):
+    """All of a call that a launch depends on but addresses. precision: see `Row`."""
+
+    q: Layout
+    k: Layout
+    v: Layout
+    weight: Layout
+    region: Layout | None
+    ragged: bool
+    has_lengths: bool
+    scale: float
+    dtype: torch.dtype
+    precision: str
+
+    @property
+    def batch(self) -> int:
+        return self.q.shape[0]
+
+    @property
+    def heads(self) -> int:
+        return self.q.shape[1]
+
+    @property
+    def seqlen_q(self) -> int:
+        return self.q.shape[2]
+
+    @property
+    def head_dim(self) -> int:
+        return self.q.shape[3]
+
+    @property
+    def seqlen_k(self) -> int:
+        return self.k.shape[-2]
+
+    @property
+    def prompts(self) -> int:
+        return 1 if self.ragged else self.weight.shape[1]
+
+    @property
+    def entries(self) -> int:
+        return self.weight.shape[0] * self.prompts
+
+    @property
+    def log2_scale(self) -> float:
+        # A scale of 0 must not turn the -inf of a key that does not exist into NaN.
+        return max(abs(self.scale) * math.log2(math.e), 2.0**-100)
+
+
+def _layout(x: Tensor) -> Layout:
+    return Layout(x.shape, x.stride())
+
+
+def _geometry(inputs: Inputs) -> Geometry:
+    q, k, v, weight, _, offsets, region, key_lengths, scale = inputs
+    precision = "half"
+    if q.dtype == torch.float32:
+        precision = "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    return Geometry(
+        _layout(q),
+        _layout(k),
+        _layout(v),
+        _layout(weight),
+        None if region is None else _layout(region),
+        offsets is not None,
+        key_lengths is not None,
+        scale,
+        q.dtype,
+        precision,
+    )
+
+
+def _strides(x: Layout, divisor: int = 1) -> tuple[int, ...]:
     """Strides of all dimensions but the last; that of a dimension of size 1 may be anything."""
-    pairs = zip(x.shape[:-1], x.stride()[:-1], strict=True)
+    pairs = zip(x.shape[:-1], x.strides[:-1], strict=True)
     return tuple(0 if size == 1 else stride // divisor for size, stride in pairs)
 
 
-def _key_strides(x: Tensor, divisor: int) -> tuple[int, ...]:
+def _key_strides(x: Layout, divisor: int) -> tuple[int, ...]:
     """Strides b, p, h, l of k, v and their gradients; a table has no b."""
-    return _strides(x, divisor) if x.dim() == 5 else (0, *_strides(x, divisor))
+    return _strides(x, divisor) if len(x.shape) == 5 else (0, *_strides(x, divisor))
 
 
-def _input_strides(inputs: Inputs, divisor: int) -> tuple[tuple[int, ...], ...]:
+def _input_strides(g: Geometry, divisor: int) -> tuple[tuple[int, ...], ...]:
     """Strides of q, k and v, of weight, of region."""
-    weight = inputs.weight.stride()
-    region = weight if inputs.region is None else inputs.region.stride()
-    table = () if inputs.offsets is None else (0,)
+    region = g.weight if g.region is None else g.region
+    table = (0,) if g.ragged else ()
     matrices = (
-        *_strides(inputs.q, divisor),
-        *_key_strides(inputs.k, divisor),
-        *_key_strides(inputs.v, divisor),
+        *_strides(g.q, divisor),
+        *_key_strides(g.k, divisor),
+        *_key_strides(g.v, divisor),
     )
-    return matrices, (*table, *weight), (*table, *region)
-
-
-def _log2_scale(inputs: Inputs) -> float:
-    # A scale of 0 must not turn the -inf of a key that does not exist into NaN.
-    return max(abs(inputs.scale) * math.log2(math.e), 2.0**-100)
+    return matrices, (*table, *g.weight.strides), (*table, *region.strides)
 
 
 def _ceil_div(a: int, b: int) -> int:
@@ -330,125 +435,67 @@ class Tile(NamedTuple):
     registers: int | None = None  # of a thread; None: the compiler weighs them against occupancy
 
 
-# Few registers: sixteen keys at a time, walked twice where whole rows are asked for.
-_LEAN = Tile(256, 64, 4, 1, (32, 16), 0, 16, 255)
-_LEAN_TWO_WARPS = Tile(96, 32, 2, 1, (32, 16), 0, 16, 255)
-_SMALL_TWO_WARPS = Tile(48, 64, 2, 1, (32, 32), 0, 32, 255)
+class Row(NamedTuple):
+    """Tiles of one kernel, in the order of head_dim.
 
-# Rows by kernel, major compute capability, bits of the dtype and whether there is a region.
-# From the cost model and the compiled code: none has been measured on a GPU yet. What decides is
-# registers, since a warp works on no fewer than 16 rows.
-_TILES = {
-    ("forward", 8, 16, False): (
-        Tile(64, 64, 4, 2),
-        Tile(96, 128, 8, 1, (32, 32), key_tile=32),
-        Tile(128, 64, 4, 2, (64, 64), key_tile=16),
-        Tile(256, 128, 8, 1, (32, 16), key_tile=16),
-    ),
-    ("forward", 8, 16, True): (
-        Tile(64, 64, 4, 2, key_tile=32),
-        Tile(256, 128, 8, 1, (32, 32), key_tile=16),
-    ),
-    ("forward", 9, 16, False): (
-        Tile(64, 64, 4, 2),
-        Tile(128, 64, 4, 2, key_tile=32),
-        Tile(256, 64, 4, 2, (64, 64), key_tile=16),
-    ),
-    ("forward", 9, 16, True): (Tile(64, 64, 4, 2), Tile(256, 64, 4, 2, (32, 64), key_tile=32)),
-    ("pixels", 8, 16, False): (Tile(64, 64, 4, 2, (32, 32), key_tile=32, registers=255), _LEAN),
-    ("pixels", 8, 16, True): (Tile(64, 64, 4, 2, (32, 16), key_tile=32, registers=255), _LEAN),
-    ("pixels", 9, 16, False): (Tile(128, 64, 4, 2, key_tile=32), _LEAN),
-    ("pixels", 9, 16, True): (
-        Tile(64, 64, 4, 2, key_tile=32),
-        _LEAN._replace(block_q=128, warps=8),
-    ),
-    ("prompts", 8, 16, False): (
-        _SMALL_TWO_WARPS,
-        Tile(64, 32, 4, 2, whole_row=80, key_tile=16),
-        _LEAN_TWO_WARPS,
-        _LEAN,
-    ),
-    ("prompts", 8, 16, True): (_SMALL_TWO_WARPS._replace(head_dim=64), _LEAN),
-    ("prompts", 9, 16, False): (
-        _SMALL_TWO_WARPS,
-        Tile(64, 64, 4, 2, whole_row=80),
-        _LEAN_TWO_WARPS,
-        _LEAN,
-    ),
-    ("prompts", 9, 16, True): (
-        Tile(48, 64, 4, 1, (32, 32), 0, 32),
-        Tile(64, 64, 4, 2, whole_row=80),
-        _LEAN_TWO_WARPS,
-        _LEAN,
-    ),
-}
-# float32 has no tensor cores in full precision; rows serve every capability.
-_FLOAT32 = {
-    "forward": (
-        Tile(128, 32, 4, 1, (32, 16), 0, 16, 255),
-        Tile(256, 16, 4, 1, (32, 16), 0, 16, 255),
-    ),
-    # Above 64 a few registers are still spilled (8 bytes a thread at 160).
-    "pixels": (
-        Tile(64, 32, 8, 1, (32, 16), 0, 16, 255),
-        Tile(256, 16, 8, 1, (32, 16), 0, 16, 255),
-    ),
-    "prompts": (Tile(256, 32, 4, 1, (32, 16), 0, 16, 255),),
-}
+    kernel: "forward", "pixels" or "prompts".
+    capability: major compute capability, 8 or 9; later ones take the last.
+    precision: of products: "half" (float16, bfloat16), or for float32 "ieee" or "tf32".
+    region: whether there are regions.
+    source: "cost model" if nothing has been measured, otherwise the GPU.
+    """
+
+    kernel: str
+    capability: int
+    precision: str
+    region: bool
+    source: str
+    tiles: tuple[Tile, ...]
 
 
-def _options(
-    kernel: str, inputs: Inputs, others: tuple[Tensor, ...], capability: tuple[int, int]
-) -> dict[str, Any]:
-    q, k, v = inputs.q, inputs.k, inputs.v
-    strides = [stride for x in (q, k, v, *others) for stride in _strides(x)]
-    return _resolved(
-        kernel,
-        q.dtype,
-        q.shape[-1],
-        k.shape[-2],
-        inputs.offsets is not None,
-        inputs.region is not None,
-        inputs.key_lengths is not None,
-        inputs.scale < 0,
-        # A row of 8 elements is 16 bytes or more: the compiler may load it whole.
-        8 if all(stride % 8 == 0 for stride in strides) else 1,
-        # A tile of pixels has at most 128 rows.
-        max(abs(stride) for stride in strides) * max(128, k.shape[-2]) >= 2**31,
-        capability,
-    )
+TABLE = Path(__file__).parents[1] / "triton_tiles.json"
 
 
 @functools.cache
-def _resolved(
+def rows() -> tuple[Row, ...]:
+    """The table of tiles, which bench/tune_triton.py writes."""
+    found = json.loads(TABLE.read_text(encoding="utf-8"))
+    for row in found:
+        row["tiles"] = tuple(Tile(**{**t, "widest": tuple(t["widest"])}) for t in row["tiles"])
+    return tuple(Row(**row) for row in found)
+
+
+def tile_of(kernel: str, g: Geometry, capability: tuple[int, int]) -> Tile:
+    """The table's choice. What decides is registers, since a warp works on 16 rows or more."""
+    key = kernel, min(capability[0], 9), g.precision, g.region is not None
+    (row,) = (row for row in rows() if row[:4] == key)
+    return next(tile for tile in row.tiles if g.head_dim <= tile.head_dim)
+
+
+def _options(
     kernel: str,
-    dtype: torch.dtype,
-    head_dim: int,
-    seqlen_k: int,
-    ragged: bool,
-    has_region: bool,
-    has_lengths: bool,
-    negative: bool,
-    stride: int,
-    wide: bool,
+    g: Geometry,
+    others: tuple[Layout, ...],
     capability: tuple[int, int],
+    tile: Tile | None,
 ) -> dict[str, Any]:
-    """Constants and compiler options of a kernel. Callers do not change the dictionary."""
-    key = kernel, min(capability[0], 9), dtype.itemsize * 8, has_region
-    tile = next(row for row in _TILES.get(key, _FLOAT32[kernel]) if head_dim <= row.head_dim)
-    tiled = seqlen_k > tile.whole_row
+    """Constants and compiler options of a kernel."""
+    tile = tile or tile_of(kernel, g, capability)
+    strides = [abs(stride) for x in (g.q, g.k, g.v, *others) for stride in _strides(x)]
+    tiled = g.seqlen_k > tile.whole_row
     options = {
-        "HEAD_DIM": head_dim,
-        "D_PIECES": pieces(head_dim, tile.widest[0]),
-        "K_PIECES": pieces(tile.key_tile if tiled else seqlen_k, tile.widest[1]),
-        "RAGGED": ragged,
-        "HAS_REGION": has_region,
-        "HAS_LENGTHS": has_lengths,
-        "NEGATIVE": negative,
-        "STRIDE": stride,
-        "WIDE": wide,
-        # tf32 would need tiles of its own: its operands take twice the registers of float16.
-        "PRECISION": "ieee",
+        "HEAD_DIM": g.head_dim,
+        "D_PIECES": pieces(g.head_dim, tile.widest[0]),
+        "K_PIECES": pieces(tile.key_tile if tiled else g.seqlen_k, tile.widest[1]),
+        "RAGGED": g.ragged,
+        "HAS_REGION": g.region is not None,
+        "HAS_LENGTHS": g.has_lengths,
+        "NEGATIVE": g.scale < 0,
+        # A row of 8 elements is 16 bytes or more: the compiler may load it whole.
+        "STRIDE": 8 if all(stride % 8 == 0 for stride in strides) else 1,
+        # A tile of pixels has at most 128 rows.
+        "WIDE": max(strides) * max(128, g.seqlen_k) >= 2**31,
+        "PRECISION": "tf32" if g.precision == "tf32" else "ieee",
         "BLOCK_Q": tile.block_q,
         "num_warps": tile.warps,
         "num_stages": tile.stages,

@@ -147,13 +147,13 @@ def test_nan_stays_in_the_pixels_of_its_prompt_when_keys_come_in_tiles():
 )
 def test_only_kernels_that_are_needed_are_launched(wanted, expected, monkeypatch):
     launched = []
-    original = triton._run
+    original = triton.run
 
     def spy(launch, device):
         launched.append(launch)
         original(launch, device)
 
-    monkeypatch.setattr(triton, "_run", spy)
+    monkeypatch.setattr(triton, "run", spy)
     e = example(Case(heads=1, seqlen_q=3, seqlen_k=3, head_dim=8), torch.float32)
     leaves = dict(zip(("q", "k", "v", "weight"), (x.detach() for x in e.floats()), strict=True))
     leaves[wanted].requires_grad_()

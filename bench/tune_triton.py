@@ -1,0 +1,208 @@
+"""Tiles for the Triton kernels: compiles candidates and, where there is a GPU, times them.
+
+    python bench/tune_triton.py --write                            on the GPU that is there
+    python bench/tune_triton.py --capability 90 --kernels forward  without one
+
+From the table's tile (stal_kernels/triton_tiles.json) the search changes one field at a time and
+goes on from the best, --rounds times. A candidate that spills registers or finds no room in shared
+memory is out, at any of the lengths and forms in which the kernel is shipped. On a GPU the fastest
+wins, and --write puts it into the table with the GPU's name. Without one the figures to compare
+are printed (multiply-adds issued over useful ones, occupancy), and --write replaces only tiles that
+do not fit. Needs torch and triton alone.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import torch
+
+# The checkout itself is what is tuned, installed or not.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from timing import gpu_times
+
+from stal_kernels.backends import triton
+from stal_kernels.backends.triton import TABLE, Row, Tile
+from stal_kernels.triton_compile import (
+    KERNELS,
+    SHARED_MEMORY,
+    Compiled,
+    Variant,
+    compile_variant,
+    launch_of,
+)
+
+PRECISIONS = {"half": ("float16", "ieee"), "ieee": ("float32", "ieee"), "tf32": ("float32", "tf32")}
+# The head_dim that stands for all up to a limit.
+LIMITS = {40: 48, 64: 64, 80: 96, 128: 128, 160: 256}
+CHOICES = {
+    "block_q": (16, 32, 64, 128),
+    "warps": (2, 4, 8),
+    "stages": (1, 2, 3),
+    "widest": ((128, 64), (64, 64), (64, 32), (32, 32), (32, 16), (16, 16)),
+    "whole_row": (0, 80, 128),
+    "key_tile": (16, 32, 64),
+    "registers": (None, 255),
+}
+# A tile that is this much faster replaces the table's: less is noise.
+_GAIN = 0.97
+
+Results = dict[Tile, list[Compiled]]
+
+
+def neighbours(tile: Tile) -> Iterator[Tile]:
+    yield tile
+    for field, values in CHOICES.items():
+        for value in values:
+            if value != getattr(tile, field):
+                yield Tile(**{**tile._asdict(), field: value})
+
+
+def variants(row: Row, head_dim: int) -> list[Variant]:
+    """The forms in which a row's kernel is shipped; the first is the one that is timed."""
+    dtype, precision = PRECISIONS[row.precision]
+    capability = row.capability * 10
+    return [
+        Variant(row.kernel, capability, head_dim, seqlen_k, dtype, row.region, ragged, precision)
+        for seqlen_k in (77, 300)
+        for ragged in ((False, True) if row.region else (False,))
+    ]
+
+
+def attempt(variant: Variant, tile: Tile) -> Compiled | None:
+    """None where the compiler refuses the tile."""
+    try:
+        return compile_variant(variant, tile)
+    except Exception as error:  # Of many kinds: from Triton, LLVM and ptxas.
+        print(f"{variant!r} {tile}: {type(error).__name__}", file=sys.stderr)
+        return None
+
+
+def fitting(pool: ProcessPoolExecutor, row: Row, head_dim: int, tiles: Sequence[Tile]) -> Results:
+    """What became of the tiles that fit in every form."""
+    forms = variants(row, head_dim)
+    jobs = {tile: [pool.submit(attempt, form, tile) for form in forms] for tile in tiles}
+    results = {}
+    for tile, futures in jobs.items():
+        compiled = [future.result() for future in futures]
+        kept = [c for c in compiled if c is not None and c.fits(row.capability * 10)]
+        if len(kept) == len(forms):
+            results[tile] = kept
+    return results
+
+
+def ranked(row: Row, head_dim: int, results: Results, device: str) -> dict[Tile, float]:
+    """Seconds of each tile on a GPU; without one, a figure to sort by. Lowest first."""
+    if device == "cpu":
+        costs = {t: max(c.issued for c in r) - 1e-3 * r[0].occupancy for t, r in results.items()}
+    else:
+        variant = variants(row, head_dim)[0]
+        functions: dict[str, Callable[[], object]] = {}
+        for i, tile in enumerate(results):
+            launch = launch_of(variant, tile, device=device)
+            functions[str(i)] = partial(triton.run, launch, torch.device(device))
+        timings = gpu_times(functions)
+        costs = {tile: timings[str(i)].median for i, tile in enumerate(results)}
+    return dict(sorted(costs.items(), key=lambda item: item[1]))
+
+
+def tune(
+    pool: ProcessPoolExecutor, row: Row, head_dim: int, *, rounds: int, device: str
+) -> tuple[Tile, bool]:
+    """The tile for a head_dim, and whether it may replace the table's."""
+    tile = first = next(t for t in row.tiles if head_dim <= t.head_dim)
+    costs: dict[Tile, float] = {}
+    for _ in range(rounds):
+        results = fitting(pool, row, head_dim, list(neighbours(tile)))
+        found = ranked(row, head_dim, results, device)
+        for candidate, cost in list(found.items())[:4]:
+            compiled = results[candidate][0]
+            mark = "*" if candidate == first else " "
+            unit = f"{cost * 1e6:8.1f} us" if device != "cpu" else ""
+            print(
+                f"{mark} {row.kernel} {row.capability}.x {row.precision} region={row.region} "
+                f"d{head_dim} {unit} issued {compiled.issued:.3f} "
+                f"registers {compiled.registers} occupancy {compiled.occupancy:.2f} {candidate}",
+                flush=True,
+            )
+        costs |= found
+        best = next(iter(found), tile)
+        if best == tile:
+            break
+        tile = best
+    worth = first not in costs or (device != "cpu" and costs[tile] < _GAIN * costs[first])
+    return tile, bool(costs) and worth
+
+
+def render(rows: Sequence[Row]) -> str:
+    """The table as JSON, a line a tile."""
+    parts = []
+    for row in rows:
+        head = json.dumps({k: v for k, v in row._asdict().items() if k != "tiles"})
+        tiles = ",\n".join(f"  {json.dumps(tile._asdict())}" for tile in row.tiles)
+        parts.append(f'{head[:-1]}, "tiles": [\n{tiles}]}}')
+    return "[\n" + ",\n".join(parts) + "\n]\n"
+
+
+def merged(tiles: dict[int, Tile]) -> tuple[Tile, ...]:
+    """One tile for neighbouring head_dims that have the same."""
+    kept: list[Tile] = []
+    for head_dim, tile in sorted(tiles.items()):
+        limited = tile._replace(head_dim=LIMITS[head_dim])
+        if kept and kept[-1][1:] == limited[1:]:
+            kept.pop()
+        kept.append(limited)
+    return tuple(kept)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--capability", type=int, choices=sorted(SHARED_MEMORY))
+    parser.add_argument("--kernels", nargs="+", choices=KERNELS, default=KERNELS)
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
+    parser.add_argument("--head-dims", nargs="+", type=int, choices=LIMITS, default=list(LIMITS))
+    parser.add_argument("--rounds", type=int, default=1, help="fields changed one after another")
+    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    parser.add_argument("--write", action="store_true", help="replace tiles in the table")
+    arguments = parser.parse_args()
+    device, source, capability = "cpu", "cost model", arguments.capability
+    if torch.cuda.is_available():
+        device, source = "cuda", torch.cuda.get_device_name()
+        present = 90 if torch.cuda.get_device_capability()[0] >= 9 else 80
+        if capability not in (None, present):
+            parser.error(f"--capability must be that of the GPU, {present}, got {capability}")
+        capability = present
+    elif capability is None:
+        parser.error("--capability is needed where there is no GPU")
+
+    rows = list(triton.rows())
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(arguments.workers, mp_context=context) as pool:
+        for i, row in enumerate(rows):
+            if row.kernel not in arguments.kernels or row.precision not in arguments.precisions:
+                continue
+            if row.capability * 10 != capability:
+                continue
+            tiles = {d: next(t for t in row.tiles if d <= t.head_dim) for d in LIMITS}
+            changed = False
+            for head_dim in arguments.head_dims:
+                tile, worth = tune(pool, row, head_dim, rounds=arguments.rounds, device=device)
+                if worth:
+                    tiles[head_dim], changed = tile, True
+            if device == "cuda" or changed:
+                rows[i] = row._replace(tiles=merged(tiles), source=source)
+                if arguments.write:
+                    TABLE.write_text(render(rows), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

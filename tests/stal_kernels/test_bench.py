@@ -1,0 +1,106 @@
+"""The scripts in bench/ that need no GPU to be wrong."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+BENCH = ROOT / "bench"
+SECONDS = {"eager": 6.0, "loop": 4.0, "one SDPA": 1.0, "triton": 2.0}
+
+
+def run(script, *arguments, **environment):
+    return subprocess.run(
+        [sys.executable, str(BENCH / script), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+    )
+
+
+@pytest.fixture
+def record(tmp_path):
+    rows = [
+        {
+            "case": "small",
+            "pass": "forward",
+            "backend": name,
+            "_seconds": {"p20": 0.8 * s, "median": s, "p80": 1.25 * s},
+        }
+        for name, s in SECONDS.items()
+    ]
+    path = tmp_path / "gpu_check.json"
+    path.write_text(json.dumps({"machine": {"gpu": "H100", "cpu": "some"}, "times": rows}))
+    return path
+
+
+def test_plot_shows_ratios_of_medians(record, tmp_path):
+    done = run("plot.py", record, "--output", tmp_path / "x.svg", "--against", "loop")
+    assert done.returncode == 0, done.stderr
+    svg = (tmp_path / "x.svg").read_text()
+    for text in ("2.00", "small, forward", "times faster than loop", "triton", "H100"):
+        assert f"<!--  {text} -->" in svg or f"<!-- {text} -->" in svg or text in svg
+    assert "0.50" not in svg
+
+
+def test_plot_of_absent_times_is_refused(record, tmp_path):
+    output = tmp_path / "x.svg"
+    done = run("plot.py", record, "--output", output, "--against", "compiled")
+    assert done.returncode == 2
+    assert "no times" in done.stderr
+    assert not output.exists()
+
+
+def test_tuner_without_a_gpu_asks_for_the_capability():
+    done = run("tune_triton.py", CUDA_VISIBLE_DEVICES="")
+    assert done.returncode == 2
+    assert "--capability is needed" in done.stderr
+
+
+def test_tuner_writes_the_table_that_is_read(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCH))
+    import tune_triton
+
+    from stal_kernels.backends import triton
+
+    assert tune_triton.render(triton.rows()) == triton.TABLE.read_text(encoding="utf-8")
+    for row in triton.rows():
+        tiles = {d: next(t for t in row.tiles if d <= t.head_dim) for d in tune_triton.LIMITS}
+        merged = tune_triton.merged(tiles)
+        again = {d: next(t for t in merged if d <= t.head_dim) for d in tune_triton.LIMITS}
+        assert {d: t[1:] for d, t in again.items()} == {d: t[1:] for d, t in tiles.items()}
+
+
+def test_table_has_a_tile_for_every_call():
+    from stal_kernels.backends import triton
+
+    keys = {row[:4] for row in triton.rows()}
+    assert len(keys) == len(triton.rows()) == 3 * 2 * 3 * 2
+    for row in triton.rows():
+        limits = [tile.head_dim for tile in row.tiles]
+        assert limits == sorted(limits)
+        assert limits[-1] == 256
+
+
+def test_cost_model_prints_a_prediction_for_each_chip():
+    done = run(
+        "cost_model.py", "--cases", "sd15-64x64", "--passes", "forward", PYTHONPATH=str(ROOT)
+    )
+    assert done.returncode == 0, done.stderr
+    for chip in ("A100 us", "H100 us", "H200 us"):
+        assert chip in done.stdout
+    assert len(done.stdout.splitlines()) > 2
+
+
+@pytest.mark.slow
+def test_gpu_check_walks_every_step_without_a_gpu(tmp_path):
+    done = run("gpu_check.py", "--dry-run", "--output", tmp_path, TRITON_INTERPRET="1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = json.loads((tmp_path / "gpu_check.json").read_text())["checks"]
+    results = {row["check"]: row["result"] for row in rows}
+    assert {"correctness float32", "determinism", "torch.compile", "times"} <= results.keys()
+    assert set(results.values()) == {"ok", "not run"}

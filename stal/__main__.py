@@ -246,6 +246,140 @@ def train_shapes(
     train(output, stages=tuple(stage) if stage else every, seed=seed, start=start)
 
 
+@app.command("layout")
+def show_layout(
+    prompt: Annotated[str | None, typer.Argument(help="What to place.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="PNG file to draw the boxes in; one a sample.")
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="JSON file; JSON lines with --prompts.")
+    ] = None,
+    prompts: Annotated[Path | None, typer.Option(help="File of prompts, one a line.")] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Layouts a prompt, the likeliest first.")] = 1,
+    aspect: Annotated[str, typer.Option(help="Width to height, like 16:9 or 1.5.")] = "1:1",
+    seed: Annotated[
+        int | None, typer.Option(help="Of sampled boxes; the likeliest ones if absent.")
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="Folder of `stal train-layout`; the bundled one if absent.")
+    ] = None,
+) -> None:
+    """Predict where the objects of PROMPT go, and draw them.
+
+    The picture carries the layout: `stal generate --from layout.png` draws from it.
+    """
+    if (prompt is None) == (prompts is None):
+        raise typer.BadParameter("give one, or a file of them with --prompts", param_hint="PROMPT")
+    if prompts is not None and (json_file is None or output is not None):
+        raise ValueError("prompts must come with --json OUT.jsonl and without --output")
+    if prompt is not None and output is None and json_file is None:
+        raise ValueError("output must be given, or json, e.g. --output layout.png")
+    width_to_height = _aspect(aspect)
+    pictures = [] if output is None else _numbered(output, samples)
+    jsons = []
+    if json_file is not None:
+        one = prompts is not None or samples == 1
+        stems = [f"{json_file.stem}-{i}" for i in range(samples)]
+        jsons = [json_file] if one else [json_file.with_stem(stem) for stem in stems]
+    for path in pictures:
+        check_writable(path)
+    for path in jsons:
+        check_writable(path, name="json")
+    if {path.resolve() for path in pictures} & {path.resolve() for path in jsons}:
+        raise ValueError(f"json must be another file than output, got {json_file}")
+    texts = [prompt or ""]
+    if prompts is not None:
+        texts = [line for line in prompts.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+    from stal.layout import sketch
+    from stal.layout_predictor import LayoutPredictor
+    from stal.prompts import parse
+
+    predictor = LayoutPredictor.load(model)
+    found: list[list[Layout]] = []
+    for start in range(0, len(texts), 64):
+        batch = [parse(text) for text in texts[start : start + 64]]
+        found += predictor.predict(batch, aspect=width_to_height, seed=seed, samples=samples)
+    if prompts is not None:
+        lines = [json.dumps(json.loads(each.to_json())) for group in found for each in group]
+        write_atomic(jsons[0], "".join(f"{line}\n" for line in lines).encode())
+        return
+    for each in found[0]:
+        for statement in each.violated:
+            print(f"stal: cannot hold: {each.say(statement)}", file=sys.stderr)
+    if not found[0][0].objects:
+        print("stal: nothing to place was found in the prompt", file=sys.stderr)
+    for each, path in zip(found[0], pictures, strict=False):
+        record = {"prompt": each.prompt, "layout": json.loads(each.to_json())}
+        picture.save(sketch(each), path, record)
+        print(path, flush=True)
+    for each, path in zip(found[0], jsons, strict=False):
+        each.save(path)
+
+
+def _aspect(text: str) -> float:
+    try:
+        width, _, height = text.partition(":")
+        return float(width) / float(height or 1)
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(f"aspect must be like 16:9 or 1.5, got {text!r}") from None
+
+
+@app.command()
+def train_layout(
+    output: Annotated[Path, typer.Option(help="Folder for checkpoints and the weights.")],
+    nsr1k: Annotated[
+        list[Path] | None, typer.Option(help="File in NSR-1K's format; may be repeated.")
+    ] = None,
+    annotations: Annotated[Path | None, typer.Option(help="COCO's instances, a JSON file.")] = None,
+    captions: Annotated[
+        Path | None, typer.Option(help="COCO's captions; relations of boxes if absent.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1)] = None,
+    fold: Annotated[
+        int | None, typer.Option(help="Hold out pictures whose id modulo 5 is this.")
+    ] = None,
+    relative: Annotated[
+        bool, typer.Option(help="Train on differences of stated pairs too.")
+    ] = True,
+    seed: Annotated[int, typer.Option(help="Of the data and the initial weights.")] = 0,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
+) -> None:
+    """Train the layout predictor; a killed run resumes where it stopped."""
+    if captions is not None and annotations is None:
+        raise ValueError("captions must come with --annotations, which has the boxes")
+
+    from dataclasses import replace
+
+    from stal.layout_training import Plan, train
+
+    plan = Plan(fold=fold, seed=seed)
+    plan = replace(plan, steps=steps or plan.steps, relative=plan.relative if relative else 0.0)
+    scores = train(
+        output,
+        plan,
+        nsr1k=nsr1k or (),
+        annotations=annotations,
+        captions=captions,
+        quiet=quiet,
+    )
+    print(f"NLL {scores['nll']:.3f} an object, stated sides right {scores['relations']:.1%}")
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    add_help_option=False,
+)
+def evaluate_layout(context: typer.Context) -> None:
+    """Score the prompt parser and the layout predictor on labelled sets."""
+    from stal.evaluation.layout import main as evaluate
+
+    evaluation = typer.Typer(add_completion=False, rich_markup_mode=None)
+    evaluation.command()(evaluate)
+    evaluation(context.args, prog_name="stal evaluate-layout", standalone_mode=False)
+
+
 def main() -> None:
     """Runs the command: exit code 0, 1 for an error (one line on stderr), 2 for wrong usage."""
     warnings.formatwarning = _one_line

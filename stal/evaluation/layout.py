@@ -1,12 +1,18 @@
-"""How much of what a prompt says `stal.prompts` finds, on labelled sets of prompts.
+"""How much of what a prompt says is found and placed, on labelled sets of prompts.
 
-    python -m stal.evaluation.layout --gpt gpt_dev.txt --nsr1k nsr1k_spatial_train.json \\
+    stal evaluate-layout --gpt gpt_dev.txt --nsr1k nsr1k_spatial_train.json \\
         --counting nsr1k_counting_dev.json --captions vsr_dev.txt --captions t2i_spatial_train.txt
 
 For each set: objects found; relations found where both objects are (given found) and out of all
 (end to end); relations that hold between the centres of the boxes that `stal.layout.place` gives,
 which may be by chance; and prompts of which everything is right. Intervals are exact
 (Clopper-Pearson), 95%.
+
+A second table compares ways of placing by the labelled relations that hold between the boxes, end
+to end: random boxes, these projected (no learning), the predictor as it is and projected. NSR-1K's
+sets are scored by their own rule (`in_cone`, the first object that resembles the name). With
+--folds, the folders that `stal train-layout --fold 0` .. `--fold 4` wrote, a third table has the
+likelihood of boxes that training did not see, against one Gaussian fitted to the others.
 
 Formats:
     gpt: blocks of `Objects: a, b`, `Relation: a left of b, ...`, `Sentence: ...`.
@@ -19,6 +25,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import random
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -28,7 +35,7 @@ from typing import Annotated
 
 import typer
 
-from stal.layout import Box, place
+from stal.layout import Box, Layout, PlacedObject, place
 from stal.prompts import Description, Object, parse
 from stal.relations import GEOMETRY
 
@@ -259,6 +266,165 @@ def lies(a: Box, predicate: str, b: Box) -> bool:
     return dx * geometry.dx > 0 if geometry.dx else dy * geometry.dy > 0 if geometry.dy else True
 
 
+def in_cone(a: Box, predicate: str, b: Box) -> bool:
+    """NSR-1K's rule: a lies within 45 degrees of where it should, in fractions of the canvas."""
+    dx = (a[0] + a[2]) - (b[0] + b[2])
+    dy = (a[1] + a[3]) - (b[1] + b[3])
+    if predicate == "next to":
+        return abs(dx) > abs(dy)
+    geometry = GEOMETRY[predicate]
+    if geometry.dx:
+        return dx * geometry.dx > abs(dy)
+    return dy * geometry.dy > abs(dx) if geometry.dy else True
+
+
+Placer = Callable[[Sequence[Description]], list[Layout]]
+
+
+def placers(model: Path | None, *, seed: int = 0) -> dict[str, Placer]:
+    """Ways of placing, by name: baselines without learning, then the predictor of a folder."""
+    from stal.layout_predictor import LayoutPredictor
+    from stal.projection import project
+
+    predictor = LayoutPredictor.load(model)
+
+    def scattered(found: Description, *, projected: bool) -> Layout:
+        rng = random.Random(f"{seed} {found.text}")
+        boxes: list[Box] = []
+        for _ in found.objects:
+            w, h = rng.uniform(0.1, 0.5), rng.uniform(0.1, 0.5)
+            x, y = rng.uniform(0, 1 - w), rng.uniform(0, 1 - h)
+            boxes.append((x, y, x + w, y + h))
+        relations = tuple((r.subject, r.predicate, r.object) for r in found.relations)
+        if projected:
+            boxes = project(boxes, relations)
+        objects = (
+            PlacedObject(o.phrase, o.noun, b) for o, b in zip(found.objects, boxes, strict=True)
+        )
+        return Layout(found.text, tuple(objects), relations)
+
+    def predicted(many: Sequence[Description], *, projected: bool) -> list[Layout]:
+        return [each[0] for each in predictor.predict(many, projected=projected)]
+
+    return {
+        "random boxes": lambda many: [scattered(each, projected=False) for each in many],
+        "projection alone": lambda many: [scattered(each, projected=True) for each in many],
+        "grid (`place`)": lambda many: [place(each) for each in many],
+        "predictor, not projected": lambda many: predicted(many, projected=False),
+        "predictor": lambda many: predicted(many, projected=True),
+    }
+
+
+def placed(
+    cases: Sequence[Labelled], placer: Placer, *, loosely: bool = False
+) -> dict[str, tuple[int, int]]:
+    """By kind of prompt, labelled relations that hold between the boxes, and all of them.
+
+    A relation of an object that was not found does not hold. loosely scores as NSR-1K does.
+    """
+    counts: dict[str, tuple[int, int]] = {}
+    for start in range(0, len(cases), 64):
+        part = cases[start : start + 64]
+        found = [parse(case.prompt) for case in part]
+        for case, description, layout in zip(part, found, placer(found), strict=True):
+            boxes = [each.box for each in layout.objects]
+            right = 0
+            for first, predicate, second in case.relations:
+                if loosely:
+                    ends = [resembles(name, description.objects) for name in (first, second)]
+                    pairs = [(i, j) for i in ends[0] for j in ends[1] if i != j][:1]
+                    right += any(in_cone(boxes[i], predicate, boxes[j]) for i, j in pairs)
+                else:
+                    ends = [
+                        [k for k, thing in enumerate(description.objects) if matches(name, thing)]
+                        for name in (first, second)
+                    ]
+                    pairs = [(i, j) for i in ends[0] for j in ends[1] if i != j]
+                    right += any(lies(boxes[i], predicate, boxes[j]) for i, j in pairs)
+            old = counts.get(case.kind, (0, 0))
+            counts[case.kind] = (old[0] + right, old[1] + len(case.relations))
+    return counts
+
+
+@dataclass(frozen=True)
+class Realism:
+    """Real boxes under predictors that did not see them.
+
+    Attributes:
+        boxes: how many.
+        nll: mean -log p a box, of (cx, cy, log w, log h).
+        gaussian: the same of one Gaussian fitted to the boxes that training saw.
+        gain: 95% interval of gaussian - nll (bootstrap over pictures).
+        overlap: mean overlap (intersection over union at one centre) of the likeliest and the real
+            size of a box.
+    """
+
+    boxes: int
+    nll: float
+    gaussian: float
+    gain: tuple[float, float]
+    overlap: float
+
+
+def realism(paths: Sequence[Path], folds: Sequence[Path]) -> Realism:
+    """Scores NSR-1K's boxes by the predictor of the fold that each was held out of.
+
+    Args:
+        paths: files in NSR-1K's format.
+        folds: folder k is what `stal train-layout --fold k` wrote.
+
+    Raises:
+        ValueError: the folds are not five, or a folder is of another fold.
+    """
+    import torch
+
+    from stal.layout_data import read_nsr1k as read_examples
+    from stal.layout_predictor import LayoutPredictor, tokens_of
+    from stal.layout_training import FOLDS, log_probs, target_of
+
+    if len(folds) != FOLDS:
+        raise ValueError(f"folds must be {FOLDS} folders, got {len(folds)}")
+    examples = [each for path in paths for each in read_examples(path)]
+    by_image: dict[int, list[tuple[float, float]]] = {}
+    overlaps: list[float] = []
+    for fold, folder in enumerate(folds):
+        predictor = LayoutPredictor.load(folder)
+        if predictor.metadata.get("fold") != str(fold):
+            raise ValueError(
+                f"{folder} must hold out fold {fold}, got {predictor.metadata.get('fold')}"
+            )
+        seen = torch.cat([target_of(each) for each in examples if each.image % FOLDS != fold])
+        seen = seen[~seen.isnan().any(1)]
+        normal = torch.distributions.MultivariateNormal(seen.mean(0), seen.T.cov())
+        held = [each for each in examples if each.image % FOLDS == fold]
+        for example, ours in zip(held, log_probs(predictor.network, held), strict=True):
+            z = target_of(example)
+            known = ~z.isnan().any(1)
+            theirs = normal.log_prob(z[known]).tolist()
+            by_image.setdefault(example.image, []).extend(zip(ours, theirs, strict=True))
+            with torch.inference_mode():
+                tokens = tokens_of(example.phrases, example.relations, aspect=example.aspect)
+                mode = predictor.network([tokens]).mode()[0, : len(z)][known, 2:]
+            shared = torch.minimum(mode, z[known, 2:]).sum(1).exp()
+            union = mode.sum(1).exp() + z[known, 2:].sum(1).exp() - shared
+            overlaps += (shared / union).tolist()
+    pictures = [torch.tensor(pairs) for pairs in by_image.values()]
+    sums = torch.stack(
+        [torch.cat((each.sum(0), each.new_tensor([len(each)]))) for each in pictures]
+    )
+    generator = torch.Generator().manual_seed(0)
+    draws = sums[torch.randint(len(sums), (2000, len(sums)), generator=generator)].sum(1)
+    low, high = ((draws[:, 0] - draws[:, 1]) / draws[:, 2]).quantile(torch.tensor([0.025, 0.975]))
+    total = sums.sum(0)
+    return Realism(
+        int(total[2]),
+        float(-total[0] / total[2]),
+        float(-total[1] / total[2]),
+        (float(low), float(high)),
+        sum(overlaps) / len(overlaps),
+    )
+
+
 def score(cases: Iterable[Labelled], *, loosely: bool = False) -> dict[str, Score]:
     """Parses every prompt; a score by kind.
 
@@ -380,6 +546,30 @@ def table(scores: dict[str, dict[str, Score]]) -> str:
     return "\n".join(lines)
 
 
+def placement_table(
+    sets: Sequence[tuple[str, Sequence[Labelled], bool]], ways: dict[str, Placer]
+) -> str:
+    """Relations that hold between boxes, end to end, a row a way of placing: Markdown.
+
+    sets are (name, cases, whether to score as NSR-1K does); one of several kinds has a column each
+    for "template" and "natural", else one for all.
+    """
+    cells: dict[str, list[str]] = {way: [] for way in ways}
+    head: list[str] = []
+    for name, cases, loosely in sets:
+        apart = loosely and len({case.kind for case in cases}) > 1
+        for way, placer in ways.items():
+            counts = placed(cases, placer, loosely=loosely)
+            kinds = sorted(counts) if apart else []
+            columns = [counts[kind] for kind in kinds] or [
+                (sum(a for a, _ in counts.values()), sum(b for _, b in counts.values()))
+            ]
+            cells[way] += [_share(*column) for column in columns]
+        head += [f"{name}, {kind}" for kind in kinds] or [name]
+    lines = ["| | " + " | ".join(head) + " |", "|---" * (len(head) + 1) + "|"]
+    return "\n".join([*lines, *(f"| {way} | {' | '.join(row)} |" for way, row in cells.items())])
+
+
 def _sum(scores: Iterable[Score]) -> Score:
     total = Score()
     for part in scores:
@@ -396,9 +586,15 @@ def main(
     nsr1k: _Paths = None,
     counting: _Paths = None,
     captions: _Paths = None,
+    model: Annotated[
+        Path | None, typer.Option(help="Folder of a layout predictor; the bundled one if absent.")
+    ] = None,
+    folds: Annotated[
+        list[Path] | None, typer.Option(help="Folder of `train-layout --fold 0`, 1, ... in order.")
+    ] = None,
     failures: Annotated[int, typer.Option(help="How many failures to list of a set.")] = 0,
 ) -> None:
-    """Scores the prompt parser on labelled sets and lists what it misses by kind."""
+    """Scores parser and layout predictor on labelled sets and lists what is missed by kind."""
     readers: list[tuple[list[Path] | None, Callable[[Path], dict[str, Score]]]] = [
         (gpt, lambda path: score(read_gpt(path))),
         (nsr1k, lambda path: score(read_nsr1k(path), loosely=True)),
@@ -409,6 +605,17 @@ def main(
     if not scores:
         raise typer.BadParameter("name at least one set, e.g. --gpt FILE")
     print(table(scores))
+    sets = [(path.name, read_gpt(path), False) for path in gpt or []]
+    sets += [(path.name, read_nsr1k(path), True) for path in nsr1k or []]
+    sets += [(path.name, read_captions(path), False) for path in captions or []]
+    print(f"\n{placement_table(sets, placers(model))}")
+    if folds:
+        real = realism([*(nsr1k or []), *(counting or [])], folds)
+        print(
+            f"\n{real.boxes} held-out boxes: NLL {real.nll:.3f}, one Gaussian"
+            f" {real.gaussian:.3f}, gain [{real.gain[0]:.3f}, {real.gain[1]:.3f}],"
+            f" overlap of sizes {real.overlap:.3f}"
+        )
     for name, kinds in scores.items():
         found = _sum(kinds.values()).failures
         for kind, number in Counter(kind for kind, _, _ in found).most_common():

@@ -1,6 +1,7 @@
 """Scores of the parser on small labelled sets whose result can be counted by hand."""
 
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -9,13 +10,17 @@ from typer.testing import CliRunner
 from stal.evaluation import layout
 from stal.evaluation.layout import (
     Labelled,
+    in_cone,
     interval,
     lies,
     matches,
+    placed,
+    placers,
     read_captions,
     read_counting,
     read_gpt,
     read_nsr1k,
+    realism,
     resembles,
     score,
     score_counting,
@@ -188,6 +193,55 @@ def test_placed_relations_are_seen_from_centres() -> None:
     assert lies(left, "above", low)
     assert lies(left, "next to", right)
     assert not lies(left, "next to", low)
+
+
+def test_cones_are_45_degrees_wide() -> None:
+    here, right, diagonal = (0.0, 0.0, 0.2, 0.2), (0.5, 0.4, 0.7, 0.6), (0.4, 0.5, 0.6, 0.7)
+    assert in_cone(right, "right of", here)
+    assert not in_cone(diagonal, "right of", here)
+    assert in_cone(diagonal, "below", here)
+    assert in_cone(here, "next to", right)
+    assert not in_cone(here, "left of", here)
+
+
+def test_ways_of_placing_are_compared(gpt: Path) -> None:
+    cases = read_gpt(gpt)
+    ways = placers(None)
+    counts = {name: placed(cases, placer) for name, placer in ways.items()}
+    # Of the second prompt's two relations one is not stated, nor one of its objects named.
+    assert counts["predictor"]["2 objects"] == (1, 1)
+    assert all(count["3 objects"][1] == 2 for count in counts.values())
+
+
+def test_realism_needs_the_folds_in_order(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="folds must be 5 folders, got 1"):
+        realism([], [tmp_path])
+
+
+def test_realism_compares_with_a_gaussian(tmp_path: Path) -> None:
+    from stal.layout_training import FOLDS, Plan, train
+
+    path = tmp_path / "nsr1k.json"
+    item = {"prompt": "a dog left of a car", "relation": "left", "type": "template"}
+    rng = random.Random(0)
+
+    def box() -> list[float]:
+        return [rng.uniform(0, 0.5), rng.uniform(0, 0.5), *(rng.uniform(0.1, 0.5) for _ in "wh")]
+
+    items = [
+        {**item, "image_id": i, "obj1": ["dog", box()], "obj2": ["car", box()]} for i in range(10)
+    ]
+    path.write_text(json.dumps(items))
+    folders = [tmp_path / str(fold) for fold in range(FOLDS)]
+    for fold, folder in enumerate(folders):
+        plan = Plan(steps=1, batch=2, composed=0, fold=fold)
+        train(folder, plan, nsr1k=[path], quiet=True)
+    found = realism([path], folders)
+    assert found.boxes == 20
+    assert found.gain[0] <= found.gaussian - found.nll <= found.gain[1]
+    assert 0 < found.overlap < 1
+    with pytest.raises(ValueError, match="must hold out fold 0, got 4"):
+        realism([path], folders[::-1])
 
 
 def test_interval_is_exact() -> None:

@@ -1,0 +1,140 @@
+"""`stal layout`, `stal train-layout`, `stal evaluate-layout`: what they write, how they fail."""
+
+import json
+import sys
+import warnings
+
+import pytest
+from PIL import Image
+
+from stal import picture
+from stal.__main__ import main
+from stal.layout import Layout, PlacedObject, sketch
+
+TWO = "a red circle to the left of a blue square"
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, tmp_path):
+    """run(*arguments) -> exit code, stdout, stderr; in tmp_path."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["stal", *map(str, arguments)])
+        try:
+            main()
+            code = 0
+        except SystemExit as exit_:
+            code = exit_.code or 0
+        return code, *capsys.readouterr()
+
+    return call
+
+
+def test_layout_writes_a_picture_and_json(run, tmp_path):
+    code, out, err = run("layout", TWO, "--output", "a.png", "--json", "a.json", "--aspect", "16:9")
+    assert (code, out, err) == (0, "a.png\n", "")
+    layout = Layout.load("a.json")
+    assert [o.noun for o in layout.objects] == ["circle", "square"]
+    assert layout.aspect == pytest.approx(16 / 9)
+    assert layout.violated == ()
+    with Image.open("a.png") as image:
+        assert image.size == (512, 288)
+    assert Layout.from_json(json.dumps(picture.read_record("a.png")["layout"])) == layout
+
+
+def test_samples_are_numbered_and_differ(run):
+    code, out, _ = run("layout", TWO, "--output", "a.png", "--json", "a.json", "--samples", 3)
+    assert (code, out.split()) == (0, ["a-0.png", "a-1.png", "a-2.png"])
+    assert len({Layout.load(f"a-{i}.json").objects for i in range(3)}) == 3
+
+
+def test_a_file_of_prompts_gives_a_line_each(run, tmp_path):
+    (tmp_path / "prompts.txt").write_text(f"{TWO}\n\na dog\nnothing\n")
+    code, _, err = run("layout", "--prompts", "prompts.txt", "--json", "out.jsonl")
+    assert (code, err) == (0, "")
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [line["prompt"] for line in lines] == [TWO, "a dog", "nothing"]
+    assert [len(line["objects"]) for line in lines] == [2, 1, 0]
+    assert lines[0]["relations"] == [[0, "left of", 1]]
+
+
+def test_contradictions_are_named(run):
+    text = "A dog is left of a cat. The cat is left of the dog."
+    code, _, err = run("layout", text, "--json", "a.json")
+    assert code == 0
+    assert err == "stal: cannot hold: a cat left of a dog\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        ((), 2, "give one, or a file"),
+        ((TWO,), 1, "output must be given"),
+        ((TWO, "--output", "a.jpg"), 1, "must be a PNG file"),
+        ((TWO, "--output", "no/a.png"), 1, "existing folder"),
+        ((TWO, "--output", "a.png", "--aspect", "wide"), 1, "aspect must be like 16:9"),
+        ((TWO, "--output", "a.png", "--aspect", "1:0"), 1, "aspect must be like 16:9"),
+        ((TWO, "--output", "a.png", "--aspect", "1:100"), 1, "aspect must lie in"),
+        ((TWO, "--output", "a.png", "--json", "a.png"), 1, "json must be another file"),
+        ((TWO, "--output", "a.png", "--model", "none"), 1, "none"),
+        (("--prompts", "none.txt"), 1, "prompts must come with --json"),
+        (("--prompts", "none.txt", "--json", "a.jsonl"), 1, "none.txt"),
+    ],
+)
+def test_layout_refuses(run, tmp_path, arguments, code, message):
+    found, _, err = run("layout", *arguments)
+    assert found == code
+    assert message in " ".join(err.split())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_train_layout_trains(run, tmp_path):
+    item = {
+        "image_id": 1,
+        "prompt": "a dog to the left of a car",
+        "obj1": ["dog", [0.1, 0.4, 0.2, 0.2]],
+        "obj2": ["car", [0.5, 0.3, 0.4, 0.4]],
+    }
+    (tmp_path / "a.json").write_text(json.dumps([item]))
+    options = ("--nsr1k", "a.json", "--output", "model", "--quiet")
+    code, out, err = run("train-layout", *options, "--steps", 1)
+    assert (code, err) == (0, "")
+    assert out.startswith("NLL ")
+    assert run("layout", TWO, "--json", "a.json", "--model", "model")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "must be given annotated pictures"),
+        (("--captions", "c.json"), "captions must come with --annotations"),
+        (("--nsr1k", "none.json"), "none.json"),
+        (("--nsr1k", "bad.json"), "line 1"),
+    ],
+)
+def test_train_layout_refuses(run, tmp_path, arguments, message):
+    (tmp_path / "bad.json").write_text('[{"prompt":')
+    code, _, err = run("train-layout", "--output", "model", *arguments)
+    assert code == 1
+    assert message in err
+    assert not (tmp_path / "model").exists()
+
+
+def test_evaluate_layout_prints_both_tables(run, tmp_path):
+    pytest.importorskip("scipy", reason="scipy gives the intervals")
+    (tmp_path / "a.txt").write_text("The dog is left of the car.\n")
+    code, out, _ = run("evaluate-layout", "--captions", "a.txt")
+    assert code == 0
+    assert "| a.txt | left of | 2/2 100.0%" in out
+    assert "| predictor | 1/1 100.0%" in out
+
+
+def test_sketch_marks_broken_relations():
+    boxes = [(0.1, 0.4, 0.3, 0.6), (0.7, 0.4, 0.9, 0.6)]
+    objects = tuple(PlacedObject("a thing", "thing", box) for box in boxes)
+    red = (208, 0, 0)
+    for name, broken in (("left of", False), ("right of", True)):
+        image = sketch(Layout("", objects, ((0, name, 1),)))
+        assert (red in image.get_flattened_data()) == broken

@@ -375,9 +375,11 @@ def evaluate_layout(context: typer.Context) -> None:
     """Score the prompt parser and the layout predictor on labelled sets."""
     from stal.evaluation.layout import main as evaluate
 
-    evaluation = typer.Typer(add_completion=False, rich_markup_mode=None)
+    evaluation = typer.Typer(
+        add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False
+    )
     evaluation.command()(evaluate)
-    evaluation(context.args, prog_name="stal evaluate-layout", standalone_mode=False)
+    evaluation(context.args, prog_name="stal evaluate-layout")
 
 
 def main() -> None:

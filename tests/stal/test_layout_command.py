@@ -131,6 +131,17 @@ def test_evaluate_layout_prints_both_tables(run, tmp_path):
     assert "| predictor | 1/1 100.0%" in out
 
 
+def test_evaluate_layout_refuses(run, tmp_path):
+    code, out, _ = run("evaluate-layout", "--help")
+    assert code == 0
+    assert "--gpt" in out
+    assert run("evaluate-layout")[0] == 2
+    (tmp_path / "bad.json").write_text("[")
+    code, _, err = run("evaluate-layout", "--nsr1k", "bad.json")
+    assert (code, err.count("\n")) == (1, 1)
+    assert "bad.json must be JSON" in err
+
+
 def test_sketch_marks_broken_relations():
     boxes = [(0.1, 0.4, 0.3, 0.6), (0.7, 0.4, 0.9, 0.6)]
     objects = tuple(PlacedObject("a thing", "thing", box) for box in boxes)

@@ -293,6 +293,27 @@ class Pipeline:
         Raises:
             ValueError: an argument breaks its rule, before any network runs.
         """
+        drawing = self.prepare(
+            prompts,
+            settings,
+            layouts=layouts,
+            weights=weights,
+            seed=seed,
+            generator=generator,
+        )
+        return drawing.results(drawing.sample(callback=callback))
+
+    def prepare(
+        self,
+        prompts: Sequence[str],
+        settings: Settings | None = None,
+        *,
+        layouts: Sequence[Layout | str | None] | None = None,
+        weights: Sequence[Tensor | Sequence | None] | None = None,
+        seed: int | Sequence[int] = 0,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+    ) -> Drawing:
+        """What `batch` draws, ready to be drawn with any weights. Arguments and errors are its."""
         full = self._complete(settings or Settings())
         schedule = samplers.schedule_from_config(
             self.components.scheduler_config, full.steps, sampler=full.sampler
@@ -303,23 +324,7 @@ class Pipeline:
             raise ValueError(f"eta must be 0 for every sampler but ddim, got {got}")
         jobs = self._jobs(prompts, full, layouts, weights)
         noise = _Noise(len(jobs), full.num_images, seed, generator)
-
-        latents = self._sample(jobs, full, schedule, noise, callback)
-        images = self.decode(latents)
-        results = []
-        for i, job in enumerate(jobs):
-            mine = slice(i * full.num_images, (i + 1) * full.num_images)
-            record = {
-                "prompt": job.prompt,
-                "model": self.name,
-                **asdict(full),
-                "seeds": noise.seeds[mine],
-                "dtype": str(self.dtype).removeprefix("torch."),
-                "layout": json.loads(job.layout.to_json()),
-                "weights": job.weights.tolist(),
-            }
-            results.append(Result(images[mine], job.layout, job.weights, latents[mine], record))
-        return results
+        return Drawing(self, jobs, full, schedule, noise)
 
     def encode(self, texts: Sequence[str]) -> tuple[Tensor, Tensor | None]:
         """The text encoders' output.
@@ -343,19 +348,23 @@ class Pipeline:
         """Latents (images, channels, height, width) as PIL images."""
         from PIL.Image import fromarray
 
-        vae = self.components.vae
         with torch.no_grad():
-            scaled = latents.detach() / vae.config.scaling_factor
-            if getattr(vae.config, "shift_factor", None):
-                scaled = scaled + vae.config.shift_factor
-            dtype = next(vae.parameters()).dtype
-            if dtype == torch.float16 and vae.config.force_upcast:
-                # XL's autoencoder overflows in half precision and says so in its configuration.
-                dtype = torch.float32
-                vae.to(dtype)
-            pixels = vae.decode(scaled.to(dtype)).sample.float()
-            levels = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+            levels = (self.pixels(latents) * 255).round().to(torch.uint8)
         return [fromarray(image) for image in levels.permute(0, 2, 3, 1).cpu().numpy()]
+
+    def pixels(self, latents: Tensor) -> Tensor:
+        """Latents as (images, 3, height, width) in [0, 1], at least float32; differentiable."""
+        vae = self.components.vae
+        scaled = latents / vae.config.scaling_factor
+        if getattr(vae.config, "shift_factor", None):
+            scaled = scaled + vae.config.shift_factor
+        dtype = next(vae.parameters()).dtype
+        if dtype == torch.float16 and vae.config.force_upcast:
+            # XL's autoencoder overflows in half precision and says so in its configuration.
+            dtype = torch.float32
+            vae.to(dtype)
+        pixels = vae.decode(scaled.to(dtype)).sample
+        return (pixels.to(torch.promote_types(dtype, torch.float32)) / 2 + 0.5).clamp(0, 1)
 
     def _complete(self, settings: Settings) -> _Complete:
         """The settings with the model's defaults filled in, each value checked."""
@@ -431,45 +440,6 @@ class Pipeline:
             raise ValueError(
                 f"prompt must use words that this model knows, got {got}; "
                 f"it knows: {', '.join(self.defaults.words)}"
-            )
-
-    def _sample(
-        self,
-        jobs: Sequence[_Job],
-        settings: _Complete,
-        schedule: samplers.Schedule,
-        noise: _Noise,
-        callback: Callback | None,
-    ) -> Tensor:
-        """The latents of every image of every job."""
-        unet, scale = self.components.unet, settings.guidance_scale
-        guided = scale != 1
-        attention, rows, pooled = self._attention(jobs, settings, guided)
-        added = None
-        if pooled is not None:
-            # XL is told the original size, the crop's corner and the target size.
-            size = [settings.height, settings.width]
-            ids = torch.tensor([[*size, 0, 0, *size]], dtype=self.dtype, device=self.device)
-            added = {"text_embeds": pooled[rows], "time_ids": ids.expand(len(rows), -1)}
-
-        def model(x: Tensor, t: float, step: int) -> Tensor:
-            if isinstance(attention, Blended):
-                attention.step = step
-            prediction = unet(
-                torch.cat([x, x]) if guided else x, t, None, added, attention=attention
-            )
-            if not guided:
-                return prediction
-            unconditional, conditional = prediction.chunk(2)
-            return unconditional + scale * (conditional - unconditional)
-
-        cells = (settings.height // self.scale_factor, settings.width // self.scale_factor)
-        x = noise.initial(unet.config.in_channels, *cells).to(self.device, self.dtype)
-        options = {"eta": settings.eta} if schedule.sampler == "ddim" else {}
-        wanted = torch.is_grad_enabled() and any(job.weights.requires_grad for job in jobs)
-        with torch.set_grad_enabled(wanted):
-            return samplers.by_name(schedule.sampler)(
-                model, x, schedule, noise=noise, callback=callback, **options
             )
 
     def _attention(
@@ -576,6 +546,116 @@ class _Job:
     texts: tuple[str, ...]
 
 
+class Drawing:
+    """Prompts that can be drawn again and again from the same noise, with other weights each time.
+
+    Arguments are checked, texts encoded and their keys and values projected once. Made by
+    `Pipeline.prepare`.
+
+    weights: one (steps, objects) float32 a prompt, where the drawing starts from.
+    """
+
+    def __init__(
+        self,
+        pipe: Pipeline,
+        jobs: Sequence[_Job],
+        settings: _Complete,
+        schedule: samplers.Schedule,
+        noise: _Noise,
+    ) -> None:
+        self.pipe, self.jobs, self.settings = pipe, tuple(jobs), settings
+        self.schedule, self._noise = schedule, noise
+        self.weights, self.seeds = [job.weights for job in jobs], noise.seeds
+        self._guided = settings.guidance_scale != 1
+        self._attention, rows, pooled = pipe._attention(jobs, settings, self._guided)
+        self._added = None
+        if pooled is not None:
+            # XL is told the original size, the crop's corner and the target size.
+            size = [settings.height, settings.width]
+            ids = torch.tensor([[*size, 0, 0, *size]], dtype=pipe.dtype, device=pipe.device)
+            self._added = {"text_embeds": pooled[rows], "time_ids": ids.expand(len(rows), -1)}
+
+    def predict(self, x: Tensor, t: float, step: int, *weights: Tensor) -> Tensor:
+        """The guided prediction of one call of the UNet; differentiable in x and weights."""
+        attention, scale = self._attention, self.settings.guidance_scale
+        if isinstance(attention, Blended):
+            each = [w for w in weights for _ in range(self.settings.num_images)]
+            attention.blends = tuple(
+                replace(blend, weights=w) for blend, w in zip(attention.blends, each, strict=True)
+            )
+            attention.step = step
+        unet = self.pipe.components.unet
+        inputs = torch.cat([x, x]) if self._guided else x
+        prediction = unet(inputs, t, None, self._added, attention=attention)
+        if not self._guided:
+            return prediction
+        unconditional, conditional = prediction.chunk(2)
+        return unconditional + scale * (conditional - unconditional)
+
+    def sample(
+        self,
+        weights: Sequence[Tensor] | None = None,
+        *,
+        predict: Callable[..., Tensor] | None = None,
+        callback: Callback | None = None,
+    ) -> Tensor:
+        """The latents of every image, (images, channels, height, width), on the device.
+
+        Args:
+            weights: one (steps, objects) a prompt instead of `self.weights`. If one asks for a
+                gradient, the trajectory is on the tape.
+            predict: called instead of `self.predict`, with its arguments.
+            callback: see `Pipeline.__call__`.
+        """
+        weights = self.weights if weights is None else weights
+        call = predict or self.predict
+
+        def model(x: Tensor, t: float, step: int) -> Tensor:
+            return call(x, t, step, *weights)
+
+        pipe, schedule, noise = self.pipe, self.schedule, self._noise
+        unit, settings = pipe.scale_factor, self.settings
+        cells = (settings.height // unit, settings.width // unit)
+        noise.rewind()
+        channels = pipe.components.unet.config.in_channels
+        x = noise.initial(channels, *cells).to(pipe.device, pipe.dtype)
+        options = {"eta": settings.eta} if schedule.sampler == "ddim" else {}
+        wanted = torch.is_grad_enabled() and any(w.requires_grad for w in weights)
+        with torch.set_grad_enabled(wanted):
+            return samplers.by_name(schedule.sampler)(
+                model, x, schedule, noise=noise, callback=callback, **options
+            )
+
+    def results(
+        self,
+        latents: Tensor,
+        weights: Sequence[Tensor] | None = None,
+        *,
+        optimize: Sequence[dict[str, Any]] | None = None,
+    ) -> list[Result]:
+        """Latents as one result a prompt; `optimize` goes into each one's settings."""
+        full, n = self.settings, self.settings.num_images
+        images = self.pipe.decode(latents)
+        results = []
+        for i, (job, lam) in enumerate(
+            zip(self.jobs, self.weights if weights is None else weights, strict=True)
+        ):
+            mine = slice(i * n, (i + 1) * n)
+            record = {
+                "prompt": job.prompt,
+                "model": self.pipe.name,
+                **asdict(full),
+                "seeds": self.seeds[mine],
+                "dtype": str(self.pipe.dtype).removeprefix("torch."),
+                "layout": json.loads(job.layout.to_json()),
+                "weights": lam.tolist(),
+            }
+            if optimize is not None:
+                record["optimize"] = optimize[i]
+            results.append(Result(images[mine], job.layout, lam, latents[mine], record))
+        return results
+
+
 class _Noise:
     """Standard normal noise drawn image by image on the CPU, so that a picture does not depend on
     the batch around it."""
@@ -604,6 +684,12 @@ class _Noise:
             )
         if any(g.device.type != "cpu" for g in self.generators):
             raise ValueError("generator must be on the CPU: noise is drawn there for every device")
+        self._states = [g.get_state() for g in self.generators]
+
+    def rewind(self) -> None:
+        """Back to the first draw: the same noise again."""
+        for generator, state in zip(self.generators, self._states, strict=True):
+            generator.set_state(state)
 
     def initial(self, channels: int, height: int, width: int) -> Tensor:
         shape = (1, channels, height, width)

@@ -1,0 +1,434 @@
+"""Combination weights that CLIP agrees with (arXiv 2304.03869, section 3.3).
+
+    drawing = pipe.prepare([prompt], Settings(attention="spatial"))
+    found = trajectory(drawing, clip.load(folder), RELEASED)
+    drawing.results(found.latents, found.weights)
+
+`trajectory` differentiates through all steps of the sampler, `online` looks at one step at a time
+while a picture is drawn, `schedule` fits a few numbers to many prompts once and for all.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from stal.checkpoint import read_json
+from stal.clip import Clip, crops
+from stal.files import write_atomic
+from stal.pipeline import Drawing
+from stal.sampler import Schedule
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to optimise. The defaults are those of the paper's released code.
+
+    epochs: drawings of the whole trajectory, each followed by an update but the last.
+    lr: learning rate of Adam.
+    crop_weight: weight of the crops' sum in the loss.
+    margin: of a crop, see `stal.clip.crops`.
+    patience: epochs without a better loss after which a run stops.
+    """
+
+    epochs: int = 3
+    lr: float = 0.005
+    crop_weight: float = 5.0
+    margin: float = 0.1
+    patience: int = 10
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "patience"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a positive integer, got {value!r}")
+        for name in ("lr", "crop_weight", "margin"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+                raise ValueError(f"{name} must be a finite number >= 0, got {value!r}")
+
+
+# Constant weights 5/K against the unconditional half are where that code starts from:
+# Settings(attention="spatial", reference="unconditional").
+RELEASED = Options()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an optimisation found.
+
+    weights: the best (steps, objects) of each prompt.
+    latents: (images, channels, height, width), drawn with them.
+    trace: of each prompt, one record an epoch: loss, whole, crops (the loss's two terms).
+    """
+
+    weights: list[Tensor]
+    latents: Tensor = field(repr=False)
+    trace: list[list[dict[str, float]]] = field(repr=False)
+
+
+def clip_loss(clip: Clip, images: Tensor, drawing: Drawing, options: Options) -> Tensor:
+    """(prompts, 2): 1 - cos(image, D), and sum_i of 1 - cos(crop_i, "a photo of " + L_i).
+
+    images (images, 3, height, width) in [0, 1]; of several images of a prompt the mean is taken.
+    """
+    n, size = drawing.settings.num_images, clip.preprocessing.size
+    features = clip.images(images)
+    rows = []
+    for i, job in enumerate(drawing.jobs):
+        mine = slice(i * n, (i + 1) * n)
+        whole = 1 - (features[mine] * clip.texts([job.prompt])).sum(-1).mean()
+        objects = job.layout.objects
+        if not objects:
+            rows.append(torch.stack([whole, torch.zeros_like(whole)]))
+            continue
+        texts = clip.texts([f"a photo of {item.phrase}" for item in objects])
+        boxes = [item.box for item in objects]
+        parts = [crops(one, boxes, size=size, margin=options.margin) for one in images[mine]]
+        similar = (clip.images(torch.cat(parts)).unflatten(0, (n, -1)) * texts).sum(-1)
+        rows.append(torch.stack([whole, (1 - similar).sum(1).mean()]))
+    return torch.stack(rows)
+
+
+def differentiable(
+    function: Callable[..., Tensor],
+) -> Callable[..., Tensor]:
+    """predict(x, t, step, *weights) that keeps its inputs alone and is computed again backwards.
+
+    A trajectory's tape then holds x_t of each step, and one UNet call's activations at a time.
+    """
+
+    def predict(x: Tensor, t: float, step: int, *weights: Tensor) -> Tensor:
+        return _Recomputed.apply(lambda x, *w: function(x, t, step, *w), x, *weights)
+
+    return predict
+
+
+class _Recomputed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        ctx.function = function
+        ctx.save_for_backward(*inputs)
+        return function(*inputs)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
+        needed = ctx.needs_input_grad[1:]
+        pairs = zip(ctx.saved_tensors, needed, strict=True)
+        inputs = [tensor.detach().requires_grad_(need) for tensor, need in pairs]
+        with torch.enable_grad():
+            out = ctx.function(*inputs)
+        wanted = [tensor for tensor in inputs if tensor.requires_grad]
+        grads = iter(torch.autograd.grad(out, wanted, dout, allow_unused=True))
+        return (None, *(next(grads) if need else None for need in needed))
+
+
+def trajectory(
+    drawing: Drawing,
+    clip: Clip,
+    options: Options = RELEASED,
+    *,
+    path: str | os.PathLike[str] | None = None,
+    quiet: bool = True,
+) -> Outcome:
+    """Adam on weights[step, object] through the whole trajectory; exact for every sampler.
+
+    loss = (1 - cos(image, D)) + crop_weight * sum_i (1 - cos(crop_i, "a photo of " + L_i)), for
+    each prompt. Where the released code keeps the last weights, the best are kept. The noise is
+    the drawing's in every epoch. Prompts of a batch do not touch each other.
+
+    Args:
+        drawing: where to start from, see `Pipeline.prepare`.
+        path: weights file, written after each epoch; if it is there, the run goes on from it.
+        quiet: without a progress bar.
+
+    Raises:
+        ValueError: plain attention; a file of another run; no epoch has a finite loss.
+    """
+    _check_blended(drawing)
+    weights = [w.detach().clone().requires_grad_() for w in drawing.weights]
+    adam = torch.optim.Adam(weights, lr=options.lr)
+    best = [w.detach().clone() for w in weights]
+    trace: list[list[dict[str, float]]] = [[] for _ in weights]
+    key = {**_key(drawing), "options": asdict(options)}
+    if path is not None and Path(path).exists():
+        _resume(path, key, adam, weights, best, trace)
+    latents: Tensor | None = None
+    predict = differentiable(drawing.predict)
+    done = len(trace[0])
+    for epoch in tqdm(range(done, options.epochs), desc="trajectory", disable=quiet, leave=False):
+        if all(_is_stale(rows, options.patience) for rows in trace):
+            break
+        try:
+            drawn = _sample_finite(drawing, weights, predict)
+            terms = clip_loss(clip, drawing.pipe.pixels(drawn), drawing, options)
+            loss = terms[:, 0] + options.crop_weight * terms[:, 1]
+            _check_finite("loss", loss, f"epoch {epoch}")
+            adam.zero_grad()
+            if epoch + 1 < options.epochs:
+                loss.sum().backward()
+                for w in weights:
+                    if w.grad is not None:
+                        _check_finite("gradient", w.grad, f"epoch {epoch}", axis="step")
+        except FloatingPointError as error:
+            if not trace[0]:
+                raise ValueError(f"{error}; there are no better weights to keep") from error
+            warnings.warn(f"{error}; the best weights before it are kept", stacklevel=2)
+            break
+        n = drawing.settings.num_images
+        drawn = drawn.detach()
+        latents = torch.zeros_like(drawn) if latents is None and epoch == 0 else latents
+        parts = terms.tolist()
+        for i, (value, rows) in enumerate(zip(loss.tolist(), trace, strict=True)):
+            if value < min((row["loss"] for row in rows), default=math.inf):
+                best[i].copy_(weights[i].detach())
+                if latents is not None:
+                    latents[i * n : (i + 1) * n] = drawn[i * n : (i + 1) * n]
+            rows.append({"loss": value, "whole": parts[i][0], "crops": parts[i][1]})
+        if epoch + 1 < options.epochs:
+            adam.step()
+            _project(weights, drawing)
+        if path is not None:
+            _save(path, key, adam, weights, best, trace)
+    if latents is None:  # resumed
+        latents = drawing.sample(best)
+    return Outcome(best, latents, trace)
+
+
+@torch.no_grad()
+def online(
+    drawing: Drawing,
+    clip: Clip,
+    options: Options = RELEASED,
+    *,
+    every: int = 2,
+    until: float = 0.5,
+    updates: int = 1,
+    radius: float = 0.5,
+) -> Outcome:
+    """Chooses each step's weights during a single drawing.
+
+    At every n-th step of the first `until` of all, the prediction's estimate of x_0 is decoded and
+    scored, and the weights of this step and the `every - 1` after it are moved down the loss's
+    gradient: `updates` times by radius/updates in the largest component, so that none moves
+    farther than radius (the trust region). The drawing's weights are where they start from.
+
+    Raises:
+        ValueError: plain attention, or a number that breaks its rule.
+    """
+    _check_blended(drawing)
+    for name, value in (("every", every), ("updates", updates)):
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be a positive integer, got {value!r}")
+    if not 0 <= until <= 1 or not 0 <= radius < math.inf:
+        raise ValueError(f"until must lie in [0, 1] and radius be >= 0, got {until} and {radius}")
+    weights = [w.detach().clone() for w in drawing.weights]
+    trace: list[list[dict[str, float]]] = [[] for _ in weights]
+    seen: set[int] = set()
+
+    def predict(x: Tensor, t: float, step: int, *weights: Tensor) -> Tensor:
+        due = step % every == 0 and step < until * drawing.schedule.steps
+        if due and step not in seen:  # PLMS calls twice in step 0
+            seen.add(step)
+            for _ in range(updates):
+                adjust(x, t, step)
+        return drawing.predict(x, t, step, *weights)
+
+    def adjust(x: Tensor, t: float, step: int) -> None:
+        leaves = [w.clone().requires_grad_() for w in weights]
+        with torch.enable_grad():
+            prediction = drawing.predict(x, t, step, *leaves)
+            images = drawing.pipe.pixels(_denoised(prediction, x, t, drawing.schedule))
+            terms = clip_loss(clip, images, drawing, options)
+            loss = terms[:, 0] + options.crop_weight * terms[:, 1]
+            grads = torch.autograd.grad(loss.sum(), leaves, allow_unused=True)
+        parts = terms.tolist()
+        for i, (w, grad, value) in enumerate(zip(weights, grads, loss.tolist(), strict=True)):
+            row = {"loss": value, "whole": parts[i][0], "crops": parts[i][1]}
+            trace[i].append({"step": step, **row})
+            if grad is None or not w.numel() or not grad.isfinite().all():
+                continue
+            move = grad[step] / grad[step].abs().max().clamp(min=1e-12)
+            w[step : step + every] -= radius / updates * move
+        _project(weights, drawing)
+
+    return Outcome(weights, drawing.sample(weights, predict=predict), trace)
+
+
+def knots_to_weights(knots: Tensor, steps: int, objects: int) -> Tensor:
+    """(knots,) values at even distances in time, linear in between -> (steps, objects)."""
+    position = torch.linspace(0, len(knots) - 1, steps, dtype=knots.dtype)
+    low = position.long().clamp(max=max(len(knots) - 2, 0))
+    high = (low + 1).clamp(max=len(knots) - 1)
+    values = knots[low] + (position - low) * (knots[high] - knots[low])
+    return values[:, None].expand(steps, objects)
+
+
+def schedule(
+    drawings: Sequence[Drawing], clip: Clip, options: Options, *, knots: Sequence[float]
+) -> tuple[list[float], list[float]]:
+    """One schedule for all: Adam on a few knots over time, shared by objects and prompts.
+
+    Args:
+        drawings: batches of prompts; each epoch updates once after each.
+        knots: where to start from, e.g. (2, 0), the default weights' fall.
+
+    Returns:
+        the knots with the lowest mean loss of an epoch, and that loss by epoch.
+    """
+    values = torch.tensor(list(knots), dtype=torch.float32, requires_grad=True)
+    adam = torch.optim.Adam([values], lr=options.lr)
+    best = values.detach().clone()
+    losses: list[float] = []
+    for _ in range(options.epochs):
+        before, total = values.detach().clone(), []
+        for drawing in drawings:
+            _check_blended(drawing)
+            weights = [knots_to_weights(values, *w.shape) for w in drawing.weights]
+            drawn = drawing.sample(weights, predict=differentiable(drawing.predict))
+            terms = clip_loss(clip, drawing.pipe.pixels(drawn), drawing, options)
+            loss = (terms[:, 0] + options.crop_weight * terms[:, 1]).mean()
+            _check_finite("loss", loss, f"epoch {len(losses)}")
+            adam.zero_grad()
+            loss.backward()
+            adam.step()
+            if drawing.settings.rule == "convex":
+                values.data.clamp_(0, 1)
+            total.append(loss.item())
+        if sum(total) / len(total) < min(losses, default=math.inf):
+            best = before
+        losses.append(sum(total) / len(total))
+    return best.tolist(), losses
+
+
+def load_weights(
+    path: str | os.PathLike[str], *, steps: int, objects: int, resample: bool = False
+) -> Tensor:
+    """(steps, objects) of the first prompt in a weights file.
+
+    Raises:
+        ValueError: no such file, or weights of another number of objects, or of steps unless they
+            may be resampled (linearly in time).
+    """
+    record = read_json(Path(path))
+    try:
+        weights = torch.tensor(record["weights"][0], dtype=torch.float32)
+        if weights.ndim != 2:
+            raise ValueError
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} must hold weights (steps, objects), got others") from error
+    if weights.shape[1] != objects:
+        raise ValueError(f"{path} must hold weights of {objects} objects, got {weights.shape[1]}")
+    if len(weights) == steps:
+        return weights
+    if not resample:
+        got = f"{len(weights)}: take as many, or ask for them to be resampled"
+        raise ValueError(f"{path} must hold weights of {steps} steps, got {got}")
+    columns = [knots_to_weights(column, steps, 1) for column in weights.T]
+    return torch.cat(columns, dim=1)
+
+
+def _denoised(prediction: Tensor, x: Tensor, t: float, schedule: Schedule) -> Tensor:
+    """The estimate of x_0 = sqrt(a) x - sqrt(1 - a) v, or (x - sqrt(1 - a) eps)/sqrt(a)."""
+    sigma = schedule.sigmas[schedule.timesteps.index(t)]
+    a, s = 1 / math.hypot(1, sigma), math.sqrt(1 - 1 / (1 + sigma**2))
+    if schedule.prediction_type == "epsilon":
+        return (x - s * prediction) / a
+    return a * x - s * prediction
+
+
+def _sample_finite(
+    drawing: Drawing, weights: Sequence[Tensor], predict: Callable[..., Tensor]
+) -> Tensor:
+    try:
+        return drawing.sample(weights, predict=predict)
+    except ValueError as error:
+        # All arguments are checked: what is left is the sampler's "NaN or infinity at step".
+        raise FloatingPointError(str(error)) from error
+
+
+def _check_blended(drawing: Drawing) -> None:
+    if drawing.settings.attention == "plain":
+        raise ValueError("attention must not be plain, which has no weights to optimise")
+
+
+def _check_finite(name: str, values: Tensor, where: str, *, axis: str = "prompt") -> None:
+    bad = (~values.isfinite()).nonzero()
+    if len(bad):
+        index = f", {axis} {int(bad[0][0])}" if bad.shape[1] else ""
+        raise FloatingPointError(f"{name} must be finite, got NaN or infinity in {where}{index}")
+
+
+def _is_stale(rows: Sequence[dict[str, float]], patience: int) -> bool:
+    losses = [row["loss"] for row in rows]
+    return len(losses) > patience and min(losses[-patience:]) >= min(losses[:-patience])
+
+
+def _project(weights: Sequence[Tensor], drawing: Drawing) -> None:
+    """The convex rule has weights in [0, 1]."""
+    if drawing.settings.rule == "convex":
+        for w in weights:
+            w.data.clamp_(0, 1)
+
+
+def _key(drawing: Drawing) -> dict[str, Any]:
+    """What a weights file's run must agree with."""
+    return {
+        "version": VERSION,
+        "prompts": [job.prompt for job in drawing.jobs],
+        "layouts": [json.loads(job.layout.to_json()) for job in drawing.jobs],
+        "settings": asdict(drawing.settings),
+        "seeds": drawing.seeds,
+    }
+
+
+def _save(
+    path: str | os.PathLike[str],
+    key: dict[str, Any],
+    adam: torch.optim.Adam,
+    weights: Sequence[Tensor],
+    best: Sequence[Tensor],
+    trace: Sequence[list[dict[str, float]]],
+) -> None:
+    moments = [adam.state[w] for w in weights]
+    state = {
+        "weights": [w.tolist() for w in weights],
+        "moments": [{name: value.tolist() for name, value in m.items()} for m in moments],
+    }
+    record = {**key, "weights": [b.tolist() for b in best], "trace": trace, "state": state}
+    write_atomic(path, (json.dumps(record) + "\n").encode())
+
+
+def _resume(
+    path: str | os.PathLike[str],
+    key: dict[str, Any],
+    adam: torch.optim.Adam,
+    weights: Sequence[Tensor],
+    best: Sequence[Tensor],
+    trace: list[list[dict[str, float]]],
+) -> None:
+    record = read_json(Path(path))
+    other = [k for k, v in json.loads(json.dumps(key)).items() if record.get(k) != v]
+    if other:
+        raise ValueError(f"{path} must be of the same run, got other {', '.join(other)}")
+    state = record["state"]
+    for i, w in enumerate(weights):
+        w.data.copy_(torch.tensor(state["weights"][i]).reshape(w.shape))
+        best[i].copy_(torch.tensor(record["weights"][i]).reshape(w.shape))
+        if state["moments"][i]:
+            values = {k: torch.tensor(v) for k, v in state["moments"][i].items()}
+            adam.state[w].update(values)
+    trace[:] = record["trace"]

@@ -1,0 +1,228 @@
+"""Optimised weights: exact gradients in little memory, runs that resume, NaN that stops them."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.autograd.graph import saved_tensors_hooks
+
+from stal.clip import Clip, Preprocessing
+from stal.optimize import (
+    RELEASED,
+    Options,
+    clip_loss,
+    differentiable,
+    knots_to_weights,
+    load_weights,
+    online,
+    schedule,
+    trajectory,
+)
+from stal.pipeline import Pipeline, Settings
+from stal.sampler import SAMPLERS
+
+# Not the local prompt itself, so that weights matter under the convex rule too.
+ONE = "a green star on a white background"
+TWO = "a red circle to the left of a blue square"
+BLENDED = Settings(attention="spatial", steps=3)
+FAST = replace(RELEASED, lr=0.1)
+
+
+@pytest.fixture(scope="module")
+def clip() -> Clip:
+    """Random features, smooth in the pixels."""
+    generator = torch.Generator().manual_seed(0)
+    project = torch.randn(3 * 8 * 8, 6, generator=generator)
+
+    def texts(texts):
+        seeds = [sum(map(ord, text)) for text in texts]
+        each = [torch.randn(6, generator=torch.Generator().manual_seed(s)) for s in seeds]
+        return torch.stack(each)
+
+    def images(pixels):
+        return torch.tanh(pixels.flatten(1) @ project.to(pixels.dtype) / 8)
+
+    return Clip(images, texts, Preprocessing(8, squash=True))
+
+
+@pytest.fixture(scope="module")
+def exact_pipe(sd_folder) -> Pipeline:
+    return Pipeline.from_pretrained(sd_folder, dtype=torch.float64)
+
+
+SAMPLED = [*((name, 0.0) for name in SAMPLERS), ("ddim", 1.0)]
+
+
+RULES = [("guidance", "unconditional"), ("guidance", "an empty scene"), ("convex", "unconditional")]
+
+
+@pytest.mark.parametrize(("rule", "reference"), RULES, ids=str)
+@pytest.mark.parametrize(("sampler", "eta"), SAMPLED, ids=str)
+def test_stepwise_gradient_equals_the_full_tapes(exact_pipe, sampler, eta, rule, reference):
+    settings = replace(BLENDED, steps=5, sampler=sampler, eta=eta, rule=rule, reference=reference)
+    drawing = exact_pipe.prepare([TWO, ONE], settings)
+    grads = []
+    for predict in (None, differentiable(drawing.predict)):
+        weights = [torch.full_like(w, 0.7).double().requires_grad_() for w in drawing.weights]
+        latents = drawing.sample(weights, predict=predict)
+        loss = exact_pipe.pixels(latents).square().sum()
+        grads.append(torch.autograd.grad(loss, weights))
+    for full, stepwise in zip(*grads, strict=True):
+        assert bool((full != 0).all())
+        assert (full - stepwise).abs().max() <= 1e-11 * full.abs().max()
+
+
+def test_a_trajectorys_tape_holds_latents_alone(pipe):
+    drawing = pipe.prepare([TWO], replace(BLENDED, steps=4))
+    weights = [w.clone().requires_grad_() for w in drawing.weights]
+
+    def kept(predict):
+        sizes = []
+        with saved_tensors_hooks(lambda t: sizes.append(t.nbytes) or t, lambda t: t):
+            latents = drawing.sample(weights, predict=predict)
+        return sum(sizes), latents
+
+    small, latents = kept(differentiable(drawing.predict))
+    full, _ = kept(None)
+    assert small <= 4 * (latents.nbytes + weights[0].nbytes)
+    assert full > 100 * small
+
+
+def test_prompts_are_projected_once_and_get_no_gradient(pipe, monkeypatch, clip):
+    drawing = pipe.prepare([TWO], BLENDED)
+    layer = next(iter(pipe.components.unet.cross_attention_layers().values()))
+    calls = []
+    handle = layer.to_k.register_forward_hook(lambda *args: calls.append(1))
+    trajectory(drawing, clip, FAST)
+    handle.remove()
+    assert len(calls) == 1
+    k, v = drawing._attention.prompts.project(layer.name, layer)
+    assert not k.requires_grad
+    assert not v.requires_grad
+
+
+@pytest.mark.parametrize("rule", ["guidance", "convex"])
+def test_trajectory_lowers_the_loss_and_its_weights_make_the_picture_again(pipe, clip, rule):
+    drawing = pipe.prepare([TWO, ONE], replace(BLENDED, rule=rule))
+    found = trajectory(drawing, clip, replace(FAST, epochs=6, lr=0.02))
+    for rows in found.trace:
+        assert len(rows) == 6
+        assert min(row["loss"] for row in rows) < rows[0]["loss"]
+    again = pipe.batch([TWO, ONE], replace(BLENDED, rule=rule), weights=found.weights)
+    assert torch.equal(torch.cat([result.latents for result in again]), found.latents)
+    if rule == "convex":
+        assert all(float(w.min()) >= 0 and float(w.max()) <= 1 for w in found.weights)
+
+
+def test_the_loss_is_the_released_codes(pipe, clip):
+    drawing = pipe.prepare([TWO], BLENDED)
+    images = torch.rand(1, 3, 16, 16)
+    whole, parts = clip_loss(clip, images, drawing, RELEASED)[0].tolist()
+    cosine = (clip.images(images) * clip.texts([TWO])).sum()
+    assert whole == pytest.approx(1 - float(cosine), abs=1e-6)
+    single = pipe.prepare([ONE], BLENDED)
+    assert 0 < parts < 4
+    assert clip_loss(clip, images, single, RELEASED).shape == (1, 2)
+
+
+def test_a_run_that_was_cut_resumes_with_the_same_result(pipe, clip, tmp_path, monkeypatch):
+    drawing, options = pipe.prepare([TWO], BLENDED), replace(FAST, epochs=4)
+    whole = trajectory(drawing, clip, options)
+    calls = []
+
+    def cut(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return sample(*args, **kwargs)
+
+    sample = drawing.sample
+    monkeypatch.setattr(drawing, "sample", cut)
+    with pytest.raises(KeyboardInterrupt):
+        trajectory(drawing, clip, options, path=tmp_path / "weights.json")
+    monkeypatch.undo()
+    resumed = trajectory(drawing, clip, options, path=tmp_path / "weights.json")
+    assert resumed.trace == whole.trace
+    assert torch.equal(resumed.weights[0], whole.weights[0])
+    assert torch.equal(resumed.latents, whole.latents)
+    other = pipe.prepare([TWO], BLENDED, seed=1)
+    with pytest.raises(ValueError, match="must be of the same run, got other seeds"):
+        trajectory(other, clip, options, path=tmp_path / "weights.json")
+
+
+def test_nan_stops_the_run_and_keeps_the_best(pipe, clip, monkeypatch):
+    drawing = pipe.prepare([TWO], BLENDED)
+    good = trajectory(drawing, clip, replace(FAST, epochs=1))
+    encode, calls = clip._encode_images, []
+
+    def broken(pixels):
+        calls.append(1)
+        return encode(pixels) * (math_nan if len(calls) > 2 else 1)
+
+    math_nan = float("nan")
+    monkeypatch.setattr(clip, "_encode_images", broken)
+    with pytest.warns(UserWarning, match="got NaN or infinity in epoch 1, prompt 0; the best"):
+        found = trajectory(drawing, clip, FAST)
+    assert torch.equal(found.weights[0], good.weights[0])
+    assert torch.equal(found.latents, good.latents)
+    with pytest.raises(ValueError, match="epoch 0, prompt 0; there are no better weights"):
+        trajectory(drawing, clip, FAST)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_online_weights_stay_near_and_make_the_picture_again(pipe, clip, sampler):
+    settings = replace(BLENDED, steps=6, sampler=sampler)
+    drawing = pipe.prepare([TWO], settings)
+    found = online(drawing, clip, every=2, until=0.5, updates=2, radius=0.3)
+    moved = (found.weights[0] - drawing.weights[0]).abs()
+    assert float(moved.max()) <= 0.3 + 1e-6
+    assert bool((moved[:4].amax(1) > 0).all())
+    assert bool((moved[4:] == 0).all())
+    again = pipe(TWO, attention="spatial", steps=6, sampler=sampler, weights=found.weights[0])
+    assert torch.equal(again.latents, found.latents)
+
+
+def test_schedule_fits_knots_for_any_number_of_objects(pipe, clip):
+    drawings = [pipe.prepare([TWO, ONE], BLENDED), pipe.prepare([ONE], BLENDED, seed=3)]
+    knots, losses = schedule(drawings, clip, replace(FAST, epochs=5), knots=[2.0, 0.0])
+    assert len(knots) == 2
+    assert min(losses) < losses[0]
+
+
+def test_knots_are_joined_by_lines():
+    assert knots_to_weights(torch.tensor([2.0, 0.0]), 5, 2).T.tolist() == [[2, 1.5, 1, 0.5, 0]] * 2
+    assert knots_to_weights(torch.tensor([1.5]), 3, 1).T.tolist() == [[1.5] * 3]
+    assert knots_to_weights(torch.tensor([0.0, 2.0, 0.0]), 1, 1).tolist() == [[0]]
+
+
+def test_weights_files_are_resampled_only_if_asked(tmp_path):
+    path = tmp_path / "weights.json"
+    path.write_text(json.dumps({"weights": [[[2.0, 1.0], [0.0, 1.0]]]}))
+    assert load_weights(path, steps=2, objects=2).tolist() == [[2, 1], [0, 1]]
+    with pytest.raises(ValueError, match="weights of 3 steps, got 2: take as many, or ask"):
+        load_weights(path, steps=3, objects=2)
+    assert load_weights(path, steps=3, objects=2, resample=True).tolist() == [
+        [2, 1],
+        [1, 1],
+        [0, 1],
+    ]
+    with pytest.raises(ValueError, match="weights of 1 objects, got 2"):
+        load_weights(path, steps=2, objects=1)
+
+
+def test_plain_attention_has_nothing_to_optimise(pipe, clip):
+    drawing = pipe.prepare([TWO], Settings(attention="plain", steps=1))
+    for optimise in (trajectory, online):
+        with pytest.raises(ValueError, match="attention must not be plain"):
+            optimise(drawing, clip)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [({"epochs": 0}, "epochs must be"), ({"lr": float("nan")}, "lr must be a finite number")],
+    ids=str,
+)
+def test_options_that_break_their_rule_are_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        Options(**values)

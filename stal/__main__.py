@@ -7,13 +7,16 @@ import sys
 import warnings
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from stal import picture
 from stal.files import check_writable, write_atomic
 from stal.layout import Layout
+
+if TYPE_CHECKING:
+    from stal.pipeline import Drawing, Result
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -32,6 +35,12 @@ class Attention(str, Enum):
 class RuleName(str, Enum):
     guidance = "guidance"
     convex = "convex"
+
+
+class Optimize(str, Enum):
+    none = "none"
+    online = "online"
+    trajectory = "trajectory"
 
 
 class DType(str, Enum):
@@ -72,6 +81,14 @@ def generate(
     ] = None,
     weights: Annotated[
         str | None, typer.Option(help="A number an object, comma-separated, constant in time.")
+    ] = None,
+    optimize: Annotated[
+        Optimize, typer.Option(help="Adapt the weights by CLIP: while drawing, or over epochs.")
+    ] = Optimize.none,
+    epochs: Annotated[int, typer.Option(min=1, help="Drawings of --optimize trajectory.")] = 3,
+    lr: Annotated[float, typer.Option(help="Adam's, of --optimize trajectory.")] = 0.1,
+    clip: Annotated[
+        Path | None, typer.Option(help="Folder of a CLIP model; clip in the model's if absent.")
     ] = None,
     layout: Annotated[Path | None, typer.Option(help="Layout to use, a JSON file.")] = None,
     seed: Annotated[int | None, typer.Option(help="Image i is drawn from seed + i. [0]")] = None,
@@ -128,9 +145,14 @@ def generate(
         raise ValueError("prompt must not be empty, e.g. 'a red circle above a blue ring'")
     if compare and wanted.get("attention") == "plain":
         raise ValueError("attention must not be plain with --compare, which draws that too")
+    if optimize != Optimize.none and wanted.get("attention") == "plain":
+        raise ValueError("attention must not be plain with --optimize: it has no weights")
     outputs = _numbered(output, int(wanted.get("num_images") or 1))
     _check_outputs(outputs, json_file)
-    _draw(wanted, outputs, json_file, compare=compare, device=device, quiet=quiet)
+    search = None
+    if optimize != Optimize.none:
+        search = {"mode": optimize.value, "epochs": epochs, "lr": lr, "clip": clip}
+    _draw(wanted, outputs, json_file, compare=compare, search=search, device=device, quiet=quiet)
 
 
 # Settings that the default weights follow from, and the objects that there is one for each.
@@ -169,6 +191,7 @@ def _draw(
     json_file: Path | None,
     *,
     compare: bool,
+    search: dict[str, Any] | None,
     device: str,
     quiet: bool,
 ) -> None:
@@ -178,7 +201,7 @@ def _draw(
     import torch
     from tqdm import tqdm
 
-    from stal.pipeline import Pipeline, Result, Settings
+    from stal.pipeline import Pipeline, Settings
 
     settings = Settings(**{f.name: wanted[f.name] for f in fields(Settings) if f.name in wanted})
     seeds = wanted.get("seeds", [0])
@@ -188,24 +211,27 @@ def _draw(
         device=device,
     )
 
-    def draw(settings: Settings, weights: Any) -> Result:
-        steps = settings.steps or pipe.defaults.steps
-        with tqdm(total=steps, desc=settings.attention, disable=quiet, leave=False) as bar:
-            try:
-                return pipe.batch(
-                    [wanted["prompt"]],
-                    settings,
-                    layouts=[wanted.get("layout")],
-                    weights=[weights],
-                    # One seed stands for those of all images.
-                    seed=seeds[0] if isinstance(seeds, list) and len(seeds) == 1 else seeds,
-                    callback=lambda step, x, denoised: bar.update(),
-                )[0]
-            except torch.OutOfMemoryError as error:
-                fix = "draw a smaller picture, or fewer at once"
-                raise MemoryError(f"{device} must have more free memory: {fix}") from error
+    def draw(settings: Settings, weights: Any, search: dict[str, Any] | None = None) -> Result:
+        try:
+            drawing = pipe.prepare(
+                [wanted["prompt"]],
+                settings,
+                layouts=[wanted.get("layout")],
+                weights=[weights],
+                # One seed stands for those of all images.
+                seed=seeds[0] if isinstance(seeds, list) and len(seeds) == 1 else seeds,
+            )
+            if search is not None:
+                return _optimized(drawing, search, device=device, quiet=quiet)
+            steps = drawing.schedule.steps
+            with tqdm(total=steps, desc=settings.attention, disable=quiet, leave=False) as bar:
+                latents = drawing.sample(callback=lambda step, x, denoised: bar.update())
+            return drawing.results(latents)[0]
+        except torch.OutOfMemoryError as error:
+            fix = "draw a smaller picture, or fewer at once"
+            raise MemoryError(f"{device} must have more free memory: {fix}") from error
 
-    result = draw(settings, wanted.get("weights"))
+    result = draw(settings, wanted.get("weights"), search)
     images = result.images
     if compare:
         plain = draw(replace(settings, attention="plain"), None)
@@ -225,6 +251,27 @@ def _draw(
         print(path, flush=True)
     if json_file is not None:
         write_atomic(json_file, (json.dumps(result.settings, indent=2) + "\n").encode())
+
+
+def _optimized(drawing: Drawing, search: dict[str, Any], *, device: str, quiet: bool) -> Result:
+    """Draws with weights that CLIP chose; what was done goes into the settings."""
+    from stal import clip
+    from stal.checkpoint import resolve
+    from stal.optimize import Options, online, trajectory
+    from stal.pipeline import bundled_model
+
+    model = drawing.pipe.name
+    own = (resolve(model) if model else bundled_model()) / "clip"
+    scorer = clip.load(search["clip"] or own, device=device)
+    if search["mode"] == "online":
+        done: dict[str, Any] = {"mode": "online"}
+        found = online(drawing, scorer)
+    else:
+        options = Options(epochs=search["epochs"], lr=search["lr"])
+        done = {"mode": "trajectory", "epochs": options.epochs, "lr": options.lr}
+        found = trajectory(drawing, scorer, options, quiet=quiet)
+    done["trace"] = found.trace[0]
+    return drawing.results(found.latents, found.weights, optimize=[done])[0]
 
 
 @app.command()

@@ -118,7 +118,7 @@ def load_components(
     is_xl = "text_encoder_2" in PIPELINES[index["_class_name"]]
     text_encoder_2 = tokenizer_2 = None
     if is_xl:
-        tokenizer_2 = _load_tokenizer(folder / "tokenizer_2")
+        tokenizer_2 = load_tokenizer(folder / "tokenizer_2")
         text_encoder_2 = _load_text_encoder(
             folder / "text_encoder_2", CLIPTextModelWithProjection, dtype, device
         )
@@ -127,7 +127,7 @@ def load_components(
         pipeline_class=index["_class_name"],
         unet=network.requires_grad_(False),
         vae=_load_vae(folder / "vae", dtype, device),
-        tokenizer=_load_tokenizer(folder / "tokenizer"),
+        tokenizer=load_tokenizer(folder / "tokenizer"),
         text_encoder=_load_text_encoder(folder / "text_encoder", CLIPTextModel, dtype, device),
         tokenizer_2=tokenizer_2,
         text_encoder_2=text_encoder_2,
@@ -299,7 +299,7 @@ def _load_text_encoder(
     return model.eval().requires_grad_(False)
 
 
-def _load_tokenizer(folder: Path) -> CLIPTokenizer:
+def load_tokenizer(folder: Path) -> CLIPTokenizer:
     from transformers import CLIPTokenizer
 
     # Without these transformers makes an empty vocabulary and says nothing.

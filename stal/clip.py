@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stal.checkpoint import _load_tokenizer, load_safetensors, load_state, read_json
+from stal.checkpoint import load_safetensors, load_state, load_tokenizer, read_json
 
 Box = tuple[float, float, float, float]
 
@@ -134,8 +134,7 @@ def load(
 ) -> Clip:
     """Reads a `transformers.CLIPModel` folder.
 
-    The tokenizer is in the folder or in `tokenizer` beside it. Without preprocessor_config.json
-    pictures are scaled to [-1, 1], as for the bundled CLIP.
+    The tokenizer is in the folder or in `tokenizer` beside it.
 
     Raises:
         ValueError: there is no such folder, or a part is missing or another model's.
@@ -155,7 +154,7 @@ def load(
     load_state(model, state, source=folder)
     model.to(device).eval().requires_grad_(False)
     own = any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json"))
-    tokenizer: Any = _load_tokenizer(folder if own else folder.parent / "tokenizer")
+    tokenizer: Any = load_tokenizer(folder if own else folder.parent / "tokenizer")
     longest = config.text_config.max_position_embeddings
 
     def encode_images(pixels: Tensor) -> Tensor:
@@ -229,10 +228,7 @@ def load_open_clip(
 
 
 def _preprocessing(folder: Path, size: int) -> Preprocessing:
-    path = folder / "preprocessor_config.json"
-    if not path.is_file():
-        return Preprocessing(size)
-    values = read_json(path)
+    values = read_json(folder / "preprocessor_config.json")
     # Numbers of PIL.Image.Resampling.
     modes = {2: "bilinear", 3: "bicubic"}
     return Preprocessing(

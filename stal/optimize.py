@@ -169,7 +169,8 @@ def trajectory(
     latents: Tensor | None = None
     predict = differentiable(drawing.predict)
     done = len(trace[0])
-    for epoch in tqdm(range(done, options.epochs), desc="trajectory", disable=quiet, leave=False):
+    bar = tqdm(range(done, options.epochs), desc="trajectory", disable=quiet, leave=False)
+    for epoch in bar:
         if all(_is_stale(rows, options.patience) for rows in trace):
             break
         try:
@@ -192,6 +193,8 @@ def trajectory(
         drawn = drawn.detach()
         latents = torch.zeros_like(drawn) if latents is None and epoch == 0 else latents
         parts = terms.tolist()
+        whole, cropped = terms.mean(0).tolist()
+        bar.set_postfix(loss=loss.mean().item(), whole=whole, crops=cropped)
         for i, (value, rows) in enumerate(zip(loss.tolist(), trace, strict=True)):
             if value < min((row["loss"] for row in rows), default=math.inf):
                 best[i].copy_(weights[i].detach())

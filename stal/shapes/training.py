@@ -569,7 +569,23 @@ def _train_clip(output: Path, plan: Plan, seed: int) -> None:
         target = same.float() / same.sum(1, keepdim=True)
         loss = F.cross_entropy(logits, target) + F.cross_entropy(logits.t(), target)
         run.update(step, loss / 2)
-    _write_half(output / "model" / "clip", clip, run.averaged("clip"))
+    folder = output / "model" / "clip"
+    _write_half(folder, clip, run.averaged("clip"))
+    (folder / "preprocessor_config.json").write_text(json.dumps(_CLIP_INPUT, indent=2) + "\n")
+
+
+# Pictures of any size are squashed to the input's, and scaled to [-1, 1].
+_CLIP_INPUT = {
+    "image_processor_type": "CLIPImageProcessor",
+    "do_resize": True,
+    "size": {"height": IMAGE_SIZE, "width": IMAGE_SIZE},
+    "resample": 2,
+    "do_center_crop": False,
+    "do_rescale": True,
+    "do_normalize": True,
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.5, 0.5, 0.5],
+}
 
 
 def clip_batch(n: int, seed: int) -> tuple[Tensor, list[str]]:

@@ -83,7 +83,8 @@ def test_clip_scores_equal_those_of_transformers(clip, folder, height, width):
 
 @pytest.mark.parametrize(("height", "width"), SIZES, ids=str)
 def test_clip_scores_equal_those_of_open_clip(height, width, tmp_path):
-    open_clip = pytest.importorskip("open_clip", reason="the optional extra clip")
+    import open_clip
+
     from safetensors.torch import save_file
 
     torch.manual_seed(0)
@@ -127,24 +128,20 @@ def test_crops_of_the_whole_are_the_picture_and_margins_end_at_its_edge():
     assert clips.crops(image, [], size=4).shape == (0, 3, 4, 4)
 
 
-def test_without_a_preprocessor_pictures_are_scaled_to_minus_1_and_1(folder, tmp_path):
-    shutil.copytree(folder.parent, tmp_path / "copy")
-    (tmp_path / "copy" / "clip" / "preprocessor_config.json").unlink()
-    clip = clips.load(tmp_path / "copy" / "clip")
-    assert clip.preprocessing(torch.ones(1, 3, 32, 32)).unique().tolist() == [1]
-    assert clip.preprocessing(torch.zeros(1, 3, 32, 32)).unique().tolist() == [-1]
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda f: shutil.rmtree(f), "clip must be a folder with a CLIP model"),
         (lambda f: (f / "config.json").unlink(), "must hold config.json"),
         (lambda f: (f / "model.safetensors").unlink(), "must hold model.safetensors"),
+        (
+            lambda f: (f / "preprocessor_config.json").unlink(),
+            "must hold preprocessor_config.json",
+        ),
         (lambda f: (f / "config.json").write_text('{"model_type": "siglip"}'), "got siglip"),
         (lambda f: shutil.rmtree(f.parent / "tokenizer"), "must hold tokenizer.json"),
     ],
-    ids=["folder", "config", "weights", "model", "tokenizer"],
+    ids=["folder", "config", "weights", "preprocessor", "model", "tokenizer"],
 )
 def test_clip_names_what_is_missing(folder, tmp_path, change, message):
     shutil.copytree(folder.parent, tmp_path / "copy")

@@ -18,7 +18,7 @@ import stal_kernels
 from stal import picture
 from stal.__main__ import main
 from stal.layout import place
-from stal.pipeline import Pipeline
+from stal.pipeline import Pipeline, bundled_model
 from stal.prompts import parse
 from stal.shapes import training
 
@@ -169,6 +169,22 @@ def test_options_override_those_of_from(generate, override):
         assert Path(one).read_bytes() == Path(other).read_bytes()
 
 
+@pytest.mark.parametrize(("mode", "scored"), [("trajectory", 2), ("online", 1)])
+def test_optimized_picture_can_be_drawn_again(run, generate, mode, scored):
+    clip = bundled_model() / "clip"
+    options = ("--optimize", mode, "--clip", clip, "--epochs", 2, "--lr", 0.5)
+    generate(TWO, "--steps", 4, "--output", "plain.png", "--weights", "1,1")
+    generate(TWO, "--steps", 4, "--output", "one.png", "--weights", "1,1", *options)
+    record = picture.read_record("one.png")
+    assert record["optimize"]["mode"] == mode
+    assert len(record["optimize"]["trace"]) == scored
+    assert not np.array_equal(record["weights"], np.ones((4, 2)))
+    assert not np.array_equal(pixels("one.png"), pixels("plain.png"))
+    code, _, err = run("generate", "--from", "one.png", "--output", "two.png", "--quiet")
+    assert (code, err) == (0, [])
+    assert np.array_equal(pixels("one.png"), pixels("two.png"))
+
+
 def test_another_prompt_or_layout_does_not_keep_the_old_objects(generate):
     generate(TWO, "--steps", 2, "--weights", "1,2", "--output", "first.png")
     generate("a green star", "--from", "first.png", "--output", "star.png")
@@ -247,6 +263,10 @@ def failure(run, *arguments) -> str:
         ([TWO, "--layout", "broken.json"], "broken.json: layout must be valid JSON"),
         ([TWO, "--weights", "1,two"], "weights must be numbers like 1,0.5, got '1,two'"),
         ([TWO, "--attention", "plain", "--compare"], "attention must not be plain with --compare"),
+        (
+            [TWO, "--attention", "plain", "--optimize", "online"],
+            "attention must not be plain with --optimize",
+        ),
         (["--from", "absent.png"], "absent.png must be a picture, got: No such file"),
         (["--from", "broken.json"], "broken.json must be a picture, got another kind of file"),
         (["--from", "bare.png"], "bare.png must carry the settings that made it, got none"),
@@ -288,10 +308,13 @@ def test_a_folder_that_takes_no_files_is_found_before_a_model_is_loaded(run, no_
         (["--eta", "2"], "eta must lie in [0, 1], got 2.0"),
         (["--seed", str(2**64)], "seed must lie in"),
         (["--device", "nonsense"], "device must be available, got nonsense"),
+        (["--optimize", "online"], "clip must be a folder with a CLIP model, got"),
+        (["--optimize", "trajectory", "--lr", "-1", "--clip", "CLIP"], "lr must be a finite"),
     ],
     ids=" ".join,
 )
 def test_bad_settings_are_one_line(run, sd_folder, arguments, message):
+    arguments = [str(bundled_model() / "clip") if a == "CLIP" else a for a in arguments]
     line = failure(run, "generate", TWO, "--model", sd_folder, "--quiet", *arguments)
     assert line.startswith(message)
 

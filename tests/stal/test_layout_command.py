@@ -123,7 +123,6 @@ def test_train_layout_refuses(run, tmp_path, arguments, message):
 
 
 def test_evaluate_layout_prints_both_tables(run, tmp_path):
-    pytest.importorskip("scipy", reason="scipy gives the intervals")
     (tmp_path / "a.txt").write_text("The dog is left of the car.\n")
     code, out, _ = run("evaluate-layout", "--captions", "a.txt")
     assert code == 0

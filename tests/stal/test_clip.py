@@ -84,7 +84,6 @@ def test_clip_scores_equal_those_of_transformers(clip, folder, height, width):
 @pytest.mark.parametrize(("height", "width"), SIZES, ids=str)
 def test_clip_scores_equal_those_of_open_clip(height, width, tmp_path):
     import open_clip
-
     from safetensors.torch import save_file
 
     torch.manual_seed(0)

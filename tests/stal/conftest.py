@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ from transformers import (
     CLIPTokenizer,
 )
 
+from stal.__main__ import main
 from stal.pipeline import Pipeline
 from stal.shapes.training import MAX_TOKENS, write_tokenizer
 
@@ -135,3 +139,23 @@ def xl_folder(sd_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 @pytest.fixture(scope="session")
 def pipe(sd_folder: Path) -> Pipeline:
     return Pipeline.from_pretrained(sd_folder)
+
+
+@pytest.fixture
+def run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., tuple[Any, str, str]]:
+    """run(*arguments) of `stal` -> exit code, stdout, stderr; in tmp_path."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+
+    def call(*arguments: Any) -> tuple[Any, str, str]:
+        monkeypatch.setattr(sys, "argv", ["stal", *map(str, arguments)])
+        try:
+            main()
+            code: Any = 0
+        except SystemExit as exit_:
+            code = exit_.code or 0
+        return code, *capsys.readouterr()
+
+    return call

@@ -16,7 +16,6 @@ from PIL import Image
 import stal
 import stal_kernels
 from stal import picture
-from stal.__main__ import main
 from stal.layout import place
 from stal.pipeline import Pipeline, bundled_model
 from stal.prompts import parse
@@ -26,19 +25,11 @@ TWO = "a red circle to the left of a blue square"
 
 
 @pytest.fixture
-def run(monkeypatch, capsys, tmp_path, sd_folder):
+def run(run):
     """run(*arguments) -> exit code, lines of stdout, lines of stderr; in tmp_path."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
 
     def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["stal", *map(str, arguments)])
-        try:
-            main()
-            code = 0
-        except SystemExit as exit_:
-            code = exit_.code or 0
-        out, err = capsys.readouterr()
+        code, out, err = run(*arguments)
         return code, out.splitlines(), err.splitlines()
 
     return call

@@ -1,35 +1,14 @@
 """`stal layout`, `stal train-layout`, `stal evaluate-layout`: what they write, how they fail."""
 
 import json
-import sys
-import warnings
 
 import pytest
 from PIL import Image
 
 from stal import picture
-from stal.__main__ import main
 from stal.layout import Layout, PlacedObject, sketch
 
 TWO = "a red circle to the left of a blue square"
-
-
-@pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    """run(*arguments) -> exit code, stdout, stderr; in tmp_path."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["stal", *map(str, arguments)])
-        try:
-            main()
-            code = 0
-        except SystemExit as exit_:
-            code = exit_.code or 0
-        return code, *capsys.readouterr()
-
-    return call
 
 
 def test_layout_writes_a_picture_and_json(run, tmp_path):

@@ -15,14 +15,13 @@ Beside it stands what the three other ways to write the same thing would have to
 With --measured, the medians of bench/gpu_check.py stand beside the predictions.
 """
 
+import argparse
 import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
-import typer
 from bench_blended_attention import PASSES, cases
 
 from stal_kernels.testing import Case
@@ -180,26 +179,28 @@ def show(table: list[dict[str, str]]) -> None:
         print(line + "".join(f"  {row.get(c, ''):>{widths[c]}}" for c in others))
 
 
-def main(
-    dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32.")] = "bfloat16",
-    passes: Annotated[str, typer.Option(help="Comma-separated.")] = ",".join(PASSES),
-    batch: Annotated[int, typer.Option(help="Pictures, both halves counted.")] = 4,
-    pattern: Annotated[str, typer.Option("--cases", help="Only those with this in the name.")] = "",
-    measured: Annotated[Path | None, typer.Option(help="JSON of bench/gpu_check.py.")] = None,
-) -> None:
-    """Print the predictions, beside measurements if there are any."""
-    if dtype not in ("bfloat16", "float16", "float32"):
-        raise typer.BadParameter(f"dtype must be bfloat16, float16 or float32, got {dtype}")
-    if unknown := [name for name in passes.split(",") if name not in PASSES]:
-        raise typer.BadParameter(f"passes must be among {', '.join(PASSES)}, got {unknown[0]}")
-    if measured is not None:
-        record = json.loads(measured.read_text(encoding="utf-8"))
+def main() -> None:
+    """Prints the predictions, beside measurements if there are any."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
+    parser.add_argument("--passes", nargs="+", choices=PASSES, default=list(PASSES))
+    parser.add_argument("--batch", type=int, default=4, help="pictures, both halves counted")
+    parser.add_argument("--cases", default="", help="only those with this in the name")
+    parser.add_argument("--measured", type=Path, help="JSON of bench/gpu_check.py")
+    arguments = parser.parse_args()
+    if arguments.measured is not None:
+        record = json.loads(arguments.measured.read_text(encoding="utf-8"))
         print(f"measured on {record['machine']['gpu']}")
         keys = ("case", "dtype", "pass", "backend", "ms median (p20-p80)", "predicted ms")
         show([{k: r[k] for k in keys} for r in record["times"] if r.get("predicted ms")])
         return
-    show(list(rows(dtype, passes.split(","), batch, pattern)))
+    table = list(rows(arguments.dtype, arguments.passes, arguments.batch, arguments.cases))
+    if not table:
+        parser.error(f"--cases must be part of a case's name, got {arguments.cases}")
+    show(table)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    main()

@@ -41,7 +41,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench_blended_attention import PASSES, eager, loop, one_sdpa, ours, ratio, rival
-from cost_model import predicted_ms
+from cost_model import predicted_ms, work
 from timing import captured, gpu_times, interleave, machine
 
 from stal_kernels import backends, blended_attention, blended_attention_ragged
@@ -381,10 +381,12 @@ def _time_case(
             functions["compiled"] = rival(torch.compile(eager), e, wanted)
         found = (gpu_times if device == "cuda" else interleave)(functions)
         predicted = predicted_ms(case, dtype_name, wanted, report.facts["gpu"])
+        moved = work(case, dtype.itemsize, wanted).bytes
         for function, timing in found.items():
             flops = factor * pairs * (1 if function == "one SDPA" else present)
             rate = flops / timing.median
-            gemm = report.facts.get("gemm TFLOP/s")
+            gemm, copy = (report.facts.get(name) for name in ("gemm TFLOP/s", "copy GB/s"))
+            bandwidth = moved / timing.median / 1e9
             is_ours = function == backend
             report.times.append(
                 {
@@ -398,6 +400,9 @@ def _time_case(
                     "x one SDPA": ratio(found["one SDPA"], timing),
                     "TFLOP/s": f"{rate / 1e12:.3g}",
                     "of gemm": f"{rate / 1e12 / gemm:.0%}" if gemm else "",
+                    # Of what the fused kernels have to move: others move more.
+                    "GB/s": f"{bandwidth:.3g}" if is_ours else "",
+                    "of copy": f"{bandwidth / copy:.0%}" if is_ours and copy else "",
                     "predicted ms": _range(predicted) if is_ours else "",
                     "_seconds": asdict(timing),
                 }

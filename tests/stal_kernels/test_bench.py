@@ -96,6 +96,26 @@ def test_cost_model_prints_a_prediction_for_each_chip():
     assert len(done.stdout.splitlines()) > 2
 
 
+def test_what_a_gpu_needs_is_torch_and_triton():
+    absent = (
+        "typer",
+        "stal",
+        "diffusers",
+        "transformers",
+        "matplotlib",
+        "scipy",
+        "pytest",
+        "tvm_ffi",
+    )
+    code = (
+        f"import sys; sys.path.insert(0, {str(BENCH)!r})\n"
+        f"sys.modules.update(dict.fromkeys({absent}))\n"
+        "import gpu_check, tune_triton"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.slow
 def test_gpu_check_walks_every_step_without_a_gpu(tmp_path):
     done = run("gpu_check.py", "--dry-run", "--output", tmp_path, TRITON_INTERPRET="1")

@@ -363,24 +363,24 @@ def raising(error):
 
 
 def test_too_little_memory_is_one_line(run, monkeypatch, sd_folder):
-    monkeypatch.setattr(Pipeline, "batch", raising(torch.OutOfMemoryError("tried to allocate")))
+    monkeypatch.setattr(Pipeline, "prepare", raising(torch.OutOfMemoryError("tried to allocate")))
     line = failure(run, "generate", TWO, "--model", sd_folder, "--quiet")
     assert line == "cpu must have more free memory: draw a smaller picture, or fewer at once"
 
 
 def test_an_error_of_several_lines_is_one(run, monkeypatch, sd_folder):
-    monkeypatch.setattr(Pipeline, "batch", raising(ValueError("first\n  second")))
+    monkeypatch.setattr(Pipeline, "prepare", raising(ValueError("first\n  second")))
     assert failure(run, "generate", TWO, "--model", sd_folder, "--quiet") == "first second"
 
 
 def test_a_fault_of_ours_keeps_its_traceback(run, monkeypatch, sd_folder):
-    monkeypatch.setattr(Pipeline, "batch", raising(RuntimeError("a bug")))
+    monkeypatch.setattr(Pipeline, "prepare", raising(RuntimeError("a bug")))
     with pytest.raises(RuntimeError, match="a bug"):
         run("generate", TWO, "--model", sd_folder, "--quiet")
 
 
 def test_ctrl_c_exits_with_130_and_no_traceback(run, monkeypatch, sd_folder):
-    monkeypatch.setattr(Pipeline, "batch", raising(KeyboardInterrupt()))
+    monkeypatch.setattr(Pipeline, "prepare", raising(KeyboardInterrupt()))
     code, out, err = run("generate", TWO, "--model", sd_folder, "--quiet")
     assert (code, out, "".join(err).strip()) == (130, [], "")
 

@@ -73,15 +73,16 @@ def ratios(
         if not passes or row["pass"] in passes:
             seconds = row["_seconds"] if "_seconds" in row else row["seconds"]
             groups.setdefault(f"{row['case']}, {row['pass']}", {})[row["backend"]] = seconds
-    return {
-        group: {
-            backend: (rival / s["p80"], rival / s["median"], rival / s["p20"])
-            for backend, s in times.items()
-            if backend not in RIVALS
-        }
-        for group, times in groups.items()
-        for rival in [times[against]["median"] for _ in range(against in times)]
-    }
+    found = {}
+    for group, times in groups.items():
+        if against in times:
+            rival = times[against]["median"]
+            found[group] = {
+                backend: (rival / s["p80"], rival / s["median"], rival / s["p20"])
+                for backend, s in times.items()
+                if backend not in RIVALS
+            }
+    return found
 
 
 if __name__ == "__main__":

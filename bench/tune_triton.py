@@ -81,7 +81,8 @@ def attempt(variant: Variant, tile: Tile) -> Compiled | None:
     try:
         return compile_variant(variant, tile)
     except Exception as error:  # Of many kinds: from Triton, LLVM and ptxas.
-        print(f"{variant!r} {tile}: {type(error).__name__}", file=sys.stderr)
+        lines = str(error).strip().splitlines() or [""]
+        print(f"{variant!r} {tile}: {type(error).__name__} {lines[0][:120]}", file=sys.stderr)
         return None
 
 
@@ -198,8 +199,13 @@ def main() -> None:
                 tile, worth = tune(pool, row, head_dim, rounds=arguments.rounds, device=device)
                 if worth:
                     tiles[head_dim], changed = tile, True
+            if set(arguments.head_dims) != set(LIMITS):
+                # Only a part of the row has the new source.
+                own = " and ".join(dict.fromkeys((row.source, source)))
+            else:
+                own = source
             if device == "cuda" or changed:
-                rows[i] = row._replace(tiles=merged(tiles), source=source)
+                rows[i] = row._replace(tiles=merged(tiles), source=own)
                 if arguments.write:
                     TABLE.write_text(render(rows), encoding="utf-8")
 

@@ -47,7 +47,7 @@ _SEED_RANGE = 10_000_000
 
 @dataclass(frozen=True)
 class Plan:
-    """How long and how wide to train. The defaults made the bundled model.
+    """How long and how wide to train.
 
     vae_check: pictures that the latents' scale is measured on.
     unet_scenes: scenes that the batches of the UNet are drawn from.

@@ -6,10 +6,10 @@
 Needs torch and triton alone, and less than ten minutes on a fresh machine. In order: facts about
 the device; correctness of every backend over the whole case table in three dtypes, gradients
 included, float32 also with tf32 products (the twice-eager rule of stal_kernels.testing);
-bit-identical repeats; capture in a CUDA graph; torch.compile; compute-sanitizer; times. A backend that is missing is a row with its
-reason. The exit code is 0 only if every check passed. A failed check keeps no later one from
-running, and what is known so far is on disk after each. --dry-run walks the same steps on the
-CPU at small sizes; what only a GPU can do is then named, not done.
+bit-identical repeats; capture in a CUDA graph; torch.compile; compute-sanitizer; times. A backend
+that is missing is a row with its reason. The exit code is 0 only if every check passed. A failed
+check keeps no later one from running, and what is known so far is on disk after each. --dry-run
+walks the same steps on the CPU at small sizes; what only a GPU can do is then named, not done.
 
 Times: each function is captured in a CUDA graph and replayed with the second-level cache flushed
 before every replay, all functions of a case in turn. Host time is that of calls without a

@@ -488,10 +488,11 @@ def _shares(scenes: Scenes) -> Tensor:
     rare = {"white": 1.0, "gray": 3.0, "black": 3.0, "beige": 3.0}
     background = torch.tensor([rare[name] for name in BACKGROUND_NAMES])[scenes.background]
     there = torch.arange(scenes.shape.shape[1]) < scenes.count[:, None]
-    hard = torch.tensor([{"star": 1.3, "cross": 1.6}.get(name, 1.0) for name in SHAPES])
-    hard = hard[scenes.shape]
-    crowded = torch.where(scenes.count == MAX_OBJECTS, 1.5, 1.0)
-    return background * crowded * torch.where(there, hard, 1.0).amax(1)
+    often = {"star": 1.6, "cross": 1.6, "ring": 1.3}
+    hard = torch.tensor([often.get(name, 1.0) for name in SHAPES])[scenes.shape]
+    # Singles are what local prompts are made of.
+    count = torch.where((scenes.count == 1) | (scenes.count == MAX_OBJECTS), 1.5, 1.0)
+    return background * count * torch.where(there, hard, 1.0).amax(1)
 
 
 def _train_unet(output: Path, plan: Plan, seed: int, start: Path | None) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import sys
 import warnings
+from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stal import picture
+from stal import picture, weight_commands
 from stal.files import check_writable, write_atomic
 from stal.layout import Layout
 
@@ -80,8 +81,12 @@ def generate(
         float | None, typer.Option(help="Pull of the background to the reference prompt.")
     ] = None,
     weights: Annotated[
-        str | None, typer.Option(help="A number an object, comma-separated, constant in time.")
+        str | None,
+        typer.Option(help="Numbers like 1,0.5, one an object, or a file: weights, or a schedule."),
     ] = None,
+    resample: Annotated[
+        bool, typer.Option("--resample", help="Stretch a file's weights over other --steps.")
+    ] = False,
     optimize: Annotated[
         Optimize, typer.Option(help="Adapt the weights by CLIP: while drawing, or over epochs.")
     ] = Optimize.none,
@@ -130,7 +135,7 @@ def generate(
         "dtype": dtype and dtype.value,
         "seeds": None if seed is None else [seed],
         "layout": None if layout is None else Layout.load(layout),
-        "weights": None if weights is None else _numbers(weights),
+        "weights": None if weights is None else _weights(weights, resample),
     }
     given = {name: value for name, value in given.items() if value is not None}
     # What the picture's other settings led to is no longer meant when they change.
@@ -159,11 +164,16 @@ def generate(
 _LEAD_TO_WEIGHTS = ("prompt", "layout", "model", "attention", "rule", "reference", "steps")
 
 
-def _numbers(text: str) -> list[float]:
+def _weights(text: str, resample: bool) -> list[float] | Callable[[int, int], Any]:
     try:
         return [float(part) for part in text.split(",")]
     except ValueError:
-        raise ValueError(f"weights must be numbers like 1,0.5, got {text!r}") from None
+        if not Path(text).is_file():
+            rule = "be numbers like 1,0.5 or an existing file"
+            raise ValueError(f"weights must {rule}, got {text!r}") from None
+    from stal.weight_files import load_weights
+
+    return load_weights(text, resample=resample)
 
 
 def _numbered(output: Path, count: int) -> list[Path]:
@@ -256,13 +266,10 @@ def _draw(
 def _optimized(drawing: Drawing, search: dict[str, Any], *, device: str, quiet: bool) -> Result:
     """Draws with weights that CLIP chose; what was done goes into the settings."""
     from stal import clip
-    from stal.checkpoint import resolve
     from stal.optimize import Options, online, trajectory
-    from stal.pipeline import bundled_model
+    from stal.pipeline import clip_folder
 
-    model = drawing.pipe.name
-    own = (resolve(model) if model else bundled_model()) / "clip"
-    scorer = clip.load(search["clip"] or own, device=device)
+    scorer = clip.load(search["clip"] or clip_folder(drawing.pipe), device=device)
     if search["mode"] == "online":
         done: dict[str, Any] = {"mode": "online"}
         found = online(drawing, scorer)
@@ -272,6 +279,10 @@ def _optimized(drawing: Drawing, search: dict[str, Any], *, device: str, quiet: 
         found = trajectory(drawing, scorer, options, quiet=quiet)
     done["trace"] = found.trace[0]
     return drawing.results(found.latents, found.weights, optimize=[done])[0]
+
+
+app.command()(weight_commands.plot)
+app.command()(weight_commands.fit_schedule)
 
 
 @app.command()

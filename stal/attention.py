@@ -101,7 +101,9 @@ class Blended:
     """Spatial-temporal attention (arXiv 2304.03869): the global prompt everywhere, local prompts
     inside their regions, blended as `stal.weights.weight_maps` says.
 
-    `step`, the index of the sampler's transition, is set before each call of the UNet.
+    `step`, the index of the sampler's transition, is set before each call of the UNet. The maps of
+    a resolution are built once a step, or, without `keep_maps`, at each layer: where a layer is
+    computed again on the way back, it must build what it built the first time.
 
     Args:
         prompts: the table.
@@ -136,6 +138,7 @@ class Blended:
         self.ids, self.offsets = _csr(prompts, [*alone, *(b.prompts for b in self.blends)])
         self._masks: dict[tuple[int, int], list[Tensor]] = {}
         self._maps: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor | None]] = {}
+        self.keep_maps = True
         self.step = 0
 
     @property
@@ -155,9 +158,11 @@ class Blended:
         self, name: str, q: Tensor, module: AttentionModule, height: int, width: int
     ) -> Tensor:
         k, v = self.prompts.project(name, module)
-        if (height, width) not in self._maps:
-            self._maps[height, width] = self._build(height, width, q.device)
-        weight, region, away = self._maps[height, width]
+        if self.keep_maps and (height, width) in self._maps:
+            maps = self._maps[height, width]
+        else:
+            maps = self._maps[height, width] = self._build(height, width, q.device)
+        weight, region, away = maps
         weight = weight.to(_at_least_float32(q))
         out = blended_attention_ragged(
             q, k, v, weight, self.ids, self.offsets, region=region, scale=module.scale

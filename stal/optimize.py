@@ -28,8 +28,7 @@ from stal.clip import Clip, crops
 from stal.files import write_atomic
 from stal.pipeline import Drawing
 from stal.sampler import Schedule
-
-VERSION = 1
+from stal.weight_files import VERSION, WeightSchedule, knots_to_weights
 
 
 @dataclass(frozen=True)
@@ -271,77 +270,84 @@ def online(
     return Outcome(weights, drawing.sample(weights, predict=predict), trace)
 
 
-def knots_to_weights(knots: Tensor, steps: int, objects: int) -> Tensor:
-    """(knots,) values at even distances in time, linear in between -> (steps, objects)."""
-    position = torch.linspace(0, len(knots) - 1, steps, dtype=knots.dtype)
-    low = position.long().clamp(max=max(len(knots) - 2, 0))
-    high = (low + 1).clamp(max=len(knots) - 1)
-    values = knots[low] + (position - low) * (knots[high] - knots[low])
-    return values[:, None].expand(steps, objects)
-
-
 def schedule(
-    drawings: Sequence[Drawing], clip: Clip, options: Options, *, knots: Sequence[float]
-) -> tuple[list[float], list[float]]:
-    """One schedule for all: Adam on a few knots over time, shared by objects and prompts.
+    drawings: Sequence[Drawing],
+    clip: Clip,
+    options: Options,
+    *,
+    start: WeightSchedule,
+    path: str | os.PathLike[str] | None = None,
+    quiet: bool = True,
+) -> tuple[WeightSchedule, list[float]]:
+    """One schedule for many prompts: Adam on the knots of each number of objects.
 
     Args:
-        drawings: batches of prompts; each epoch updates once after each.
-        knots: where to start from, e.g. (2, 0), the default weights' fall.
+        drawings: batches of prompts; each epoch goes through all, with an update after each. The
+            prompts of a batch may differ in their number of objects.
+        start: where to start from.
+        path: file of the run, written after each epoch; if it is there, the run goes on from it.
+        quiet: without a progress bar.
 
     Returns:
-        the knots with the lowest mean loss of an epoch, and that loss by epoch.
+        the mean of the knots over the updates of the last half of the epochs, and the mean loss
+        of each epoch. The mean is steadier than any one update's, whose loss is of one batch.
+
+    Raises:
+        ValueError: plain attention, no drawings, a file of another run, or a loss that is not
+            finite.
     """
-    values = torch.tensor(list(knots), dtype=torch.float32, requires_grad=True)
-    adam = torch.optim.Adam([values], lr=options.lr)
-    best = values.detach().clone()
+    if not drawings:
+        raise ValueError("drawings must hold at least one batch, got none")
+    for drawing in drawings:
+        _check_blended(drawing)
+    values = {n: torch.tensor(v, requires_grad=True) for n, v in sorted(start.knots.items())}
+    adam = torch.optim.Adam(values.values(), lr=options.lr)
+    sums, updates = {n: torch.zeros_like(v) for n, v in values.items()}, 0
     losses: list[float] = []
-    for _ in range(options.epochs):
-        before, total = values.detach().clone(), []
-        for drawing in drawings:
-            _check_blended(drawing)
-            weights = [knots_to_weights(values, *w.shape) for w in drawing.weights]
+    key = {
+        "version": VERSION,
+        "drawings": [_key(drawing) for drawing in drawings],
+        "options": asdict(options),
+        "start": start.to_json()["knots"],
+    }
+    if path is not None and Path(path).exists():
+        record = _same_run(path, key)
+        losses, updates = record["losses"], record["updates"]
+        for i, n in enumerate(values):
+            _restore(adam, values[n], record["values"][i], record["moments"][i])
+            sums[n] = torch.tensor(record["sums"][i])
+    whole = WeightSchedule({n: tuple(v.tolist()) for n, v in values.items()})
+    for epoch in tqdm(range(len(losses), options.epochs), desc="schedule", disable=quiet):
+        total = []
+        for i, drawing in enumerate(drawings):
+            weights = [
+                knots_to_weights(values[whole.group(w.shape[1])], *w.shape) for w in drawing.weights
+            ]
             drawn = drawing.sample(weights, predict=differentiable(drawing.predict))
             terms = clip_loss(clip, drawing.pipe.pixels(drawn), drawing, options)
             loss = (terms[:, 0] + options.crop_weight * terms[:, 1]).mean()
-            _check_finite("loss", loss, f"epoch {len(losses)}")
+            if not loss.isfinite():
+                raise ValueError(f"loss must be finite, got {loss.item()} in epoch {epoch}, {i}")
             adam.zero_grad()
             loss.backward()
             adam.step()
-            if drawing.settings.rule == "convex":
-                values.data.clamp_(0, 1)
+            _project(list(values.values()), drawing)
             total.append(loss.item())
-        if sum(total) / len(total) < min(losses, default=math.inf):
-            best = before
+            if 2 * epoch >= options.epochs - 1:
+                updates += 1
+                for n, v in values.items():
+                    sums[n] += v.detach()
         losses.append(sum(total) / len(total))
-    return best.tolist(), losses
-
-
-def load_weights(
-    path: str | os.PathLike[str], *, steps: int, objects: int, resample: bool = False
-) -> Tensor:
-    """(steps, objects) of the first prompt in a weights file.
-
-    Raises:
-        ValueError: no such file, or weights of another number of objects, or of steps unless they
-            may be resampled (linearly in time).
-    """
-    record = read_json(Path(path))
-    try:
-        weights = torch.tensor(record["weights"][0], dtype=torch.float32)
-        if weights.ndim != 2:
-            raise ValueError
-    except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} must hold weights (steps, objects), got others") from error
-    if weights.shape[1] != objects:
-        raise ValueError(f"{path} must hold weights of {objects} objects, got {weights.shape[1]}")
-    if len(weights) == steps:
-        return weights
-    if not resample:
-        got = f"{len(weights)}: take as many, or ask for them to be resampled"
-        raise ValueError(f"{path} must hold weights of {steps} steps, got {got}")
-    columns = [knots_to_weights(column, steps, 1) for column in weights.T]
-    return torch.cat(columns, dim=1)
+        if path is not None:
+            state = {
+                "losses": losses,
+                "updates": updates,
+                "values": [v.tolist() for v in values.values()],
+                "moments": [_moments(adam, v) for v in values.values()],
+                "sums": [sums[n].tolist() for n in values],
+            }
+            write_atomic(path, (json.dumps({**key, **state}) + "\n").encode())
+    return WeightSchedule({n: tuple((s / updates).tolist()) for n, s in sums.items()}), losses
 
 
 def _denoised(prediction: Tensor, x: Tensor, t: float, schedule: Schedule) -> Tensor:
@@ -406,10 +412,9 @@ def _save(
     best: Sequence[Tensor],
     trace: Sequence[list[dict[str, float]]],
 ) -> None:
-    moments = [adam.state[w] for w in weights]
     state = {
         "weights": [w.tolist() for w in weights],
-        "moments": [{name: value.tolist() for name, value in m.items()} for m in moments],
+        "moments": [_moments(adam, w) for w in weights],
     }
     record = {**key, "weights": [b.tolist() for b in best], "trace": trace, "state": state}
     write_atomic(path, (json.dumps(record) + "\n").encode())
@@ -423,15 +428,30 @@ def _resume(
     best: Sequence[Tensor],
     trace: list[list[dict[str, float]]],
 ) -> None:
+    record = _same_run(path, key)
+    state = record["state"]
+    for i, w in enumerate(weights):
+        best[i].copy_(torch.tensor(record["weights"][i]).reshape(w.shape))
+        _restore(adam, w, state["weights"][i], state["moments"][i])
+    trace[:] = record["trace"]
+
+
+def _same_run(path: str | os.PathLike[str], key: dict[str, Any]) -> dict[str, Any]:
+    """The record of a run. Raises ValueError if it is another one's than the key says."""
     record = read_json(Path(path))
     other = [k for k, v in json.loads(json.dumps(key)).items() if record.get(k) != v]
     if other:
         raise ValueError(f"{path} must be of the same run, got other {', '.join(other)}")
-    state = record["state"]
-    for i, w in enumerate(weights):
-        w.data.copy_(torch.tensor(state["weights"][i]).reshape(w.shape))
-        best[i].copy_(torch.tensor(record["weights"][i]).reshape(w.shape))
-        if state["moments"][i]:
-            values = {k: torch.tensor(v) for k, v in state["moments"][i].items()}
-            adam.state[w].update(values)
-    trace[:] = record["trace"]
+    return record
+
+
+def _moments(adam: torch.optim.Adam, parameter: Tensor) -> dict[str, Any]:
+    return {name: value.tolist() for name, value in adam.state[parameter].items()}
+
+
+def _restore(
+    adam: torch.optim.Adam, parameter: Tensor, value: list, moments: dict[str, Any]
+) -> None:
+    parameter.data.copy_(torch.tensor(value).reshape(parameter.shape))
+    if moments:
+        adam.state[parameter].update({k: torch.tensor(v) for k, v in moments.items()})

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 UNCONDITIONAL = "unconditional"
 _WORD = re.compile(r"\w+")
 Callback = Callable[[int, Tensor, Tensor], None]
+# Numbers (steps, objects) or (objects,), or what makes them of a number of steps and of objects.
+Weights = Tensor | Sequence | Callable[[int, int], Tensor]
 
 
 @dataclass(frozen=True)
@@ -207,7 +209,7 @@ class Pipeline:
         rule: Rule = "guidance",
         reference: str | None = None,
         background: float | None = None,
-        weights: Tensor | Sequence | None = None,
+        weights: Weights | None = None,
         sampler: str | None = None,
         eta: float = 0.0,
         steps: int | None = None,
@@ -235,7 +237,8 @@ class Pipeline:
             background: how much what lies outside all regions is pulled to the reference prompt,
                 as a multiple of the mean weight; the model's default if None, 0 where the
                 reference is no prompt.
-            weights: (steps, objects) or (objects,); by attention and rule if None.
+            weights: (steps, objects) or (objects,), or a function weights(steps, objects), such as
+                those of `stal.weight_files`; by attention and rule if None.
             sampler: a name in `stal.sampler.SAMPLERS`; the one the model was saved with if None.
             eta: share of fresh noise of the sampler ddim, in [0, 1].
             steps: transitions of the sampler; the model's default if None.
@@ -279,7 +282,7 @@ class Pipeline:
         settings: Settings | None = None,
         *,
         layouts: Sequence[Layout | str | None] | None = None,
-        weights: Sequence[Tensor | Sequence | None] | None = None,
+        weights: Sequence[Weights | None] | None = None,
         seed: int | Sequence[int] = 0,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         callback: Callback | None = None,
@@ -309,7 +312,7 @@ class Pipeline:
         settings: Settings | None = None,
         *,
         layouts: Sequence[Layout | str | None] | None = None,
-        weights: Sequence[Tensor | Sequence | None] | None = None,
+        weights: Sequence[Weights | None] | None = None,
         seed: int | Sequence[int] = 0,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
     ) -> Drawing:
@@ -389,14 +392,14 @@ class Pipeline:
         prompts: Sequence[str],
         settings: _Complete,
         layouts: Sequence[Layout | str | None] | None,
-        weights: Sequence[Tensor | Sequence | None] | None,
+        weights: Sequence[Weights | None] | None,
     ) -> list[_Job]:
         """What to draw, each value checked."""
         if isinstance(prompts, str) or not prompts:
             raise ValueError(f"prompts must be a list of at least one text, got {prompts!r}")
-        for name, values in (("layouts", layouts), ("weights", weights)):
-            if values is not None and len(values) != len(prompts):
-                raise ValueError(f"{name} must be one a prompt ({len(prompts)}), got {len(values)}")
+        for name, each in (("layouts", layouts), ("weights", weights)):
+            if each is not None and len(each) != len(prompts):
+                raise ValueError(f"{name} must be one a prompt ({len(prompts)}), got {len(each)}")
         plain = settings.attention == "plain"
         reference = _refers_to_prompt(settings)
         jobs = []
@@ -409,7 +412,7 @@ class Pipeline:
                 layout = place(parse(prompt), aspect=settings.width / settings.height)
             elif not isinstance(layout, Layout):
                 layout = Layout.from_json(layout)
-            given = weights[i] if weights is not None else None
+            given: Weights | None = weights[i] if weights is not None else None
             steps, objects = settings.steps, len(layout.objects)
             if given is None:
                 lam = default_weights(
@@ -420,7 +423,8 @@ class Pipeline:
                     reference_is_prompt=reference,
                 )
             else:
-                lam = as_weights(given, steps=steps, objects=objects, rule=settings.rule)
+                values = given(steps, objects) if callable(given) else given
+                lam = as_weights(values, steps=steps, objects=objects, rule=settings.rule)
             if plain and bool((lam != 0).any()):
                 raise ValueError("weights must be 0 with plain attention, which blends nothing")
             local = [self.defaults.local_prompt.replace("{}", o.phrase) for o in layout.objects]
@@ -584,6 +588,7 @@ class Drawing:
                 replace(blend, weights=w) for blend, w in zip(attention.blends, each, strict=True)
             )
             attention.step = step
+            attention.keep_maps = not self.pipe.components.unet.gradient_checkpointing
         unet = self.pipe.components.unet
         inputs = torch.cat([x, x]) if self._guided else x
         prediction = unet(inputs, t, None, self._added, attention=attention)
@@ -719,3 +724,8 @@ def bundled_model() -> Path:
     if not (folder / "model_index.json").is_file():
         raise ValueError(f"the package must carry its model, got no {folder}: install it again")
     return folder
+
+
+def clip_folder(pipe: Pipeline) -> Path:
+    """Where a model that brings its own CLIP has it: the folder clip beside its networks."""
+    return (resolve(pipe.name) if pipe.name else bundled_model()) / "clip"

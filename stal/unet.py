@@ -20,6 +20,7 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as checkpoint_call
 
 from stal import checkpoint
 from stal.unet_config import UNetConfig
@@ -199,11 +200,16 @@ class UNet(nn.Module):
     """Predicts the noise or v of noisy latents, as the model was trained to.
 
     `state_dict()` can be exchanged with `diffusers.UNet2DConditionModel` as it is.
+
+    gradient_checkpointing: keep the input of each resnet with its transformer alone, and compute
+        what is between again on the way back. `attention` is then called a second time there and
+        must do the same.
     """
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
         self.config = config
+        self.gradient_checkpointing = False
         channels, levels = config.block_out_channels, range(len(config.block_out_channels))
         self.conv_in = nn.Conv2d(config.in_channels, channels[0], 3, padding=1)
         self.time_embedding = time_mlp(channels[0], 4 * channels[0])
@@ -295,6 +301,12 @@ class UNet(nn.Module):
             return timestep_embedding(numbers, dim, cos_first=order, shift=shift).to(sample.dtype)
 
         attend = attention or plain
+
+        def run(block: Block, i: int, x: Tensor) -> Tensor:
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                return checkpoint_call(block.layer, i, x, temb, attend, use_reentrant=False)
+            return block.layer(i, x, temb, attend)
+
         t = t.reshape(-1).expand(batch)
         temb = self.time_embedding(embed(t, config.block_out_channels[0]))
         if self.add_embedding is not None:
@@ -311,16 +323,16 @@ class UNet(nn.Module):
         skips = [x]
         for block in cast("list[Block]", self.down_blocks):
             for i in range(len(block.resnets)):
-                x = block.layer(i, x, temb, attend)
+                x = run(block, i, x)
                 skips.append(x)
             if hasattr(block, "downsamplers"):
                 x = block.downsamplers[0](x)
                 skips.append(x)
         for i in range(len(self.mid_block.resnets)):
-            x = self.mid_block.layer(i, x, temb, attend)
+            x = run(self.mid_block, i, x)
         for block in cast("list[Block]", self.up_blocks):
             for i in range(len(block.resnets)):
-                x = block.layer(i, torch.cat((x, skips.pop()), dim=1), temb, attend)
+                x = run(block, i, torch.cat((x, skips.pop()), dim=1))
             if hasattr(block, "upsamplers"):
                 # An odd size was halved rounding up, so that it is not simply doubled.
                 x = F.interpolate(x, size=skips[-1].shape[-2:], mode="nearest")

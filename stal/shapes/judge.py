@@ -44,15 +44,16 @@ class Verdict:
         return self.found == self.objects and self.relations and not self.extra
 
 
-def draw_cases(n: int, *, objects: int, seed: int) -> list[Case]:
-    """n prompts of the test split, that name every object of a scene of different objects.
+def draw_cases(n: int, *, objects: int, seed: int, held_out: bool = True) -> list[Case]:
+    """n prompts that name every object of a scene of different objects.
 
-    Combinations of two or more objects are none that training saw.
+    They are of the test split, whose combinations of two or more objects training never saw, or
+    with held_out False of the training split.
     """
     rng = random.Random(seed)
     cases: list[Case] = []
     while len(cases) < n:
-        scenes = draw_scenes(n, seed=rng.getrandbits(30), counts=(objects,), held_out=True)
+        scenes = draw_scenes(n, seed=rng.getrandbits(30), counts=(objects,), held_out=held_out)
         for scene in range(len(scenes)):
             phrases = [scenes.phrase(scene, i) for i in range(objects)]
             text = caption(scenes, scene, rng, partial_share=0.0)

@@ -252,7 +252,7 @@ def failure(run, *arguments) -> str:
         ([TWO, "--json", "stal.png"], "json must be another file than output, got stal.png"),
         ([TWO, "--layout", "absent.json"], "[Errno 2] No such file or directory: 'absent.json'"),
         ([TWO, "--layout", "broken.json"], "broken.json: layout must be valid JSON"),
-        ([TWO, "--weights", "1,two"], "weights must be numbers like 1,0.5, got '1,two'"),
+        ([TWO, "--weights", "1,two"], "weights must be numbers like 1,0.5 or an existing file"),
         ([TWO, "--attention", "plain", "--compare"], "attention must not be plain with --compare"),
         (
             [TWO, "--attention", "plain", "--optimize", "online"],

@@ -1,6 +1,5 @@
 """Optimised weights: exact gradients in little memory, runs that resume, NaN that stops them."""
 
-import json
 from dataclasses import replace
 
 import pytest
@@ -13,14 +12,13 @@ from stal.optimize import (
     Options,
     clip_loss,
     differentiable,
-    knots_to_weights,
-    load_weights,
     online,
     schedule,
     trajectory,
 )
 from stal.pipeline import Pipeline, Settings
 from stal.sampler import SAMPLERS
+from stal.weight_files import WeightSchedule
 
 # Not the local prompt itself, so that weights matter under the convex rule too.
 ONE = "a green star on a white background"
@@ -183,32 +181,52 @@ def test_online_weights_stay_near_and_make_the_picture_again(pipe, clip, sampler
     assert torch.equal(again.latents, found.latents)
 
 
-def test_schedule_fits_knots_for_any_number_of_objects(pipe, clip):
+def test_schedule_fits_the_knots_of_each_number_of_objects(pipe, clip, tmp_path, monkeypatch):
     drawings = [pipe.prepare([TWO, ONE], BLENDED), pipe.prepare([ONE], BLENDED, seed=3)]
-    knots, losses = schedule(drawings, clip, replace(FAST, epochs=5), knots=[2.0, 0.0])
-    assert len(knots) == 2
-    assert min(losses) < losses[0]
+    options, start = replace(FAST, epochs=5), WeightSchedule({1: (2.0, 0.0), 2: (1.5,), 3: (9.0,)})
+    found, losses = schedule(drawings, clip, options, start=start)
+    assert losses[-1] < losses[0]
+    assert {n: len(v) for n, v in found.knots.items()} == {1: 2, 2: 1, 3: 1}
+    assert found.knots[3] == (9.0,)  # no prompt has three objects
+    assert all(found.knots[n] != start.knots[n] for n in (1, 2))
+
+    path, calls, sample = tmp_path / "run.json", [], drawings[1].sample
+
+    def cut(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return sample(*args, **kwargs)
+
+    monkeypatch.setattr(drawings[1], "sample", cut)
+    with pytest.raises(KeyboardInterrupt):
+        schedule(drawings, clip, options, start=start, path=path)
+    monkeypatch.undo()
+    again, other = schedule(drawings, clip, options, start=start, path=path)
+    assert (again.knots, other) == (found.knots, losses)
+    with pytest.raises(ValueError, match="must be of the same run, got other start"):
+        schedule(drawings, clip, options, start=WeightSchedule({1: (1.0,)}), path=path)
 
 
-def test_knots_are_joined_by_lines():
-    assert knots_to_weights(torch.tensor([2.0, 0.0]), 5, 2).T.tolist() == [[2, 1.5, 1, 0.5, 0]] * 2
-    assert knots_to_weights(torch.tensor([1.5]), 3, 1).T.tolist() == [[1.5] * 3]
-    assert knots_to_weights(torch.tensor([0.0, 2.0, 0.0]), 1, 1).tolist() == [[0]]
-
-
-def test_weights_files_are_resampled_only_if_asked(tmp_path):
-    path = tmp_path / "weights.json"
-    path.write_text(json.dumps({"weights": [[[2.0, 1.0], [0.0, 1.0]]]}))
-    assert load_weights(path, steps=2, objects=2).tolist() == [[2, 1], [0, 1]]
-    with pytest.raises(ValueError, match="weights of 3 steps, got 2: take as many, or ask"):
-        load_weights(path, steps=3, objects=2)
-    assert load_weights(path, steps=3, objects=2, resample=True).tolist() == [
-        [2, 1],
-        [1, 1],
-        [0, 1],
-    ]
-    with pytest.raises(ValueError, match="weights of 1 objects, got 2"):
-        load_weights(path, steps=2, objects=1)
+def test_checkpointed_blocks_give_the_same_gradient_in_less_memory(exact_pipe):
+    drawing = exact_pipe.prepare([TWO, ONE], replace(BLENDED, steps=4))
+    unet = exact_pipe.components.unet
+    grads, kept = [], []
+    for unet.gradient_checkpointing in (False, True):
+        weights = [torch.full_like(w, 0.7).double().requires_grad_() for w in drawing.weights]
+        sizes = []
+        with saved_tensors_hooks(lambda t, s=sizes: s.append(t.nbytes) or t, lambda t: t):
+            drawing.predict(
+                torch.zeros(2, 4, 8, 8).double(), drawing.schedule.timesteps[0], 0, *weights
+            )
+        kept.append(sum(sizes))
+        latents = drawing.sample(weights, predict=differentiable(drawing.predict))
+        grads.append(torch.autograd.grad(exact_pipe.pixels(latents).square().sum(), weights))
+    unet.gradient_checkpointing = False
+    assert kept[1] < kept[0] / 4
+    for all_kept, again in zip(*grads, strict=True):
+        assert bool((all_kept != 0).all())
+        assert (all_kept - again).abs().max() <= 1e-11 * all_kept.abs().max()
 
 
 def test_plain_attention_has_nothing_to_optimise(pipe, clip):

@@ -1,4 +1,4 @@
-"""The weights over time as a figure, as in the paper's (arXiv 2304.03869, Figure 5)."""
+"""The weights over time as a figure, a line an object, as the paper (arXiv 2304.03869) shows them."""
 
 from __future__ import annotations
 

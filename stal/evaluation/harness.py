@@ -1,0 +1,380 @@
+"""Draws every prompt by every method from the same noise, and writes down what came of it.
+
+    DIR/command.json      what was asked for; a folder of another command is refused
+    DIR/results.jsonl     a row an image, appended as soon as it is judged
+    DIR/images/METHOD/    the pictures, each with the settings that made it
+
+A run that was killed goes on where it stopped: images that have a row are not drawn again.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stal import picture
+from stal.evaluation.detectors import Detector, pixels
+from stal.evaluation.metrics import judge
+from stal.evaluation.prompt_files import Case, boxes_of
+from stal.files import write_atomic
+from stal.layout import Layout
+
+try:
+    import fcntl
+except ImportError:  # not on Windows, where two runs in one folder go unnoticed
+    fcntl = None  # type: ignore[assignment]
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from stal.clip import Clip
+    from stal.pipeline import Pipeline, Result, Settings
+
+VERSION = 1
+COMMAND, RESULTS, IMAGES = "command.json", "results.jsonl", "images"
+# draw(method, pipe, prompts, layouts=, seeds=, settings=): one result a prompt.
+Draw = Callable[..., "Sequence[Result]"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One image in `results.jsonl`.
+
+    Attributes:
+        method: how it was drawn.
+        index: number of its prompt, from 0.
+        prompt, kind: see `stal.evaluation.prompt_files.Case`.
+        seed: of its noise; the same for every method.
+        image: file, relative to the folder of the results.
+        layout: (phrase, box) of each object of the layout that it was drawn with.
+        detections: (name, box, score) of everything that was seen.
+        verdict: a `stal.evaluation.metrics.Verdict`.
+        correct: whether all of it is right.
+        clip_global: cosine similarity of the image and its prompt; None without CLIP.
+        clip_local: of each crop at a box of the layout and "a photo of <phrase>".
+        seconds: to draw it, its share of a batch.
+        memory_mb: the highest memory while it was drawn above that of the loaded model, its share
+            of a batch; None where the system does not tell.
+        batch: images drawn together.
+    """
+
+    method: str
+    index: int
+    prompt: str
+    kind: str
+    seed: int
+    image: str
+    layout: list[tuple[str, list[float]]]
+    detections: list[tuple[str, list[float], float]]
+    verdict: dict[str, int]
+    correct: bool
+    clip_global: float | None
+    clip_local: list[float] | None
+    seconds: float
+    memory_mb: float | None
+    batch: int
+
+
+def run(
+    folder: Path,
+    cases: Sequence[Case],
+    *,
+    pipe: Pipeline,
+    draw: Draw,
+    methods: Sequence[str],
+    layouts: Sequence[Layout],
+    seeds: int,
+    settings: Settings,
+    detector: Detector,
+    scorer: Clip | None,
+    batch: int = 8,
+    quiet: bool = False,
+) -> list[Row]:
+    """Draws and judges what has no row in the folder yet.
+
+    Seed k of prompt i is k * len(cases) + i: no two images of a method share their noise, and all
+    methods draw a prompt from the same.
+
+    Args:
+        folder: existing, and held by `opened`.
+        cases: the prompts.
+        pipe: the model.
+        draw: see `Draw`.
+        methods: names that draw knows.
+        layouts: one a case.
+        seeds: images a prompt and method.
+        settings: of every method.
+        detector: see `stal.evaluation.detectors`.
+        scorer: CLIP, or None to leave its columns empty.
+        batch: images drawn at once.
+        quiet: no progress bar.
+
+    Returns:
+        Every row, by prompt, seed and method.
+
+    Raises:
+        ValueError: the rows of the folder are not of such a run.
+        OSError: the disk is full; the same call goes on where it stopped.
+    """
+    from tqdm import tqdm
+
+    rows = read_rows(folder)
+    done = {(row.method, row.index, row.seed) for row in rows}
+    pairs = [(i, k * len(cases) + i) for k in range(seeds) for i in range(len(cases))]
+    strange = done - {(method, *pair) for method in methods for pair in pairs}
+    if strange or len(done) != len(rows):
+        raise ValueError(f"{folder / RESULTS} must hold images of this command, each once")
+    for partial in (folder / IMAGES).rglob(".*.tmp"):
+        partial.unlink()  # of a run that was killed while it wrote
+    meter = Meter(pipe.device)
+    with (
+        _told_of_a_full_disk(folder),
+        tqdm(total=len(pairs) * len(methods), initial=len(done), disable=quiet) as bar,
+    ):
+        for start in range(0, len(pairs), batch):
+            for method in methods:
+                part = [p for p in pairs[start : start + batch] if (method, *p) not in done]
+                if not part:
+                    continue
+                bar.set_description(method)
+                chosen = [cases[i] for i, _ in part]
+                placed = [layouts[i] for i, _ in part]
+                with meter:
+                    results = draw(
+                        method,
+                        pipe,
+                        [case.prompt for case in chosen],
+                        layouts=placed,
+                        seeds=[seed for _, seed in part],
+                        settings=settings,
+                    )
+                images = [result.images[0] for result in results]
+                seen = detector(images, [case.objects for case in chosen])
+                fresh = []
+                for k, (index, seed) in enumerate(part):
+                    file = f"{IMAGES}/{method}/{index:05}-{seed}.png"
+                    (folder / file).parent.mkdir(parents=True, exist_ok=True)
+                    picture.save(images[k], folder / file, results[k].settings)
+                    verdict = judge(
+                        seen[k],
+                        chosen[k].objects,
+                        chosen[k].relations,
+                        boxes_of(chosen[k], placed[k]),
+                    )
+                    scores = None if scorer is None else clip_scores(images[k], placed[k], scorer)
+                    row = Row(
+                        method=method,
+                        index=index,
+                        prompt=chosen[k].prompt,
+                        kind=chosen[k].kind,
+                        seed=seed,
+                        image=file,
+                        layout=[(o.phrase, list(o.box)) for o in placed[k].objects],
+                        detections=[
+                            (" ".join((*d.attributes, d.noun)), list(d.box), d.score)
+                            for d in seen[k]
+                        ],
+                        verdict=asdict(verdict),
+                        correct=verdict.correct,
+                        clip_global=scores and scores[0],
+                        clip_local=scores and scores[1],
+                        seconds=meter.seconds / len(part),
+                        memory_mb=None if meter.peak_mb is None else meter.peak_mb / len(part),
+                        batch=len(part),
+                    )
+                    fresh.append(row)
+                _append(folder / RESULTS, fresh)
+                rows += fresh
+                bar.update(len(fresh))
+    order = {method: number for number, method in enumerate(methods)}
+    return sorted(rows, key=lambda row: (row.index, row.seed, order[row.method]))
+
+
+def texts_of(prompt: str, layout: Layout) -> list[str]:
+    """What CLIP compares a picture and its crops with: the prompt, and each object."""
+    return [prompt, *(f"a photo of {placed.phrase}" for placed in layout.objects)]
+
+
+def clip_scores(image: Image, layout: Layout, scorer: Clip) -> tuple[float, list[float]]:
+    """Cosine similarity of the picture and its prompt, and of each box's crop and its object."""
+    import torch
+
+    from stal.clip import crops
+
+    with torch.inference_mode():
+        whole = pixels(image)
+        texts = scorer.texts(texts_of(layout.prompt, layout))
+        parts = crops(whole, [o.box for o in layout.objects], size=scorer.preprocessing.size)
+        scores = [float((scorer.images(whole[None]) * texts[:1]).sum())]
+        if len(parts):
+            scores += (scorer.images(parts) * texts[1:]).sum(-1).tolist()
+    return scores[0], scores[1:]
+
+
+class Meter:
+    """Time and peak memory of a block; memory above what is in use when the meter is made.
+
+        meter = Meter(device)
+        with meter: ...
+        meter.seconds, meter.peak_mb
+
+    On a GPU memory is what torch allocates there. Otherwise it is the resident memory of the
+    process, known on Linux alone.
+    """
+
+    def __init__(self, device: Any) -> None:
+        import torch
+
+        self.device = torch.device(device)
+        self.seconds = 0.0
+        self.peak_mb: float | None = None
+        self._before = self._peak(reset=True)
+
+    def __enter__(self) -> None:
+        self._peak(reset=True)
+        self._start = time.perf_counter()
+
+    def __exit__(self, *error: object) -> None:
+        peak = self._peak()
+        self.seconds = time.perf_counter() - self._start
+        known = peak is not None and self._before is not None
+        self.peak_mb = max(peak - self._before, 0.0) if known else None  # type: ignore[operator]
+
+    def _peak(self, *, reset: bool = False) -> float | None:
+        """The peak in MB since the last reset."""
+        import torch
+
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            if reset:
+                torch.cuda.reset_peak_memory_stats(self.device)
+            return torch.cuda.max_memory_allocated(self.device) / 1e6
+        try:
+            if reset:
+                Path("/proc/self/clear_refs").write_text("5")
+            status = Path("/proc/self/status").read_text()
+        except OSError:
+            return None
+        lines = (line.split() for line in status.splitlines() if line.startswith("VmHWM:"))
+        return next((int(line[1]) * 1024 / 1e6 for line in lines), None)
+
+
+def read_rows(folder: Path) -> list[Row]:
+    """The rows that a folder has. A last line that was torn by a kill or a full disk is removed.
+
+    Raises:
+        ValueError: another line is no row.
+    """
+    path = folder / RESULTS
+    if not path.exists():
+        return []
+    data = path.read_bytes()
+    whole = data.rfind(b"\n") + 1
+    if whole < len(data):
+        os.truncate(path, whole)
+    rows = []
+    for number, line in enumerate(data[:whole].splitlines(), 1):
+        try:
+            rows.append(Row(**json.loads(line)))
+        except (ValueError, TypeError):
+            raise ValueError(f"{path}:{number}: must be a row of `stal evaluate`") from None
+    return rows
+
+
+def _append(path: Path, rows: Sequence[Row]) -> None:
+    """Adds rows and waits until they are on the disk; a failure leaves at most one torn line."""
+    data = "".join(json.dumps(asdict(row)) + "\n" for row in rows).encode()
+    with open(path, "ab", buffering=0) as file:
+        while data:
+            data = data[file.write(data) :]
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def opened(folder: Path, command: Mapping[str, Any]) -> Iterator[None]:
+    """Holds a folder of results for one process, and notes the command in it.
+
+    Raises:
+        ValueError: the folder holds something else, or another process.
+    """
+    check_command(folder, command)
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "ab") as file:
+        try:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"output must not be in use by another run, got {folder}") from None
+        if not _has_rows(folder):
+            text = json.dumps({"version": VERSION, **command}, indent=2) + "\n"
+            write_atomic(folder / COMMAND, text.encode())
+        yield
+
+
+def check_command(folder: Path, command: Mapping[str, Any]) -> None:
+    """Refuses a folder that does not hold results of this command.
+
+    One that is empty, or where a command has no image yet, is welcome. command may be a part of the
+    whole: what it does not name is not compared.
+
+    Raises:
+        ValueError: it holds something else.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"output must be a folder, got the file {folder}")
+    path = folder / COMMAND
+    if not path.exists():
+        # A run that was killed at its start leaves hidden files.
+        if folder.is_dir() and any(not each.name.startswith(".") for each in folder.iterdir()):
+            fix = "name a new one"
+            raise ValueError(f"output must be a folder of `stal evaluate`, got {folder}: {fix}")
+        return
+    try:
+        old = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        old = None
+    if not isinstance(old, dict) or "methods" not in old:
+        raise ValueError(f"{path} must be of `stal evaluate`, got something else")
+    if not _has_rows(folder):
+        return
+    for name, value in {"version": VERSION, **command}.items():
+        before = old.get(name)
+        # As JSON gives it back: lists for tuples.
+        if before != json.loads(json.dumps(value)):
+            got = f"one with {name} {json.dumps(before)} instead of {json.dumps(value)}"
+            raise ValueError(
+                f"output must be a folder of this command, got {folder}, {got}: name a new one"
+            )
+
+
+def _has_rows(folder: Path) -> bool:
+    path = folder / RESULTS
+    return path.exists() and b"\n" in path.read_bytes()
+
+
+def fingerprint(pipe: Pipeline) -> str:
+    """Tells models apart that have one name: a hash of the first numbers of each UNet weight."""
+    digest = hashlib.sha256()
+    for name, weight in pipe.components.unet.state_dict().items():
+        digest.update(name.encode())
+        digest.update(json.dumps(weight.flatten()[:8].double().tolist()).encode())
+    return digest.hexdigest()[:16]
+
+
+@contextmanager
+def _told_of_a_full_disk(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        fix = "make room and run the same command again, it goes on where it stopped"
+        raise OSError(f"output must have room, got {error.strerror} in {folder}: {fix}") from error

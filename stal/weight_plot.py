@@ -1,4 +1,4 @@
-"""The weights over time as a figure, a line an object, as the paper (arXiv 2304.03869) shows them."""
+"""The weights over time as a figure, a line an object, as in the paper (arXiv 2304.03869)."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""What the field compares with, on the same UNet, samplers and noise: one file a method."""

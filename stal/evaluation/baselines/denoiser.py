@@ -1,0 +1,119 @@
+"""What every baseline starts from: a plain drawing, and its UNet asked about texts of one's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from stal.attention import Plain, Prompts
+from stal.layout import Layout
+from stal.pipeline import Drawing, Pipeline, Settings
+
+
+def plain_drawing(
+    pipe: Pipeline,
+    prompts: Sequence[str],
+    *,
+    layouts: Sequence[Layout | None],
+    seeds: Sequence[int],
+    settings: Settings,
+) -> Drawing:
+    """Plain attention, one image a prompt, image i from the noise of seeds[i].
+
+    Raises:
+        ValueError: settings of several images a prompt, or what `Pipeline.prepare` refuses.
+    """
+    if settings.num_images != 1:
+        raise ValueError(
+            f"settings.num_images must be 1, got {settings.num_images}; repeat the prompt instead"
+        )
+    plain = replace(settings, attention="plain")
+    return pipe.prepare(prompts, plain, layouts=layouts, seed=list(seeds))
+
+
+class Denoiser:
+    """The UNet of a plain drawing, unguided, for any texts.
+
+    Args:
+        drawing: gives the model, the negative prompt and the guidance scale.
+        texts: what will be asked about; the negative prompt is always among them.
+
+    Attributes:
+        rows: the table row of each text.
+        embeddings: (table, seqlen_k, width).
+        prompts: the table.
+    """
+
+    def __init__(self, drawing: Drawing, texts: Iterable[str]) -> None:
+        pipe, settings = drawing.pipe, drawing.settings
+        self.drawing, self.scale = drawing, settings.guidance_scale
+        self.rows = {
+            text: row for row, text in enumerate(dict.fromkeys([settings.negative_prompt, *texts]))
+        }
+        self.negative = self.rows[settings.negative_prompt]
+        self.embeddings, self._pooled = pipe.encode(list(self.rows))
+        if pipe.components.force_zeros_for_empty_prompt and self._pooled is not None:
+            zero = torch.tensor([text == "" for text in self.rows], device=pipe.device)
+            self.embeddings = self.embeddings.masked_fill(zero[:, None, None], 0)
+            self._pooled = self._pooled.masked_fill(zero[:, None], 0)
+        self.prompts = Prompts(self.embeddings)
+
+    def __call__(
+        self,
+        x: Tensor,
+        t: float,
+        rows: Sequence[int],
+        attention: Callable[..., Tensor] | None = None,
+    ) -> Tensor:
+        """The UNet's prediction for latents x (batch, channels, height, width), in its dtype.
+
+        rows: table row of each batch element's text, which also says what XL is told of it.
+        attention: plain attention to these rows if None.
+        """
+        pipe, settings = self.drawing.pipe, self.drawing.settings
+        added = None
+        if self._pooled is not None:
+            # XL is told the original size, the crop's corner and the target size.
+            size = [settings.height, settings.width]
+            ids = torch.tensor([[*size, 0, 0, *size]], dtype=pipe.dtype, device=pipe.device)
+            added = {
+                "text_embeds": self._pooled[list(rows)],
+                "time_ids": ids.expand(len(rows), -1),
+            }
+        attend = attention or Plain(self.prompts, rows)
+        return pipe.components.unet(x.to(pipe.dtype), t, None, added, attention=attend)
+
+    def guided(
+        self,
+        x: Tensor,
+        t: float,
+        rows: Sequence[int],
+        attention: Callable[..., Tensor] | None = None,
+    ) -> Tensor:
+        """e_0 + g (e_row - e_0) of each element of x, e_0 for the negative prompt.
+
+        attention: of the batch (unconditional half, conditional half), or of the conditional one
+            alone where the guidance scale g is 1.
+        """
+        if self.scale == 1:
+            return self(x, t, rows, attention)
+        both = [self.negative] * len(rows) + list(rows)
+        unconditional, conditional = self(torch.cat([x, x]), t, both, attention).chunk(2)
+        return unconditional + self.scale * (conditional - unconditional)
+
+    def composed(
+        self, x: Tensor, t: float, images: Sequence[int], rows: Sequence[int], weights: Tensor
+    ) -> Tensor:
+        """e_0 + g sum_j weights_j (e_j - e_0) of each image, over the terms j that are its own.
+
+        images, rows: the image and the table row of each term.
+        weights: (terms, 1 or channels, 1 or height, 1 or width) in the dtype of x.
+        """
+        n, mine = len(x), torch.tensor(images, dtype=torch.long, device=x.device)
+        predictions = self(torch.cat([x, x[mine]]), t, [self.negative] * n + list(rows))
+        unconditional, conditional = predictions[:n], predictions[n:]
+        terms = weights * (conditional - unconditional[mine])
+        return unconditional + self.scale * torch.zeros_like(x).index_add(0, mine, terms)

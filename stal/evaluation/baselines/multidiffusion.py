@@ -1,0 +1,131 @@
+"""MultiDiffusion: one diffusion process a region, fused after every step.
+
+Source: Bar-Tal, Yariv, Lipman and Dekel, "MultiDiffusion: Fusing Diffusion Paths for Controlled
+Image Generation", ICML 2023, arXiv 2302.08113, equation 5 and the region-based generation of
+section 4.2 with its bootstrapping.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from stal.evaluation.baselines.denoiser import Denoiser, plain_drawing
+from stal.layout import Layout, masks
+from stal.pipeline import UNCONDITIONAL, Drawing, Pipeline, Result, Settings
+
+
+def multidiffusion(
+    pipe: Pipeline,
+    prompts: Sequence[str],
+    *,
+    layouts: Sequence[Layout | None],
+    seeds: Sequence[int],
+    settings: Settings,
+    strength: float = 1.0,
+    bootstrap: float = 0.4,
+    background: str | None = None,
+) -> list[Result]:
+    """e = (1 - strength) e_D + strength sum_i M_i e_i / sum_i M_i, i = 0 the background, 1..K.
+
+    e_i is the guided prediction for the phrase of object i, M_i its box on the latents' cells (1
+    where a box covers at least half a cell, and in the cell that it covers most), M_0 what no box
+    covers; e_D is that for the whole prompt. Fusing predictions is fusing the steps of the
+    samplers, which are linear in them.
+
+    In the first steps object i is predicted in front of a plain colour, x M_i + (1 - M_i) b with b
+    the noised latents of a random colour, so that it is drawn whole inside its box.
+
+    Args:
+        layouts: the boxes; None places the objects by the prompt. No objects is the plain model.
+        strength: 1 in the paper; 0 is the plain model.
+        bootstrap: share of the steps, 20 of 50 in the released code.
+        background: the text of what no box covers; the model's own reference if it is a prompt
+            ("an empty scene"), else the whole prompt, if None.
+    """
+    drawing = plain_drawing(pipe, prompts, layouts=layouts, seeds=seeds, settings=settings)
+    own = pipe.defaults.reference
+    around = background if background is not None else own if own != UNCONDITIONAL else None
+    terms: list[_Term] = []
+    for i, job in enumerate(drawing.jobs):
+        boxes = _hard(masks(job.layout, *_cells(drawing)))
+        everywhere = torch.ones(_cells(drawing))
+        if not len(boxes):
+            terms.append(_Term(i, job.prompt, everywhere, everywhere))
+            continue
+        parts = torch.cat([(1 - boxes.sum(0, keepdim=True)).clamp(min=0), boxes])
+        shares = strength * parts / parts.sum(0)
+        rest = job.prompt if around is None else around
+        terms.append(_Term(i, job.prompt, (1 - strength) * everywhere, everywhere))
+        terms.append(_Term(i, rest, shares[0], everywhere))
+        for item, share, box in zip(job.layout.objects, shares[1:], boxes, strict=True):
+            text = pipe.defaults.local_prompt.replace("{}", item.phrase)
+            terms.append(_Term(i, text, share, box))
+    terms = [term for term in terms if bool(term.share.any())]
+    denoiser = Denoiser(drawing, [term.text for term in terms])
+    images, rows = [term.image for term in terms], [denoiser.rows[term.text] for term in terms]
+    share, seen = (
+        torch.stack(maps)[:, None].to(pipe.device, pipe.dtype)
+        for maps in ([term.share for term in terms], [term.seen for term in terms])
+    )
+    index = torch.tensor(images, device=pipe.device)
+    first = round(bootstrap * drawing.schedule.steps) if bool((seen == 0).any()) else 0
+    colours = _colours(drawing) if first else None
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    noise: Tensor | None = None
+
+    def predict(x: Tensor, t: float, step: int, *_: Tensor) -> Tensor:
+        nonlocal noise
+        if colours is None or step >= first:
+            return denoiser.composed(x, t, images, rows, share)
+        noise = x if noise is None else noise
+        # Each image picks by itself, so that it does not depend on the batch around it.
+        picks = [int(torch.randint(len(colours), (), generator=generators[i])) for i in images]
+        alpha_bar = drawing.schedule.alpha_bar(t)
+        plain = math.sqrt(alpha_bar) * colours[picks] + math.sqrt(1 - alpha_bar) * noise[index]
+        each = denoiser.guided(seen * x[index] + (1 - seen) * plain, t, rows)
+        return torch.zeros_like(x).index_add(0, index, share * each)
+
+    return drawing.results(drawing.sample(predict=predict))
+
+
+class _Term(NamedTuple):
+    """A text in one image: its (height, width) share of the prediction, and which latents it sees
+    while the others are a plain colour."""
+
+    image: int
+    text: str
+    share: Tensor
+    seen: Tensor
+
+
+def _colours(drawing: Drawing, count: int = 20) -> Tensor:
+    """The latents of pictures of one random colour each, the same in every call."""
+    pipe, vae, settings = drawing.pipe, drawing.pipe.components.vae, drawing.settings
+    levels = torch.rand(count, 3, 1, 1, generator=torch.Generator().manual_seed(0))
+    pictures = (2 * levels - 1).expand(-1, -1, settings.height, settings.width)
+    dtype = next(vae.parameters()).dtype
+    if dtype == torch.float16 and vae.config.force_upcast:
+        # XL's autoencoder overflows in half precision and says so in its configuration.
+        dtype = torch.float32
+        vae.to(dtype)
+    with torch.no_grad():
+        each = [vae.encode(p[None].to(pipe.device, dtype)).latent_dist.mean for p in pictures]
+    shift = getattr(vae.config, "shift_factor", None) or 0
+    return ((torch.cat(each) - shift) * vae.config.scaling_factor).to(pipe.dtype)
+
+
+def _hard(soft: Tensor) -> Tensor:
+    """Masks of 0 and 1 with at least one cell each."""
+    flat = soft.flatten(1)
+    most = flat == flat.amax(1, keepdim=True)
+    return ((flat >= 0.5) | most).float().view_as(soft)
+
+
+def _cells(drawing: Drawing) -> tuple[int, int]:
+    unit, settings = drawing.pipe.scale_factor, drawing.settings
+    return settings.height // unit, settings.width // unit

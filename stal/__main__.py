@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stal import picture, weight_commands
+from stal.evaluation.command import evaluate
 from stal.files import check_writable, write_atomic
 from stal.layout import Layout
 
@@ -92,6 +93,10 @@ def generate(
     ] = Optimize.none,
     epochs: Annotated[int, typer.Option(min=1, help="Drawings of --optimize trajectory.")] = 3,
     lr: Annotated[float, typer.Option(help="Adam's, of --optimize trajectory.")] = 0.1,
+    recompute_blocks: Annotated[
+        bool,
+        typer.Option("--recompute-blocks", help="--optimize in less memory and more time."),
+    ] = False,
     clip: Annotated[
         Path | None, typer.Option(help="Folder of a CLIP model; clip in the model's if absent.")
     ] = None,
@@ -157,6 +162,7 @@ def generate(
     search = None
     if optimize != Optimize.none:
         search = {"mode": optimize.value, "epochs": epochs, "lr": lr, "clip": clip}
+        search["recompute_blocks"] = recompute_blocks
     _draw(wanted, outputs, json_file, compare=compare, search=search, device=device, quiet=quiet)
 
 
@@ -270,6 +276,7 @@ def _optimized(drawing: Drawing, search: dict[str, Any], *, device: str, quiet: 
     from stal.pipeline import clip_folder
 
     scorer = clip.load(search["clip"] or clip_folder(drawing.pipe), device=device)
+    drawing.pipe.components.unet.gradient_checkpointing = search["recompute_blocks"]
     if search["mode"] == "online":
         done: dict[str, Any] = {"mode": "online"}
         found = online(drawing, scorer)
@@ -283,6 +290,7 @@ def _optimized(drawing: Drawing, search: dict[str, Any], *, device: str, quiet: 
 
 app.command()(weight_commands.plot)
 app.command()(weight_commands.fit_schedule)
+app.command()(evaluate)
 
 
 @app.command()

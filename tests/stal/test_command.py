@@ -161,9 +161,10 @@ def test_options_override_those_of_from(generate, override):
 
 
 @pytest.mark.parametrize(("mode", "scored"), [("trajectory", 2), ("online", 1)])
-def test_optimized_picture_can_be_drawn_again(run, generate, mode, scored):
+@pytest.mark.parametrize("more", [(), ("--recompute-blocks",)], ids=str)
+def test_optimized_picture_can_be_drawn_again(run, generate, mode, scored, more):
     clip = bundled_model() / "clip"
-    options = ("--optimize", mode, "--clip", clip, "--epochs", 2, "--lr", 0.5)
+    options = ("--optimize", mode, "--clip", clip, "--epochs", 2, "--lr", 0.5, *more)
     generate(TWO, "--steps", 4, "--output", "plain.png", "--weights", "1,1")
     generate(TWO, "--steps", 4, "--output", "one.png", "--weights", "1,1", *options)
     record = picture.read_record("one.png")

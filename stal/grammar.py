@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from stal.mentions import Mention, Mentions, Span
 from stal.nouns import NounPhrase, find_noun, inverts, needs_object, noun_phrase
-from stal.relations import SIDES, VERBS, Place, Side, find, side_names
+from stal.relations import NOWHERE, SIDES, VERBS, Place, Side, find, side_names
 from stal.statements import Link, Sided, Statement, Statements
 from stal.words import (
     AUXILIARIES,
@@ -63,6 +63,7 @@ _ROWS = {"row": "left of", "line": "left of", "column": "above", "stack": "above
 _HAVING = [[word] for word in ("with", "has", "have", "having", "containing", "filled", "where")]
 # Said of what rests on or in something, not of that something: "a mouse on a desk next to a cup".
 _RESTS = [("on",), ("inside",)]
+_ON_TOP = frozenset(("top", "atop"))
 _BESIDE = [("next to",), ("left of",), ("right of",), ("behind",), ("in front of",)]
 
 
@@ -78,7 +79,10 @@ def read(text: str) -> tuple[list[Mention], dict[Statement, Span]]:
             tokens, spans = [], []
             continue
         owner = token.rstrip("s").rstrip("'")
-        if token.endswith(("'s", "s'")) and owner not in CONTRACTED:
+        if token.endswith("'s") and owner not in CONTRACTED and _owns_nothing(text, end):
+            tokens.append(owner + "s")  # "two banana's."
+            spans.append((start, end))
+        elif token.endswith(("'s", "s'")) and owner not in CONTRACTED:
             bare = token[:-2] if token.endswith("'s") else token[:-1]
             tokens += [bare, "'s"]
             spans += [(start, start + len(bare)), (start + len(bare), end)]
@@ -91,6 +95,11 @@ def read(text: str) -> tuple[list[Mention], dict[Statement, Span]]:
             spans.append((start, end))
     reader.read(tokens, spans)
     return reader.mentions, reader.said.relations
+
+
+def _owns_nothing(text: str, i: int) -> bool:
+    following = _TOKEN.search(text, i)
+    return following is None or following[0] in _SENTENCE_ENDS or following[0] == ","
 
 
 class _Reader:
@@ -126,6 +135,10 @@ class _Reader:
         self.waiting: Link | None = None  # lacks its objects
         self.inverted: Link | None = None  # lacks its subjects: "above the dog is a cat"
         self.complete: Link | None = None  # the latest that lacks nothing
+        self.stated = 0  # relations of words of place so far
+        self.aside: list[int] = []  # what "it" is after "a cat left of a dog, with ..."
+        self.scenery: Link | None = None  # "next to a road": of what the road is "with"
+        self.on_scenery = False  # "... with a truck on it": on what is no object
         self.side: tuple[Side, Span] | None = None  # "on the left": of the noun phrase after it
         self.sided: list[Sided] = []
         self.ignored_end = -1  # where the latest phrase that is no object ended
@@ -189,7 +202,7 @@ class _Reader:
         elif token in AUXILIARIES:
             self._take_verb(tokens, i)
         elif token not in NEGATIONS:
-            if self._is_bare_verb(tokens, i):
+            if self._is_bare_verb(tokens, i) or self._is_verb_of_relative(tokens, i):
                 self._take_verb(tokens, i)
                 return i + 1
             phrase = noun_phrase(tokens, i, joined=self.joint == "and" and self.role == "subject")
@@ -227,6 +240,16 @@ class _Reader:
             and find(tokens, i + 1) is not None
         )
 
+    def _is_verb_of_relative(self, tokens: Sequence[str], i: int) -> bool:
+        """ "a lamp that lights up", but not "a lamp that cats like"."""
+        return (
+            self.relative
+            and tokens[i - 1] in RELATIVES
+            and tokens[i].endswith("s")
+            and is_boundary(tokens, i + 1)
+            and not any(is_plural(self.mentions[index].noun) for index in self.last)
+        )
+
     def _take_verb(self, tokens: Sequence[str], i: int) -> None:
         verb = tokens[i]
         finite = verb in AUXILIARIES or verb.endswith("s")
@@ -251,15 +274,24 @@ class _Reader:
         """What words of place at this point are said of."""
         if self.role == "object" and self.trait and place.reference in ("object", "canvas"):
             return self.head  # "a vase with flowers next to a clock"
+        link, beside = self.complete, place.names[:1] in _BESIDE
         if self.role == "object":
+            if link is not None and link.references == self.last and place.reference == "object":
+                # "a woman riding a horse in front of a house", "... holding a cup behind a table"
+                rides, holds = link.names == ("on",), link.names == ("held by",) and link.reverse
+                if rides or (holds and beside):
+                    return [*link.subjects, *self.last]
+            if self.joint == "," and self.head and not (link is not None and link.lists):
+                return self.head  # "a house with a garden, next to a lake"
             return self.last
         if self.joint or self.verb:
             return self.subject or self.last
-        link = self.complete
         if self.role == "adjunct" and link is not None and link.references == self.latest:
-            beside = link.names[:1] in _RESTS and place.names[:1] in _BESIDE
-            full = link.names == ("inside",) and link.reverse  # "a bowl full of fruit"
-            if beside or full:
+            if link.names == ("inside",) and (link.reverse or beside):
+                # "a bowl full of fruit", "a cat in a box next to a dog"
+                both = beside and not link.reverse
+                return [*link.subjects, *(link.references if both else [])]
+            if link.rests and beside:
                 return link.subjects
         return self.latest
 
@@ -277,7 +309,8 @@ class _Reader:
             self.subject = subjects
         span = self._span(i, place.end)
         names = () if self.negated else place.names
-        link = Link(names, subjects, span, opens=opens, reverse=place.reverse)
+        rests = names[:1] in _RESTS or not _ON_TOP.isdisjoint(tokens[i : place.end])
+        link = Link(names, subjects, span, opens=opens, reverse=place.reverse, rests=rests)
         if is_known_verb(tokens[i]):
             self.verb, self.verb_span = tokens[i], self.spans[i]
         negated = self.negated
@@ -304,6 +337,9 @@ class _Reader:
     def _take_pronoun(self, tokens: Sequence[str], i: int) -> None:
         if self.waiting is not None:
             link, self.waiting = self.waiting, None
+            if self.on_scenery and tokens[i] == "it":
+                self.on_scenery = False
+                return
             besides = [] if link.opens and inverts(tokens, i + 1) else link.subjects
             if tokens[i] == "both" or link.names == ("between",):
                 found = self._latest_two(besides)
@@ -325,6 +361,12 @@ class _Reader:
         else:
             self.said.relate(link, link.subjects, references)
             self.complete = link
+            self.stated += 1
+            if link.names[:1] in _BESIDE and self._are_places(references):
+                self.scenery = link
+
+    def _are_places(self, ids: Sequence[int]) -> bool:
+        return all(self.mentions[index].kind in PLACES for index in ids)
 
     def _take_noun_phrase(self, tokens: Sequence[str], phrase: NounPhrase) -> int:
         i, end = phrase.start, phrase.end
@@ -398,12 +440,18 @@ class _Reader:
                 return False
             self.latest, self.last, self.role = self.subject, self.subject, "object"
             return True
+        # "in their left hand": the picture's left, as most who write such prompts mean it.
+        sides = [
+            name for word in phrase.attributes for name in side_names(SIDES.get(word, NOWHERE))
+        ]
         if link.names == ("inside",) and phrase.words[-1] in HELD_IN:
-            link.names = ("held by",)
-        elif link.names[:1] not in [("on",), ("below",), ("above",)] or "shoulder" in (
-            singular(phrase.words[-1])
-        ):
+            link.names = ("held by", *sides)
+        elif link.names[:1] not in [("on",), ("below",), ("above",)]:
             return False
+        elif singular(phrase.words[-1]) == "shoulder":
+            if not sides:
+                return False
+            link.names = tuple(sides)
         owner = self._resolve(phrase.determiner, link.subjects)
         self.said.relate(link, link.subjects, owner)
         self.waiting, self.preposition, self.joint = None, "", ""
@@ -438,6 +486,8 @@ class _Reader:
             self._begin_clause([])  # "while their right hand is empty"
         if self.waiting is not None:
             self.subject = self.before  # "riding a bus at night"
+            if self.waiting.names[:1] in _BESIDE and self._is_scenery(phrase):
+                self.scenery = self.waiting
         self.waiting, self.preposition, self.joint, self.negated = None, "", "", False
         if self.last:
             self.role = "adjunct" if self.verb else self.role
@@ -448,6 +498,11 @@ class _Reader:
         finite = followed_by_verb and (tokens[end] in AUXILIARIES or tokens[end].endswith("s"))
         listed = self.joint in ("and", ",")
         complete = self.complete
+        scenery, self.scenery = self.scenery, None
+        if scenery is not None and not (self.waiting or self.joint or self.negated):
+            # "a train next to a road with a truck"
+            self.said.relate(scenery, scenery.subjects, ids)
+            self.on_scenery = not scenery.references
         # A bare noun in a text that has articles: "a vase with flowers next to a clock".
         self.trait = bare and bool(self.head) and not self.mentions[self.head[0]].bare
         # "above the fork and the knife", "next to a hat, book and blanket"
@@ -472,6 +527,8 @@ class _Reader:
                 self.finite, self.verb = True, "is"
             self.inverted.subjects = ids
         elif self.preposition == "with":
+            if complete is not None and complete.is_side and self.stated == 1:
+                self.aside = complete.references
             self.last, self.role, self.joined = ids, "object", True
         elif listed and self.role == "object" and self.last and not finite:
             if complete is not None and complete.lists:
@@ -576,10 +633,13 @@ class _Reader:
     def _resolve(self, pronoun: str, besides: Sequence[int]) -> list[int]:
         """What a pronoun stands for.
 
-        The main subject if it fits, else the latest object that does; in a clause after the main
-        one ("..., while the dog sits below it"), what the relation before spoke of comes first.
+        The main subject if it fits, else the latest object that does; what the relation before
+        spoke of comes first in a clause after the main one ("..., while the dog sits below it"),
+        and after a single statement of side ("a cat left of a dog, with a bird above it").
         """
         groups = [self.main, self.subject, self.about]
+        if self.role == "object" and besides and pronoun in ("it", "its"):
+            groups.insert(0, self.aside)
         if self.second and self.complete is not None and besides:
             groups.insert(0, self.complete.references)
         groups += [[index] for index in reversed(range(len(self.mentions)))]

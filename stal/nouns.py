@@ -218,8 +218,10 @@ def _ends_phrase(
         return True
     if word in VERB_STEMS and (is_plural(words[-1]) or (joined and find(tokens, i + 1))):
         return True  # "the scissors rest"
-    if looks_like_participle(word) and (after or (is_plural(words[-1]) and word.endswith("ed"))):
-        return True  # "two girls cooked dinner"
+    verb_after = tokens[i + 1 : i + 2] and is_known_verb(tokens[i + 1])
+    passive = is_plural(words[-1]) and word.endswith("ed")  # "two girls cooked dinner"
+    if looks_like_participle(word) and (after or passive or verb_after):
+        return True
     one = determiner in ("a", "an", "another") or count == 1
     return one and after and is_plural(word) and word not in ALWAYS_PLURAL | BODY_PARTS
 

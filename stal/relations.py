@@ -170,6 +170,8 @@ _FORMS: dict[tuple[str, ...], tuple[str, bool]] = {
 _LONGEST_FORM = max(map(len, _FORMS))
 # Words of place that can do without an object: "the bird below".
 _BARE = frozenset({("above",), ("below",), ("underneath",), ("beneath",), ("inside",), ("behind",)})
+# ... and that never have one: "a car parked lower on the hill", but "a lower shelf".
+_COMPARED = {"higher": "above", "lower": "below"}
 
 # Sides of the canvas or of another object: (x, y, depth), each -1, 0, 1 or None where it says
 # nothing; depth 1 is the foreground.
@@ -245,6 +247,8 @@ def _form(tokens: Sequence[str], i: int) -> Place | None:
         if words in _FORMS:
             name, reverse = _FORMS[words]
             return Place(i + length, (name,), reverse=reverse, bare=words in _BARE)
+    if at in _COMPARED and is_boundary(tokens, i + 1):
+        return Place(i + 1, (_COMPARED[at],), bare=True)
     return None
 
 

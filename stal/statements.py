@@ -22,11 +22,18 @@ class Link:
     references: list[int] = field(default_factory=list)
     opens: bool = False  # begins a clause, so that its subject may follow
     reverse: bool = False
+    rests: bool = False  # on, in or on top of: what is said next is of what rests there
+
+    @property
+    def is_side(self) -> bool:
+        """Whether it puts one or more things on a side of one other."""
+        sides = ("left of", "right of", "above", "below")
+        return set(self.names) <= set(sides) and not self.rests and len(self.references) == 1
 
     @property
     def lists(self) -> bool:
         """Whether further objects may follow by "and" that have words of place of their own."""
-        return self.names == ("between",) or self.names == ("held by",)
+        return self.names[:1] in (("between",), ("held by",))
 
 
 @dataclass

@@ -283,6 +283,88 @@ CASES: dict[str, list[tuple[str, list[str], list[str]]]] = {
             ["1 worn by 0", "0 on 2"],
         ),
     ],
+    "riders and holders go where their mount or cup does": [
+        (
+            "a woman riding a horse in front of a house",
+            ["a woman", "a horse", "a house"],
+            ["0 on 1", "0 in front of 2", "1 in front of 2"],
+        ),
+        (
+            "A boy is holding a kite next to a tree.",
+            ["a boy", "a kite", "a tree"],
+            ["1 held by 0", "0 next to 2", "1 next to 2"],
+        ),
+        (
+            "a man holding a kite above a dog",
+            ["a man", "a kite", "a dog"],
+            ["1 held by 0", "1 above 2"],
+        ),
+    ],
+    "hands and shoulders have sides": [
+        (
+            "A girl holds a kite in her right hand.",
+            ["a girl", "a kite"],
+            ["1 held by 0", "1 right of 0"],
+        ),
+        (
+            "The hiker walked, a green bag slung over his left shoulder.",
+            ["a hiker", "a green bag"],
+            ["1 left of 0"],
+        ),
+        ("A parrot sits on his shoulder.", ["a parrot"], []),
+    ],
+    "comparisons of height": [
+        (
+            "A plane passed a balloon, which flew lower in the sky.",
+            ["a plane", "a balloon"],
+            ["1 below 0"],
+        ),
+        (
+            "A cat sits on a chair, and a bird sits higher.",
+            ["a cat", "a chair", "a bird"],
+            ["0 on 1", "2 above 0"],
+        ),
+        ("a lower shelf", ["a lower shelf"], []),
+    ],
+    "what rests on a thing stands beside others": [
+        (
+            "a radio on top of a shelf next to a lamp",
+            ["a radio", "a shelf", "a lamp"],
+            ["0 above 1", "0 next to 2"],
+        ),
+        (
+            "a fish in a jar next to a cat",
+            ["a fish", "a jar", "a cat"],
+            ["0 inside 1", "0 next to 2", "1 next to 2"],
+        ),
+    ],
+    "what comes with a thing": [
+        (
+            "a house with a garden, next to a lake",
+            ["a house", "a garden", "a lake"],
+            ["0 next to 2"],
+        ),
+        (
+            "a bus next to a road with a bicycle on it",
+            ["a bus", "a bicycle"],
+            ["0 next to 1"],
+        ),
+        (
+            "a lamp next to a highway with a cow",
+            ["a lamp", "a highway", "a cow"],
+            ["0 next to 1", "0 next to 2"],
+        ),
+        (
+            "The cup is to the left of the jar, with a spoon above it.",
+            ["a cup", "a jar", "a spoon"],
+            ["0 left of 1", "2 above 1"],
+        ),
+    ],
+    "spelling": [
+        ("a dog and two banana's", ["a dog", "a banana", "a banana"], []),
+        ("a toy that lights up, next to a ball", ["a toy", "a ball"], ["0 next to 1"]),
+        ("A brown owl calming sits on a fence.", ["a brown owl", "a fence"], ["0 on 1"]),
+    ],
     "surroundings": [
         ("A kitchen with two chairs", ["a chair", "a chair"], []),
         (

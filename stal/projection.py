@@ -5,11 +5,14 @@ Every statement is a few half-spaces on the difference of two centres,
     normal . (c_j - c_i) >= offset + k_i . s_i + k_j . s_j
 
 with centres c and sizes s as (x, y) fractions of the canvas. All that are broken are projected on
-at once and the moves averaged (Cimmino's method); boxes that still collide shrink a little a round.
+at once and the moves averaged (Cimmino's method). At first only centres move; then a box also takes
+a part of what is lacking by scaling, s = t s_0 with t <= 1. At the end each box grows again as far
+as its neighbours let it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -25,7 +28,12 @@ _GAP = 0.02  # between boxes of which one comes before the other
 _FAR = 0.15  # between boxes that are "far from" each other
 # The centres of "a left of b" differ along y by at most this share of what they differ along x.
 _SLOPE = 0.8
-_ROUNDS, _FREE_ROUNDS, _SHRINK, _TOLERANCE = 100, 15, 0.96, 1e-3
+_ROUNDS, _FREE_ROUNDS, _TOLERANCE = 100, 20, 1e-3
+# (dt)^2 counts this many times as much as (dc)^2: of what two boxes of 0.3 lack, a third is taken
+# by scaling.
+_STIFFNESS = 0.05
+_STARTS, _FULL = 4, 0.5  # tries, and the share of the canvas that boxes can take without a squeeze
+_SWEEPS, _GROWTH = 12, 1.15  # of growing again, and how much at most in one
 _SMALLEST, _LARGEST = 0.04, 0.96
 
 
@@ -43,6 +51,15 @@ class _HalfSpaces:
     def shortfall(self, centre: Array, size: Array) -> Array:
         rhs = self.offset + (self.k_i * size[self.i] + self.k_j * size[self.j]).sum(1)
         return rhs - (self.normal * (centre[self.j] - centre[self.i])).sum(1)
+
+    def largest(self, index: int, centre: Array, size: Array) -> float:
+        """By how much box `index` may be scaled."""
+        rate = ((self.i == index)[:, None] * self.k_i + (self.j == index)[:, None] * self.k_j) @ (
+            size[index]
+        )
+        room = rate - self.shortfall(centre, size) + _TOLERANCE
+        grows = rate > 1e-9
+        return float((room[grows] / rate[grows]).min(initial=np.inf))
 
 
 _Row = tuple[int, int, tuple[float, float], float, tuple[float, float], tuple[float, float]]
@@ -113,13 +130,15 @@ def project(
     low, high = _bounds(sides or [NOWHERE] * n)
     orders = orders_of(relations, n, lambda i, j: bool(centre[i, 0] <= centre[j, 0]))
     befores = [order.edges for order in orders]
+    found = None
     for straight in (True, False):
         rows, related = _rows(relations, befores, aspect, straight)
-        done, found = _settle(centre, size, free, rows, related, (low, high))
-        if done:
-            break
-    centre, size = found
-    if not done and not fixed:
+        found = found or _search(centre, size, free, rows, related, (low, high))
+    if found is not None:
+        centre, size = found
+    elif fixed:
+        _, centre, size = _settle(centre, size, free, rows, related, (low, high))
+    else:
         # A row and a column of its own for each box fulfil every order.
         ranks = [{i: rank for rank, i in enumerate(order.sequence)} for order in orders]
         centre = np.array([[(rank[i] + 0.5) / n for rank in ranks] for i in range(n)])
@@ -145,7 +164,11 @@ def _rows(
     straight: bool,
 ) -> tuple[_HalfSpaces, dict[frozenset[int], float]]:
     """The half-spaces, and the pairs that need no keeping apart (-1) or more than usual."""
-    contact = {frozenset((i, j)): GEOMETRY[name].contact for i, name, j in relations}
+    contact = {
+        frozenset((i, j)): GEOMETRY[name].contact
+        for i, name, j in relations
+        if GEOMETRY[name].contact
+    }
     ordered = [{frozenset(edge) for edge in edges} for edges in befores]
     rows: list[_Row] = []
     for axis, edges in enumerate(befores):
@@ -154,8 +177,11 @@ def _rows(
         for i, j in edges:
             pair = frozenset((i, j))
             touching = contact.get(pair) == "touching" and axis == 1
-            k = _on(axis, 0.45 if touching else 0.5)
+            overlapping = contact.get(pair) == "overlapping"
+            k = _on(axis, 0.1 if overlapping else 0.45 if touching else 0.5)
             rows.append((i, j, _on(axis, 1.0), _GAP, k, k))
+            if overlapping:
+                rows += _within(i, j, 0.4, 0.4)
             if touching:
                 rows.append((i, j, _on(axis, -1.0), -_GAP, _on(axis, -0.5), _on(axis, -0.5)))
                 half = _on(0, -0.4)
@@ -172,6 +198,11 @@ def _rows(
             continue
         if kind == "inside":
             rows += _within(i, j, -0.5, 0.5)
+            if name == "inside":
+                # What a bowl or a bed holds is seen over its rim.
+                nothing = (0.0, 0.0)
+                rows.append((i, j, (0.0, 1.0), 0.0, nothing, (0.0, 0.05)))
+                rows += [(i, j, (s, _SLOPE), 0.0, nothing, nothing) for s in (1.0, -1.0)]
         elif kind == "around":
             rows += _within(i, j, 0.5, -0.5)
         elif kind == "overlapping":
@@ -188,6 +219,39 @@ def _rows(
     return _stack(rows), related
 
 
+def _search(
+    centre: Array,
+    size: Array,
+    free: NDArray[np.bool_],
+    rows: _HalfSpaces,
+    related: Mapping[frozenset[int], float],
+    bounds: tuple[Array, Array],
+) -> tuple[Array, Array] | None:
+    """Centres and sizes that fulfil everything, near to the given ones; None if none are found.
+
+    A box that is wedged between others that want to meet would have to vanish. Where one shrinks
+    more than the crowd explains, it starts again elsewhere, and the best of a few tries is kept.
+    """
+    rng = np.random.default_rng(0)
+    crowd = min(1.0, math.sqrt(_FULL / max(float(size.prod(1).sum()), 1e-9)))
+    best: tuple[float, Array, Array] | None = None
+    start = centre
+    for _ in range(_STARTS):
+        done, new, scaled = _settle(start, size, free, rows, related, bounds)
+        lost = 1 - np.sqrt(scaled.prod(1) / size.prod(1))
+        stuck = free & (lost > 1 - 0.7 * crowd)
+        if done:
+            cost = float((lost**2).sum() + ((new - centre) ** 2).sum())
+            if best is None or cost < best[0]:
+                best = cost, new, scaled
+            if not stuck.any():
+                break
+        else:
+            stuck = free
+        start = np.where(stuck[:, None], rng.uniform(*bounds), centre)
+    return best and best[1:]
+
+
 def _settle(
     centre: Array,
     size: Array,
@@ -195,7 +259,7 @@ def _settle(
     rows: _HalfSpaces,
     related: Mapping[frozenset[int], float],
     bounds: tuple[Array, Array],
-) -> tuple[bool, tuple[Array, Array]]:
+) -> tuple[bool, Array, Array]:
     """Whether everything is fulfilled, and the centres and sizes at the end."""
     n = len(centre)
     centre, size = centre.copy(), size.copy()
@@ -213,7 +277,12 @@ def _settle(
         if free[index]:
             size[index] = np.minimum(size[index], 0.8 * size[container])
     move = free.astype(float)
+    full, scale = size, np.ones(n)
+    least = np.minimum(1.0, _SMALLEST / full.min(1))
+    each = np.arange(len(first))
+    done = False
     for round_ in range(_ROUNDS):
+        size = full * scale[:, None]
         low = np.maximum(bounds[0], size / 2)
         high = np.maximum(np.minimum(bounds[1], 1 - size / 2), low)
         low = np.minimum(low, 1 - size / 2)
@@ -222,11 +291,9 @@ def _settle(
         delta = centre[second] - centre[first]
         depth = (size[first] + size[second]) / 2 + gaps[:, None] - np.abs(delta)
         axis = depth.argmin(1)
-        each = np.arange(len(axis))
         hit = (depth[each, axis] > _TOLERANCE).nonzero()[0]
-        sign = np.where(delta[hit, axis[hit]] >= 0, 1.0, -1.0)
         away = np.zeros((len(hit), 2))
-        away[np.arange(len(hit)), axis[hit]] = sign
+        away[np.arange(len(hit)), axis[hit]] = np.where(delta[hit, axis[hit]] >= 0, 1.0, -1.0)
 
         short = rows.shortfall(centre, size)
         bad = (short > _TOLERANCE).nonzero()[0]
@@ -234,17 +301,60 @@ def _settle(
         j = np.concatenate((rows.j[bad], second[hit]))
         normal = np.concatenate((rows.normal[bad], away))
         lack = np.concatenate((short[bad], depth[hit, axis[hit]]))
-        mass = move[i] + move[j]
-        if not (mass > 0).any():
-            return not len(mass), (centre, size)
-        push = normal * (lack / (normal**2).sum(1) / np.maximum(mass, 1.0))[:, None]
-        total, count = np.zeros((n, 2)), np.zeros((n, 1))
-        np.add.at(total, i, -push * move[i, None])
-        np.add.at(total, j, push * move[j, None])
+        if not ((move[i] + move[j]) > 0).any():
+            done = not len(lack)
+            break
+        # What a box's scale adds to what is lacking.
+        half = np.abs(away) / 2
+        rate_i = move[i] * (np.concatenate((rows.k_i[bad], half)) * full[i]).sum(1)
+        rate_j = move[j] * (np.concatenate((rows.k_j[bad], half)) * full[j]).sum(1)
+        give = 0.0 if round_ < _FREE_ROUNDS else 1 / _STIFFNESS
+        norm = (normal**2).sum(1) * (move[i] + move[j]) + give * (rate_i**2 + rate_j**2)
+        step = lack / np.maximum(norm, 1e-9)
+        push = normal * step[:, None]
+        total, count = np.zeros((n, 3)), np.zeros((n, 1))
+        np.add.at(total, i, np.column_stack((-push * move[i, None], -give * step * rate_i)))
+        np.add.at(total, j, np.column_stack((push * move[j, None], -give * step * rate_j)))
         np.add.at(count, i, 1.0)
         np.add.at(count, j, 1.0)
-        centre = centre + 1.5 * total / np.maximum(count, 1.5)
-        if round_ >= _FREE_ROUNDS:
-            moved = (count[:, 0] > 0) & free
-            size[moved] = np.maximum(size[moved] * _SHRINK, np.minimum(_SMALLEST, size[moved]))
-    return False, (centre.clip(size / 2, 1 - size / 2), size)
+        change = 1.5 * total / np.maximum(count, 1.5)
+        centre = centre + change[:, :2]
+        scale = (scale + change[:, 2]).clip(least, 1.0)
+    size = full * scale[:, None]
+    if not done:
+        return False, centre.clip(size / 2, 1 - size / 2), size
+    _grow(centre, size, full, free, rows, (first, second, gaps))
+    return True, centre, size
+
+
+def _grow(
+    centre: Array,
+    size: Array,
+    full: Array,
+    free: NDArray[np.bool_],
+    rows: _HalfSpaces,
+    apart: tuple[NDArray[np.int64], NDArray[np.int64], Array],
+) -> None:
+    """Scales boxes about their centres, in place, up to their full size or what is in the way."""
+    first, second, gaps = apart
+    for _ in range(_SWEEPS):
+        small = (free & (size[:, 0] < 0.999 * full[:, 0])).nonzero()[0]
+        grown = False
+        for index in small.tolist():
+            mine = (first == index) | (second == index)
+            other = np.where(first[mine] == index, second[mine], first[mine])
+            room = np.abs(centre[other] - centre[index]) - size[other] / 2
+            room = ((room - gaps[mine, None] + _TOLERANCE) * 2 / size[index]).max(1)
+            limits = (
+                _GROWTH,
+                full[index, 0] / size[index, 0],
+                rows.largest(index, centre, size),
+                room.min(initial=np.inf),
+                (2 * np.minimum(centre[index], 1 - centre[index]) / size[index]).min(),
+            )
+            by = float(min(limits))
+            if by > 1.001:
+                size[index] *= by
+                grown = True
+        if not grown:
+            return

@@ -48,6 +48,68 @@ def test_projection_fulfils_chains_from_any_boxes(z, order, predicate, aspect):
     assert layout.violated == ()
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(
+        st.tuples(*[st.floats(0.0, 1.0)] * 2, *[st.floats(0.05, 0.8)] * 2), min_size=2, max_size=5
+    ),
+    st.permutations(range(5)),
+    st.permutations(range(5)),
+    st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4), st.booleans()), max_size=6),
+)
+def test_projection_fulfils_whatever_some_arrangement_fulfils(z, across, down, pairs):
+    boxes = [(x - w / 2, y - h / 2, x + w / 2, y + h / 2) for x, y, w, h in z]
+    relations = []
+    for i, j, horizontal in pairs:
+        if i != j and max(i, j) < len(boxes):
+            rank, names = (
+                (across, ("left of", "right of")) if horizontal else (down, ("above", "below"))
+            )
+            relations.append((i, names[rank[i] > rank[j]], j))
+    assert layout_of(project(boxes, relations), relations).violated == ()
+
+
+def area(box):
+    return (box[2] - box[0]) * (box[3] - box[1])
+
+
+@pytest.mark.parametrize(
+    ("boxes", "relations", "least"),
+    [
+        # The third lies where the other two have to touch.
+        (
+            [(0.11, 0.21, 0.27, 0.57), (0.12, 0.49, 0.51, 0.87), (0.03, 0.57, 0.46, 0.76)],
+            [(0, "on", 1)],
+            0.7,
+        ),
+        ([(0.0, 0.3, 0.4, 0.7), (0.5, 0.3, 0.9, 0.7)], [(0, "right of", 1)], 0.95),
+        ([(0.2, 0.2, 0.6, 0.6)] * 3, [(0, "left of", 1), (1, "left of", 2)], 0.55),
+    ],
+    ids=["wedged", "swapped", "in a row"],
+)
+def test_boxes_shrink_no_more_than_they_must(boxes, relations, least):
+    found = project(boxes, relations)
+    assert layout_of(found, relations).violated == ()
+    assert min(area(new) / area(old) for new, old in zip(found, boxes, strict=True)) > least
+
+
+def test_scaled_boxes_keep_their_shape():
+    found = project([(0.2, 0.1, 0.6, 0.9)] * 4, [])
+    assert all((y1 - y0) / (x1 - x0) == pytest.approx(2.0, rel=1e-3) for x0, y0, x1, y1 in found)
+
+
+def test_what_is_held_in_the_left_hand_overlaps_its_holder():
+    relations = [(0, "held by", 1), (0, "left of", 1)]
+    cup, man = project([(0.7, 0.4, 0.8, 0.5), (0.3, 0.1, 0.6, 0.9)], relations)
+    assert layout_of([cup, man], relations).violated == ()
+    assert meet(cup, man)
+
+
+def test_what_a_bowl_holds_is_seen_over_its_rim():
+    fruit, bowl = project([(0.4, 0.5, 0.6, 0.7), (0.2, 0.4, 0.7, 0.7)], [(0, "inside", 1)])
+    assert fruit[1] + fruit[3] < bowl[1] + bowl[3]
+
+
 def test_relations_lie_within_45_degrees():
     (a, b) = project([(0.1, 0.0, 0.3, 0.2), (0.2, 0.8, 0.4, 1.0)], [(0, "left of", 1)])
     dx, dy = (b[0] + b[2] - a[0] - a[2]), abs(b[1] + b[3] - a[1] - a[3])

@@ -80,7 +80,7 @@ def evaluate(
 
     command: dict[str, Any] = {
         "prompts": Path(prompts).name,
-        "cases": hashlib.sha256(repr([(c.prompt, c.layout) for c in cases]).encode()).hexdigest(),
+        "cases": _digest([(c.prompt, c.objects, c.relations) for c in cases]),
         "methods": names,
         "seeds": seeds,
         "layouts": layouts.value,
@@ -119,6 +119,7 @@ def evaluate(
         score = detectors.MIN_SCORE if min_score is None else min_score
         see = detectors.zero_shot(detector, scorer, min_score=score, device=device)
     placed = _layouts(cases, layouts, pipe)
+    command["boxes"] = _digest(placed)
     if scorer is not None:
         _check_texts(cases, placed, scorer)
     with opened(output, command):
@@ -144,6 +145,10 @@ def evaluate(
     print(output / "summary.md", flush=True)
 
 
+def _digest(values: Sequence[Any]) -> str:
+    return hashlib.sha256(repr(values).encode()).hexdigest()[:16]
+
+
 def _check_words(cases: Sequence[Case], pipe: Pipeline) -> None:
     """Before anything is drawn: the bundled model knows few words."""
     import re
@@ -162,15 +167,12 @@ def _check_words(cases: Sequence[Case], pipe: Pipeline) -> None:
 
 
 def _scorer(clip: Path | None, pipe: Pipeline, device: str) -> Any:
-    from stal.checkpoint import resolve
     from stal.clip import load
-    from stal.pipeline import bundled_model
+    from stal.pipeline import clip_folder
 
-    folder = clip
-    if folder is None:
-        folder = (resolve(pipe.name) if pipe.name else bundled_model()) / "clip"
-        if not folder.is_dir():
-            return None
+    folder = clip or clip_folder(pipe)
+    if clip is None and not folder.is_dir():
+        return None
     return load(folder, device=device)
 
 

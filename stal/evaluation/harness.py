@@ -54,8 +54,8 @@ class Row:
         prompt, kind: see `stal.evaluation.prompt_files.Case`.
         seed: of its noise; the same for every method.
         image: file, relative to the folder of the results.
-        layout: (phrase, box) of each object of the layout that it was drawn with.
-        detections: (name, box, score) of everything that was seen.
+        layout: phrase and box of each object of the layout that it was drawn with.
+        detections: name, box and score of everything that was seen.
         verdict: a `stal.evaluation.metrics.Verdict`.
         correct: whether all of it is right.
         clip_global: cosine similarity of the image and its prompt; None without CLIP.
@@ -72,8 +72,8 @@ class Row:
     kind: str
     seed: int
     image: str
-    layout: list[tuple[str, list[float]]]
-    detections: list[tuple[str, list[float], float]]
+    layout: list[dict[str, Any]]
+    detections: list[dict[str, Any]]
     verdict: dict[str, int]
     correct: bool
     clip_global: float | None
@@ -132,8 +132,6 @@ def run(
     strange = done - {(method, *pair) for method in methods for pair in pairs}
     if strange or len(done) != len(rows):
         raise ValueError(f"{folder / RESULTS} must hold images of this command, each once")
-    for partial in (folder / IMAGES).rglob(".*.tmp"):
-        partial.unlink()  # of a run that was killed while it wrote
     meter = Meter(pipe.device)
     with (
         _told_of_a_full_disk(folder),
@@ -177,9 +175,13 @@ def run(
                         kind=chosen[k].kind,
                         seed=seed,
                         image=file,
-                        layout=[(o.phrase, list(o.box)) for o in placed[k].objects],
+                        layout=[{"phrase": o.phrase, "box": [*o.box]} for o in placed[k].objects],
                         detections=[
-                            (" ".join((*d.attributes, d.noun)), list(d.box), d.score)
+                            {
+                                "name": " ".join((*d.attributes, d.noun)),
+                                "box": [*d.box],
+                                "score": d.score,
+                            }
                             for d in seen[k]
                         ],
                         verdict=asdict(verdict),
@@ -313,6 +315,8 @@ def opened(folder: Path, command: Mapping[str, Any]) -> Iterator[None]:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(f"output must not be in use by another run, got {folder}") from None
+        for partial in folder.rglob(".*.????????.tmp"):
+            partial.unlink()  # of a run that was killed while it wrote
         if not _has_rows(folder):
             text = json.dumps({"version": VERSION, **command}, indent=2) + "\n"
             write_atomic(folder / COMMAND, text.encode())

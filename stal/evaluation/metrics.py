@@ -97,8 +97,8 @@ def judge(
 
     Each object takes one detection of its noun that has all its attributes, those with more
     attributes first; of several the nearest to its box, without a box the surest. What is still
-    missing then takes a detection of its noun with other attributes. An uncounted plural ("red
-    shoes") is there if one is, and takes all that are.
+    missing then takes a detection of its noun with other attributes. An uncounted plural ("several
+    birds") is there if one is, and takes all that are.
 
     Args:
         detections: what was seen.
@@ -115,10 +115,11 @@ def judge(
                 continue
             wanted = set(objects[i].attributes) if exact else set()
             same = [d for d in left if d.noun == objects[i].noun and wanted <= set(d.attributes)]
-            best = min(same, key=lambda d: _rank(d, boxes[i]), default=None)
-            taken[i] = best
-            used = same if objects[i].count != (1, 1) else [best]
-            left = [d for d in left if not any(d is other for other in used)]
+            if not same:
+                continue
+            taken[i] = best = min(same, key=lambda d: _rank(d, boxes[i]))
+            for used in same if objects[i].count != (1, 1) else [best]:
+                left.remove(used)
 
     attributed = [i for i, thing in enumerate(objects) if thing.attributes]
     stated = [r for r in relations if _decides(r[1])]

@@ -55,8 +55,8 @@ def count(rows: Sequence[Row], methods: Sequence[str]) -> tuple[Counts, list[str
     """
     import numpy as np
 
-    kinds = list(dict.fromkeys(row.kind for row in rows))
-    kinds = [ALL, *kinds] if len(kinds) > 1 else [ALL]
+    named = list(dict.fromkeys(row.kind for row in rows if row.kind != ALL))
+    kinds = [ALL, *named] if len(named) > 1 else [ALL]
     prompts = {k: sorted({row.index for row in rows if k in (ALL, row.kind)}) for k in kinds}
     counts: Counts = {}
     for kind in kinds:
@@ -367,8 +367,8 @@ def page(rows: Sequence[Row], methods: Sequence[str], *, title: str) -> str:
 
 
 def _figure(row: Row) -> str:
-    boxes = [_box("layout", name, box) for name, box in row.layout]
-    boxes += [_box("seen", f"{name} {score:.2f}", box) for name, box, score in row.detections]
+    boxes = [_box("layout", placed["phrase"], placed["box"]) for placed in row.layout]
+    boxes += [_box("seen", f"{d['name']} {d['score']:.2f}", d["box"]) for d in row.detections]
     source, words = html.escape(row.image), html.escape(f"{row.prompt}, by {row.method}")
     image = f'<img loading="lazy" src="{source}" alt="{words}">'
     return (

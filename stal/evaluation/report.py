@@ -66,7 +66,7 @@ def count(rows: Sequence[Row], methods: Sequence[str]) -> tuple[Counts, list[str
             for metric in METRICS:
                 sums = np.zeros((len(place), 2))
                 for row in mine:
-                    sums[place[row.index]] += metric.counts(asdict(row))
+                    sums[place[row.index]] += metric.counts(vars(row))
                 counts[method, kind, metric.name] = sums
     return counts, kinds
 

@@ -212,6 +212,8 @@ def _ends_phrase(
         return True
     if (word, *tokens[i + 1 : i + 2]) in COMPOUNDS:
         return False
+    if word == "looking" and not after and _describes(words[-1]):
+        return False  # "an ornate looking bowl"
     if count is not None and count > 1 and not is_plural(words[-1]) and is_plural(word):
         return False  # "two lamp stands"
     if is_known_verb(word):
@@ -224,6 +226,11 @@ def _ends_phrase(
         return True
     one = determiner in ("a", "an", "another") or count == 1
     return one and after and is_plural(word) and word not in ALWAYS_PLURAL | BODY_PARTS
+
+
+def _describes(word: str) -> bool:
+    """Whether a word before "looking" is an adjective: "ornate looking", not "dog looking"."""
+    return is_adjective(word) or word.endswith(("ate", "ed", "ern", "ic", "ing", "ive"))
 
 
 def find_noun(phrase: NounPhrase) -> None:

@@ -128,7 +128,14 @@ def project(
     centre, size = (edges[:, :2] + edges[:, 2:]) / 2, edges[:, 2:] - edges[:, :2]
     size = np.where(free[:, None], size.clip(_SMALLEST, _LARGEST), size)
     low, high = _bounds(sides or [NOWHERE] * n)
-    orders = orders_of(relations, n, lambda i, j: bool(centre[i, 0] <= centre[j, 0]))
+    # What is in a thing stands on the same side of others as the thing.
+    anchor = list(range(n))
+    for i, name, j in relations:
+        within = {"inside": (i, j), "around": (j, i)}.get(GEOMETRY[name].contact)
+        if within is not None:
+            anchor[within[0]] = within[1]
+    across = centre[anchor, 0]
+    orders = orders_of(relations, n, lambda i, j: bool(across[i] <= across[j]))
     befores = [order.edges for order in orders]
     found = None
     for straight in (True, False):

@@ -98,6 +98,15 @@ def test_scaled_boxes_keep_their_shape():
     assert all((y1 - y0) / (x1 - x0) == pytest.approx(2.0, rel=1e-3) for x0, y0, x1, y1 in found)
 
 
+def test_what_is_inside_a_thing_stands_where_the_thing_does():
+    relations = [(0, "inside", 1), (0, "next to", 2), (1, "next to", 2)]
+    boxes = [(0.0, 0.4, 0.2, 0.6), (0.5, 0.3, 0.8, 0.7), (0.2, 0.3, 0.5, 0.7)]
+    found = project(boxes, relations)
+    assert layout_of(found, relations).violated == ()
+    assert found[0][0] >= found[2][2]
+    assert min(area(new) / area(old) for new, old in zip(found, boxes, strict=True)) > 0.3
+
+
 def test_what_is_held_in_the_left_hand_overlaps_its_holder():
     relations = [(0, "held by", 1), (0, "left of", 1)]
     cup, man = project([(0.7, 0.4, 0.8, 0.5), (0.3, 0.1, 0.6, 0.9)], relations)

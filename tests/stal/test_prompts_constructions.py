@@ -362,6 +362,7 @@ CASES: dict[str, list[tuple[str, list[str], list[str]]]] = {
     ],
     "spelling": [
         ("a dog and two banana's", ["a dog", "a banana", "a banana"], []),
+        ("an ornate looking bowl", ["an ornate looking bowl"], []),
         ("a toy that lights up, next to a ball", ["a toy", "a ball"], ["0 next to 1"]),
         ("A brown owl calming sits on a fence.", ["a brown owl", "a fence"], ["0 on 1"]),
     ],

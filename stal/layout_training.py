@@ -216,20 +216,28 @@ def log_probs(network: Network, examples: Sequence[Example]) -> list[list[float]
 
 
 @torch.inference_mode()
+def modes(network: Network, examples: Sequence[Example]) -> list[Tensor]:
+    """The likeliest z of each object, by example: (n, 4) float32."""
+    network.eval()
+    out: list[Tensor] = []
+    for start in range(0, len(examples), 64):
+        part = examples[start : start + 64]
+        mixture = network([tokens_of(e.phrases, e.relations, aspect=e.aspect) for e in part])
+        out += [mode[: len(e.boxes)] for mode, e in zip(mixture.mode(), part, strict=True)]
+    return out
+
+
 def validate(network: Network, examples: Sequence[Example]) -> dict[str, float]:
     """ "nll" an object, and "relations", the share of stated sides that the modes fulfil."""
     logs = [value for each in log_probs(network, examples) for value in each]
     held = stated = 0
-    for start in range(0, len(examples), 64):
-        part = examples[start : start + 64]
-        mode = network([tokens_of(e.phrases, e.relations, aspect=e.aspect) for e in part]).mode()
-        for row, example in enumerate(part):
-            for i, name, j in example.relations:
-                g = GEOMETRY[name]
-                delta = mode[row, i] - mode[row, j]
-                if g.dx or g.dy:
-                    stated += 1
-                    held += bool((delta[0] * g.dx > 0) if g.dx else (delta[1] * g.dy > 0))
+    for example, mode in zip(examples, modes(network, examples), strict=True):
+        for i, name, j in example.relations:
+            g = GEOMETRY[name]
+            delta = mode[i] - mode[j]
+            if g.dx or g.dy:
+                stated += 1
+                held += bool((delta[0] * g.dx > 0) if g.dx else (delta[1] * g.dy > 0))
     return {
         "nll": -sum(logs) / max(len(logs), 1),
         "relations": held / stated if stated else float("nan"),

@@ -10,9 +10,13 @@ which may be by chance; and prompts of which everything is right. Intervals are 
 
 A second table compares ways of placing by the labelled relations that hold between the boxes, end
 to end: random boxes, these projected (no learning), the predictor as it is and projected. NSR-1K's
-sets are scored by their own rule (`in_cone`, the first object that resembles the name). With
---folds, the folders that `stal train-layout --fold 0` .. `--fold 4` wrote, a third table has the
-likelihood of boxes that training did not see, against one Gaussian fitted to the others.
+sets are scored by their own rule (`in_cone`, the first object that resembles the name).
+
+With --folds DIR, where `stal train-layout --fold K --output DIR/K` wrote K = 0 .. 4, every picture
+is placed by the predictor that was not trained on it (its id modulo 5 is K; prompts of no picture
+are spread alike), and a third table has the likelihood of boxes that training did not see, against
+one Gaussian fitted to the others, and how well sizes agree. --ablation DIR are such folders of
+`stal train-layout --no-relative`.
 
 Formats:
     gpt: blocks of `Objects: a, b`, `Relation: a left of b, ...`, `Sentence: ...`.
@@ -31,13 +35,16 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from stal.layout import Box, Layout, PlacedObject, place
 from stal.prompts import Description, Object, parse
 from stal.relations import GEOMETRY
+
+if TYPE_CHECKING:
+    from stal.layout_predictor import LayoutPredictor
 
 # Relations of one-relation captions -> predicate.
 WORDINGS = {
@@ -77,6 +84,7 @@ class Labelled:
         relations: (name, predicate, name).
         counts: (name, number) of all objects of a class, where numbers are what is labelled.
         kind: the part of the set, e.g. "3 objects" or "natural".
+        image: id of the picture that the prompt describes; 0 if there is none.
     """
 
     prompt: str
@@ -84,6 +92,7 @@ class Labelled:
     relations: tuple[tuple[str, str, str], ...] = ()
     counts: tuple[tuple[str, int], ...] = ()
     kind: str = ""
+    image: int = 0
 
 
 def read_gpt(path: Path) -> list[Labelled]:
@@ -129,9 +138,9 @@ def read_nsr1k(path: Path) -> list[Labelled]:
     for item in _read_list(path, ("prompt", "obj1", "obj2", "relation", "type")):
         names = (item["obj1"][0], item["obj2"][0])
         predicate = _NSR1K.get(item["relation"], item["relation"])
-        cases.append(
-            Labelled(item["prompt"], names, ((names[0], predicate, names[1]),), kind=item["type"])
-        )
+        relations = ((names[0], predicate, names[1]),)
+        image = int(item.get("image_id", 0))
+        cases.append(Labelled(item["prompt"], names, relations, kind=item["type"], image=image))
     return cases
 
 
@@ -278,15 +287,34 @@ def in_cone(a: Box, predicate: str, b: Box) -> bool:
     return dy * geometry.dy > abs(dx) if geometry.dy else True
 
 
-Placer = Callable[[Sequence[Description]], list[Layout]]
+# Layouts of prompts, given also the ids of the pictures that they describe.
+Placer = Callable[[Sequence[Description], Sequence[int]], list[Layout]]
 
 
-def placers(model: Path | None, *, seed: int = 0) -> dict[str, Placer]:
-    """Ways of placing, by name: baselines without learning, then the predictor of a folder."""
+def placers(
+    model: Path | None,
+    *,
+    folds: Path | None = None,
+    ablation: Path | None = None,
+    seed: int = 0,
+) -> dict[str, Placer]:
+    """Ways of placing, by name: baselines without learning, then predictors.
+
+    Args:
+        model: folder of one predictor for all prompts; the bundled one if None.
+        folds, ablation: folders of predictors by fold, used instead of it; see `load_folds`.
+        seed: of random boxes.
+
+    Raises:
+        ValueError: model and folds are both given, or a folder is of another fold.
+    """
     from stal.layout_predictor import LayoutPredictor
     from stal.projection import project
 
-    predictor = LayoutPredictor.load(model)
+    if model is not None and folds is not None:
+        raise ValueError(f"model must not be given with folds, got {model}")
+    predictors = [LayoutPredictor.load(model)] if folds is None else load_folds(folds)
+    others = [] if ablation is None else load_folds(ablation)
 
     def scattered(found: Description, *, projected: bool) -> Layout:
         rng = random.Random(f"{seed} {found.text}")
@@ -303,16 +331,50 @@ def placers(model: Path | None, *, seed: int = 0) -> dict[str, Placer]:
         )
         return Layout(found.text, tuple(objects), relations)
 
-    def predicted(many: Sequence[Description], *, projected: bool) -> list[Layout]:
-        return [each[0] for each in predictor.predict(many, projected=projected)]
+    def predicted(by_fold: Sequence[LayoutPredictor], *, projected: bool) -> Placer:
+        def way(many: Sequence[Description], images: Sequence[int]) -> list[Layout]:
+            out: dict[int, Layout] = {}
+            for fold, predictor in enumerate(by_fold):
+                mine = [k for k, image in enumerate(images) if image % len(by_fold) == fold]
+                found = predictor.predict([many[k] for k in mine], projected=projected)
+                out.update((k, each[0]) for k, each in zip(mine, found, strict=True))
+            return [out[k] for k in range(len(many))]
 
-    return {
-        "random boxes": lambda many: [scattered(each, projected=False) for each in many],
-        "projection alone": lambda many: [scattered(each, projected=True) for each in many],
-        "grid (`place`)": lambda many: [place(each) for each in many],
-        "predictor, not projected": lambda many: predicted(many, projected=False),
-        "predictor": lambda many: predicted(many, projected=True),
+        return way
+
+    ways: dict[str, Placer] = {
+        "random boxes": lambda many, _: [scattered(each, projected=False) for each in many],
+        "projection alone": lambda many, _: [scattered(each, projected=True) for each in many],
+        "grid (`place`)": lambda many, _: [place(each) for each in many],
     }
+    if others:
+        ways["no relative objective, not projected"] = predicted(others, projected=False)
+        ways["no relative objective"] = predicted(others, projected=True)
+    ways["predictor, not projected"] = predicted(predictors, projected=False)
+    ways["predictor"] = predicted(predictors, projected=True)
+    return ways
+
+
+def load_folds(folder: Path) -> list[LayoutPredictor]:
+    """The predictors in folder/0 .. folder/4, each of which `train-layout --fold` wrote.
+
+    Raises:
+        ValueError: a predictor holds out another fold than its folder is named after.
+        OSError: one cannot be read.
+    """
+    from stal.layout_predictor import LayoutPredictor
+    from stal.layout_training import FOLDS
+
+    found = []
+    for fold in range(FOLDS):
+        predictor = LayoutPredictor.load(folder / str(fold))
+        if predictor.metadata.get("fold") != str(fold):
+            raise ValueError(
+                f"{folder / str(fold)} must hold out fold {fold}, got"
+                f" {predictor.metadata.get('fold')}: train it with --fold {fold}"
+            )
+        found.append(predictor)
+    return found
 
 
 def placed(
@@ -326,7 +388,9 @@ def placed(
     for start in range(0, len(cases), 64):
         part = cases[start : start + 64]
         found = [parse(case.prompt) for case in part]
-        for case, description, layout in zip(part, found, placer(found), strict=True):
+        # Prompts of no picture are spread over the folds.
+        images = [case.image or start + k for k, case in enumerate(part)]
+        for case, description, layout in zip(part, found, placer(found, images), strict=True):
             boxes = [each.box for each in layout.objects]
             right = 0
             for first, predicate, second in case.relations:
@@ -352,77 +416,115 @@ class Realism:
 
     Attributes:
         boxes: how many.
-        nll: mean -log p a box, of (cx, cy, log w, log h).
+        nll: mean -log p a box, of (cx, cy, log w, log h), and its 95% interval.
         gaussian: the same of one Gaussian fitted to the boxes that training saw.
-        gain: 95% interval of gaussian - nll (bootstrap over pictures).
+        gain: gaussian - nll, and the interval of this difference, paired by picture.
         overlap: mean overlap (intersection over union at one centre) of the likeliest and the real
-            size of a box.
+            size of a box, and its interval.
+        constant: the same of the mean size of the boxes that training saw.
+        overlap_gain: overlap - constant, paired likewise.
+
+    Intervals are by bootstrap over pictures.
     """
 
     boxes: int
-    nll: float
-    gaussian: float
-    gain: tuple[float, float]
-    overlap: float
+    nll: Estimate
+    gaussian: Estimate
+    gain: Estimate
+    overlap: Estimate
+    constant: Estimate
+    overlap_gain: Estimate
 
 
-def realism(paths: Sequence[Path], folds: Sequence[Path]) -> Realism:
+@dataclass(frozen=True)
+class Estimate:
+    """A mean and its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def realism(paths: Sequence[Path], folds: Path) -> Realism:
     """Scores NSR-1K's boxes by the predictor of the fold that each was held out of.
 
     Args:
         paths: files in NSR-1K's format.
-        folds: folder k is what `stal train-layout --fold k` wrote.
+        folds: see `load_folds`.
 
     Raises:
-        ValueError: the folds are not five, or a folder is of another fold.
+        ValueError: a folder is of another fold.
     """
     import torch
+    from torch import Tensor
 
     from stal.layout_data import read_nsr1k as read_examples
-    from stal.layout_predictor import LayoutPredictor, tokens_of
-    from stal.layout_training import FOLDS, log_probs, target_of
+    from stal.layout_training import FOLDS, log_probs, modes, target_of
 
-    if len(folds) != FOLDS:
-        raise ValueError(f"folds must be {FOLDS} folders, got {len(folds)}")
+    def overlap(sizes: Tensor, real: Tensor) -> Tensor:
+        shared = torch.minimum(sizes, real).sum(1).exp()
+        return shared / (sizes.sum(1).exp() + real.sum(1).exp() - shared)
+
     examples = [each for path in paths for each in read_examples(path)]
-    by_image: dict[int, list[tuple[float, float]]] = {}
-    overlaps: list[float] = []
-    for fold, folder in enumerate(folds):
-        predictor = LayoutPredictor.load(folder)
-        if predictor.metadata.get("fold") != str(fold):
-            raise ValueError(
-                f"{folder} must hold out fold {fold}, got {predictor.metadata.get('fold')}"
-            )
+    # By picture: sums of -log p, of the Gaussian's, of both overlaps, and the number of boxes.
+    by_image: dict[int, Tensor] = {}
+    for fold, predictor in enumerate(load_folds(folds)):
         seen = torch.cat([target_of(each) for each in examples if each.image % FOLDS != fold])
         seen = seen[~seen.isnan().any(1)]
         normal = torch.distributions.MultivariateNormal(seen.mean(0), seen.T.cov())
         held = [each for each in examples if each.image % FOLDS == fold]
-        for example, ours in zip(held, log_probs(predictor.network, held), strict=True):
+        ours = log_probs(predictor.network, held)
+        for example, logs, mode in zip(held, ours, modes(predictor.network, held), strict=True):
             z = target_of(example)
             known = ~z.isnan().any(1)
-            theirs = normal.log_prob(z[known]).tolist()
-            by_image.setdefault(example.image, []).extend(zip(ours, theirs, strict=True))
-            with torch.inference_mode():
-                tokens = tokens_of(example.phrases, example.relations, aspect=example.aspect)
-                mode = predictor.network([tokens]).mode()[0, : len(z)][known, 2:]
-            shared = torch.minimum(mode, z[known, 2:]).sum(1).exp()
-            union = mode.sum(1).exp() + z[known, 2:].sum(1).exp() - shared
-            overlaps += (shared / union).tolist()
-    pictures = [torch.tensor(pairs) for pairs in by_image.values()]
-    sums = torch.stack(
-        [torch.cat((each.sum(0), each.new_tensor([len(each)]))) for each in pictures]
-    )
+            real = z[known]
+            columns = (
+                -torch.tensor(logs),
+                -normal.log_prob(real),
+                overlap(mode[known, 2:], real[:, 2:]),
+                overlap(normal.loc[2:].expand(len(real), 2), real[:, 2:]),
+                torch.ones(len(real)),
+            )
+            sums = torch.stack(columns, dim=1).sum(0)
+            by_image[example.image] = by_image.get(example.image, 0) + sums
+    sums = torch.stack(list(by_image.values()))
     generator = torch.Generator().manual_seed(0)
     draws = sums[torch.randint(len(sums), (2000, len(sums)), generator=generator)].sum(1)
-    low, high = ((draws[:, 0] - draws[:, 1]) / draws[:, 2]).quantile(torch.tensor([0.025, 0.975]))
-    total = sums.sum(0)
+
+    def estimate(*signs: float) -> Estimate:
+        each = (draws[:, :4] @ torch.tensor(signs)) / draws[:, 4]
+        low, high = each.quantile(torch.tensor([0.025, 0.975])).tolist()
+        total = sums.sum(0)
+        return Estimate(float((total[:4] @ torch.tensor(signs)) / total[4]), low, high)
+
     return Realism(
-        int(total[2]),
-        float(-total[0] / total[2]),
-        float(-total[1] / total[2]),
-        (float(low), float(high)),
-        sum(overlaps) / len(overlaps),
+        int(sums[:, 4].sum()),
+        nll=estimate(1.0, 0.0, 0.0, 0.0),
+        gaussian=estimate(0.0, 1.0, 0.0, 0.0),
+        gain=estimate(-1.0, 1.0, 0.0, 0.0),
+        overlap=estimate(0.0, 0.0, 1.0, 0.0),
+        constant=estimate(0.0, 0.0, 0.0, 1.0),
+        overlap_gain=estimate(0.0, 0.0, 1.0, -1.0),
     )
+
+
+def realism_table(rows: dict[str, Realism]) -> str:
+    """Held-out likelihood and sizes, a row a predictor: Markdown."""
+    first = next(iter(rows.values()))
+    lines = [
+        f"| {first.boxes} held-out boxes | NLL | gain over one Gaussian | overlap of sizes"
+        " | gain over the mean size |",
+        "|---|---|---|---|---|",
+        f"| one Gaussian, the mean size | {first.gaussian} | - | {first.constant} | - |",
+    ]
+    lines += [
+        f"| {name} | {r.nll} | {r.gain} | {r.overlap} | {r.overlap_gain} |"
+        for name, r in rows.items()
+    ]
+    return "\n".join(lines)
 
 
 def score(cases: Iterable[Labelled], *, loosely: bool = False) -> dict[str, Score]:
@@ -590,7 +692,10 @@ def main(
         Path | None, typer.Option(help="Folder of a layout predictor; the bundled one if absent.")
     ] = None,
     folds: Annotated[
-        list[Path] | None, typer.Option(help="Folder of `train-layout --fold 0`, 1, ... in order.")
+        Path | None, typer.Option(help="Folder of `train-layout --fold K --output DIR/K`, K 0..4.")
+    ] = None,
+    ablation: Annotated[
+        Path | None, typer.Option(help="The same, trained with --no-relative.")
     ] = None,
     failures: Annotated[int, typer.Option(help="How many failures to list of a set.")] = 0,
 ) -> None:
@@ -601,21 +706,20 @@ def main(
         (counting, lambda path: score_counting(read_counting(path))),
         (captions, lambda path: score(read_captions(path))),
     ]
-    scores = {path.name: read(path) for paths, read in readers for path in paths or []}
-    if not scores:
+    if not (gpt or nsr1k or counting or captions):
         raise typer.BadParameter("name at least one set, e.g. --gpt FILE")
+    ways = placers(model, folds=folds, ablation=ablation)
+    scores = {path.name: read(path) for paths, read in readers for path in paths or []}
     print(table(scores))
     sets = [(path.name, read_gpt(path), False) for path in gpt or []]
     sets += [(path.name, read_nsr1k(path), True) for path in nsr1k or []]
     sets += [(path.name, read_captions(path), False) for path in captions or []]
-    print(f"\n{placement_table(sets, placers(model))}")
-    if folds:
-        real = realism([*(nsr1k or []), *(counting or [])], folds)
-        print(
-            f"\n{real.boxes} held-out boxes: NLL {real.nll:.3f}, one Gaussian"
-            f" {real.gaussian:.3f}, gain [{real.gain[0]:.3f}, {real.gain[1]:.3f}],"
-            f" overlap of sizes {real.overlap:.3f}"
-        )
+    print(f"\n{placement_table(sets, ways)}")
+    real = [*(nsr1k or []), *(counting or [])]
+    named = {"no relative objective": ablation, "predictor": folds}
+    held = {name: realism(real, each) for name, each in named.items() if each and real}
+    if held:
+        print(f"\n{realism_table(held)}")
     for name, kinds in scores.items():
         found = _sum(kinds.values()).failures
         for kind, number in Counter(kind for kind, _, _ in found).most_common():

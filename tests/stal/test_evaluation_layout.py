@@ -13,6 +13,7 @@ from stal.evaluation.layout import (
     in_cone,
     interval,
     lies,
+    load_folds,
     matches,
     placed,
     placers,
@@ -26,6 +27,7 @@ from stal.evaluation.layout import (
     score_counting,
     states,
 )
+from stal.layout import Layout
 from stal.prompts import Object, parse
 
 GPT = """\
@@ -213,11 +215,6 @@ def test_ways_of_placing_are_compared(gpt: Path) -> None:
     assert all(count["3 objects"][1] == 2 for count in counts.values())
 
 
-def test_realism_needs_the_folds_in_order(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="folds must be 5 folders, got 1"):
-        realism([], [tmp_path])
-
-
 def test_realism_compares_with_a_gaussian(tmp_path: Path) -> None:
     from stal.layout_training import FOLDS, Plan, train
 
@@ -232,16 +229,44 @@ def test_realism_compares_with_a_gaussian(tmp_path: Path) -> None:
         {**item, "image_id": i, "obj1": ["dog", box()], "obj2": ["car", box()]} for i in range(10)
     ]
     path.write_text(json.dumps(items))
-    folders = [tmp_path / str(fold) for fold in range(FOLDS)]
-    for fold, folder in enumerate(folders):
+    folds = tmp_path / "folds"
+    for fold in range(FOLDS):
         plan = Plan(steps=1, batch=2, composed=0, fold=fold)
-        train(folder, plan, nsr1k=[path], quiet=True)
-    found = realism([path], folders)
+        train(folds / str(fold), plan, nsr1k=[path], quiet=True)
+    found = realism([path], folds)
     assert found.boxes == 20
-    assert found.gain[0] <= found.gaussian - found.nll <= found.gain[1]
-    assert 0 < found.overlap < 1
-    with pytest.raises(ValueError, match="must hold out fold 0, got 4"):
-        realism([path], folders[::-1])
+    assert found.gain.value == pytest.approx(found.gaussian.value - found.nll.value, abs=1e-5)
+    assert found.gain.low <= found.gain.value <= found.gain.high
+    assert 0 < found.overlap.value < 1
+    shared = found.overlap.value - found.constant.value
+    assert found.overlap_gain.value == pytest.approx(shared, abs=1e-5)
+
+    cases = read_nsr1k(path)
+    ways = placers(None, folds=folds, ablation=folds)
+    both = [placed(cases, ways[name]) for name in ("predictor", "no relative objective")]
+    assert both[0] == both[1] == {"template": (10, 10)}
+    way, texts = ways["predictor"], [parse(case.prompt) for case in cases]
+    alone = [predict_fold(folds / str(case.image % FOLDS), case.prompt) for case in cases]
+    assert way(texts, [case.image for case in cases]) == alone
+
+    (folds / "4").rename(folds / "five")
+    with pytest.raises(OSError, match="4"):
+        load_folds(folds)
+    (folds / "3").rename(folds / "4")
+    (folds / "five").rename(folds / "3")
+    with pytest.raises(ValueError, match="3 must hold out fold 3, got 4: train it with --fold 3"):
+        load_folds(folds)
+
+
+def predict_fold(folder: Path, prompt: str) -> Layout:
+    from stal.layout_predictor import LayoutPredictor
+
+    return LayoutPredictor.load(folder).predict([parse(prompt)])[0][0]
+
+
+def test_folds_exclude_a_model(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="model must not be given with folds"):
+        placers(tmp_path, folds=tmp_path)
 
 
 def test_interval_is_exact() -> None:

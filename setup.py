@@ -27,13 +27,17 @@ REASON = "not_built.txt"  # read by stal_kernels/backends/cpu.py
 # GCC warns about the undefined registers inside its own intrinsics, clang about tvm_ffi's macros.
 CXXFLAGS = (
     "-std=c++17 -O3 -fPIC -fvisibility=hidden -ffp-contract=fast -fno-math-errno -Wall -Wextra "
-    "-Wno-maybe-uninitialized -Wno-unused-parameter -Wno-unknown-warning-option"
+    "-Wno-maybe-uninitialized -Wno-unused-parameter -Wno-unknown-warning-option -Wno-psabi"
 )
-# A level is csrc/cpu/level_<name>.cpp: the same kernels for another instruction set.
-LEVELS = {"portable": ""}
+# A level is csrc/cpu/level_<name>.cpp: the same kernels for another instruction set, or for a model
+# of one in plain arithmetic, which runs anywhere.
+LEVELS = {"portable": "", "avx512_bf16_model": "-O2", "amx_model": "-O2"}
 if platform.machine() in ("x86_64", "AMD64"):
     LEVELS["avx2"] = "-mavx2 -mfma -mf16c"
     LEVELS["avx512"] = "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c"
+    # These two refer to the level avx512, which comes first.
+    LEVELS["avx512_bf16"] = LEVELS["avx512"] + " -mavx512bf16"
+    LEVELS["amx"] = LEVELS["avx512_bf16"] + " -mamx-tile -mamx-bf16"
 
 
 class BuildError(Exception):
@@ -83,6 +87,8 @@ def build_library(target: Path, objects: Path) -> None:
     defines = []
     for level, level_flags in LEVELS.items():
         try:
+            if level in ("avx512_bf16", "amx") and "-DSTAL_LEVEL_AVX512" not in defines:
+                raise BuildError("level avx512, which it refers to, was left out")
             linked.append(compile_file(SOURCES / f"level_{level}.cpp", *level_flags.split()))
             defines.append(f"-DSTAL_LEVEL_{level.upper()}")
         except BuildError as error:

@@ -136,6 +136,16 @@ void Exp2(const String& level, TensorView x, TensorView out) {
                           static_cast<float*>(out.data_ptr()), x.numel());
 }
 
+// sum, a, b, out, rounded: 16 words each.
+void Dot(const String& level, TensorView sum, TensorView a, TensorView b, TensorView out,
+         TensorView rounded) {
+  const auto dot = FindKernels(level).dot;
+  if (!dot) TVM_FFI_THROW(ValueError) << "level must be one that multiplies pairs, got " << level;
+  dot(static_cast<const float*>(sum.data_ptr()), static_cast<const uint32_t*>(a.data_ptr()),
+      static_cast<const uint32_t*>(b.data_ptr()), static_cast<float*>(out.data_ptr()),
+      static_cast<uint32_t*>(rounded.data_ptr()));
+}
+
 }  // namespace
 
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(forward, Forward);
@@ -143,3 +153,4 @@ TVM_FFI_DLL_EXPORT_TYPED_FUNC(backward, Backward);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(levels, LevelNames);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(why_not, WhyNot);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(exp2, Exp2);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(dot, Dot);

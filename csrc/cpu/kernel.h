@@ -15,137 +15,13 @@
 // score tile of 512 keys is read from the second level at a rate that the multiplications hide.
 #pragma once
 
-#include "cpu/parallel.h"
-#include "cpu/plan.h"
-#include "cpu/vector.h"
+#include "cpu/rows.h"
 
 namespace {
 
-using stal::BlendedAttentionParams;
-using stal::DType;
-using stal::Entry;
-using stal::Plan;
-using stal::Prompt;
-
-constexpr int kMaxRows = kRowVectors * kLanes;
 // A sum is added up in pieces of this many terms. Shorter sums round less, and the tile of P that
 // a piece reads stays in the first cache level.
 constexpr int64_t kDepth = 64;
-constexpr float kLog2e = 1.44269504088896341f;
-
-STAL_INLINE int64_t Min(int64_t a, int64_t b) { return a < b ? a : b; }
-STAL_INLINE int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
-STAL_INLINE int64_t RoundUp(int64_t a, int64_t b) { return CeilDiv(a, b) * b; }
-STAL_INLINE int64_t ElementSize(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
-
-template <typename Body>
-void ParallelFor(int threads, int64_t tasks, const Body& body) {
-  stal::ParallelFor(
-      threads, tasks,
-      [](void* context, int64_t task, int thread) {
-        (*static_cast<const Body*>(context))(task, thread);
-      },
-      const_cast<void*>(static_cast<const void*>(&body)));
-}
-
-template <int kValue>
-struct Int {
-  static constexpr int value = kValue;
-};
-
-// body(Int<ceil(rows / kLanes)>): the last block of a head is computed no wider than it must be.
-template <typename Body>
-STAL_INLINE void WithVectors(int64_t rows, const Body& body) {
-  const int64_t vectors = CeilDiv(rows, kLanes);
-  if (vectors == 1) return body(Int<1>{});
-  if constexpr (kRowVectors >= 3) {
-    if (vectors == 3) return body(Int<3>{});
-  }
-  body(Int<2>{});
-}
-
-// ---- rows in memory <-> tiles ----
-
-// head_dim is a multiple of 8, so a row ends with a whole vector or with half of one of 16 lanes.
-// Copies of a constant size compile to moves, others to calls.
-constexpr int64_t kTail = kLanes == 16 ? 8 : 0;
-
-// One row to float32, zero padded to a multiple of kLanes.
-STAL_INLINE void LoadRow(const void* row, DType dtype, int64_t head_dim, float* out) {
-  const char* p = static_cast<const char*>(row);
-  const bool single = dtype == DType::kFloat32;
-  const int64_t size = ElementSize(dtype);
-  int64_t i = 0;
-  for (; i + kLanes <= head_dim; i += kLanes) {
-    Store(out + i, single ? LoadFloat(p + i * size) : LoadHalf(p + i * size, dtype));
-  }
-  if (i == head_dim) return;
-  char tail[kLanes * 4] = {};
-  if (single) {
-    memcpy(tail, p + i * 4, kTail * 4);
-  } else {
-    memcpy(tail, p + i * 2, kTail * 2);
-  }
-  Store(out + i, single ? LoadFloat(tail) : LoadHalf(tail, dtype));
-}
-
-STAL_INLINE void StoreRow(void* row, DType dtype, int64_t head_dim, const float* in) {
-  char* p = static_cast<char*>(row);
-  int64_t i = 0;
-  if (dtype == DType::kFloat32) {
-    for (; i + kLanes <= head_dim; i += kLanes) memcpy(p + i * 4, in + i, kLanes * 4);
-    if (i < head_dim) memcpy(p + i * 4, in + i, kTail * 4);
-    return;
-  }
-  for (; i + kLanes <= head_dim; i += kLanes) {
-    const HalfVec half = ToHalf(Load(in + i), dtype);
-    memcpy(p + i * 2, &half, kLanes * 2);
-  }
-  if (i == head_dim) return;
-  const HalfVec half = ToHalf(Load(in + i), dtype);
-  memcpy(p + i * 2, &half, kTail * 2);
-}
-
-// Rows of a matrix -> tile (kMaxRows or fewer, width), with zeros after the last row and, where
-// `present` is given, in rows that it leaves out.
-template <int kVectors>
-void LoadRows(const void* data, int64_t row_stride, DType dtype, int64_t rows, int64_t head_dim,
-              const uint8_t* present, float* tile) {
-  const int64_t width = RoundUp(head_dim, kLanes);
-  for (int64_t i = 0; i < kVectors * kLanes; ++i) {
-    float* out = tile + i * width;
-    if (i < rows && (present == nullptr || present[i])) {
-      LoadRow(static_cast<const char*>(data) + i * row_stride * ElementSize(dtype), dtype, head_dim,
-              out);
-    } else {
-      memset(out, 0, width * sizeof(float));
-    }
-  }
-}
-
-// (n * kLanes, m * kLanes) -> its transpose, in log2(kLanes) rounds of interleaving a square.
-STAL_INLINE void Transpose(const float* in, int64_t n, int64_t m, float* out) {
-  for (int64_t i = 0; i < n; ++i) {
-    for (int64_t j = 0; j < m; ++j) {
-      Vec x[kLanes];
-#pragma GCC unroll 16
-      for (int r = 0; r < kLanes; ++r) x[r] = Load(in + ((i * kLanes + r) * m + j) * kLanes);
-#pragma GCC unroll 4
-      for (int step = 1; step < kLanes; step *= 2) {
-        Vec y[kLanes];
-#pragma GCC unroll 8
-        for (int r = 0; r < kLanes / 2; ++r) {
-          y[2 * r] = InterleaveLow(x[r], x[r + kLanes / 2]);
-          y[2 * r + 1] = InterleaveHigh(x[r], x[r + kLanes / 2]);
-        }
-#pragma GCC unroll 16
-        for (int r = 0; r < kLanes; ++r) x[r] = y[r];
-      }
-#pragma GCC unroll 16
-      for (int r = 0; r < kLanes; ++r) Store(out + ((j * kLanes + r) * n + i) * kLanes, x[r]);
-    }
-  }
-}
 
 // A (rows, head_dim) matrix by blocks of rows: (ceil(rows / kBlock), head_dim, kBlock).
 // `scratch` holds two tiles of kLanes rows.
@@ -310,31 +186,6 @@ void Softmax(float* scores, int64_t keys, Vec (&sum)[kVectors]) {
 
 // ---- tasks ----
 
-// The weights of one entry in one block of rows, and the lanes where the prompt exists.
-template <int kVectors>
-struct Lanes {
-  Vec weight[kVectors];
-  IVec mask[kVectors];
-  uint8_t present[kVectors * kLanes];
-  int64_t count = 0;
-
-  Lanes(const BlendedAttentionParams& params, const Entry& entry, int64_t first, int64_t rows) {
-    float w[kVectors * kLanes] = {};
-    int32_t m[kVectors * kLanes] = {};
-    const float* weights = params.weight.data + entry.weight;
-    const uint8_t* region = params.region.data;
-    for (int64_t i = 0; i < rows; ++i) {
-      present[i] = !region || region[entry.region + (first + i) * params.region.strides.row];
-      if (!present[i]) continue;
-      w[i] = weights[(first + i) * params.weight.strides.row];
-      m[i] = -1;
-      ++count;
-    }
-    memcpy(weight, w, sizeof(w));
-    memcpy(mask, m, sizeof(m));
-  }
-};
-
 // Sizes in floats, shared by all tasks of a call.
 struct Sizes {
   int64_t head_dim, width, keys, tile, scores, blocks;
@@ -347,45 +198,6 @@ struct Sizes {
         scores(keys * kMaxRows),
         blocks(CeilDiv(p.seqlen_q, kMaxRows)) {}
 };
-
-template <typename Pointer>
-STAL_INLINE const char* At(const stal::Strided<Pointer>& tensor, DType dtype, int64_t offset) {
-  return static_cast<const char*>(tensor.data) + offset * ElementSize(dtype);
-}
-
-template <typename Pointer>
-STAL_INLINE int64_t RowOffset(const stal::Strided<Pointer>& tensor, int64_t batch, int64_t head,
-                              int64_t row) {
-  return batch * tensor.strides.batch + head * tensor.strides.head + row * tensor.strides.row;
-}
-
-// q or dout of one block, scaled and transposed to (head_dim, rows); `rows_tile` keeps the rows.
-template <int kVectors>
-void LoadTransposed(const stal::Strided<const void*>& tensor, DType dtype, int64_t offset,
-                    int64_t rows, int64_t head_dim, const uint8_t* present, float scale,
-                    float* rows_tile, float* out) {
-  const int64_t width = RoundUp(head_dim, kLanes);
-  LoadRows<kVectors>(At(tensor, dtype, offset), tensor.strides.row, dtype, rows, head_dim, present,
-                     rows_tile);
-  Transpose(rows_tile, kVectors, width / kLanes, out);
-  if (scale == 1.0f) return;
-  for (int64_t i = 0; i < width * kVectors; ++i) {
-    Store(out + i * kLanes, Load(out + i * kLanes) * scale);
-  }
-}
-
-// (head_dim, rows) -> rows of out or dq.
-template <int kVectors>
-void StoreTransposed(const stal::Strided<void*>& tensor, DType dtype, int64_t offset, int64_t rows,
-                     int64_t head_dim, float* scratch, const float* tile) {
-  const int64_t width = RoundUp(head_dim, kLanes);
-  Transpose(tile, width / kLanes, kVectors, scratch);
-  for (int64_t i = 0; i < rows; ++i) {
-    const int64_t element = offset + i * tensor.strides.row;
-    StoreRow(static_cast<char*>(tensor.data) + element * ElementSize(dtype), dtype, head_dim,
-             scratch + i * width);
-  }
-}
 
 void Forward(const Plan& plan) {
   const BlendedAttentionParams& p = *plan.params;
@@ -428,7 +240,7 @@ void Forward(const Plan& plan) {
         const Prompt& prompt = plan.prompts[entry.prompt];
         if (prompt.length == 0) continue;
         const Lanes<kVectors> lanes(p, entry, first, rows);
-        if (lanes.count == 0) continue;
+        if (!lanes.any) continue;
         const float* pack = packs + (prompt.packed * p.heads + head) * packed;
         Vec factor[kVectors];
         Scores<kVectors>(q_t, pack, prompt.length, p.head_dim, scores);
@@ -529,7 +341,7 @@ void BackwardQ(const Plan& plan) {
         const Prompt& prompt = plan.prompts[entry.prompt];
         const Lanes<kVectors> lanes(p, entry, first, rows);
         Vec r[kVectors] = {};
-        if (prompt.length > 0 && lanes.count > 0) {
+        if (prompt.length > 0 && lanes.any) {
           const float* pack = packs + (prompt.packed * p.heads + head) * packed;
           SoftmaxBackward<kVectors>(q_t, dout_t, pack, pack + packed_k, prompt.length, p.head_dim,
                                     lanes, s, g, r);
@@ -547,16 +359,7 @@ void BackwardQ(const Plan& plan) {
     });
   });
 
-  if (!p.dweight.data) return;
-  ParallelFor(plan.threads, plan.num_entries, [&](int64_t e, int) {
-    float* out = p.dweight.data + plan.entries[e].dweight;
-    const float* shares_of_entry = share + e * p.heads * p.seqlen_q;
-    for (int64_t n = 0; n < p.seqlen_q; ++n) {
-      float sum = 0;
-      for (int64_t head = 0; head < p.heads; ++head) sum += shares_of_entry[head * p.seqlen_q + n];
-      out[n * p.dweight.strides.row] = sum;
-    }
-  });
+  if (p.dweight.data) SumShares(plan, share);
 }
 
 // dk and dv. A task is one head of one prompt of the table, and walks all entries that refer to
@@ -595,7 +398,7 @@ void BackwardKV(const Plan& plan) {
           WithVectors(rows, [&](auto vectors) {
             constexpr int kVectors = decltype(vectors)::value;
             const Lanes<kVectors> lanes(p, entry, first, rows);
-            if (lanes.count == 0) return;
+            if (!lanes.any) return;
             LoadTransposed<kVectors>(p.q, p.dtype, RowOffset(p.q, entry.batch, head, first), rows,
                                      p.head_dim, lanes.present, p.scale, q_rows, q_t);
             LoadTransposed<kVectors>(p.dout, p.dtype, RowOffset(p.dout, entry.batch, head, first),
@@ -625,16 +428,6 @@ void BackwardKV(const Plan& plan) {
     store(p.dk, prompt.dk, dk);
     store(p.dv, prompt.dv, dv);
   });
-}
-
-void Exp2All(const float* x, float* out, int64_t count) {
-  for (int64_t i = 0; i < count; i += kLanes) {
-    float tail[kLanes] = {};
-    const int64_t n = Min(kLanes, count - i);
-    memcpy(tail, x + i, n * sizeof(float));
-    Store(tail, Exp2(Load(tail)));
-    memcpy(out + i, tail, n * sizeof(float));
-  }
 }
 
 }  // namespace

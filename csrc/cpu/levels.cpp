@@ -2,6 +2,14 @@
 
 #include <utility>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace stal {
 
 namespace {
@@ -19,19 +27,54 @@ std::string Missing(const Flags& flags) {
   }
   return names.empty() ? "" : "this CPU lacks " + names;
 }
+
+// Register `index` of cpuid leaf 7, for flags whose names older compilers do not know.
+bool HasBit(unsigned subleaf, int index, int bit) {
+  unsigned registers[4] = {};
+  __get_cpuid_count(7, subleaf, &registers[0], &registers[1], &registers[2], &registers[3]);
+  return registers[index] >> bit & 1;
+}
+
+[[maybe_unused]] std::string WhyNotAmx(const Flags& others) {
+  Flags flags = {{"amx_tile", HasBit(0, 3, 24)}, {"amx_bf16", HasBit(0, 3, 22)}};
+  flags.insert(flags.end(), others.begin(), others.end());
+  const std::string missing = Missing(flags);
+  if (!missing.empty()) return missing;
+#if defined(__linux__)
+  // The tile registers are 8 KB that Linux saves only for a process that has asked for them.
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;
+  if (syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0) return "";
+#endif
+  return "the operating system gives no permission to use AMX";
+}
 #endif
 
 std::vector<Level> FindLevels() {
   std::vector<Level> levels;
   [[maybe_unused]] const std::string not_built = "the compiler could not build it";
 #if defined(__x86_64__)
-#if defined(STAL_LEVEL_AVX512)
   const Flags avx512 = {STAL_FLAG("avx512f"), STAL_FLAG("avx512bw"), STAL_FLAG("avx512dq"),
                         STAL_FLAG("avx512vl")};
+  Flags bf16 = {{"avx512_bf16", HasBit(1, 0, 5)}};
+  bf16.insert(bf16.end(), avx512.begin(), avx512.end());
+#if defined(STAL_LEVEL_AMX)
+  levels.push_back({"amx", &kAmx, WhyNotAmx(bf16)});
+#else
+  levels.push_back({"amx", nullptr, not_built});
+#endif
+#if defined(STAL_LEVEL_AVX512)
   levels.push_back({"avx512", &kAvx512, Missing(avx512)});
 #else
   levels.push_back({"avx512", nullptr, not_built});
 #endif
+#if defined(STAL_LEVEL_AVX512_BF16)
+  levels.push_back({"avx512_bf16", &kAvx512Bf16, Missing(bf16)});
+#else
+  levels.push_back({"avx512_bf16", nullptr, not_built});
+#endif
+  // In pairs of bfloat16 AMD's Zen 4 does more than twice the arithmetic that it does in float32, but
+  // Intel's Sapphire Rapids half of it (measured: 90 against 179 GFLOP/s a core).
+  if (!__builtin_cpu_is("intel")) std::swap(levels[1], levels[2]);
 #if defined(STAL_LEVEL_AVX2)
   // Older compilers do not know the name of f16c, which every CPU with AVX2 has.
   const Flags avx2 = {STAL_FLAG("avx2"), STAL_FLAG("fma")};
@@ -41,6 +84,8 @@ std::vector<Level> FindLevels() {
 #endif
 #endif
   levels.push_back({"portable", &kPortable, ""});
+  levels.push_back({"avx512_bf16_model", &kAvx512Bf16Model, ""});
+  levels.push_back({"amx_model", &kAmxModel, ""});
   return levels;
 }
 

@@ -1,4 +1,5 @@
-// The instruction levels, best first, and what keeps each from running here.
+// The instruction levels, best first, and what keeps each from running here. Last, and never the
+// first that runs, are the models of levels whose instructions few machines have.
 #pragma once
 
 #include <string>

@@ -47,6 +47,9 @@ struct Kernels {
   void (*backward_q)(const Plan&);   // dq, dweight
   void (*backward_kv)(const Plan&);  // dk, dv
   void (*exp2)(const float* x, float* out, int64_t count);  // for tests of its accuracy
+  // For tests of the instructions that multiply pairs of bfloat16, see DotAll; null: has none.
+  void (*dot)(const float* sum, const uint32_t* a, const uint32_t* b, float* out,
+              uint32_t* rounded) = nullptr;
 };
 
 extern const Kernels kPortable;
@@ -56,5 +59,13 @@ extern const Kernels kAvx2;
 #if defined(STAL_LEVEL_AVX512)
 extern const Kernels kAvx512;
 #endif
+#if defined(STAL_LEVEL_AVX512_BF16)
+extern const Kernels kAvx512Bf16;
+#endif
+#if defined(STAL_LEVEL_AMX)
+extern const Kernels kAmx;
+#endif
+extern const Kernels kAvx512Bf16Model;
+extern const Kernels kAmxModel;
 
 }  // namespace stal

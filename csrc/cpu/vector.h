@@ -1,6 +1,6 @@
 // One vector of floats, for the instruction set that the including file is compiled for.
 //
-// This is the only file with intrinsics. It is included once by each level_*.cpp and lives in an
+// Intrinsics are in this file and in tile.h alone. It is included once by each level_*.cpp and lives in an
 // anonymous namespace: two levels must never share a function, or the linker may keep the copy
 // that the machine cannot run. For the same reason nothing here or in kernel.h uses the standard
 // library beyond <cstdint> and memcpy.
@@ -21,7 +21,7 @@ namespace {
 
 // kBlock scalars are broadcast against kRowVectors vectors, so kBlock * kRowVectors accumulators
 // stay in registers beside the vectors (32 registers with AVX-512 and NEON, else 16).
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) || defined(STAL_MODEL)
 constexpr int kLanes = 16;
 constexpr int kBlock = 8;
 constexpr int kRowVectors = 3;
@@ -43,6 +43,7 @@ typedef float Vec __attribute__((vector_size(kLanes * 4)));
 typedef int32_t IVec __attribute__((vector_size(kLanes * 4)));
 typedef uint32_t UVec __attribute__((vector_size(kLanes * 4)));
 typedef uint16_t HalfVec __attribute__((vector_size(kLanes * 2)));
+typedef uint8_t ByteVec __attribute__((vector_size(kLanes)));
 
 STAL_INLINE Vec LoadFloat(const void* p) {
   Vec x;

@@ -9,7 +9,16 @@ from torch import Tensor
 
 from stal_kernels.backends import Inputs
 
-LEVELS = ("avx512", "avx2", "portable")
+LEVELS = (
+    "amx",
+    "avx512_bf16",
+    "avx512",
+    "avx2",
+    "portable",
+    # Models of instructions in plain arithmetic, for tests on machines without them: slow.
+    "avx512_bf16_model",
+    "amx_model",
+)
 DEVICES: tuple[str, ...] = ("cpu",)
 
 _FOLDER = Path(__file__).parent.parent

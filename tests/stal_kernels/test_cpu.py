@@ -24,7 +24,8 @@ def test_exp2_is_accurate_over_its_range(level):
     exact = x.double().exp2()
     ulp = 2.0 ** (exact.log2().floor() - 23)
     error = ((exp2(level, x).double() - exact).abs() / ulp).max().item()
-    assert error <= (1.2 if level == "portable" else 1.0)
+    fused = level not in ("portable", "avx512_bf16_model", "amx_model")
+    assert error <= (1.0 if fused else 1.2)
 
 
 def test_exp2_of_special_values(level):
@@ -39,6 +40,9 @@ def test_every_half_value_is_read_and_written_as_torch_does(dtype, level):
     v = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype).view(256, 1, 1, 1, 256)
     q, k, weight = torch.zeros_like(v[:, 0]), torch.zeros_like(v), torch.ones(256, 1, 1)
     out = blended_attention(q, k, v, weight, backend=f"cpu:{level}")
+    if dtype == torch.bfloat16 and level.startswith(("amx", "avx512_bf16")):
+        # The instructions that multiply pairs take denormals as zero.
+        v = torch.where(v.float().abs() < torch.finfo(dtype).smallest_normal, 0, v)
     torch.testing.assert_close(out, v[:, 0], rtol=0, atol=0, equal_nan=True)
 
 

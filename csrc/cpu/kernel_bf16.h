@@ -1,0 +1,386 @@
+// Forward, dq and dweight of bfloat16 tensors with products of pairs (tile.h). Included once by each
+// level_*.cpp that multiplies pairs. Other dtypes, and dk and dv, it leaves to the kernels kBase.
+//
+// The order of kernel.h, with rows across vector lanes and scores (keys, rows):
+//
+//   S   (keys, rows)      = K q^T                      Product, K as it lies in memory
+//   P   (keys, rows)      = exp(scale * (S - max))     rounded to pairs of keys, in place of S
+//   out (head_dim, rows) += (V^T P) * weight / rowsum  Product, V transposed to pairs of keys
+//
+// Scores, sums and accumulators are float32. P is rounded before it is divided by its sum, where
+// its largest element is 1: bfloat16 keeps 8 bits of it whatever the weight is.
+#pragma once
+
+#include "cpu/rows.h"
+#include "cpu/tile.h"
+
+namespace {
+
+// 2^x with a relative error of 3e-6, a 600th of what rounding to bfloat16 adds; else as Exp2.
+STAL_INLINE Vec Exp2ForPairs(Vec x) {
+  const Vec round = Set(12582912.0f);
+  const Vec shifted = x + round;
+  const Vec f = x - (shifted - round);
+  Vec p = Set(0.0095828529f);
+  p = p * f + Set(0.055906426f);
+  p = p * f + Set(0.24024099f);
+  p = p * f + Set(0.69312418f);
+  p = p * f + Set(1.0f);
+  const IVec bits = Bits(p) + (IVec)((UVec)Bits(shifted) << 23);
+  const IVec underflow = x < Set(-126.0f);
+  return FromBits(bits & ~underflow);
+}
+
+// ---- matrices in memory -> pairs ----
+
+// One row, cut into pieces of a tile's width that lie `step` words apart; zeros fill the last.
+STAL_INLINE void CopyPairs(const char* row, int64_t head_dim, int64_t step, uint32_t* out) {
+  int64_t c = 0;
+  for (; c + 2 * kTile <= head_dim; c += 2 * kTile, out += step) memcpy(out, row + 2 * c, 64);
+  if (c == head_dim) return;
+  memset(out, 0, 64);
+  for (; c < head_dim; c += 8, out += 4) memcpy(out, row + 2 * c, 16);
+}
+
+// Rows of a matrix -> tiles (rows, pairs of channels) of tile.h's A; zeros after the last row.
+void PackRowPairs(const char* data, int64_t row_stride, int64_t rows, int64_t head_dim,
+                  uint32_t* out) {
+  const int64_t tiles = CeilDiv(head_dim, 2 * kTile);
+  for (int64_t i = 0; i < RoundUp(rows, kTile); ++i) {
+    uint32_t* row = out + i / kTile * tiles * kTileWords + i % kTile * kTile;
+    if (i < rows) {
+      CopyPairs(data + i * row_stride * 2, head_dim, kTileWords, row);
+    } else {
+      for (int64_t t = 0; t < tiles; ++t) memset(row + t * kTileWords, 0, 64);
+    }
+  }
+}
+
+// 16 halves of a row from channel c, one in each word; zeros after the last channel.
+STAL_INLINE UVec LoadHalfWords(const char* row, int64_t c, int64_t head_dim) {
+  uint16_t half[kTile] = {};
+  if (c + kTile <= head_dim) {
+    memcpy(half, row + 2 * c, 32);
+  } else {
+    memcpy(half, row + 2 * c, 16);
+  }
+  HalfVec x;
+  memcpy(&x, half, sizeof(x));
+  return __builtin_convertvector(x, UVec);
+}
+
+// The transpose of a matrix -> tiles (channels, pairs of rows); zeros after the last row.
+// `scratch` holds two tiles of 16 rows.
+void PackColumnPairs(const char* data, int64_t row_stride, int64_t rows, int64_t head_dim,
+                     float* scratch, uint32_t* out) {
+  const int64_t width = RoundUp(head_dim, kTile);
+  const int64_t tiles = CeilDiv(rows, 2 * kTile);
+  float* transposed = scratch + kTile * width;
+  for (int64_t t = 0; t < tiles; ++t) {
+    for (int64_t j = 0; j < kTile; ++j) {
+      const int64_t row = 2 * (t * kTile + j);
+      const char* first = data + row * row_stride * 2;
+      for (int64_t c = 0; c < width; c += kTile) {
+        UVec pairs{};
+        if (row < rows) pairs = LoadHalfWords(first, c, head_dim);
+        if (row + 1 < rows) pairs |= LoadHalfWords(first + row_stride * 2, c, head_dim) << 16;
+        Store(scratch + j * width + c, (Vec)pairs);
+      }
+    }
+    Transpose(scratch, 1, width / kTile, transposed);
+    for (int64_t c = 0; c < width; c += kTile) {
+      memcpy(out + (c / kTile * tiles + t) * kTileWords, transposed + c * kTile, kTileWords * 4);
+    }
+  }
+}
+
+// q or dout of one block as tile.h's B: (pairs of channels, rows). `flip` changes signs.
+template <int kVectors>
+void LoadPairs(const stal::Strided<const void*>& tensor, int64_t offset, int64_t rows,
+               int64_t head_dim, bool flip, float* scratch, uint32_t* out) {
+  const int64_t width = RoundUp(head_dim / 2, kTile);
+  const char* data = At(tensor, DType::kBFloat16, offset);
+  uint32_t* words = reinterpret_cast<uint32_t*>(scratch);
+  for (int64_t i = 0; i < kVectors * kLanes; ++i) {
+    if (i < rows) {
+      CopyPairs(data + i * tensor.strides.row * 2, head_dim, kTile, words + i * width);
+    } else {
+      memset(words + i * width, 0, width * 4);
+    }
+  }
+  Transpose(scratch, kVectors, width / kTile, reinterpret_cast<float*>(out));
+  if (!flip) return;
+  for (int64_t i = 0; i < width * kVectors * kLanes; i += kLanes) {
+    StoreWords(out + i, LoadWords(out + i) ^ 0x80008000u);
+  }
+}
+
+// ---- arithmetic on a block ----
+
+template <int kVectors>
+STAL_INLINE void MaxOverKeys(const float* scores, int64_t keys, Vec (&max)[kVectors]) {
+  constexpr int64_t kRows = kVectors * kLanes;
+  for (int r = 0; r < kVectors; ++r) max[r] = Load(scores + r * kLanes);
+  for (int64_t key = 1; key < keys; ++key) {
+#pragma GCC unroll 4
+    for (int r = 0; r < kVectors; ++r) max[r] = Max(Load(scores + key * kRows + r * kLanes), max[r]);
+  }
+}
+
+// value(key, r), rounded, as pairs of keys. Row j of `out` is written after value(2 * j + 1, r).
+template <int kVectors, typename Value>
+STAL_INLINE void StorePairs(int64_t keys, float* out, const Value& value) {
+  constexpr int64_t kRows = kVectors * kLanes;
+  uint32_t* words = reinterpret_cast<uint32_t*>(out);
+  int64_t pair = 0;
+  for (; 2 * pair + 1 < keys; ++pair) {
+#pragma GCC unroll 4
+    for (int r = 0; r < kVectors; ++r) {
+      StoreWords(words + pair * kRows + r * kLanes,
+                 Pairs(value(2 * pair, r), value(2 * pair + 1, r)));
+    }
+  }
+  if (keys % 2) {
+    for (int r = 0; r < kVectors; ++r) {
+      StoreWords(words + pair * kRows + r * kLanes, Pairs(value(2 * pair, r), Vec{}));
+    }
+    ++pair;
+  }
+  for (; pair % kDepthUnit; ++pair) memset(words + pair * kRows, 0, kRows * 4);
+}
+
+// out (head_dim, rows) += factor * x, where mask is set.
+template <int kVectors>
+STAL_INLINE void Blend(const float* x, int64_t head_dim, const Vec (&factor)[kVectors],
+                       const IVec (&mask)[kVectors], float* out) {
+  constexpr int64_t kRows = kVectors * kLanes;
+  for (int64_t c = 0; c < head_dim; ++c) {
+#pragma GCC unroll 4
+    for (int r = 0; r < kVectors; ++r) {
+      float* sum = out + c * kRows + r * kLanes;
+      Store(sum, Load(sum) + And(Load(x + c * kRows + r * kLanes) * factor[r], mask[r]));
+    }
+  }
+}
+
+// ---- tasks ----
+
+// Sizes in words, of one block or of one prompt and head.
+struct PairSizes {
+  static constexpr int64_t kBlockRows = kPairVectors * kLanes;
+  int64_t key_step, channel_step;  // from one tile of rows of A to the next
+  int64_t packed_rows, packed_columns;
+  int64_t rows, tile, scores, blocks;
+
+  explicit PairSizes(const BlendedAttentionParams& p)
+      : key_step(CeilDiv(p.head_dim, 2 * kTile) * kTileWords),
+        channel_step(CeilDiv(p.seqlen_k, 2 * kTile) * kTileWords),
+        packed_rows(CeilDiv(p.seqlen_k, kTile) * key_step),
+        packed_columns(CeilDiv(p.head_dim, kTile) * channel_step),
+        rows(kBlockRows * RoundUp(p.head_dim / 2, kTile)),
+        tile(kBlockRows * RoundUp(p.head_dim, kTile)),
+        scores(kBlockRows * RoundUp(p.seqlen_k, 2 * kTile)),
+        blocks(CeilDiv(p.seqlen_q, kBlockRows)) {}
+};
+
+// A block of rows of one head.
+struct Block {
+  int64_t batch, head, first, rows;
+
+  Block(const BlendedAttentionParams& p, const PairSizes& sizes, int64_t task)
+      : batch(task / sizes.blocks / p.heads),
+        head(task / sizes.blocks % p.heads),
+        first(task % sizes.blocks * PairSizes::kBlockRows),
+        rows(Min(PairSizes::kBlockRows, p.seqlen_q - first)) {}
+};
+
+void ForwardPairs(const Plan& plan) {
+  const BlendedAttentionParams& p = *plan.params;
+  const PairSizes sizes(p);
+  const int64_t packed = sizes.packed_rows + sizes.packed_columns;
+  const int64_t per_thread = sizes.rows + 3 * sizes.tile + sizes.scores;
+  float* memory = stal::Scratch(plan.num_packed * p.heads * packed + plan.threads * per_thread);
+  uint32_t* packs = reinterpret_cast<uint32_t*>(memory);
+  float* tiles_of_threads = memory + plan.num_packed * p.heads * packed;
+
+  ParallelFor(plan.threads, plan.num_prompts * p.heads, [&](int64_t task, int thread) {
+    const Prompt& prompt = plan.prompts[task / p.heads];
+    const int64_t head = task % p.heads;
+    if (!prompt.owner) return;
+    uint32_t* out = packs + (prompt.packed * p.heads + head) * packed;
+    PackRowPairs(At(p.k, p.dtype, prompt.k + head * p.k.strides.head), p.k.strides.row,
+                 prompt.length, p.head_dim, out);
+    PackColumnPairs(At(p.v, p.dtype, prompt.v + head * p.v.strides.head), p.v.strides.row,
+                    prompt.length, p.head_dim, tiles_of_threads + thread * per_thread,
+                    out + sizes.packed_rows);
+  });
+
+  ParallelFor(plan.threads, p.batch * p.heads * sizes.blocks, [&](int64_t task, int thread) {
+    const Block block(p, sizes, task);
+    float* scratch = tiles_of_threads + thread * per_thread;
+    uint32_t* q_t = reinterpret_cast<uint32_t*>(scratch + sizes.tile);
+    float* out_t = scratch + sizes.tile + sizes.rows;
+    float* product = out_t + sizes.tile;
+    float* scores = product + sizes.tile;
+    Tiles tiles;
+    WithVectors<kPairVectors>(block.rows, [&](auto vectors) {
+      constexpr int kVectors = decltype(vectors)::value;
+      LoadPairs<kVectors>(p.q, RowOffset(p.q, block.batch, block.head, block.first), block.rows,
+                          p.head_dim, p.scale < 0, scratch, q_t);
+      memset(out_t, 0, RoundUp(p.head_dim, kTile) * kVectors * kLanes * sizeof(float));
+      const Vec log2_scale = Set((p.scale < 0 ? -p.scale : p.scale) * kLog2e);
+      for (int64_t e = plan.begin[block.batch]; e < plan.begin[block.batch + 1]; ++e) {
+        const Entry& entry = plan.entries[e];
+        const Prompt& prompt = plan.prompts[entry.prompt];
+        if (prompt.length == 0) continue;
+        const Lanes<kVectors> lanes(p, entry, block.first, block.rows);
+        if (!lanes.any) continue;
+        const uint32_t* pack = packs + (prompt.packed * p.heads + block.head) * packed;
+        const int64_t keys = prompt.length;
+        Product<kVectors>(tiles, pack, keys, sizes.key_step, p.head_dim / 2, q_t, scores);
+        Vec max[kVectors], sum[kVectors] = {};
+        MaxOverKeys<kVectors>(scores, keys, max);
+        for (int r = 0; r < kVectors; ++r) max[r] *= log2_scale;
+        StorePairs<kVectors>(keys, scores, [&](int64_t key, int r) {
+          const Vec s = Load(scores + (key * kVectors + r) * kLanes);
+          const Vec x = Exp2ForPairs(s * log2_scale - max[r]);
+          sum[r] += x;
+          return x;
+        });
+        for (int r = 0; r < kVectors; ++r) sum[r] = lanes.weight[r] / sum[r];
+        Product<kVectors>(tiles, pack + sizes.packed_rows, p.head_dim,
+                          CeilDiv(keys, 2 * kTile) * kTileWords, CeilDiv(keys, 2),
+                          reinterpret_cast<uint32_t*>(scores), product);
+        Blend<kVectors>(product, p.head_dim, sum, lanes.mask, out_t);
+      }
+      StoreTransposed<kVectors>(p.out, p.dtype,
+                                RowOffset(p.out, block.batch, block.head, block.first), block.rows,
+                                p.head_dim, scratch, out_t);
+    });
+  });
+}
+
+// dq and dweight, as BackwardQ.
+void BackwardQPairs(const Plan& plan) {
+  const BlendedAttentionParams& p = *plan.params;
+  const PairSizes sizes(p);
+  const int64_t packed = 2 * sizes.packed_rows + (p.dq.data ? sizes.packed_columns : 0);
+  const int64_t per_thread = 2 * sizes.rows + 3 * sizes.tile + 2 * sizes.scores;
+  const int64_t shares = p.dweight.data ? plan.num_entries * p.heads * p.seqlen_q : 0;
+  float* memory =
+      stal::Scratch(plan.num_packed * p.heads * packed + plan.threads * per_thread + shares);
+  uint32_t* packs = reinterpret_cast<uint32_t*>(memory);
+  float* tiles_of_threads = memory + plan.num_packed * p.heads * packed;
+  float* share = tiles_of_threads + plan.threads * per_thread;  // (entries, heads, seqlen_q)
+
+  ParallelFor(plan.threads, plan.num_prompts * p.heads, [&](int64_t task, int thread) {
+    const Prompt& prompt = plan.prompts[task / p.heads];
+    const int64_t head = task % p.heads;
+    if (!prompt.owner) return;
+    uint32_t* out = packs + (prompt.packed * p.heads + head) * packed;
+    const char* k = At(p.k, p.dtype, prompt.k + head * p.k.strides.head);
+    const char* v = At(p.v, p.dtype, prompt.v + head * p.v.strides.head);
+    PackRowPairs(k, p.k.strides.row, prompt.length, p.head_dim, out);
+    PackRowPairs(v, p.v.strides.row, prompt.length, p.head_dim, out + sizes.packed_rows);
+    if (p.dq.data) {
+      PackColumnPairs(k, p.k.strides.row, prompt.length, p.head_dim,
+                      tiles_of_threads + thread * per_thread, out + 2 * sizes.packed_rows);
+    }
+  });
+
+  ParallelFor(plan.threads, p.batch * p.heads * sizes.blocks, [&](int64_t task, int thread) {
+    const Block block(p, sizes, task);
+    float* scratch = tiles_of_threads + thread * per_thread;
+    uint32_t* q_t = reinterpret_cast<uint32_t*>(scratch + sizes.tile);
+    uint32_t* dout_t = q_t + sizes.rows;
+    float* dq_t = scratch + sizes.tile + 2 * sizes.rows;
+    float* product = dq_t + sizes.tile;
+    float* s = product + sizes.tile;
+    float* g = s + sizes.scores;
+    Tiles tiles;
+    WithVectors<kPairVectors>(block.rows, [&](auto vectors) {
+      constexpr int kVectors = decltype(vectors)::value;
+      LoadPairs<kVectors>(p.q, RowOffset(p.q, block.batch, block.head, block.first), block.rows,
+                          p.head_dim, p.scale < 0, scratch, q_t);
+      LoadPairs<kVectors>(p.dout, RowOffset(p.dout, block.batch, block.head, block.first),
+                          block.rows, p.head_dim, false, scratch, dout_t);
+      memset(dq_t, 0, RoundUp(p.head_dim, kTile) * kVectors * kLanes * sizeof(float));
+      const Vec log2_scale = Set((p.scale < 0 ? -p.scale : p.scale) * kLog2e);
+      for (int64_t e = plan.begin[block.batch]; e < plan.begin[block.batch + 1]; ++e) {
+        const Entry& entry = plan.entries[e];
+        const Prompt& prompt = plan.prompts[entry.prompt];
+        const Lanes<kVectors> lanes(p, entry, block.first, block.rows);
+        const int64_t keys = prompt.length;
+        Vec mean[kVectors] = {};  // r = rowsum(A * G)
+        if (keys > 0 && lanes.any) {
+          const uint32_t* pack = packs + (prompt.packed * p.heads + block.head) * packed;
+          Product<kVectors>(tiles, pack, keys, sizes.key_step, p.head_dim / 2, q_t, s);
+          Product<kVectors>(tiles, pack + sizes.packed_rows, keys, sizes.key_step, p.head_dim / 2,
+                            dout_t, g);
+          Vec max[kVectors], sum[kVectors] = {};
+          MaxOverKeys<kVectors>(s, keys, max);
+          for (int r = 0; r < kVectors; ++r) max[r] *= log2_scale;
+          for (int64_t key = 0; key < keys; ++key) {
+#pragma GCC unroll 4
+            for (int r = 0; r < kVectors; ++r) {
+              float* score = s + (key * kVectors + r) * kLanes;
+              const Vec x = Exp2ForPairs(Load(score) * log2_scale - max[r]);
+              sum[r] += x;
+              mean[r] += x * Load(g + (key * kVectors + r) * kLanes);
+              Store(score, x);
+            }
+          }
+          Vec factor[kVectors];
+          for (int r = 0; r < kVectors; ++r) {
+            mean[r] = And(mean[r] / sum[r], lanes.mask[r]);
+            factor[r] = lanes.weight[r] * p.scale / sum[r];
+          }
+          if (p.dq.data) {
+            StorePairs<kVectors>(keys, g, [&](int64_t key, int r) {
+              const int64_t i = (key * kVectors + r) * kLanes;
+              return Load(s + i) * (Load(g + i) - mean[r]);
+            });
+            Product<kVectors>(tiles, pack + 2 * sizes.packed_rows, p.head_dim,
+                              CeilDiv(keys, 2 * kTile) * kTileWords, CeilDiv(keys, 2),
+                              reinterpret_cast<uint32_t*>(g), product);
+            Blend<kVectors>(product, p.head_dim, factor, lanes.mask, dq_t);
+          }
+        }
+        if (p.dweight.data) {
+          memcpy(share + (e * p.heads + block.head) * p.seqlen_q + block.first, mean,
+                 block.rows * 4);
+        }
+      }
+      if (p.dq.data) {
+        StoreTransposed<kVectors>(p.dq, p.dtype,
+                                  RowOffset(p.dq, block.batch, block.head, block.first),
+                                  block.rows, p.head_dim, scratch, dq_t);
+      }
+    });
+  });
+  if (p.dweight.data) SumShares(plan, share);
+}
+
+template <const stal::Kernels& kBase>
+void ForwardOrBase(const Plan& plan) {
+  (plan.params->dtype == DType::kBFloat16 ? ForwardPairs : kBase.forward)(plan);
+}
+
+template <const stal::Kernels& kBase>
+void BackwardQOrBase(const Plan& plan) {
+  (plan.params->dtype == DType::kBFloat16 ? BackwardQPairs : kBase.backward_q)(plan);
+}
+
+template <const stal::Kernels& kBase>
+void BackwardKVOfBase(const Plan& plan) {
+  kBase.backward_kv(plan);
+}
+
+// Dot and Pairs, for tests: out[i] = Dot(sum[i], a[i], b[i]), rounded[i] = Pairs(sum[i], out[i]).
+void DotAll(const float* sum, const uint32_t* a, const uint32_t* b, float* out, uint32_t* rounded) {
+  Vec x = Load(sum);
+  Store(out, Dot(x, LoadWords(a), LoadWords(b)));
+  StoreWords(rounded, Pairs(x, Load(out)));
+}
+
+}  // namespace

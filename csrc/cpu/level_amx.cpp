@@ -1,0 +1,10 @@
+#define STAL_LEVEL_AVX512
+#define STAL_LEVEL_AMX
+#include "cpu/kernel_bf16.h"
+
+const stal::Kernels stal::kAmx = {"amx",
+                                  ForwardOrBase<stal::kAvx512>,
+                                  BackwardQOrBase<stal::kAvx512>,
+                                  BackwardKVOfBase<stal::kAvx512>,
+                                  Exp2All,
+                                  DotAll};

@@ -1,0 +1,10 @@
+#define STAL_LEVEL_AMX
+#define STAL_MODEL
+#include "cpu/kernel_bf16.h"
+
+const stal::Kernels stal::kAmxModel = {"amx_model",
+                                       ForwardOrBase<stal::kPortable>,
+                                       BackwardQOrBase<stal::kPortable>,
+                                       BackwardKVOfBase<stal::kPortable>,
+                                       Exp2All,
+                                       DotAll};

@@ -1,0 +1,10 @@
+#define STAL_LEVEL_AVX512
+#define STAL_LEVEL_AVX512_BF16
+#include "cpu/kernel_bf16.h"
+
+const stal::Kernels stal::kAvx512Bf16 = {"avx512_bf16",
+                                         ForwardOrBase<stal::kAvx512>,
+                                         BackwardQOrBase<stal::kAvx512>,
+                                         BackwardKVOfBase<stal::kAvx512>,
+                                         Exp2All,
+                                         DotAll};

@@ -1,0 +1,10 @@
+#define STAL_LEVEL_AVX512_BF16
+#define STAL_MODEL
+#include "cpu/kernel_bf16.h"
+
+const stal::Kernels stal::kAvx512Bf16Model = {"avx512_bf16_model",
+                                              ForwardOrBase<stal::kPortable>,
+                                              BackwardQOrBase<stal::kPortable>,
+                                              BackwardKVOfBase<stal::kPortable>,
+                                              Exp2All,
+                                              DotAll};

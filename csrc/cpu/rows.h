@@ -1,0 +1,246 @@
+// What the kernels of every level are made of: sizes, rows in memory and tiles, lanes, tasks.
+#pragma once
+
+#include "cpu/parallel.h"
+#include "cpu/plan.h"
+#include "cpu/vector.h"
+
+namespace {
+
+using stal::BlendedAttentionParams;
+using stal::DType;
+using stal::Entry;
+using stal::Plan;
+using stal::Prompt;
+
+constexpr int kMaxRows = kRowVectors * kLanes;
+constexpr float kLog2e = 1.44269504088896341f;
+
+STAL_INLINE int64_t Min(int64_t a, int64_t b) { return a < b ? a : b; }
+STAL_INLINE int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+STAL_INLINE int64_t RoundUp(int64_t a, int64_t b) { return CeilDiv(a, b) * b; }
+STAL_INLINE int64_t ElementSize(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
+
+template <typename Body>
+void ParallelFor(int threads, int64_t tasks, const Body& body) {
+  stal::ParallelFor(
+      threads, tasks,
+      [](void* context, int64_t task, int thread) {
+        (*static_cast<const Body*>(context))(task, thread);
+      },
+      const_cast<void*>(static_cast<const void*>(&body)));
+}
+
+template <int kValue>
+struct Int {
+  static constexpr int value = kValue;
+};
+
+// body(Int<ceil(rows / kLanes)>): the last block of a head is computed no wider than it must be.
+template <int kMost = kRowVectors, typename Body>
+STAL_INLINE void WithVectors(int64_t rows, const Body& body) {
+  const int64_t vectors = CeilDiv(rows, kLanes);
+  if (vectors == 1) return body(Int<1>{});
+  if constexpr (kMost >= 3) {
+    if (vectors == 3) return body(Int<3>{});
+  }
+  body(Int<2>{});
+}
+
+// ---- rows in memory <-> tiles ----
+
+// head_dim is a multiple of 8, so a row ends with a whole vector or with half of one of 16 lanes.
+// Copies of a constant size compile to moves, others to calls.
+constexpr int64_t kTail = kLanes == 16 ? 8 : 0;
+
+// One row to float32, zero padded to a multiple of kLanes.
+STAL_INLINE void LoadRow(const void* row, DType dtype, int64_t head_dim, float* out) {
+  const char* p = static_cast<const char*>(row);
+  const bool single = dtype == DType::kFloat32;
+  const int64_t size = ElementSize(dtype);
+  int64_t i = 0;
+  for (; i + kLanes <= head_dim; i += kLanes) {
+    Store(out + i, single ? LoadFloat(p + i * size) : LoadHalf(p + i * size, dtype));
+  }
+  if (i == head_dim) return;
+  char tail[kLanes * 4] = {};
+  if (single) {
+    memcpy(tail, p + i * 4, kTail * 4);
+  } else {
+    memcpy(tail, p + i * 2, kTail * 2);
+  }
+  Store(out + i, single ? LoadFloat(tail) : LoadHalf(tail, dtype));
+}
+
+STAL_INLINE void StoreRow(void* row, DType dtype, int64_t head_dim, const float* in) {
+  char* p = static_cast<char*>(row);
+  int64_t i = 0;
+  if (dtype == DType::kFloat32) {
+    for (; i + kLanes <= head_dim; i += kLanes) memcpy(p + i * 4, in + i, kLanes * 4);
+    if (i < head_dim) memcpy(p + i * 4, in + i, kTail * 4);
+    return;
+  }
+  for (; i + kLanes <= head_dim; i += kLanes) {
+    const HalfVec half = ToHalf(Load(in + i), dtype);
+    memcpy(p + i * 2, &half, kLanes * 2);
+  }
+  if (i == head_dim) return;
+  const HalfVec half = ToHalf(Load(in + i), dtype);
+  memcpy(p + i * 2, &half, kTail * 2);
+}
+
+// Rows of a matrix -> tile (kMaxRows or fewer, width), with zeros after the last row and, where
+// `present` is given, in rows that it leaves out.
+template <int kVectors>
+void LoadRows(const void* data, int64_t row_stride, DType dtype, int64_t rows, int64_t head_dim,
+              const uint8_t* present, float* tile) {
+  const int64_t width = RoundUp(head_dim, kLanes);
+  for (int64_t i = 0; i < kVectors * kLanes; ++i) {
+    float* out = tile + i * width;
+    if (i < rows && (present == nullptr || present[i])) {
+      LoadRow(static_cast<const char*>(data) + i * row_stride * ElementSize(dtype), dtype, head_dim,
+              out);
+    } else {
+      memset(out, 0, width * sizeof(float));
+    }
+  }
+}
+
+// (n * kLanes, m * kLanes) -> its transpose, in log2(kLanes) rounds of interleaving a square.
+STAL_INLINE void Transpose(const float* in, int64_t n, int64_t m, float* out) {
+#if defined(STAL_MODEL)
+  // Shuffles of vectors that the machine lacks would be spelled out element by element.
+  for (int64_t i = 0; i < n * kLanes; ++i) {
+    for (int64_t j = 0; j < m * kLanes; ++j) {
+      memcpy(out + j * n * kLanes + i, in + i * m * kLanes + j, sizeof(float));
+    }
+  }
+#else
+  for (int64_t i = 0; i < n; ++i) {
+    for (int64_t j = 0; j < m; ++j) {
+      Vec x[kLanes];
+#pragma GCC unroll 16
+      for (int r = 0; r < kLanes; ++r) x[r] = Load(in + ((i * kLanes + r) * m + j) * kLanes);
+#pragma GCC unroll 4
+      for (int step = 1; step < kLanes; step *= 2) {
+        Vec y[kLanes];
+#pragma GCC unroll 8
+        for (int r = 0; r < kLanes / 2; ++r) {
+          y[2 * r] = InterleaveLow(x[r], x[r + kLanes / 2]);
+          y[2 * r + 1] = InterleaveHigh(x[r], x[r + kLanes / 2]);
+        }
+#pragma GCC unroll 16
+        for (int r = 0; r < kLanes; ++r) x[r] = y[r];
+      }
+#pragma GCC unroll 16
+      for (int r = 0; r < kLanes; ++r) Store(out + ((j * kLanes + r) * n + i) * kLanes, x[r]);
+    }
+  }
+#endif
+}
+
+// ---- tasks ----
+
+// The weights of one entry in one block of rows, and the lanes where the prompt exists.
+template <int kVectors>
+struct Lanes {
+  Vec weight[kVectors];
+  IVec mask[kVectors];
+  uint8_t present[kVectors * kLanes];
+  bool any;
+
+  Lanes(const BlendedAttentionParams& params, const Entry& entry, int64_t first, int64_t rows) {
+    const int64_t weight_step = params.weight.strides.row;
+    const int64_t region_step = params.region.strides.row;
+    const float* weights = params.weight.data + entry.weight + first * weight_step;
+    const uint8_t* region =
+        params.region.data ? params.region.data + entry.region + first * region_step : nullptr;
+    float w[kVectors * kLanes] = {};
+    memset(present, 0, sizeof(present));
+    if (region && region_step == 1 && rows == kVectors * kLanes) {
+      memcpy(present, region, sizeof(present));
+    } else {
+      for (int64_t i = 0; i < rows; ++i) present[i] = !region || region[i * region_step];
+    }
+    uint8_t seen = 0;
+    for (const uint8_t here : present) seen |= here;
+    any = seen != 0;
+    if (!any) return;
+    if (weight_step == 1 && rows == kVectors * kLanes) {
+      memcpy(w, weights, sizeof(w));
+    } else {
+      for (int64_t i = 0; i < rows; ++i) w[i] = weights[i * weight_step];
+    }
+    for (int r = 0; r < kVectors; ++r) {
+      ByteVec bytes;
+      memcpy(&bytes, present + r * kLanes, sizeof(bytes));
+      mask[r] = __builtin_convertvector(bytes, IVec) != 0;
+      weight[r] = And(Load(w + r * kLanes), mask[r]);
+    }
+  }
+};
+
+template <typename Pointer>
+STAL_INLINE const char* At(const stal::Strided<Pointer>& tensor, DType dtype, int64_t offset) {
+  return static_cast<const char*>(tensor.data) + offset * ElementSize(dtype);
+}
+
+template <typename Pointer>
+STAL_INLINE int64_t RowOffset(const stal::Strided<Pointer>& tensor, int64_t batch, int64_t head,
+                              int64_t row) {
+  return batch * tensor.strides.batch + head * tensor.strides.head + row * tensor.strides.row;
+}
+
+// q or dout of one block, scaled and transposed to (head_dim, rows); `rows_tile` keeps the rows.
+template <int kVectors>
+void LoadTransposed(const stal::Strided<const void*>& tensor, DType dtype, int64_t offset,
+                    int64_t rows, int64_t head_dim, const uint8_t* present, float scale,
+                    float* rows_tile, float* out) {
+  const int64_t width = RoundUp(head_dim, kLanes);
+  LoadRows<kVectors>(At(tensor, dtype, offset), tensor.strides.row, dtype, rows, head_dim, present,
+                     rows_tile);
+  Transpose(rows_tile, kVectors, width / kLanes, out);
+  if (scale == 1.0f) return;
+  for (int64_t i = 0; i < width * kVectors; ++i) {
+    Store(out + i * kLanes, Load(out + i * kLanes) * scale);
+  }
+}
+
+// (head_dim, rows) -> rows of out or dq.
+template <int kVectors>
+void StoreTransposed(const stal::Strided<void*>& tensor, DType dtype, int64_t offset, int64_t rows,
+                     int64_t head_dim, float* scratch, const float* tile) {
+  const int64_t width = RoundUp(head_dim, kLanes);
+  Transpose(tile, width / kLanes, kVectors, scratch);
+  for (int64_t i = 0; i < rows; ++i) {
+    const int64_t element = offset + i * tensor.strides.row;
+    StoreRow(static_cast<char*>(tensor.data) + element * ElementSize(dtype), dtype, head_dim,
+             scratch + i * width);
+  }
+}
+
+// dweight from the shares of the heads, (entries, heads, seqlen_q).
+void SumShares(const Plan& plan, const float* shares) {
+  const BlendedAttentionParams& p = *plan.params;
+  ParallelFor(plan.threads, plan.num_entries, [&](int64_t e, int) {
+    float* out = p.dweight.data + plan.entries[e].dweight;
+    const float* share = shares + e * p.heads * p.seqlen_q;
+    for (int64_t n = 0; n < p.seqlen_q; ++n) {
+      float sum = 0;
+      for (int64_t head = 0; head < p.heads; ++head) sum += share[head * p.seqlen_q + n];
+      out[n * p.dweight.strides.row] = sum;
+    }
+  });
+}
+
+void Exp2All(const float* x, float* out, int64_t count) {
+  for (int64_t i = 0; i < count; i += kLanes) {
+    float tail[kLanes] = {};
+    const int64_t n = Min(kLanes, count - i);
+    memcpy(tail, x + i, n * sizeof(float));
+    Store(tail, Exp2(Load(tail)));
+    memcpy(out + i, tail, n * sizeof(float));
+  }
+}
+
+}  // namespace

@@ -1,0 +1,123 @@
+"""Products of pairs of bfloat16: the models against the processor, and against the definition."""
+
+import pytest
+import torch
+
+from stal_kernels import blended_attention, why_not
+from stal_kernels.backends import cpu
+from stal_kernels.testing import Case, example
+
+PAIR_LEVELS = ("amx", "avx512_bf16", "avx512_bf16_model", "amx_model")
+# Biased exponents of both factors and of the sum, by what they reach.
+RANGES = {
+    "anything": ((0, 255), (0, 255)),
+    "ordinary": ((118, 136), (115, 137)),
+    "products-far-below-denormals": ((50, 70), (0, 12)),
+    "products-around-denormals": ((60, 68), (0, 3)),
+    "factors-around-denormals": ((0, 3), (0, 3)),
+    "overflow": ((180, 200), (245, 255)),
+    "infinity-and-nan": ((253, 255), (253, 255)),
+}
+
+
+def draw(count, exponents, fraction_bits, generator):
+    """Bits of `count` x 16 floats of that many fraction bits, as int64."""
+    shape = (count, 16)
+    sign = torch.randint(0, 2, shape, generator=generator)
+    exponent = torch.randint(exponents[0], exponents[1] + 1, shape, generator=generator)
+    fraction = torch.randint(0, 1 << fraction_bits, shape, generator=generator)
+    return ((sign << 8 | exponent) << fraction_bits) | fraction
+
+
+def words(bits):
+    return torch.where(bits >= 2**31, bits - 2**32, bits).to(torch.int32)
+
+
+def dot(level, total, a, b):
+    out, rounded = torch.empty(16), torch.empty(16, dtype=torch.int32)
+    cpu._library().dot(level, total.view(torch.float32), a, b, out, rounded)
+    return out, rounded.view(torch.bfloat16)
+
+
+def pair_level(level):
+    reasons = why_not(f"cpu:{level}")
+    if any("this CPU lacks" in reason for reason in reasons):
+        pytest.skip("; ".join(reasons))
+    assert not reasons
+    return level
+
+
+@pytest.mark.parametrize("name", RANGES)
+def test_models_of_instructions_equal_the_processor(name):
+    pair_level("avx512_bf16")
+    factors, sums = RANGES[name]
+    generator = torch.Generator().manual_seed(0)
+    count = 1000
+
+    def pairs():
+        low, high = (draw(count, factors, 7, generator) for _ in range(2))
+        return words(high << 16 | low)
+
+    a, b, total = pairs(), pairs(), words(draw(count, sums, 23, generator))
+    for i in range(count):
+        native = dot("avx512_bf16", total[i], a[i], b[i])
+        model = dot("avx512_bf16_model", total[i], a[i], b[i])
+        for x, y in zip(native, model, strict=True):
+            integers = torch.int32 if x.dtype == torch.float32 else torch.int16
+            same = (x.view(integers) == y.view(integers)) | (x.isnan() & y.isnan())
+            assert same.all(), (total[i], a[i], b[i], x, y)
+
+
+@pytest.mark.parametrize("level", PAIR_LEVELS)
+def test_dot_adds_the_product_of_high_halves_first(level):
+    # 1 - 1 + 2^-30 keeps the small term only if the large ones meet first.
+    low, high = torch.tensor([2.0**-30, 1.0]).to(torch.bfloat16).view(torch.int16).tolist()
+    a = torch.full((16,), high << 16 | low, dtype=torch.int32)
+    ones = torch.ones(32, dtype=torch.bfloat16).view(torch.int32)
+    out, _ = dot(pair_level(level), torch.full((16,), -1.0).view(torch.int32), a, ones)
+    assert (out == 2.0**-30).all()
+
+
+def test_native_level_and_its_model_agree_on_a_call():
+    pair_level("avx512_bf16")
+    e = example(Case(heads=2, seqlen_q=70, head_dim=40, prompts=3, region="blobs"), torch.bfloat16)
+    # The exponential is fused in one of them only: equal up to the rounding of the output.
+    native, model = e.run("cpu:avx512_bf16"), e.run("cpu:avx512_bf16_model")
+    torch.testing.assert_close(native, model, rtol=2**-7, atol=2**-9)
+
+
+@pytest.mark.parametrize("level", PAIR_LEVELS)
+def test_denormals_count_as_zero(level):
+    v = torch.full((1, 1, 1, 1, 8), 2.0**-130, dtype=torch.bfloat16)
+    q, k, weight = torch.zeros_like(v[:, 0]), torch.zeros_like(v), torch.ones(1, 1, 1)
+    assert (v != 0).all()
+    assert (blended_attention(q, k, v, weight, backend=f"cpu:{pair_level(level)}") == 0).all()
+
+
+@pytest.mark.parametrize("level", PAIR_LEVELS)
+@pytest.mark.parametrize("threads", [2, 3])
+def test_threads_do_not_change_a_bit(level, threads):
+    e = example(Case(heads=3, seqlen_q=150, head_dim=40, prompts=3), torch.bfloat16)
+
+    def run(count):
+        torch.set_num_threads(count)
+        out = e.run(f"cpu:{pair_level(level)}")
+        return out, *torch.autograd.grad(out, e.floats(), e.dout)
+
+    for one, other in zip(run(1), run(threads), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.skipif(not why_not("cpu:amx"), reason="this CPU has AMX")
+def test_level_that_the_cpu_lacks_is_an_error_that_names_the_flag(monkeypatch):
+    if "could not build" in why_not("cpu:amx")[0] or "no such level" in why_not("cpu:amx")[0]:
+        pytest.skip(why_not("cpu:amx")[0])
+    monkeypatch.setenv("STAL_KERNELS_BACKEND", "cpu:amx")
+    q = torch.zeros(1, 1, 4, 8, dtype=torch.bfloat16)
+    k, weight = torch.zeros(1, 1, 1, 4, 8, dtype=torch.bfloat16), torch.ones(1, 1, 4)
+    with pytest.raises(NotImplementedError, match=r"this CPU lacks .*amx_tile"):
+        blended_attention(q, k, k, weight)
+
+
+def test_best_level_is_not_a_model():
+    assert not cpu._best_level().endswith("_model")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
@@ -21,8 +22,10 @@ from timing import machine
 from tqdm import tqdm
 
 from stal.evaluation.layout import interval
-from stal.layout import Layout
+from stal.layout import Layout, place
+from stal.layout_predictor import predict
 from stal.pipeline import Pipeline, Result, Settings
+from stal.prompts import parse
 from stal.shapes.detector import detect
 from stal.shapes.judge import Case, Verdict, draw_cases, judge
 
@@ -52,14 +55,25 @@ class Row:
 
 
 def evaluate(
-    pipe: Pipeline, cases: list[Case], settings: Settings, *, true_layout: bool, batch: int
+    pipe: Pipeline, cases: list[Case], settings: Settings, *, layout: str, batch: int
 ) -> tuple[list[Verdict], list[Result]]:
-    """Draws every case from the noise of its own number and judges the pictures."""
+    """Draws every case from the noise of its own number and judges the pictures.
+
+    layout: "true" (of the scene that the prompt was written for), "predicted" (of the bundled
+    layout predictor) or "placed" (by rules).
+    """
+    ways: dict[str, Callable[[Case], Layout]] = {
+        "true": lambda case: case.layout,
+        "predicted": lambda case: predict(parse(case.prompt)),
+        "placed": lambda case: place(parse(case.prompt)),
+    }
+    if layout not in ways:
+        raise ValueError(f"layouts must be of {', '.join(ways)}, got {layout!r}")
     verdicts: list[Verdict] = []
     results: list[Result] = []
     for start in range(0, len(cases), batch):
         part = cases[start : start + batch]
-        layouts: list[Layout | None] = [case.layout if true_layout else None for case in part]
+        layouts: list[Layout | None] = [ways[layout](case) for case in part]
         drawn = pipe.batch(
             [case.prompt for case in part],
             settings,
@@ -84,7 +98,7 @@ def main(
     prompts: Annotated[int, typer.Option(help="Prompts for each number of objects.")] = 200,
     methods: Annotated[str, typer.Option(help="Comma-separated.")] = ",".join(_SETTINGS),
     objects: Annotated[str, typer.Option(help="Numbers of objects, comma-separated.")] = "1,2,3,4",
-    layouts: Annotated[str, typer.Option(help="placed, true, or both.")] = "placed,true",
+    layouts: Annotated[str, typer.Option(help="Of placed, predicted, true.")] = "placed,true",
     model: Annotated[Path | None, typer.Option(help="Folder; the bundled model if absent.")] = None,
     seed: Annotated[int, typer.Option(help="Of the prompts.")] = 1,
     batch: Annotated[int, typer.Option(help="Pictures drawn at once.")] = 50,
@@ -98,15 +112,13 @@ def main(
         for count in objects.split(",")
         for layout in layouts.split(",")
         for method in methods.split(",")
-        # Plain attention has no layout; placed ones only fix where objects should have been.
-        if not (method == "plain" and layout == "placed" and "true" in layouts)
+        # Plain attention has no layout; one only fixes where objects should have been.
+        if method != "plain" or layout == layouts.split(",")[-1]
     ]
     for method, layout, count in tqdm(work):
         cases = draw_cases(prompts, objects=count, seed=seed)
         start = time.perf_counter()
-        verdicts, _ = evaluate(
-            pipe, cases, _SETTINGS[method], true_layout=layout == "true", batch=batch
-        )
+        verdicts, _ = evaluate(pipe, cases, _SETTINGS[method], layout=layout, batch=batch)
         total = max(sum(v.objects for v in verdicts), 1)
         rows.append(
             Row(

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from stal.layout import Box, Statement, orders_of
+from stal.layout import Box, Order, Statement, orders_of
 from stal.relations import GEOMETRY, NOWHERE, Side
 
 Array = NDArray[np.float64]
@@ -28,10 +28,13 @@ _GAP = 0.02  # between boxes of which one comes before the other
 _FAR = 0.15  # between boxes that are "far from" each other
 # The centres of "a left of b" differ along y by at most this share of what they differ along x.
 _SLOPE = 0.8
-_ROUNDS, _FREE_ROUNDS, _TOLERANCE = 100, 20, 1e-3
+_ROUNDS, _FREE_ROUNDS, _SPREAD_ROUNDS, _TOLERANCE = 100, 20, 40, 1e-3
 # (dt)^2 counts this many times as much as (dc)^2: of what two boxes of 0.3 lack, a third is taken
 # by scaling.
 _STIFFNESS = 0.05
+_ROOMS = (0.12, 0.05)  # between boxes that were moved, the first that the canvas has
+_CROWDED = 1.3  # no room is looked for if boxes with it take this many canvases
+_JITTER = 0.15  # of the starts from which that room is looked for
 _STARTS, _FULL = 4, 0.5  # tries, and the share of the canvas that boxes can take without a squeeze
 _SWEEPS, _GROWTH = 12, 1.15  # of growing again, and how much at most in one
 _SMALLEST, _LARGEST = 0.04, 0.96
@@ -47,6 +50,11 @@ class _HalfSpaces:
     offset: Array  # (rows,)
     k_i: Array  # (rows, 2)
     k_j: Array  # (rows, 2)
+
+    @property
+    def inner(self) -> NDArray[np.bool_]:
+        """Which rows speak of a box within another."""
+        return self.k_i.sum(1) * self.k_j.sum(1) < 0
 
     def shortfall(self, centre: Array, size: Array) -> Array:
         rhs = self.offset + (self.k_i * size[self.i] + self.k_j * size[self.j]).sum(1)
@@ -105,7 +113,8 @@ def project(
     inside lies inside; "behind" and "in front of" overlap but do not hide. All other boxes are
     kept apart, all lie in the canvas, and objects with a place on the canvas ("in the top left
     corner") have their centre in that third of it. Relations that contradict earlier ones are left
-    out. If straight lines cannot be had, the orders alone are kept; if nothing is found in 100
+    out. Boxes that had to move keep more than the least distance where the canvas has the room.
+    If straight lines cannot be had, the orders alone are kept; if nothing is found in 100
     rounds, they are kept by a row and a column of its own for each box. Only fixed boxes and
     contradictions leave relations that `stal.layout.Layout.violated` lists.
 
@@ -140,9 +149,21 @@ def project(
     found = None
     for straight in (True, False):
         rows, related = _rows(relations, befores, aspect, straight)
-        found = found or _search(centre, size, free, rows, related, (low, high))
+        found = _search(centre, size, free, rows, related, (low, high))
+        if found is not None:
+            break
     if found is not None:
+        moved = not np.array_equal(found[0], centre)
         centre, size = found
+        for room in _ROOMS if moved else ():
+            # What had to be moved apart does not stop at the first touch.
+            if any(_length(order, size[:, k], room) > 1 for k, order in enumerate(orders)):
+                continue
+            rows, related = _rows(relations, befores, aspect, straight, room)
+            spread = _spread(centre, size, free, rows, related, (low, high), room)
+            if spread is not None:
+                centre = spread
+                break
     elif fixed:
         _, centre, size = _settle(centre, size, free, rows, related, (low, high))
     else:
@@ -157,6 +178,16 @@ def project(
     ]
 
 
+def _length(order: Order, size: Array, room: float) -> float:
+    """How much of an axis its longest chain of boxes takes, with room between them."""
+    ends = list(size)
+    for i in reversed(order.sequence):
+        behind = [ends[j] for j in order.reach[i]]
+        if behind:
+            ends[i] = size[i] + room + max(behind)
+    return float(max(ends))
+
+
 def _bounds(sides: Sequence[Side]) -> tuple[Array, Array]:
     """The part of the canvas, a third a side, in which each centre must lie."""
     thirds = {-1: (0.0, 1 / 3), 0: (1 / 3, 2 / 3), 1: (2 / 3, 1.0), None: (0.0, 1.0)}
@@ -169,6 +200,7 @@ def _rows(
     befores: Sequence[Sequence[tuple[int, int]]],
     aspect: float,
     straight: bool,
+    room: float = 0.0,
 ) -> tuple[_HalfSpaces, dict[frozenset[int], float]]:
     """The half-spaces, and the pairs that need no keeping apart (-1) or more than usual."""
     contact = {
@@ -186,7 +218,8 @@ def _rows(
             touching = contact.get(pair) == "touching" and axis == 1
             overlapping = contact.get(pair) == "overlapping"
             k = _on(axis, 0.1 if overlapping else 0.45 if touching else 0.5)
-            rows.append((i, j, _on(axis, 1.0), _GAP, k, k))
+            gap = _GAP if touching or overlapping else max(_GAP, room)
+            rows.append((i, j, _on(axis, 1.0), gap, k, k))
             if overlapping:
                 rows += _within(i, j, 0.4, 0.4)
             if touching:
@@ -259,6 +292,31 @@ def _search(
     return best and best[1:]
 
 
+def _spread(
+    centre: Array,
+    size: Array,
+    free: NDArray[np.bool_],
+    rows: _HalfSpaces,
+    related: Mapping[frozenset[int], float],
+    bounds: tuple[Array, Array],
+    room: float,
+) -> Array | None:
+    """Centres of boxes of these sizes with `room` between them; None if none are found.
+
+    Boxes in one line, which the canvas is too short for, only leave it from another start.
+    """
+    if (size + room).prod(1).sum() > _CROWDED and not rows.inner.any():
+        return None
+    rng = np.random.default_rng(0)
+    start = centre
+    for _ in range(_STARTS):
+        done, new, _ = _settle(start, size, free, rows, related, bounds, room)
+        if done:
+            return new
+        start = np.where(free[:, None], centre + rng.normal(0.0, _JITTER, centre.shape), centre)
+    return None
+
+
 def _settle(
     centre: Array,
     size: Array,
@@ -266,17 +324,21 @@ def _settle(
     rows: _HalfSpaces,
     related: Mapping[frozenset[int], float],
     bounds: tuple[Array, Array],
+    room: float = 0.0,
 ) -> tuple[bool, Array, Array]:
-    """Whether everything is fulfilled, and the centres and sizes at the end."""
+    """Whether everything is fulfilled, and the centres and sizes at the end.
+
+    room: more than 0 keeps boxes so far apart and leaves their sizes alone.
+    """
     n = len(centre)
     centre, size = centre.copy(), size.copy()
     first, second = np.triu_indices(n, 1)
     gaps = np.array(
-        [related.get(frozenset(p), 0.0) for p in zip(first.tolist(), second.tolist(), strict=True)]
+        [related.get(frozenset(p), room) for p in zip(first.tolist(), second.tolist(), strict=True)]
     )
     first, second, gaps = first[gaps >= 0], second[gaps >= 0], gaps[gaps >= 0]
     # What shall lie inside another is no larger than 0.8 of it.
-    inner = rows.k_i.sum(1) * rows.k_j.sum(1) < 0
+    inner = rows.inner
     inside = rows.k_i.sum(1)[inner] > 0
     small = np.where(inside, rows.i[inner], rows.j[inner])
     large = np.where(inside, rows.j[inner], rows.i[inner])
@@ -288,7 +350,7 @@ def _settle(
     least = np.minimum(1.0, _SMALLEST / full.min(1))
     each = np.arange(len(first))
     done = False
-    for round_ in range(_ROUNDS):
+    for round_ in range(_SPREAD_ROUNDS if room else _ROUNDS):
         size = full * scale[:, None]
         low = np.maximum(bounds[0], size / 2)
         high = np.maximum(np.minimum(bounds[1], 1 - size / 2), low)
@@ -315,7 +377,7 @@ def _settle(
         half = np.abs(away) / 2
         rate_i = move[i] * (np.concatenate((rows.k_i[bad], half)) * full[i]).sum(1)
         rate_j = move[j] * (np.concatenate((rows.k_j[bad], half)) * full[j]).sum(1)
-        give = 0.0 if round_ < _FREE_ROUNDS else 1 / _STIFFNESS
+        give = 0.0 if room or round_ < _FREE_ROUNDS else 1 / _STIFFNESS
         norm = (normal**2).sum(1) * (move[i] + move[j]) + give * (rate_i**2 + rate_j**2)
         step = lack / np.maximum(norm, 1e-9)
         push = normal * step[:, None]

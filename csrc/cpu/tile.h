@@ -20,10 +20,6 @@
 
 #include "cpu/vector.h"
 
-#if defined(__AVX512BF16__)
-#include <immintrin.h>
-#endif
-
 namespace {
 
 static_assert(kLanes == 16, "a tile is 16 words wide");
@@ -76,7 +72,7 @@ STAL_MODELLED UVec RoundToHigh(UVec bits) {
 // sum + low(a) * low(b) + high(a) * high(b).
 STAL_MODELLED Vec Dot(Vec sum, UVec a, UVec b) {
 #if defined(__AVX512BF16__)
-  return (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+  return DotOfPairs(sum, a, b);
 #else
   return (Vec)MultiplyAdd(Low(a), Low(b), MultiplyAdd(High(a), High(b), Flush((UVec)Bits(sum))));
 #endif
@@ -85,11 +81,7 @@ STAL_MODELLED Vec Dot(Vec sum, UVec a, UVec b) {
 // Two vectors, rounded to bfloat16, as one vector of pairs.
 STAL_MODELLED UVec Pairs(Vec low, Vec high) {
 #if defined(__AVX512BF16__)
-  typedef uint16_t Halves __attribute__((vector_size(64)));
-  const Halves order = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
-                        8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
-  const __m512i halves = (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
-  return (UVec)_mm512_permutexvar_epi16((__m512i)order, halves);
+  return ToPairs(low, high);
 #else
   // An input that is a denormal gives zero even where rounding would make it normal.
   const UVec l = RoundToHigh(Flush((UVec)Bits(low)));

@@ -1,6 +1,6 @@
 // One vector of floats, for the instruction set that the including file is compiled for.
 //
-// Intrinsics are in this file and in tile.h alone. It is included once by each level_*.cpp and lives in an
+// Intrinsics on vectors are in this file alone, those on tiles in tile.h. It is included once by each level_*.cpp and lives in an
 // anonymous namespace: two levels must never share a function, or the linker may keep the copy
 // that the machine cannot run. For the same reason nothing here or in kernel.h uses the standard
 // library beyond <cstdint> and memcpy.
@@ -137,6 +137,20 @@ STAL_INLINE HalfVec ToHalf(Vec x, stal::DType dtype) {
   return __builtin_convertvector(half | sign, HalfVec);
 #endif
 }
+
+#if defined(__AVX512BF16__)
+// See Dot and Pairs in tile.h.
+STAL_INLINE Vec DotOfPairs(Vec sum, UVec a, UVec b) {
+  return (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+}
+STAL_INLINE UVec ToPairs(Vec low, Vec high) {
+  typedef uint16_t Halves __attribute__((vector_size(64)));
+  const Halves order = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                        8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  const __m512i halves = (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
+  return (UVec)_mm512_permutexvar_epi16((__m512i)order, halves);
+}
+#endif
 
 // First and second half of a[0] b[0] a[1] b[1] ...
 #if defined(__clang__)

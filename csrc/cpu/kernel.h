@@ -162,7 +162,9 @@ STAL_INLINE void SumOverKeys(int64_t keys, Vec (&sum)[kVectors], const Term& ter
       odd[r] += term(key + 1, r);
     }
   }
-  for (int r = 0; r < kVectors; ++r) sum[r] = (key < keys ? even[r] + term(key, r) : even[r]) + odd[r];
+  for (int r = 0; r < kVectors; ++r) {
+    sum[r] = (key < keys ? even[r] + term(key, r) : even[r]) + odd[r];
+  }
 }
 
 // scores -> exp(scores - max), in place; sum over keys.
@@ -173,7 +175,9 @@ void Softmax(float* scores, int64_t keys, Vec (&sum)[kVectors]) {
   for (int r = 0; r < kVectors; ++r) max[r] = Load(scores + r * kLanes);
   for (int64_t key = 1; key < keys; ++key) {
 #pragma GCC unroll 4
-    for (int r = 0; r < kVectors; ++r) max[r] = Max(Load(scores + key * kRows + r * kLanes), max[r]);
+    for (int r = 0; r < kVectors; ++r) {
+      max[r] = Max(Load(scores + key * kRows + r * kLanes), max[r]);
+    }
   }
   SumOverKeys<kVectors>(keys, sum, [&](int64_t key, int r) {
     float* score = scores + key * kRows + r * kLanes;

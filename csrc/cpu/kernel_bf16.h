@@ -1,5 +1,5 @@
-// Forward, dq and dweight of bfloat16 tensors with products of pairs (tile.h). Included once by each
-// level_*.cpp that multiplies pairs. Other dtypes, and dk and dv, it leaves to the kernels kBase.
+// Forward, dq and dweight of bfloat16 tensors with products of pairs (tile.h). Included once by
+// each level_*.cpp that multiplies pairs. Other dtypes, and dk and dv, are left to the kernels kBase.
 //
 // The order of kernel.h, with rows across vector lanes and scores (keys, rows):
 //
@@ -123,7 +123,9 @@ STAL_INLINE void MaxOverKeys(const float* scores, int64_t keys, Vec (&max)[kVect
   for (int r = 0; r < kVectors; ++r) max[r] = Load(scores + r * kLanes);
   for (int64_t key = 1; key < keys; ++key) {
 #pragma GCC unroll 4
-    for (int r = 0; r < kVectors; ++r) max[r] = Max(Load(scores + key * kRows + r * kLanes), max[r]);
+    for (int r = 0; r < kVectors; ++r) {
+      max[r] = Max(Load(scores + key * kRows + r * kLanes), max[r]);
+    }
   }
 }
 

@@ -1,5 +1,5 @@
 // Forward, dq and dweight of bfloat16 tensors with products of pairs (tile.h). Included once by
-// each level_*.cpp that multiplies pairs. Other dtypes, and dk and dv, are left to the kernels kBase.
+// each level_*.cpp that multiplies pairs. Other dtypes, and dk and dv, are left to kBase.
 //
 // The order of kernel.h, with rows across vector lanes and scores (keys, rows):
 //

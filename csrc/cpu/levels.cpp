@@ -72,7 +72,7 @@ std::vector<Level> FindLevels() {
 #else
   levels.push_back({"avx512_bf16", nullptr, not_built});
 #endif
-  // In pairs of bfloat16 AMD's Zen 4 does more than twice the arithmetic of float32, Intel's Sapphire
+  // In pairs of bfloat16 AMD Zen 4 does more than twice the arithmetic of float32, Intel Sapphire
   // Rapids half of it (measured: 90 against 179 GFLOP/s a core).
   if (!__builtin_cpu_is("intel")) std::swap(levels[1], levels[2]);
 #if defined(STAL_LEVEL_AVX2)

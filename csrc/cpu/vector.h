@@ -1,6 +1,6 @@
 // One vector of floats, for the instruction set that the including file is compiled for.
 //
-// Intrinsics on vectors are in this file alone, those on tiles in tile.h. It is included once by each
+// Intrinsics on vectors are in this file alone, on tiles in tile.h. It is included once by each
 // level_*.cpp and lives in an anonymous namespace: two levels must never share a function, or the
 // linker may keep the copy that the machine cannot run. For the same reason nothing here or in the
 // headers built on it uses the standard library beyond <cstdint> and memcpy.

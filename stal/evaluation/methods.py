@@ -46,7 +46,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "boxdiff": boxdiff,
         "spatial": _with(attention="spatial", rule="guidance"),
         "spatial-temporal": _with(attention="spatial-temporal", rule="guidance"),
-        "convex": _with(attention="spatial", rule="convex"),
+        "convex": _with(attention="spatial", rule="convex", background=None),
         "unconditional": _with(
             attention="spatial", rule="guidance", reference=UNCONDITIONAL, background=None
         ),

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from stal.evaluation.baselines.denoiser import Denoiser, plain_drawing
 from stal.evaluation.baselines.latents import (
+    RELEASED,
     Descent,
     attention_maps,
     default_side,
@@ -33,7 +34,7 @@ def attend_and_excite(
     layouts: Sequence[Layout | None],
     seeds: Sequence[int],
     settings: Settings,
-    descent: Descent = Descent(),  # noqa: B008
+    descent: Descent = RELEASED,
     side: int | None = None,
     sharpness: float = 100.0,
     sigma: float = 0.5,

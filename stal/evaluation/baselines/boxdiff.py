@@ -13,6 +13,7 @@ from torch import Tensor
 
 from stal.evaluation.baselines.denoiser import Denoiser, plain_drawing
 from stal.evaluation.baselines.latents import (
+    RELEASED,
     Descent,
     attention_maps,
     default_side,
@@ -32,7 +33,7 @@ def boxdiff(
     layouts: Sequence[Layout | None],
     seeds: Sequence[int],
     settings: Settings,
-    descent: Descent = Descent(),  # noqa: B008
+    descent: Descent = RELEASED,
     top: float = 0.2,
     corner: int = 1,
     side: int | None = None,

@@ -27,6 +27,7 @@ def composable(
     settings: Settings,
     parts: float = 1.0,
     whole: float = 0.0,
+    local_prompt: str | None = None,
 ) -> list[Result]:
     """e = e_0 + g [ whole (e_D - e_0) + parts sum_i (e_i - e_0) ], g the guidance scale.
 
@@ -38,12 +39,14 @@ def composable(
     Args:
         layouts: not looked at, only handed on with the results.
         parts, whole: weights in units of the guidance scale; parts 0, whole 1 is the plain model.
+        local_prompt: how a phrase becomes its text, "{}" stands for it; the model's own if None.
     """
     drawing = plain_drawing(pipe, prompts, layouts=layouts, seeds=seeds, settings=settings)
+    template = pipe.defaults.local_prompt if local_prompt is None else local_prompt
     terms: list[tuple[int, str, float]] = []  # image, text, weight
     for i, prompt in enumerate(prompts):
         phrases = dict.fromkeys(item.phrase for item in parse(prompt).objects)
-        local = [(i, pipe.defaults.local_prompt.replace("{}", p), parts) for p in phrases]
+        local = [(i, template.replace("{}", p), parts) for p in phrases]
         terms += [(i, prompt, whole), *local] if phrases else [(i, prompt, 1.0)]
     terms = [term for term in terms if term[2]]
     denoiser = Denoiser(drawing, [text for _, text, _ in terms])

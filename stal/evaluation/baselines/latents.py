@@ -46,6 +46,9 @@ class Descent:
     repeats: int = 20
 
 
+RELEASED = Descent()
+
+
 def moving(drawing: Drawing, move: Move) -> Callable[..., Tensor]:
     """A `predict` for `Drawing.sample` with latents moved before each call of the UNet.
 

@@ -100,7 +100,14 @@ def generate(
     clip: Annotated[
         Path | None, typer.Option(help="Folder of a CLIP model; clip in the model's if absent.")
     ] = None,
-    layout: Annotated[Path | None, typer.Option(help="Layout to use, a JSON file.")] = None,
+    layout: Annotated[
+        Path | None,
+        typer.Option(help="Layout to use: ours, painted masks, LayoutGPT's or LMD's format."),
+    ] = None,
+    canvas: Annotated[
+        str | None,
+        typer.Option(help="Pixels of LayoutGPT's or LMD's canvas. [64x64, 512x512]"),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Image i is drawn from seed + i. [0]")] = None,
     num_images: Annotated[int | None, typer.Option(min=1, help="[1]")] = None,
     negative_prompt: Annotated[str | None, typer.Option()] = None,
@@ -117,6 +124,8 @@ def generate(
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
 ) -> None:
     """Draw a picture of PROMPT."""
+    from stal.layout_formats import read_layout
+
     if prompt is None and source is None:
         raise typer.BadParameter("give one, or a picture with --from", param_hint="PROMPT")
     record = picture.read_record(source) if source else {}
@@ -139,7 +148,7 @@ def generate(
         "num_images": num_images,
         "dtype": dtype and dtype.value,
         "seeds": None if seed is None else [seed],
-        "layout": None if layout is None else Layout.load(layout),
+        "layout": None if layout is None else read_layout(layout, canvas=_canvas(canvas)),
         "weights": None if weights is None else _weights(weights, resample),
     }
     given = {name: value for name, value in given.items() if value is not None}
@@ -382,6 +391,16 @@ def show_layout(
         print(path, flush=True)
     for each, path in zip(found[0], jsons, strict=False):
         each.save(path)
+
+
+def _canvas(text: str | None) -> tuple[float, float] | None:
+    if text is None:
+        return None
+    try:
+        width, height = text.lower().split("x")
+        return float(width), float(height)
+    except ValueError:
+        raise ValueError(f"canvas must be like 512x512, got {text!r}") from None
 
 
 def _aspect(text: str) -> float:

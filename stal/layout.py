@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stal.files import write_atomic
+from stal.outlines import ELLIPSE, Ellipse, Outline, Painted, Polygon, check_polygon, coverage
 from stal.prompts import PREDICATES, Description
 from stal.relations import GEOMETRY
 
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-VERSION = 1
+# Files without shapes are of version 1, which the first readers know.
+VERSION = 2
 
 Box = tuple[float, float, float, float]
 Statement = tuple[int, str, int]
@@ -42,12 +44,14 @@ class PlacedObject:
         noun: what it is.
         box: (x0, y0, x1, y1), fractions of the canvas.
         score: how sure the predictor is of the box; 1 where nothing was predicted.
+        outline: what it covers of the box (`stal.outlines`); all of it if None.
     """
 
     phrase: str
     noun: str
     box: Box
     score: float = 1.0
+    outline: Outline | None = None
 
     def __post_init__(self) -> None:
         # Lists are welcome; equal boxes compare equal.
@@ -66,8 +70,9 @@ class Layout:
         aspect: width / height of the canvas.
 
     Raises:
-        ValueError: a box outside [0, 1], empty or not finite; a relation of an object that is not
-            there or with an unknown predicate; an aspect that is not positive.
+        ValueError: a box outside [0, 1], empty or not finite; an outline that leaves its box; a
+            relation of an object that is not there or with an unknown predicate; an aspect that is
+            not positive.
     """
 
     prompt: str
@@ -83,6 +88,7 @@ class Layout:
             raise ValueError(f"aspect must be positive and finite, got {self.aspect}")
         for index, placed in enumerate(self.objects):
             _check_box(placed.box, f"objects[{index}].box")
+            _check_outline(placed, f"objects[{index}].shape")
             if not math.isfinite(placed.score):
                 raise ValueError(f"objects[{index}].score must be finite, got {placed.score}")
         _check_relations(self.relations, len(self.objects))
@@ -111,10 +117,12 @@ class Layout:
         """The layout as JSON, an object a line; the format that `from_json` describes."""
         objects = [
             {"phrase": o.phrase, "noun": o.noun, "box": list(o.box), "score": o.score}
+            | ({} if o.outline is None else {"shape": o.outline.to_json()})
             for o in self.objects
         ]
+        shaped = any(o.outline is not None for o in self.objects)
         lines = [
-            f'  "version": {VERSION}',
+            f'  "version": {VERSION if shaped else 1}',
             f'  "prompt": {_dumps(self.prompt)}',
             f'  "objects": {_dump_lines(objects)}',
             f'  "relations": {_dump_lines(self.relations)}',
@@ -126,11 +134,15 @@ class Layout:
     def from_json(cls, text: str) -> Layout:
         """Reads what `to_json` writes.
 
-            {"version": 1, "prompt": str, "aspect": width / height,
-             "objects": [{"phrase": str, "noun": str, "box": [x0, y0, x1, y1], "score": number}],
+            {"version": 2, "prompt": str, "aspect": width / height,
+             "objects": [{"phrase": str, "noun": str, "box": [x0, y0, x1, y1], "score": number,
+                          "shape": SHAPE}],
              "relations": [[subject, "left of", object], ...]}
 
-        "score" may be missing (1).
+        "score" may be missing (1), and "shape" (the whole box), which version 1 does not have:
+        "ellipse" (in the box), [[x, y], ...] (the corners of a polygon), or {"height": rows,
+        "width": columns, "runs": [n, ...]}, cells of the canvas in reading order, in turn n that
+        are not covered and n that are. A shape lies inside its box.
 
         Raises:
             ValueError: no such JSON; the message names the place.
@@ -145,12 +157,14 @@ class Layout:
         except RecursionError:
             raise ValueError("layout must be valid JSON of this format, got deep nesting") from None
         _check_keys(data, "layout", ("version", "prompt", "objects", "relations", "aspect"))
-        if data["version"] != VERSION or isinstance(data["version"], bool):
-            raise ValueError(f"version must be {VERSION}, got {data['version']!r}")
+        version = data["version"]
+        if isinstance(version, bool) or version not in (1, VERSION):
+            raise ValueError(f"version must be 1 or {VERSION}, got {version!r}")
+        optional = ("score",) if version == 1 else ("score", "shape")
         objects = []
         for index, item in enumerate(_typed(data["objects"], list, "objects")):
             where = f"objects[{index}]"
-            _check_keys(item, where, ("phrase", "noun", "box"), optional=("score",))
+            _check_keys(item, where, ("phrase", "noun", "box"), optional=optional)
             box = _typed(item["box"], list, f"{where}.box")
             if len(box) != 4:
                 raise ValueError(f"{where}.box must be [x0, y0, x1, y1], got {box}")
@@ -161,6 +175,7 @@ class Layout:
                     _typed(item["noun"], str, f"{where}.noun"),
                     (x0, y0, x1, y1),
                     _number(item.get("score", 1.0), f"{where}.score"),
+                    _read_shape(item.get("shape"), (x0, y0, x1, y1), f"{where}.shape"),
                 )
             )
         relations = []
@@ -204,6 +219,46 @@ def _check_box(box: Box, where: str) -> None:
     x0, y0, x1, y1 = box
     if not (x0 < x1 and y0 < y1):
         raise ValueError(f"{where} must have x0 < x1 and y0 < y1, got {list(box)}")
+
+
+def _check_outline(placed: PlacedObject, where: str) -> None:
+    if placed.outline is None:
+        return
+    x0, y0, x1, y1 = placed.outline.box
+    a0, b0, a1, b1 = placed.box
+    if min(x0 - a0, y0 - b0, a1 - x1, b1 - y1) < -1e-6:
+        raise ValueError(
+            f"{where} must lie inside its box {list(placed.box)}, got one that reaches"
+            f" {[x0, y0, x1, y1]}"
+        )
+
+
+def _read_shape(value: Any, box: Box, where: str) -> Outline | None:
+    if value is None:
+        return None
+    if value == ELLIPSE:
+        _check_box(box, where.removesuffix("shape") + "box")
+        return Ellipse(box)
+    if isinstance(value, list):
+        for k, corner in enumerate(value):
+            if len(_typed(corner, list, f"{where}[{k}]")) != 2:
+                raise ValueError(f"{where}[{k}] must be [x, y], got {corner}")
+        corners = [[_number(x, f"{where}[{k}]") for x in c] for k, c in enumerate(value)]
+        return check_polygon(corners, where)
+    if not isinstance(value, dict):
+        raise ValueError(
+            f'{where} must be "{ELLIPSE}", a list of corners or painted cells, got {_short(value)}'
+        )
+    _check_keys(value, where, ("height", "width", "runs"))
+    height, width = (_typed(value[key], int, f"{where}.{key}") for key in ("height", "width"))
+    runs = tuple(_typed(n, int, f"{where}.runs") for n in _typed(value["runs"], list, where))
+    if min(height, width) < 1 or min(runs, default=0) < 0 or sum(runs) != height * width:
+        raise ValueError(
+            f"{where}.runs must be lengths that add up to {height} x {width} cells, got {sum(runs)}"
+        )
+    if not any(runs[1::2]):
+        raise ValueError(f"{where} must cover a cell, got none")
+    return Painted(height, width, runs)
 
 
 def _check_relations(relations: Sequence[Statement], n: int) -> None:
@@ -596,10 +651,11 @@ def _boxes(
 def masks(layout: Layout, height: int, width: int) -> Tensor:
     """The soft coverage M_i of each object on a grid.
 
-        M[i, y, x] = area of (box i ∩ cell (y, x)) / area of a cell
+        M[i, y, x] = area of (object i ∩ cell (y, x)) / area of a cell
 
-    so the mean of M[i] is the area of box i as a fraction of the canvas, exactly but for rounding.
-    A box whose coverage is too small for float32 still has one cell above 0: no object vanishes.
+    An object is its outline, or its box. The mean of M[i] is its area as a fraction of the canvas,
+    exactly but for rounding. One whose coverage is too small for float32 still has one cell above
+    0: no object vanishes. `hard_masks` are the same as true or false.
 
     Args:
         layout: boxes as fractions of the canvas.
@@ -625,12 +681,34 @@ def masks(layout: Layout, height: int, width: int) -> Tensor:
 
     rows = covered(boxes[:, 1], boxes[:, 3], height)
     columns = covered(boxes[:, 0], boxes[:, 2], width)
-    out = (rows[:, :, None] * columns[:, None, :]).float()
+    out = rows[:, :, None] * columns[:, None, :]
+    for i, placed in enumerate(layout.objects):
+        if placed.outline is not None:
+            out[i] = torch.from_numpy(coverage(placed.outline, height, width))
+    out = out.float()
     for i in (out.amax(dim=(1, 2)) == 0).nonzero().flatten().tolist():
         x0, y0, x1, y1 = layout.objects[i].box
         row, column = int((y0 + y1) / 2 * height), int((x0 + x1) / 2 * width)
         out[i, min(row, height - 1), min(column, width - 1)] = torch.finfo(torch.float32).tiny
     return out
+
+
+def hard_masks(layout: Layout, height: int, width: int) -> Tensor:
+    """The cells that each object covers by half or more, or else the one that it covers most.
+
+    Args:
+        layout: boxes as fractions of the canvas.
+        height, width: size of the grid in cells.
+
+    Returns:
+        (objects, height, width) bool on the CPU; each object has at least one cell.
+
+    Raises:
+        ValueError: height or width is not positive.
+    """
+    soft = masks(layout, height, width)
+    most = soft.flatten(1).amax(1)[:, None, None]
+    return (soft >= 0.5) | ((most < 0.5) & (soft == most))
 
 
 # Distinct on light and dark pictures and for colour-blind eyes (Okabe and Ito's set, reordered).
@@ -674,8 +752,16 @@ def draw(layout: Layout, image: Image, *, min_side: int = 256) -> Image:
     for index, (x0, y0, x1, y1) in enumerate(corners):
         x1, y1 = max(x0, x1), max(y0, y1)
         halo = (x0 - 1, y0 - 1, x1 + 1, y1 + 1)
-        pen.rectangle(halo, outline="black", width=line + 2)
-        pen.rectangle((x0, y0, x1, y1), outline=_COLOURS[index % len(_COLOURS)], width=line)
+        colour = _COLOURS[index % len(_COLOURS)]
+        outline = layout.objects[index].outline
+        if isinstance(outline, Polygon):
+            points = [(x * width, y * height) for x, y in (*outline.corners, outline.corners[0])]
+            pen.line(points, fill="black", width=line + 2, joint="curve")
+            pen.line(points, fill=colour, width=line, joint="curve")
+            continue
+        trace = pen.ellipse if isinstance(outline, Ellipse) else pen.rectangle
+        trace(halo, outline="black", width=line + 2)
+        trace((x0, y0, x1, y1), outline=colour, width=line)
     labels: list[tuple[int, int, int, int]] = []
     for index, (placed, (x0, y0, _, _)) in enumerate(zip(layout.objects, corners, strict=True)):
         text = _label(placed.phrase, lambda text: font.getlength(text) + 2 * line <= width)

@@ -373,9 +373,9 @@ BAD_JSON = {
     "no object": ("[]", r"layout must be an object, got \[\]"),
     "null": ("null", r"layout must be an object, got None"),
     "no version": (document(version=None), r'layout must have "version", got "prompt"'),
-    "version": (document(version=2), r"version must be 1, got 2"),
-    "version, text": (document(version="1"), r"version must be 1, got '1'"),
-    "version, true": (document(version=True), r"version must be 1, got True"),
+    "version": (document(version=3), r"version must be 1 or 2, got 3"),
+    "version, text": (document(version="1"), r"version must be 1 or 2, got '1'"),
+    "version, true": (document(version=True), r"version must be 1 or 2, got True"),
     "no prompt": (document(prompt=None), r'layout must have "prompt"'),
     "prompt": (document(prompt=3), r"prompt must be a string, got 3"),
     "unknown key": (document(boxes=[]), r'layout must not have "boxes", only "version", "prompt"'),
@@ -472,7 +472,7 @@ def test_save_into_an_absent_folder_says_so(tmp_path: Path) -> None:
 def test_load_names_the_file(tmp_path: Path) -> None:
     path = tmp_path / "broken.json"
     path.write_text(document(version=3))
-    with pytest.raises(ValueError, match=r"broken\.json: version must be 1, got 3"):
+    with pytest.raises(ValueError, match=r"broken\.json: version must be 1 or 2, got 3"):
         Layout.load(path)
     path.write_bytes(b"\xff\xfe{")
     with pytest.raises(ValueError, match=r"broken\.json: "):

@@ -69,6 +69,37 @@ def test_layout_refuses(run, tmp_path, arguments, code, message):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_generate_draws_in_a_layout_of_a_language_model(run, tmp_path):
+    lines = [
+        f"{name} {{width: 20px; height: 20px; left: {x}px; top: 9px}}"
+        for name, x in (("red circle", 2), ("blue square", 40))
+    ]
+    (tmp_path / "a.css").write_text("\n".join(lines))
+    options = ("--layout", "a.css", "--output", "a.png", "--steps", 1, "--quiet")
+    code, _, err = run("generate", TWO, *options)
+    assert (code, err) == (0, "")
+    objects = picture.read_record("a.png")["layout"]["objects"]
+    assert [each["phrase"] for each in objects] == ["a red circle", "a blue square"]
+    assert objects[0]["box"][0] == 2 / 64
+    assert run("generate", TWO, *options, "--canvas", "128x128")[0] == 0
+    assert picture.read_record("a.png")["layout"]["objects"][0]["box"][0] == 2 / 128
+
+
+@pytest.mark.parametrize(
+    ("text", "canvas", "message"),
+    [
+        ("cat {width: 20px}", "64x64", "a.css: line 1 must have left, top, width, height"),
+        ("cat", "64x64", "a.css: layout must be JSON"),
+        ("cat", "64", "canvas must be like 512x512, got '64'"),
+    ],
+)
+def test_generate_refuses_other_layouts(run, tmp_path, text, canvas, message):
+    (tmp_path / "a.css").write_text(text)
+    code, _, err = run("generate", TWO, "--layout", "a.css", "--canvas", canvas)
+    assert (code, err.count("\n")) == (1, 1)
+    assert message in err
+
+
 def test_train_layout_trains(run, tmp_path):
     item = {
         "image_id": 1,

@@ -47,6 +47,7 @@ _CONTACTS = ("beside", "apart", "touching", "overlapping", "inside", "around")
 # then whether both have the same phrase. The first two columns are a's side along x.
 _ONE_WAY = 6 + len(_CONTACTS)
 EDGE_FEATURES = 2 * _ONE_WAY + 1
+_CONTEXT = 4  # beside the phrase: twins (2), log aspect, log number of objects
 
 
 @dataclass(frozen=True)
@@ -175,9 +176,15 @@ class Mixture:
         return (weight + each).flatten(1).logsumexp(1)
 
     def mode(self) -> Tensor:
-        """The mean of each object's heaviest component: (batch, n, 4)."""
-        best = self.log_weight.argmax(-1)[:, :, None, None].expand(-1, -1, 1, 4)
-        return self.mean.gather(2, best).squeeze(2)
+        """Each object's likely z: (batch, n, 4).
+
+        The centre is that of the heaviest component, since between two places there may be none;
+        the size is the mean of all, which is nearer to real ones.
+        """
+        best = self.log_weight.argmax(-1)[:, :, None, None].expand(-1, -1, 1, 2)
+        centre = self.mean[..., :2].gather(2, best).squeeze(2)
+        size = (self.log_weight.exp()[..., None] * self.mean[..., 2:]).sum(2)
+        return torch.cat((centre, size), dim=-1)
 
     def sample(self, draws: int, generator: torch.Generator) -> Tensor:
         """(draws, batch, n, 4)."""
@@ -229,7 +236,7 @@ class Network(nn.Module):
         self.config = config
         self.encoder = NGramEncoder(config.buckets, config.embedding)
         self.drop = nn.Dropout(0.3)
-        self.embed = nn.Linear(self.encoder.dim + 3, config.width)
+        self.embed = nn.Linear(self.encoder.dim + _CONTEXT, config.width)
         self.roles = nn.Linear(EDGE_FEATURES, config.width)
         self.layers = nn.ModuleList(
             _Layer(config.width, config.heads) for _ in range(config.layers)
@@ -255,11 +262,12 @@ class Network(nn.Module):
             count = len(tokens.phrases)
             edges[row, :count, :count] = tokens.edges
             absent[row, :count] = False
-            x[row, :count, -3:-1] = tokens.twins
-            x[row, :count, -1] = math.log(tokens.aspect)
+            x[row, :count, -4:-2] = tokens.twins
+            x[row, :count, -2] = math.log(tokens.aspect)
+            x[row, :count, -1] = math.log(count)
         present = ~absent
         phrases = self.encoder([pair for tokens in batch for pair in tokens.phrases])
-        context = x[present][:, -3:]
+        context = x[present][:, -_CONTEXT:]
         x = x.new_zeros(len(batch), n, self.config.width)
         x[present] = self.embed(torch.cat((self.drop(phrases), context), dim=1))
         x = x + self.roles(edges.sum(2))

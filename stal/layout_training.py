@@ -39,7 +39,7 @@ FOLDS = 5
 SAVE_EVERY = 250  # steps
 _STATE = "training.safetensors"
 # What a batch consists of: annotated pictures, composed scenes, shapes.
-_SHARES = (0.6, 0.2, 0.2)
+_SHARES = (0.5, 0.2, 0.3)
 
 
 @dataclass(frozen=True)

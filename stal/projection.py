@@ -28,13 +28,14 @@ _GAP = 0.02  # between boxes of which one comes before the other
 _FAR = 0.15  # between boxes that are "far from" each other
 # The centres of "a left of b" differ along y by at most this share of what they differ along x.
 _SLOPE = 0.8
-_ROUNDS, _FREE_ROUNDS, _SPREAD_ROUNDS, _TOLERANCE = 100, 20, 40, 1e-3
+_ROUNDS, _FREE_ROUNDS, _TOLERANCE = 100, 20, 1e-3
 # (dt)^2 counts this many times as much as (dc)^2: of what two boxes of 0.3 lack, a third is taken
 # by scaling.
 _STIFFNESS = 0.05
 _ROOMS = (0.12, 0.05)  # between boxes that were moved, the first that the canvas has
 _CROWDED = 1.3  # no room is looked for if boxes with it take this many canvases
-_JITTER = 0.15  # of the starts from which that room is looked for
+# Looking for that room: starts, rounds of each, and how far starts stray.
+_SPREAD_STARTS, _SPREAD_ROUNDS, _JITTER = 8, 40, 0.25
 _STARTS, _FULL = 4, 0.5  # tries, and the share of the canvas that boxes can take without a squeeze
 _SWEEPS, _GROWTH = 12, 1.15  # of growing again, and how much at most in one
 _SMALLEST, _LARGEST = 0.04, 0.96
@@ -309,7 +310,7 @@ def _spread(
         return None
     rng = np.random.default_rng(0)
     start = centre
-    for _ in range(_STARTS):
+    for _ in range(_SPREAD_STARTS):
         done, new, _ = _settle(start, size, free, rows, related, bounds, room)
         if done:
             return new
@@ -328,7 +329,8 @@ def _settle(
 ) -> tuple[bool, Array, Array]:
     """Whether everything is fulfilled, and the centres and sizes at the end.
 
-    room: more than 0 keeps boxes so far apart and leaves their sizes alone.
+    room: more than 0 keeps boxes so far apart, and a third of that from the border of the canvas,
+        and leaves their sizes alone.
     """
     n = len(centre)
     centre, size = centre.copy(), size.copy()
@@ -352,9 +354,10 @@ def _settle(
     done = False
     for round_ in range(_SPREAD_ROUNDS if room else _ROUNDS):
         size = full * scale[:, None]
-        low = np.maximum(bounds[0], size / 2)
-        high = np.maximum(np.minimum(bounds[1], 1 - size / 2), low)
-        low = np.minimum(low, 1 - size / 2)
+        border = np.minimum(size / 2 + room / 3, 0.5)
+        low = np.maximum(bounds[0], border)
+        high = np.maximum(np.minimum(bounds[1], 1 - border), low)
+        low = np.minimum(low, 1 - border)
         centre = np.where(free[:, None], centre.clip(low, high), centre)
         # Two boxes collide where they meet along both axes; the easier way out is taken.
         delta = centre[second] - centre[first]

@@ -385,9 +385,10 @@ def show_layout(
             print(f"stal: cannot hold: {each.say(statement)}", file=sys.stderr)
     if not found[0][0].objects:
         print("stal: nothing to place was found in the prompt", file=sys.stderr)
+    contours = predictor.contours(parse(texts[0]), aspect=width_to_height) if pictures else []
     for each, path in zip(found[0], pictures, strict=False):
         record = {"prompt": each.prompt, "layout": json.loads(each.to_json())}
-        picture.save(sketch(each), path, record)
+        picture.save(sketch(each, contours=contours), path, record)
         print(path, flush=True)
     for each, path in zip(found[0], jsons, strict=False):
         each.save(path)

@@ -641,7 +641,9 @@ class _Reader:
         if self.role == "object" and besides and pronoun in ("it", "its"):
             groups.insert(0, self.aside)
         if self.second and self.complete is not None and besides:
-            groups.insert(0, self.complete.references)
+            # "a laptop on a desk, a cup to its right", but "... a cat under it"
+            link, side = self.complete, pronoun == "its"
+            groups.insert(0, link.subjects if link.rests and side else link.references)
         groups += [[index] for index in reversed(range(len(self.mentions)))]
         for group in groups:
             if not group or not set(group).isdisjoint(besides):

@@ -33,6 +33,8 @@ VERSION = 2
 
 Box = tuple[float, float, float, float]
 Statement = tuple[int, str, int]
+# Where a centre may be: the share of this place, x, y, and the half axes, as fractions.
+Contour = tuple[float, float, float, float, float]
 
 
 @dataclass(frozen=True)
@@ -787,7 +789,7 @@ def draw(layout: Layout, image: Image, *, min_side: int = 256) -> Image:
     return out
 
 
-def sketch(layout: Layout, *, side: int = 512) -> Image:
+def sketch(layout: Layout, *, side: int = 512, contours: Sequence[Sequence[Contour]] = ()) -> Image:
     """Draws a layout on blank paper: boxes, phrases, and an arrow a relation.
 
     An arrow points from the subject to the object of a relation, whose name it bears; red ones are
@@ -796,16 +798,27 @@ def sketch(layout: Layout, *, side: int = 512) -> Image:
     Args:
         layout: boxes as fractions of the canvas.
         side: the longer side in pixels.
+        contours: of each object, ellipses in which its centre may be, drawn the stronger the
+            likelier (`stal.layout_predictor.LayoutPredictor.contours`).
 
     Returns:
         A new RGB picture.
     """
     from PIL import Image as pil_image
-    from PIL import ImageDraw, ImageFont
+    from PIL import ImageColor, ImageDraw, ImageFont
 
     width = max(1, round(side * min(1.0, layout.aspect)))
     height = max(1, round(side * min(1.0, 1 / layout.aspect)))
-    out = draw(layout, pil_image.new("RGB", (width, height), (250, 250, 250)), min_side=1)
+    paper = pil_image.new("RGB", (width, height), (250, 250, 250))
+    for index, ellipses in enumerate(contours):
+        shade = ImageColor.getrgb(_COLOURS[index % len(_COLOURS)])
+        # Faint ones first.
+        for share, x, y, rx, ry in sorted(ellipses):
+            cloud = pil_image.new("L", (width, height))
+            box = [(x - rx) * width, (y - ry) * height, (x + rx) * width, (y + ry) * height]
+            ImageDraw.Draw(cloud).ellipse(box, fill=round(90 * share), outline=round(200 * share))
+            paper.paste(shade, mask=cloud)
+    out = draw(layout, paper, min_side=1)
     pen = ImageDraw.Draw(out)
     font = ImageFont.load_default(size=max(10, side // 32))
     violated = set(layout.violated)
@@ -822,7 +835,9 @@ def sketch(layout: Layout, *, side: int = 512) -> Image:
             ux, uy = (bx - ax) / length * side / 40, (by - ay) / length * side / 40
             wings = ((bx - ux - uy / 2, by - uy + ux / 2), (bx - ux + uy / 2, by - uy - ux / 2))
             pen.polygon(((bx, by), *wings), fill=colour)
-        pen.text(((ax + bx) / 2, (ay + by) / 2), predicate, fill=colour, font=font, anchor="mb")
+        middle = ((ax + bx) / 2, (ay + by) / 2)
+        halo = (250, 250, 250)
+        pen.text(middle, predicate, colour, font, "mb", stroke_width=2, stroke_fill=halo)
     return out
 
 

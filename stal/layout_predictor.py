@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stal.layout import Box, Layout, PlacedObject, Statement, place
+from stal.layout import Box, Contour, Layout, PlacedObject, Statement, place
 from stal.projection import project
 from stal.prompts import Description
 from stal.relations import GEOMETRY
@@ -328,6 +328,24 @@ class LayoutPredictor:
     def mixture(self, descriptions: Sequence[Description], *, aspect: float = 1.0) -> Mixture:
         """The mixtures of the objects of a batch of prompts, each with at least one object."""
         return self.network([_tokens(each, aspect) for each in descriptions])
+
+    def contours(self, description: Description, *, aspect: float = 1.0) -> list[list[Contour]]:
+        """Where each object's centre may be: an ellipse of one standard deviation a component.
+
+        Components of less than a tenth are left out; large crowds (`MAX_OBJECTS`) have none.
+        """
+        if not 0 < len(description.objects) <= MAX_OBJECTS:
+            return [[] for _ in description.objects]
+        mixture = self.mixture([description], aspect=aspect)
+        columns = (
+            mixture.log_weight.exp()[0, ..., None],
+            mixture.mean[0, ..., :2],
+            mixture.log_std[0, ..., :2].exp(),
+        )
+        return [
+            [(share, x, y, rx, ry) for share, x, y, rx, ry in each if share >= 0.1]
+            for each in torch.cat(columns, dim=-1).tolist()
+        ]
 
     @torch.inference_mode()
     def predict(

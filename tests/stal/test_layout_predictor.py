@@ -319,3 +319,19 @@ def test_training_needs_pictures(tmp_path):
     with pytest.raises(ValueError, match="must be given annotated pictures"):
         train(tmp_path / "out", Plan(), quiet=True)
     assert not (tmp_path / "out").exists()
+
+
+def test_contours_are_the_components_of_a_tenth_or_more(network):
+    predictor = LayoutPredictor(network)
+    description = parse("a dog to the left of a bicycle")
+    contours = predictor.contours(description)
+    mixture = predictor.mixture([description])
+    assert len(contours) == 2
+    for index, each in enumerate(contours):
+        shares = mixture.log_weight[0, index].exp()
+        assert [c[0] for c in each] == pytest.approx(shares[shares >= 0.1].tolist())
+        best = max(each)
+        k = int(shares.argmax())
+        assert best[1:3] == pytest.approx(mixture.mean[0, index, k, :2].tolist())
+        assert best[3:] == pytest.approx(mixture.log_std[0, index, k, :2].exp().tolist())
+    assert predictor.contours(parse("")) == []

@@ -338,6 +338,18 @@ CASES: dict[str, list[tuple[str, list[str], list[str]]]] = {
             ["0 inside 1", "0 next to 2", "1 next to 2"],
         ),
     ],
+    "what rests on a thing is spoken of further": [
+        (
+            "a laptop on a desk, a cup to its right",
+            ["a laptop", "a desk", "a cup"],
+            ["0 on 1", "2 right of 0"],
+        ),
+        (
+            "a laptop on a desk, and a cat is under it",
+            ["a laptop", "a desk", "a cat"],
+            ["0 on 1", "2 below 1"],
+        ),
+    ],
     "what comes with a thing": [
         (
             "a house with a garden, next to a lake",

@@ -26,7 +26,7 @@ STAL_INLINE Vec Exp2ForPairs(Vec x) {
   p = p * f + Set(0.24024099f);
   p = p * f + Set(0.69312418f);
   p = p * f + Set(1.0f);
-  const IVec bits = Bits(p) + (IVec)((UVec)Bits(shifted) << 23);
+  const IVec bits = (IVec)((UVec)Bits(p) + ((UVec)Bits(shifted) << 23));
   const IVec underflow = x < Set(-126.0f);
   return FromBits(bits & ~underflow);
 }

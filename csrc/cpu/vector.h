@@ -85,7 +85,8 @@ STAL_INLINE Vec Exp2(Vec x) {
   p = p * f + Set(2.4022648e-1f);
   p = p * f + Set(6.9314718e-1f);
   p = p * f + Set(1.0f);
-  const IVec bits = Bits(p) + (IVec)((UVec)Bits(shifted) << 23);
+  // Unsigned, for lanes that underflow wrap around.
+  const IVec bits = (IVec)((UVec)Bits(p) + ((UVec)Bits(shifted) << 23));
   const IVec underflow = x < Set(-126.0f);
   return FromBits(bits & ~underflow);
 }

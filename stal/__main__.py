@@ -339,6 +339,9 @@ def show_layout(
     model: Annotated[
         Path | None, typer.Option(help="Folder of `stal train-layout`; the bundled one if absent.")
     ] = None,
+    text_encoder: Annotated[
+        Path | None, typer.Option(help="Diffusers folder that the model was trained with, if any.")
+    ] = None,
 ) -> None:
     """Predict where the objects of PROMPT go, and draw them.
 
@@ -371,7 +374,7 @@ def show_layout(
     from stal.layout_predictor import LayoutPredictor
     from stal.prompts import parse
 
-    predictor = LayoutPredictor.load(model)
+    predictor = LayoutPredictor.load(model, text_encoder=text_encoder)
     found: list[list[Layout]] = []
     for start in range(0, len(texts), 64):
         batch = [parse(text) for text in texts[start : start + 64]]
@@ -426,6 +429,10 @@ def train_layout(
     fold: Annotated[
         int | None, typer.Option(help="Hold out pictures whose id modulo 5 is this.")
     ] = None,
+    text_encoder: Annotated[
+        Path | None,
+        typer.Option(help="Diffusers folder whose text encoder embeds phrases; else n-grams."),
+    ] = None,
     relative: Annotated[
         bool, typer.Option(help="Train on differences of stated pairs too.")
     ] = True,
@@ -448,6 +455,7 @@ def train_layout(
         nsr1k=nsr1k or (),
         annotations=annotations,
         captions=captions,
+        text_encoder=text_encoder,
         quiet=quiet,
     )
     print(f"NLL {scores['nll']:.3f} an object, stated sides right {scores['relations']:.1%}")

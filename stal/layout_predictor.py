@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -141,6 +141,21 @@ class NGramEncoder(nn.Module):
         return self.table(flat, lengths.cumsum(0)).reshape(len(phrases), self.dim)
 
 
+class PhraseEncoder(Protocol):
+    """What embeds phrases: `NGramEncoder` or `stal.phrase_encoder.TextEncoder`."""
+
+    dim: int
+    identity: str
+
+    def __call__(self, phrases: Sequence[tuple[str, str]]) -> Tensor: ...
+
+
+def _text_encoder(folder: str | os.PathLike[str]) -> PhraseEncoder:
+    from stal.phrase_encoder import TextEncoder
+
+    return TextEncoder.load(folder)
+
+
 @lru_cache(maxsize=65536)
 def _ngrams(text: str, buckets: int) -> tuple[int, ...]:
     words = [word for word in text.lower()[:200].split() if word not in ("a", "an", "the")]
@@ -231,10 +246,11 @@ class _Layer(nn.Module):
 class Network(nn.Module):
     """From tokens to mixtures."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, encoder: PhraseEncoder | None = None) -> None:
+        """encoder: of phrases; one of n-grams, which is trained too, if None."""
         super().__init__()
         self.config = config
-        self.encoder = NGramEncoder(config.buckets, config.embedding)
+        self.encoder = encoder or NGramEncoder(config.buckets, config.embedding)
         self.drop = nn.Dropout(0.3)
         self.embed = nn.Linear(self.encoder.dim + _CONTEXT, config.width)
         self.roles = nn.Linear(EDGE_FEATURES, config.width)
@@ -294,8 +310,17 @@ class LayoutPredictor:
         self.metadata = dict(metadata or {})
 
     @classmethod
-    def load(cls, folder: str | os.PathLike[str] | None = None) -> LayoutPredictor:
+    def load(
+        cls,
+        folder: str | os.PathLike[str] | None = None,
+        *,
+        text_encoder: str | os.PathLike[str] | None = None,
+    ) -> LayoutPredictor:
         """Reads the weights in a folder that `stal train-layout` wrote, or the bundled ones.
+
+        Args:
+            folder: of the weights; the bundled ones if None.
+            text_encoder: the diffusers folder whose text encoder they were trained with, if any.
 
         Raises:
             ValueError: not such weights, or weights for another phrase encoder.
@@ -310,13 +335,17 @@ class LayoutPredictor:
             with safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}
                 weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            network = Network(Config(**json.loads(metadata["config"])))
+            config = Config(**json.loads(metadata["config"]))
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} must be weights of a layout predictor: {error}") from error
+        encoder = None if text_encoder is None else _text_encoder(text_encoder)
+        network = Network(config, encoder)
         if metadata.get("encoder") != network.encoder.identity:
+            other = str(metadata.get("encoder")).startswith("clip-text/")
+            fix = "name its folder as the text encoder" if other else "name no text encoder"
             raise ValueError(
                 f"{path} must be for the phrase encoder {network.encoder.identity}, got"
-                f" {metadata.get('encoder')}: train it again with `stal train-layout`"
+                f" {metadata.get('encoder')}: {fix}, or train again with `stal train-layout`"
             )
         try:
             network.load_state_dict(weights)

@@ -27,6 +27,7 @@ from stal.layout_predictor import (
     Config,
     Mixture,
     Network,
+    PhraseEncoder,
     Tokens,
     flip,
     metadata_of,
@@ -71,9 +72,12 @@ def train(
     nsr1k: Sequence[Path] = (),
     annotations: Path | None = None,
     captions: Path | None = None,
+    text_encoder: Path | None = None,
     quiet: bool = False,
 ) -> dict[str, float]:
     """Trains and writes the weights to a folder; a killed run goes on where it stopped.
+
+    text_encoder: diffusers folder whose text encoder embeds the phrases; n-grams if None.
 
     Returns:
         "nll" an object and "relations", the share of stated sides that hold between the modes, of
@@ -89,6 +93,11 @@ def train(
         raise ValueError(f"fold must be in 0 .. {FOLDS - 1}, got {plan.fold}")
     if plan.steps < 1:
         raise ValueError(f"steps must be positive, got {plan.steps}")
+    encoder: PhraseEncoder | None = None
+    if text_encoder is not None:
+        from stal.phrase_encoder import TextEncoder
+
+        encoder = TextEncoder.load(text_encoder)
     real = [example for path in nsr1k for example in read_nsr1k(path)]
     if annotations is not None:
         real += read_coco(annotations, captions)
@@ -99,11 +108,12 @@ def train(
     composed = compose(plan.composed, seed=plan.seed), shapes(plan.composed, seed=plan.seed)
     pools = [pool for pool in (kept, *composed) if pool]
     torch.manual_seed(plan.seed)
-    network = Network(Config())
+    network = Network(Config(), encoder)
+    run = f"{plan!r} {network.encoder.identity}"
     optimizer = torch.optim.AdamW(network.parameters(), plan.learning_rate, weight_decay=0.05)
     output.mkdir(parents=True, exist_ok=True)
     names = [name for name, _ in network.named_parameters()]
-    start = _resume(output / _STATE, network, optimizer, plan, names)
+    start = _resume(output / _STATE, network, optimizer, run, names)
     with tqdm(range(start, plan.steps), initial=start, total=plan.steps, disable=quiet) as bar:
         for step in bar:
             rate = 0.5 * (1 + math.cos(math.pi * step / plan.steps)) * min(1.0, (step + 1) / 50)
@@ -122,7 +132,7 @@ def train(
             if (step + 1) % 25 == 0:
                 bar.set_postfix(loss=f"{loss.item():.3f}")
             if (step + 1) % SAVE_EVERY == 0 and step + 1 < plan.steps:
-                _save_state(output / _STATE, network, optimizer, plan, names, step + 1)
+                _save_state(output / _STATE, network, optimizer, run, names, step + 1)
     scores = validate(network, held)
     extra = {"fold": plan.fold, "relative": plan.relative, "steps": plan.steps, **scores}
     weights = {name: value.contiguous() for name, value in network.state_dict().items()}
@@ -248,7 +258,7 @@ def _save_state(
     path: Path,
     network: Network,
     optimizer: torch.optim.Optimizer,
-    plan: Plan,
+    run: str,
     names: Sequence[str],
     step: int,
 ) -> None:
@@ -258,14 +268,14 @@ def _save_state(
         tensors[name] = parameter.detach()
         tensors[f"{name}/first"] = state["exp_avg"]
         tensors[f"{name}/second"] = state["exp_avg_sq"]
-    write_atomic(path, save(tensors, {"plan": repr(plan), "step": str(step)}))
+    write_atomic(path, save(tensors, {"plan": run, "step": str(step)}))
 
 
 def _resume(
     path: Path,
     network: Network,
     optimizer: torch.optim.Optimizer,
-    plan: Plan,
+    run: str,
     names: Sequence[str],
 ) -> int:
     """The step to go on from, 0 where there is nothing to resume."""
@@ -273,7 +283,7 @@ def _resume(
         return 0
     with safe_open(path, "pt") as file:
         metadata: Mapping[str, str] = file.metadata()
-        if metadata["plan"] != repr(plan):
+        if metadata["plan"] != run:
             raise ValueError(f"{path} must be of the same plan, got {metadata['plan']}: delete it")
         step = int(metadata["step"])
         for name, parameter in zip(names, network.parameters(), strict=True):

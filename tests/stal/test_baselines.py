@@ -11,7 +11,17 @@ from stal.evaluation.baselines.attend_and_excite import attend_and_excite
 from stal.evaluation.baselines.boxdiff import boxdiff
 from stal.evaluation.baselines.composable import composable
 from stal.evaluation.baselines.denoiser import Denoiser, plain_drawing
-from stal.evaluation.baselines.latents import Descent, attention_maps, descend, moving, token_maps
+from stal.evaluation.baselines.latents import (
+    RELEASED,
+    SMALL,
+    Descent,
+    attention_maps,
+    default_descent,
+    default_side,
+    descend,
+    moving,
+    token_maps,
+)
 from stal.evaluation.baselines.multidiffusion import multidiffusion
 from stal.evaluation.baselines.structured import structured
 from stal.evaluation.baselines.tokens import named_in, noun_token, token_span
@@ -356,6 +366,13 @@ def test_the_step_shrinks_with_the_root_and_ends_with_the_share(looking):
     assert [float(-move(x, 0, step).mean()) for step in range(3)] == pytest.approx(
         [2, 2 * 0.75**0.5, 0]
     )
+
+
+@pytest.mark.parametrize(("pixels", "descent", "side"), [(16, SMALL, 8), (128, RELEASED, 16)])
+def test_constants_follow_the_size_of_the_latents(pipe, pixels, descent, side):
+    settings = replace(FAST, height=pixels, width=pixels)
+    drawing = plain_drawing(pipe, **arguments([TWO], settings))
+    assert (default_descent(drawing), default_side(drawing)) == (descent, side)
 
 
 def test_token_maps_smooth_what_tokens_share_among_themselves():

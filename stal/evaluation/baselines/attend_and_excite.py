@@ -13,9 +13,9 @@ from torch import Tensor
 
 from stal.evaluation.baselines.denoiser import Denoiser, plain_drawing
 from stal.evaluation.baselines.latents import (
-    RELEASED,
     Descent,
     attention_maps,
+    default_descent,
     default_side,
     descend,
     moving,
@@ -34,7 +34,7 @@ def attend_and_excite(
     layouts: Sequence[Layout | None],
     seeds: Sequence[int],
     settings: Settings,
-    descent: Descent = RELEASED,
+    descent: Descent | None = None,
     side: int | None = None,
     sharpness: float = 100.0,
     sigma: float = 0.5,
@@ -46,9 +46,10 @@ def attend_and_excite(
 
     Args:
         layouts: not looked at, only handed on with the results.
-        descent: when latents move, and how far; size 0 is the plain model.
-        side: of the attention maps; a quarter of the latents' side but at least 8 if None, that is
-            16 for Stable Diffusion as in the paper.
+        descent: when latents move, and how far; size 0 is the plain model. As released if None,
+            but for small latents with the size tuned for them.
+        side: of the attention maps; a quarter of the latents' side but at least 8 if None: 16 for
+            Stable Diffusion as in the paper, 8 for the bundled model. Not tuned.
         sharpness, sigma: of the maps, see `stal.evaluation.baselines.latents.token_maps`.
 
     Raises:
@@ -72,7 +73,7 @@ def attend_and_excite(
 
     if not any(nouns):
         return drawing.results(drawing.sample())
-    predict = moving(drawing, descend(drawing, losses, descent))
+    predict = moving(drawing, descend(drawing, losses, descent or default_descent(drawing)))
     return drawing.results(drawing.sample(predict=predict))
 
 

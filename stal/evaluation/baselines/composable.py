@@ -33,13 +33,23 @@ def composable(
 
     e_D is the prediction for the prompt, e_i for the phrase of object i, e_0 for the negative
     prompt. The paper has the parts alone, each with the weight of a guidance scale (7.5 in the
-    released Stable Diffusion script): parts 1, whole 0. What relates the objects is then lost.
-    Equal phrases count once; a prompt without objects is its own only part.
+    released Stable Diffusion script): the defaults. What relates the objects is then lost, and to a
+    model of complete captions a phrase of one object also says that there is no other. Equal
+    phrases count once; a prompt without objects is its own only part.
 
     Args:
         layouts: not looked at, only handed on with the results.
         parts, whole: weights in units of the guidance scale; parts 0, whole 1 is the plain model.
         local_prompt: how a phrase becomes its text, "{}" stands for it; the model's own if None.
+
+    Tuned on the bundled model and 32 prompts each with 2 and 3 objects of the development split;
+    pictures wholly right, where the plain model has 41%, 28%:
+
+        parts, whole   1, 0   0.5, 0.5   0.3, 0.5   0.15, 0.85   0.3, 0.7 with   0.15, 0.85 with
+        2 objects        0%      3%        16%         41%            31%              31%
+        3 objects        0%      0%         0%          9%            19%              28%
+
+    "with" is the local_prompt "a picture with {}". No weight of the parts helps this model.
     """
     drawing = plain_drawing(pipe, prompts, layouts=layouts, seeds=seeds, settings=settings)
     template = pipe.defaults.local_prompt if local_prompt is None else local_prompt

@@ -46,6 +46,11 @@ def multidiffusion(
         bootstrap: share of the steps, 20 of 50 in the released code.
         background: the text of what no box covers; the model's own reference if it is a prompt
             ("an empty scene"), else the whole prompt, if None.
+
+    Tried on the bundled model and prompts of the development split with 2 objects, of which the
+    plain model draws 31% of the first 16 and 41% of the first 32 wholly right: bootstrap 0 and 0.2
+    give 0% and 19% (of 16), 0.4 and 0.6 34% and 12% (of 32), strength 0.5 31% (of 16). The paper's
+    values stay. Objects are lost where boxes are small.
     """
     drawing = plain_drawing(pipe, prompts, layouts=layouts, seeds=seeds, settings=settings)
     own = pipe.defaults.reference

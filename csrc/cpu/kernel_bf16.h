@@ -242,10 +242,11 @@ void ForwardPairs(const Plan& plan) {
         Product<kVectors>(tiles, pack, keys, sizes.key_step, p.head_dim / 2, q_t, scores);
         Vec max[kVectors], sum[kVectors] = {};
         MaxOverKeys<kVectors>(scores, keys, max);
-        for (int r = 0; r < kVectors; ++r) max[r] *= log2_scale;
         StorePairs<kVectors>(keys, scores, [&](int64_t key, int r) {
           const Vec s = Load(scores + (key * kVectors + r) * kLanes);
-          const Vec x = Exp2ForPairs(s * log2_scale - max[r]);
+          // The difference first: a rounded product of the maximum would be off by more than 1
+          // where scores are large, and its fused difference from itself not 0.
+          const Vec x = Exp2ForPairs((s - max[r]) * log2_scale);
           sum[r] += x;
           return x;
         });
@@ -321,12 +322,11 @@ void BackwardQPairs(const Plan& plan) {
                             dout_t, g);
           Vec max[kVectors], sum[kVectors] = {};
           MaxOverKeys<kVectors>(s, keys, max);
-          for (int r = 0; r < kVectors; ++r) max[r] *= log2_scale;
           for (int64_t key = 0; key < keys; ++key) {
 #pragma GCC unroll 4
             for (int r = 0; r < kVectors; ++r) {
               float* score = s + (key * kVectors + r) * kLanes;
-              const Vec x = Exp2ForPairs(Load(score) * log2_scale - max[r]);
+              const Vec x = Exp2ForPairs((Load(score) - max[r]) * log2_scale);
               sum[r] += x;
               mean[r] += x * Load(g + (key * kVectors + r) * kLanes);
               Store(score, x);

@@ -334,7 +334,7 @@ class Pipeline:
 
         Returns:
             embeddings (texts, seqlen_k, width), and of Stable Diffusion XL the pooled embeddings
-            (texts, projection), otherwise None.
+            (texts, projection), otherwise None. XL's base model wants zeros for the empty text.
         """
         c = self.components
         with torch.no_grad():
@@ -345,7 +345,28 @@ class Pipeline:
             second = c.text_encoder_2(self._tokens(c.tokenizer_2, texts), output_hidden_states=True)
             # XL was trained on the last layer but one of both.
             embeddings = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
-            return embeddings, second.text_embeds
+            pooled = second.text_embeds
+            if c.force_zeros_for_empty_prompt:
+                empty = torch.tensor([text == "" for text in texts], device=self.device)
+                embeddings = embeddings.masked_fill(empty[:, None, None], 0)
+                pooled = pooled.masked_fill(empty[:, None], 0)
+            return embeddings, pooled
+
+    def added_conditions(
+        self, pooled: Tensor | None, *, height: int, width: int
+    ) -> dict[str, Tensor] | None:
+        """What Stable Diffusion XL is told besides the text; None for other models.
+
+        pooled: (batch, projection) of `encode`, of each batch element's own text.
+        height, width: of the picture in pixels; it is said to be original and not cropped.
+        """
+        if pooled is None:
+            return None
+        # The original size, the crop's corner and the target size.
+        ids = torch.tensor(
+            [[height, width, 0, 0, height, width]], dtype=self.dtype, device=self.device
+        )
+        return {"text_embeds": pooled, "time_ids": ids.expand(len(pooled), -1)}
 
     def decode(self, latents: Tensor) -> list[Image]:
         """Latents (images, channels, height, width) as PIL images."""
@@ -461,10 +482,6 @@ class Pipeline:
         negative = table[settings.negative_prompt]
         rows = [negative] * len(blends) * guided + [blend.prompts[0] for blend in blends]
         embeddings, pooled = self.encode(list(table))
-        if pooled is not None and self.components.force_zeros_for_empty_prompt and "" in table:
-            zero = torch.arange(len(table), device=self.device) == table[""]
-            embeddings = embeddings.masked_fill(zero[:, None, None], 0)
-            pooled = pooled.masked_fill(zero[:, None], 0)
         prompts = Prompts(embeddings)
         if settings.attention == "plain":
             return Plain(prompts, rows), rows, pooled
@@ -572,12 +589,8 @@ class Drawing:
         self.weights, self.seeds = [job.weights for job in jobs], noise.seeds
         self._guided = settings.guidance_scale != 1
         self._attention, rows, pooled = pipe._attention(jobs, settings, self._guided)
-        self._added = None
-        if pooled is not None:
-            # XL is told the original size, the crop's corner and the target size.
-            size = [settings.height, settings.width]
-            ids = torch.tensor([[*size, 0, 0, *size]], dtype=pipe.dtype, device=pipe.device)
-            self._added = {"text_embeds": pooled[rows], "time_ids": ids.expand(len(rows), -1)}
+        own = None if pooled is None else pooled[rows]
+        self._added = pipe.added_conditions(own, height=settings.height, width=settings.width)
 
     def predict(self, x: Tensor, t: float, step: int, *weights: Tensor) -> Tensor:
         """The guided prediction of one call of the UNet; differentiable in x and weights."""

@@ -13,6 +13,7 @@ import errno
 import hashlib
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,10 +28,8 @@ from stal.evaluation.prompt_files import Case, boxes_of
 from stal.files import write_atomic
 from stal.layout import Layout
 
-try:
+if sys.platform != "win32":  # where two runs in one folder go unnoticed
     import fcntl
-except ImportError:  # not on Windows, where two runs in one folder go unnoticed
-    fcntl = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -247,8 +246,8 @@ class Meter:
     def __exit__(self, *error: object) -> None:
         peak = self._peak()
         self.seconds = time.perf_counter() - self._start
-        known = peak is not None and self._before is not None
-        self.peak_mb = max(peak - self._before, 0.0) if known else None  # type: ignore[operator]
+        if peak is not None and self._before is not None:
+            self.peak_mb = max(peak - self._before, 0.0)
 
     def _peak(self, *, reset: bool = False) -> float | None:
         """The peak in MB since the last reset."""
@@ -311,7 +310,7 @@ def opened(folder: Path, command: Mapping[str, Any]) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "ab") as file:
         try:
-            if fcntl is not None:
+            if sys.platform != "win32":
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(f"output must not be in use by another run, got {folder}") from None

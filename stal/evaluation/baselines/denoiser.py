@@ -55,10 +55,6 @@ class Denoiser:
         }
         self.negative = self.rows[settings.negative_prompt]
         self.embeddings, self._pooled = pipe.encode(list(self.rows))
-        if pipe.components.force_zeros_for_empty_prompt and self._pooled is not None:
-            zero = torch.tensor([text == "" for text in self.rows], device=pipe.device)
-            self.embeddings = self.embeddings.masked_fill(zero[:, None, None], 0)
-            self._pooled = self._pooled.masked_fill(zero[:, None], 0)
         self.prompts = Prompts(self.embeddings)
 
     def __call__(
@@ -74,15 +70,8 @@ class Denoiser:
         attention: plain attention to these rows if None.
         """
         pipe, settings = self.drawing.pipe, self.drawing.settings
-        added = None
-        if self._pooled is not None:
-            # XL is told the original size, the crop's corner and the target size.
-            size = [settings.height, settings.width]
-            ids = torch.tensor([[*size, 0, 0, *size]], dtype=pipe.dtype, device=pipe.device)
-            added = {
-                "text_embeds": self._pooled[list(rows)],
-                "time_ids": ids.expand(len(rows), -1),
-            }
+        own = None if self._pooled is None else self._pooled[list(rows)]
+        added = pipe.added_conditions(own, height=settings.height, width=settings.width)
         attend = attention or Plain(self.prompts, rows)
         return pipe.components.unet(x.to(pipe.dtype), t, None, added, attention=attend)
 

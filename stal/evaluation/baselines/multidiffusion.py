@@ -1,8 +1,7 @@
 """MultiDiffusion: one diffusion process a region, fused after every step.
 
 Source: Bar-Tal, Yariv, Lipman and Dekel, "MultiDiffusion: Fusing Diffusion Paths for Controlled
-Image Generation", ICML 2023, arXiv 2302.08113, equation 5 and the region-based generation of
-section 4.2 with its bootstrapping.
+Image Generation", ICML 2023, arXiv 2302.08113: region-based generation with bootstrapping.
 """
 
 from __future__ import annotations

@@ -228,7 +228,7 @@ class Meter:
         meter.seconds, meter.peak_mb
 
     On a GPU memory is what torch allocates there. Otherwise it is the resident memory of the
-    process, known on Linux alone.
+    process, known on Linux alone, which is too small if the kernel takes idle pages meanwhile.
     """
 
     def __init__(self, device: Any) -> None:

@@ -190,8 +190,8 @@ TABLE = "(table, heads, seqlen_k, head_dim)"
         pytest.param({"scale": float("-inf")}, "scale must be finite, got -inf", id="scale-inf"),
         pytest.param(
             {"backend": "gpu"},
-            "backend must be one of auto, cpu, cpu:avx512, cpu:avx2, cpu:portable, triton, "
-            "reference, got 'gpu'",
+            "backend must be one of auto, cpu, cpu:amx, cpu:avx512_bf16, cpu:avx512, cpu:avx2, "
+            "cpu:portable, cpu:avx512_bf16_model, cpu:amx_model, triton, reference, got 'gpu'",
             id="backend",
         ),
         pytest.param({"backend": "cpu:sse9"}, "got 'cpu:sse9'", id="level"),

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
+from dataclasses import asdict, replace
+from functools import lru_cache, partial
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from stal.clip import Clip, load
 from stal.evaluation.baselines.attend_and_excite import attend_and_excite
 from stal.evaluation.baselines.boxdiff import boxdiff
 from stal.evaluation.baselines.composable import composable
 from stal.evaluation.baselines.multidiffusion import multidiffusion
 from stal.evaluation.baselines.structured import structured
-from stal.layout import Layout
-from stal.pipeline import UNCONDITIONAL, Pipeline, Result, Settings
+from stal.layout import Layout, place
+from stal.optimize import RELEASED, Options, online, trajectory
+from stal.pipeline import UNCONDITIONAL, Pipeline, Result, Settings, clip_folder
+from stal.prompts import parse
 
 # method(pipe, prompts, layouts=..., seeds=..., settings=...), see `draw`.
 Method = Callable[..., list[Result]]
@@ -37,6 +41,60 @@ def _with(**changes: Any) -> Method:
     return method
 
 
+def _everywhere(
+    pipe: Pipeline,
+    prompts: Sequence[str],
+    *,
+    layouts: Sequence[Layout | None],
+    seeds: Sequence[int],
+    settings: Settings,
+) -> list[Result]:
+    """Weights that change over the steps and no regions: each object's is the whole canvas."""
+    placed = [layouts[i] or place(parse(prompt)) for i, prompt in enumerate(prompts)]
+    whole = [
+        replace(each, objects=tuple(replace(o, box=(0.0, 0.0, 1.0, 1.0)) for o in each.objects))
+        for each in placed
+    ]
+    changed = replace(settings, attention="spatial-temporal", rule="guidance")
+    results = pipe.batch(prompts, changed, layouts=whole, seed=list(seeds))
+    return [replace(r, layout=layout) for r, layout in zip(results, placed, strict=True)]
+
+
+def _optimised(options: Options | None, **changes: Any) -> Method:
+    """The pipeline with weights that the model's own CLIP chose: by `stal.optimize.trajectory`
+    with options, by `online` without."""
+
+    def method(
+        pipe: Pipeline,
+        prompts: Sequence[str],
+        *,
+        layouts: Sequence[Layout | None],
+        seeds: Sequence[int],
+        settings: Settings,
+    ) -> list[Result]:
+        changed = replace(settings, rule="guidance", **changes)
+        drawing = pipe.prepare(prompts, changed, layouts=layouts, seed=list(seeds))
+        clip = _clip(pipe)
+        if options is None:
+            found, done = online(drawing, clip), {"mode": "online"}
+        else:
+            found, done = trajectory(drawing, clip, options), {"mode": "trajectory"}
+            done |= asdict(options)
+        records = [{**done, "trace": rows} for rows in found.trace]
+        return drawing.results(found.latents, found.weights, optimize=records)
+
+    return method
+
+
+def _clip(pipe: Pipeline) -> Clip:
+    return _load(clip_folder(pipe), str(pipe.device))
+
+
+@lru_cache(maxsize=1)
+def _load(folder: Path, device: str) -> Clip:
+    return load(folder, device=device)
+
+
 METHODS: Mapping[str, Method] = MappingProxyType(
     {
         "plain": _with(attention="plain"),
@@ -53,6 +111,12 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "unconditional": _with(
             attention="spatial", rule="guidance", reference=UNCONDITIONAL, background=None
         ),
+        "temporal": _everywhere,
+        "online": _optimised(None, attention="spatial-temporal"),
+        "trajectory": _optimised(Options(lr=0.1), attention="spatial-temporal"),
+        "trajectory-released": _optimised(
+            RELEASED, attention="spatial", reference=UNCONDITIONAL, background=None
+        ),
     }
 )
 
@@ -63,6 +127,7 @@ USES_LAYOUT = frozenset(METHODS) - {
     "composable-released",
     "structured",
     "attend-and-excite",
+    "temporal",
 }
 
 

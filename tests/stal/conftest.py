@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from transformers import (
 )
 
 from stal.__main__ import main
+from stal.clip import Clip, Preprocessing
 from stal.pipeline import Pipeline
 from stal.shapes.training import MAX_TOKENS, write_tokenizer
 
@@ -134,6 +135,23 @@ def xl_folder(sd_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
         scheduler=DDIMScheduler(prediction_type="v_prediction", clip_sample=False, steps_offset=1),
     ).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def clip() -> Clip:
+    """Random features, smooth in the pixels."""
+    generator = torch.Generator().manual_seed(0)
+    project = torch.randn(3 * 8 * 8, 6, generator=generator)
+
+    def texts(texts: Sequence[str]) -> torch.Tensor:
+        seeds = [sum(map(ord, text)) for text in texts]
+        each = [torch.randn(6, generator=torch.Generator().manual_seed(s)) for s in seeds]
+        return torch.stack(each)
+
+    def images(pixels: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(pixels.flatten(1) @ project.to(pixels.dtype) / 8)
+
+    return Clip(images, texts, Preprocessing(8, squash=True))
 
 
 @pytest.fixture(scope="session")

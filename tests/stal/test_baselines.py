@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from stal.evaluation import methods
 from stal.evaluation.baselines import attend_and_excite as excite
 from stal.evaluation.baselines import boxdiff as box
 from stal.evaluation.baselines.attend_and_excite import attend_and_excite
@@ -44,6 +45,7 @@ OFF = {
     "boxdiff": (boxdiff, {"descent": NEVER}),
 }
 BASELINES = tuple(OFF)
+BY_CLIP = ("online", "trajectory", "trajectory-released")
 # Sampler, eta, step. dpm++2m remembers the step before, which another start does not share.
 MOVED = [
     *((name, 0.0, 0) for name in SAMPLERS if name != "plms"),
@@ -64,6 +66,13 @@ def arguments(prompts, settings=FAST, seeds=None):
         "seeds": seeds or [7 + i for i in range(len(prompts))],
         "settings": settings,
     }
+
+
+@pytest.fixture(autouse=True)
+def no_clip_of_the_model(clip, monkeypatch):
+    """The tiny models have none, and this one's features are as exact as its pixels."""
+    own = methods._clip
+    monkeypatch.setattr(methods, "_clip", lambda pipe: clip if pipe.name else own(pipe))
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +110,9 @@ def test_a_picture_does_not_depend_on_the_prompts_beside_it(exact, name):
         latents(draw(name, exact, **arguments([prompt], seeds=[seed])))
         for prompt, seed in zip(prompts, seeds, strict=True)
     ]
-    torch.testing.assert_close(together, torch.cat(alone), rtol=0, atol=1e-10)
+    # Weights are float32, and those that CLIP chose are as exact.
+    atol = 1e-5 if name in BY_CLIP else 1e-10
+    torch.testing.assert_close(together, torch.cat(alone), rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
-from stal.clip import Clip, Preprocessing
 from stal.optimize import (
     RELEASED,
     Options,
@@ -25,23 +24,6 @@ ONE = "a green star on a white background"
 TWO = "a red circle to the left of a blue square"
 BLENDED = Settings(attention="spatial", steps=3)
 FAST = replace(RELEASED, lr=0.1)
-
-
-@pytest.fixture(scope="module")
-def clip() -> Clip:
-    """Random features, smooth in the pixels."""
-    generator = torch.Generator().manual_seed(0)
-    project = torch.randn(3 * 8 * 8, 6, generator=generator)
-
-    def texts(texts):
-        seeds = [sum(map(ord, text)) for text in texts]
-        each = [torch.randn(6, generator=torch.Generator().manual_seed(s)) for s in seeds]
-        return torch.stack(each)
-
-    def images(pixels):
-        return torch.tanh(pixels.flatten(1) @ project.to(pixels.dtype) / 8)
-
-    return Clip(images, texts, Preprocessing(8, squash=True))
 
 
 @pytest.fixture(scope="module")

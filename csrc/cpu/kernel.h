@@ -8,11 +8,12 @@
 //   P   (keys, rows)      = exp(S - max)                  unnormalised, in place of S
 //   out (head_dim, rows) += (P V) * weight / rowsum(P)    Multiply, V packed by blocks of channels
 //
-// The blend is the multiplier of the last line, so K prompts cost K attentions and nothing more.
-// Packed float32 copies of K and V are made once a call and shared by all blocks and, through
-// the table, by all batch elements; a block's tiles (for 77 keys and head_dim 64 about 50 KB with
-// AVX-512) stay in the first two cache levels. All rows of S are kept, whatever seqlen_k is: the
-// score tile of 512 keys is read from the second level at a rate that the multiplications hide.
+// P and out are kept times a power of two that rules out overflow: see Headroom in rows.h. The
+// blend is the multiplier of the last line, so K prompts cost K attentions and nothing more. Packed
+// float32 copies of K and V are made once a call and shared by all blocks and, through the table,
+// by all batch elements; a block's tiles (for 77 keys and head_dim 64 about 50 KB with AVX-512)
+// stay in the first two cache levels. All rows of S are kept, whatever seqlen_k is: the score tile
+// of 512 keys is read from the second level at a rate that the multiplications hide.
 #pragma once
 
 #include "cpu/rows.h"
@@ -167,9 +168,9 @@ STAL_INLINE void SumOverKeys(int64_t keys, Vec (&sum)[kVectors], const Term& ter
   }
 }
 
-// scores -> exp(scores - max), in place; sum over keys.
+// scores -> 2^-bits exp(scores - max), in place; sum over keys.
 template <int kVectors>
-void Softmax(float* scores, int64_t keys, Vec (&sum)[kVectors]) {
+void Softmax(float* scores, int64_t keys, float bits, Vec (&sum)[kVectors]) {
   constexpr int64_t kRows = kVectors * kLanes;
   Vec max[kVectors];
   for (int r = 0; r < kVectors; ++r) max[r] = Load(scores + r * kLanes);
@@ -182,7 +183,7 @@ void Softmax(float* scores, int64_t keys, Vec (&sum)[kVectors]) {
   SumOverKeys<kVectors>(keys, sum, [&](int64_t key, int r) {
     float* score = scores + key * kRows + r * kLanes;
     // The difference first: folding log2(e) into the scale would round it, and bias every score.
-    const Vec p = Exp2((Load(score) - max[r]) * kLog2e);
+    const Vec p = Exp2((Load(score) - max[r]) * kLog2e, bits);
     Store(score, p);
     return p;
   });
@@ -206,6 +207,7 @@ struct Sizes {
 void Forward(const Plan& plan) {
   const BlendedAttentionParams& p = *plan.params;
   const Sizes sizes(p);
+  const Headroom headroom(p.seqlen_k);
   const int64_t packed_k = sizes.keys * p.head_dim;
   // Of one prompt and head; a multiple of 16 floats keeps every tile aligned.
   const int64_t packed = RoundUp(packed_k + p.seqlen_k * p.head_dim, 16);
@@ -248,37 +250,41 @@ void Forward(const Plan& plan) {
         const float* pack = packs + (prompt.packed * p.heads + head) * packed;
         Vec factor[kVectors];
         Scores<kVectors>(q_t, pack, prompt.length, p.head_dim, scores);
-        Softmax<kVectors>(scores, prompt.length, factor);
-        for (int r = 0; r < kVectors; ++r) factor[r] = lanes.weight[r] / factor[r];
+        Softmax<kVectors>(scores, prompt.length, headroom.bits, factor);
+        for (int r = 0; r < kVectors; ++r) {
+          factor[r] = lanes.weight[r] / (factor[r] * headroom.scale);
+        }
         AddValues<kVectors>(scores, pack + packed_k, prompt.length, p.head_dim, factor, lanes.mask,
                             out_t);
       }
       StoreTransposed<kVectors>(p.out, p.dtype, RowOffset(p.out, batch, head, first), rows,
-                                p.head_dim, rows_tile, out_t);
+                                p.head_dim, headroom.scale, rows_tile, out_t);
     });
   });
 }
 
 // Scores of q and of dout, softmax, and r = rowsum(A * G). On return `s` holds weight * A with
-// zeros where the prompt does not exist, and `g` holds dS = weight * A * (G - r).
+// zeros where the prompt does not exist, and `g` holds scale * dS = scale * weight * A * (G - r).
 template <int kVectors>
 STAL_INLINE void SoftmaxBackward(const float* q_t, const float* dout_t, const float* keys_of_k,
                                  const float* keys_of_v, int64_t keys, int64_t head_dim,
-                                 const Lanes<kVectors>& lanes, float* s, float* g,
+                                 const Lanes<kVectors>& lanes, float scale, float* s, float* g,
                                  Vec (&r)[kVectors]) {
   constexpr int64_t kRows = kVectors * kLanes;
   Scores<kVectors>(q_t, keys_of_k, keys, head_dim, s);
   Scores<kVectors>(dout_t, keys_of_v, keys, head_dim, g);
-  Vec sum[kVectors];
-  Softmax<kVectors>(s, keys, sum);
-  SumOverKeys<kVectors>(keys, r, [&](int64_t key, int v) {
-    return Load(s + key * kRows + v * kLanes) * Load(g + key * kRows + v * kLanes);
-  });
-  Vec factor[kVectors];
+  Vec sum[kVectors], normalise[kVectors], factor[kVectors];
+  Softmax<kVectors>(s, keys, 0, sum);
   for (int v = 0; v < kVectors; ++v) {
-    r[v] = And(r[v] / sum[v], lanes.mask[v]);
+    normalise[v] = 1.0f / sum[v];
     factor[v] = lanes.weight[v] / sum[v];
   }
+  // Normalised before they are summed, for the reason of Headroom.
+  SumOverKeys<kVectors>(keys, r, [&](int64_t key, int v) {
+    const int64_t i = key * kRows + v * kLanes;
+    return Load(s + i) * normalise[v] * Load(g + i);
+  });
+  for (int v = 0; v < kVectors; ++v) r[v] = And(r[v], lanes.mask[v]);
   for (int64_t key = 0; key < keys; ++key) {
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) {
@@ -286,7 +292,7 @@ STAL_INLINE void SoftmaxBackward(const float* q_t, const float* dout_t, const fl
       float* gv = g + key * kRows + v * kLanes;
       const Vec a = And(Load(sv) * factor[v], lanes.mask[v]);
       Store(sv, a);
-      Store(gv, And(a * (Load(gv) - r[v]), lanes.mask[v]));
+      Store(gv, And(a * scale * (Load(gv) - r[v]), lanes.mask[v]));
     }
   }
 }
@@ -338,8 +344,8 @@ void BackwardQ(const Plan& plan) {
       LoadTransposed<kVectors>(p.dout, p.dtype, RowOffset(p.dout, batch, head, first), rows,
                                p.head_dim, nullptr, 1.0f, rows_tile, dout_t);
       memset(dq_t, 0, sizes.width * kVectors * kLanes * sizeof(float));
-      Vec scale[kVectors];
-      for (int r = 0; r < kVectors; ++r) scale[r] = Set(p.scale);
+      Vec one[kVectors];
+      for (int r = 0; r < kVectors; ++r) one[r] = Set(1.0f);
       for (int64_t e = plan.begin[batch]; e < plan.begin[batch + 1]; ++e) {
         const Entry& entry = plan.entries[e];
         const Prompt& prompt = plan.prompts[entry.prompt];
@@ -348,17 +354,17 @@ void BackwardQ(const Plan& plan) {
         if (prompt.length > 0 && lanes.any) {
           const float* pack = packs + (prompt.packed * p.heads + head) * packed;
           SoftmaxBackward<kVectors>(q_t, dout_t, pack, pack + packed_k, prompt.length, p.head_dim,
-                                    lanes, s, g, r);
+                                    lanes, p.scale, s, g, r);
           if (p.dq.data) {
-            AddValues<kVectors>(g, pack + 2 * packed_k, prompt.length, p.head_dim, scale,
-                                lanes.mask, dq_t);
+            AddValues<kVectors>(g, pack + 2 * packed_k, prompt.length, p.head_dim, one, lanes.mask,
+                                dq_t);
           }
         }
         if (p.dweight.data) memcpy(share + (e * p.heads + head) * p.seqlen_q + first, r, rows * 4);
       }
       if (p.dq.data) {
         StoreTransposed<kVectors>(p.dq, p.dtype, RowOffset(p.dq, batch, head, first), rows,
-                                  p.head_dim, rows_tile, dq_t);
+                                  p.head_dim, 1.0f, rows_tile, dq_t);
       }
     });
   });
@@ -409,14 +415,13 @@ void BackwardKV(const Plan& plan) {
                                      rows, p.head_dim, lanes.present, 1.0f, dout_rows, dout_t);
             Vec r[kVectors];
             SoftmaxBackward<kVectors>(q_t, dout_t, keys_of_k, keys_of_v, prompt.length, p.head_dim,
-                                      lanes, s, g, r);
+                                      lanes, p.scale, s, g, r);
             constexpr int kRows = kVectors * kLanes;
             AddRowProducts<kRows>(g, q_rows, prompt.length, rows, sizes.width, dk);
             AddRowProducts<kRows>(s, dout_rows, prompt.length, rows, sizes.width, dv);
           });
         }
       }
-      for (int64_t i = 0; i < gradient; i += kLanes) Store(dk + i, Load(dk + i) * p.scale);
       // Keys that only fill up the last block, or lie beyond key_lengths.
       const int64_t unused = (sizes.keys - prompt.length) * sizes.width;
       memset(dk + prompt.length * sizes.width, 0, unused * sizeof(float));
@@ -426,7 +431,7 @@ void BackwardKV(const Plan& plan) {
       for (int64_t key = 0; key < p.seqlen_k; ++key) {
         const int64_t element = offset + head * tensor.strides.head + key * tensor.strides.row;
         StoreRow(static_cast<char*>(tensor.data) + element * ElementSize(p.dtype), p.dtype,
-                 p.head_dim, rows + key * sizes.width);
+                 p.head_dim, rows + key * sizes.width, 1.0f);
       }
     };
     store(p.dk, prompt.dk, dk);

@@ -8,7 +8,7 @@
 //   out (head_dim, rows) += (V^T P) * weight / rowsum  Product, V transposed to pairs of keys
 //
 // Scores, sums and accumulators are float32. P is rounded before it is divided by its sum, where
-// its largest element is 1: bfloat16 keeps 8 bits of it whatever the weight is.
+// its largest element is a power of two: bfloat16 keeps 8 bits of it whatever the weight is.
 #pragma once
 
 #include "cpu/rows.h"
@@ -16,9 +16,9 @@
 
 namespace {
 
-// 2^x with a relative error of 3e-6, a 600th of what rounding to bfloat16 adds; else as Exp2.
-STAL_INLINE Vec Exp2ForPairs(Vec x) {
-  const Vec round = Set(12582912.0f);
+// As Exp2, with a relative error of 3e-6, a 600th of what rounding to bfloat16 adds.
+STAL_INLINE Vec Exp2ForPairs(Vec x, float bits) {
+  const Vec round = Set(12582912.0f - bits);
   const Vec shifted = x + round;
   const Vec f = x - (shifted - round);
   Vec p = Set(0.0095828529f);
@@ -26,9 +26,9 @@ STAL_INLINE Vec Exp2ForPairs(Vec x) {
   p = p * f + Set(0.24024099f);
   p = p * f + Set(0.69312418f);
   p = p * f + Set(1.0f);
-  const IVec bits = (IVec)((UVec)Bits(p) + ((UVec)Bits(shifted) << 23));
-  const IVec underflow = x < Set(-126.0f);
-  return FromBits(bits & ~underflow);
+  const IVec power = (IVec)((UVec)Bits(p) + ((UVec)Bits(shifted) << 23));
+  const IVec underflow = x < Set(bits - 126.0f);
+  return FromBits(power & ~underflow);
 }
 
 // ---- matrices in memory -> pairs ----
@@ -199,6 +199,7 @@ struct Block {
 void ForwardPairs(const Plan& plan) {
   const BlendedAttentionParams& p = *plan.params;
   const PairSizes sizes(p);
+  const Headroom headroom(p.seqlen_k);
   const int64_t packed = sizes.packed_rows + sizes.packed_columns;
   const int64_t per_thread = sizes.rows + 3 * sizes.tile + sizes.scores;
   float* memory = stal::Scratch(plan.num_packed * p.heads * packed + plan.threads * per_thread);
@@ -246,11 +247,13 @@ void ForwardPairs(const Plan& plan) {
           const Vec s = Load(scores + (key * kVectors + r) * kLanes);
           // The difference first: a rounded product of the maximum would be off by more than 1
           // where scores are large, and its fused difference from itself not 0.
-          const Vec x = Exp2ForPairs((s - max[r]) * log2_scale);
+          const Vec x = Exp2ForPairs((s - max[r]) * log2_scale, headroom.bits);
           sum[r] += x;
           return x;
         });
-        for (int r = 0; r < kVectors; ++r) sum[r] = lanes.weight[r] / sum[r];
+        for (int r = 0; r < kVectors; ++r) {
+          sum[r] = lanes.weight[r] / (sum[r] * headroom.scale);
+        }
         Product<kVectors>(tiles, pack + sizes.packed_rows, p.head_dim,
                           CeilDiv(keys, 2 * kTile) * kTileWords, CeilDiv(keys, 2),
                           reinterpret_cast<uint32_t*>(scores), product);
@@ -258,7 +261,7 @@ void ForwardPairs(const Plan& plan) {
       }
       StoreTransposed<kVectors>(p.out, p.dtype,
                                 RowOffset(p.out, block.batch, block.head, block.first), block.rows,
-                                p.head_dim, scratch, out_t);
+                                p.head_dim, headroom.scale, scratch, out_t);
     });
   });
 }
@@ -267,6 +270,7 @@ void ForwardPairs(const Plan& plan) {
 void BackwardQPairs(const Plan& plan) {
   const BlendedAttentionParams& p = *plan.params;
   const PairSizes sizes(p);
+  const Headroom headroom(p.seqlen_k);
   const int64_t packed = 2 * sizes.packed_rows + (p.dq.data ? sizes.packed_columns : 0);
   const int64_t per_thread = 2 * sizes.rows + 3 * sizes.tile + 2 * sizes.scores;
   const int64_t shares = p.dweight.data ? plan.num_entries * p.heads * p.seqlen_q : 0;
@@ -326,7 +330,7 @@ void BackwardQPairs(const Plan& plan) {
 #pragma GCC unroll 4
             for (int r = 0; r < kVectors; ++r) {
               float* score = s + (key * kVectors + r) * kLanes;
-              const Vec x = Exp2ForPairs((Load(score) - max[r]) * log2_scale);
+              const Vec x = Exp2ForPairs((Load(score) - max[r]) * log2_scale, headroom.bits);
               sum[r] += x;
               mean[r] += x * Load(g + (key * kVectors + r) * kLanes);
               Store(score, x);
@@ -335,7 +339,7 @@ void BackwardQPairs(const Plan& plan) {
           Vec factor[kVectors];
           for (int r = 0; r < kVectors; ++r) {
             mean[r] = And(mean[r] / sum[r], lanes.mask[r]);
-            factor[r] = lanes.weight[r] * p.scale / sum[r];
+            factor[r] = lanes.weight[r] * p.scale / (sum[r] * headroom.scale);
           }
           if (p.dq.data) {
             StorePairs<kVectors>(keys, g, [&](int64_t key, int r) {
@@ -356,7 +360,7 @@ void BackwardQPairs(const Plan& plan) {
       if (p.dq.data) {
         StoreTransposed<kVectors>(p.dq, p.dtype,
                                   RowOffset(p.dq, block.batch, block.head, block.first),
-                                  block.rows, p.head_dim, scratch, dq_t);
+                                  block.rows, p.head_dim, headroom.scale, scratch, dq_t);
       }
     });
   });

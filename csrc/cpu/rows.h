@@ -72,20 +72,26 @@ STAL_INLINE void LoadRow(const void* row, DType dtype, int64_t head_dim, float* 
   Store(out + i, single ? LoadFloat(tail) : LoadHalf(tail, dtype));
 }
 
-STAL_INLINE void StoreRow(void* row, DType dtype, int64_t head_dim, const float* in) {
+// One row of `in` times `factor`, rounded to dtype.
+STAL_INLINE void StoreRow(void* row, DType dtype, int64_t head_dim, const float* in, float factor) {
   char* p = static_cast<char*>(row);
   int64_t i = 0;
   if (dtype == DType::kFloat32) {
-    for (; i + kLanes <= head_dim; i += kLanes) memcpy(p + i * 4, in + i, kLanes * 4);
-    if (i < head_dim) memcpy(p + i * 4, in + i, kTail * 4);
+    for (; i + kLanes <= head_dim; i += kLanes) {
+      const Vec x = Load(in + i) * factor;
+      memcpy(p + i * 4, &x, kLanes * 4);
+    }
+    if (i == head_dim) return;
+    const Vec x = Load(in + i) * factor;
+    memcpy(p + i * 4, &x, kTail * 4);
     return;
   }
   for (; i + kLanes <= head_dim; i += kLanes) {
-    const HalfVec half = ToHalf(Load(in + i), dtype);
+    const HalfVec half = ToHalf(Load(in + i) * factor, dtype);
     memcpy(p + i * 2, &half, kLanes * 2);
   }
   if (i == head_dim) return;
-  const HalfVec half = ToHalf(Load(in + i), dtype);
+  const HalfVec half = ToHalf(Load(in + i) * factor, dtype);
   memcpy(p + i * 2, &half, kTail * 2);
 }
 
@@ -138,6 +144,21 @@ STAL_INLINE void Transpose(const float* in, int64_t n, int64_t m, float* out) {
   }
 #endif
 }
+
+// ---- range ----
+
+// Unnormalised probabilities reach 1, and the sum of as many values as there are keys can overflow
+// where their mean does not. Kernels therefore compute 2^-bits of each probability, a sum of which
+// is at most 1, keep accumulators 2^-bits of what they stand for, and undo it where they are
+// stored. The powers are exact, so only two overflows remain: of a result, and of a score.
+// At the other end a probability counts as 0 from 2^(bits - 126) of the largest one down.
+struct Headroom {
+  float bits = 0, scale = 1;  // scale = 2^bits
+
+  explicit Headroom(int64_t keys) {
+    for (; scale < static_cast<float>(keys); scale *= 2) ++bits;
+  }
+};
 
 // ---- tasks ----
 
@@ -206,16 +227,16 @@ void LoadTransposed(const stal::Strided<const void*>& tensor, DType dtype, int64
   }
 }
 
-// (head_dim, rows) -> rows of out or dq.
+// (head_dim, rows) times `factor` -> rows of out or dq.
 template <int kVectors>
 void StoreTransposed(const stal::Strided<void*>& tensor, DType dtype, int64_t offset, int64_t rows,
-                     int64_t head_dim, float* scratch, const float* tile) {
+                     int64_t head_dim, float factor, float* scratch, const float* tile) {
   const int64_t width = RoundUp(head_dim, kLanes);
   Transpose(tile, width / kLanes, kVectors, scratch);
   for (int64_t i = 0; i < rows; ++i) {
     const int64_t element = offset + i * tensor.strides.row;
     StoreRow(static_cast<char*>(tensor.data) + element * ElementSize(dtype), dtype, head_dim,
-             scratch + i * width);
+             scratch + i * width, factor);
   }
 }
 

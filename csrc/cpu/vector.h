@@ -71,11 +71,12 @@ STAL_INLINE Vec Max(Vec a, Vec b) {
 #endif
 }
 
-// 2^x for x in [-126, 127], to 1 ulp with fused multiply-add and 1.2 without; 0 below, NaN for
-// NaN. x above 127 does not occur: softmax subtracts the maximum. The polynomial is the minimax
-// fit (relative error 2e-9) of 2^f on [-1/2, 1/2] that is exact at 0.
-STAL_INLINE Vec Exp2(Vec x) {
-  const Vec round = Set(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+// 2^(x - bits) for an integer `bits`, where that is a normal number, to 1 ulp with fused
+// multiply-add and 1.2 without; 0 below, NaN for NaN. A power above 2^127 does not occur: softmax
+// subtracts the maximum. The polynomial is the minimax fit (relative error 2e-9) of 2^f on
+// [-1/2, 1/2] that is exact at 0.
+STAL_INLINE Vec Exp2(Vec x, float bits = 0) {
+  const Vec round = Set(12582912.0f - bits);  // 1.5 * 2^23: adding it rounds to an integer
   const Vec shifted = x + round;
   const Vec f = x - (shifted - round);
   Vec p = Set(1.5353362e-4f);
@@ -86,9 +87,9 @@ STAL_INLINE Vec Exp2(Vec x) {
   p = p * f + Set(6.9314718e-1f);
   p = p * f + Set(1.0f);
   // Unsigned, for lanes that underflow wrap around.
-  const IVec bits = (IVec)((UVec)Bits(p) + ((UVec)Bits(shifted) << 23));
-  const IVec underflow = x < Set(-126.0f);
-  return FromBits(bits & ~underflow);
+  const IVec power = (IVec)((UVec)Bits(p) + ((UVec)Bits(shifted) << 23));
+  const IVec underflow = x < Set(bits - 126.0f);
+  return FromBits(power & ~underflow);
 }
 
 STAL_INLINE Vec LoadHalf(const void* p, stal::DType dtype) {

@@ -218,8 +218,8 @@ Case DrawCase(uint64_t seed) {
     }
   }
   if (random.Chance(0.5)) c.region = DrawRegion(random, c.entries(), c.seqlen_q);
-  const char* values[] = {"normal", "normal", "large", "tiny", "wide", "constant"};
-  c.values = values[random.Integer(0, 5)];
+  const char* values[] = {"normal", "normal", "large", "tiny", "wide", "constant", "huge"};
+  c.values = values[random.Integer(0, 6)];
   const bool plain = random.Chance(0.3);
   for (const char* name : kInputs) c.strides[name] = DrawStrides(random, SizesOf(c, name), !plain);
   for (const char* name : kOutputs) c.strides[name] = DrawStrides(random, SizesOf(c, name), false);

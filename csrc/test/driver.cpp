@@ -168,7 +168,9 @@ double Value(const std::string& values, const std::string& name, Random& random)
   if (values == "tiny") return std::ldexp(random.Bell(), power(-150, -10));
   if (values == "wide") return std::ldexp(random.Bell(), power(-20, 10));
   if (values == "constant") return name == "q" ? 0 : 1;
-  throw std::invalid_argument("values must be normal, large, tiny, wide or constant, got " +
+  if (values == "huge" && name == "v") return std::ldexp(1 + random.Uniform(), 122);
+  if (values == "huge") return random.Bell() * (name == "dout" ? 1e-6 : 1);
+  throw std::invalid_argument("values must be normal, large, tiny, wide, constant or huge, got " +
                               values);
 }
 

@@ -59,6 +59,10 @@ std::map<std::string, Exact> ComputeExact(const Case& c,
   const int64_t d = c.head_dim, keys = c.seqlen_k;
   const std::vector<double> q_sizes = RowSizes(q, d), k_sizes = RowSizes(k, d),
                             v_sizes = RowSizes(v, d), dout_sizes = RowSizes(dout, d);
+  // Kernels keep 2^-bits of a probability and of a sum of products with it, 2^bits >= keys, and may
+  // flush that.
+  double lowest = kTiny;
+  while (lowest < keys * kTiny) lowest *= 2;
   // Roundings of the longest sums.
   const double sums = (keys + c.seqlen_q * c.entries() + c.heads + 16) * kUnit;
   Attention a;
@@ -106,15 +110,15 @@ std::map<std::string, Exact> ComputeExact(const Case& c,
           double r = 0, r_slack = 0, r_size = 0;
           for (int64_t l = 0; l < length; ++l) {
             a.p[l] /= sum;
-            a.p_slack[l] = a.p[l] * relative + 2 * kTiny;
+            a.p_slack[l] = a.p[l] * relative + 2 * lowest;
             r += a.p[l] * a.g[l];
             r_size += a.p[l] * a.g_size[l];
-            r_slack += a.p_slack[l] * a.g_size[l] + a.p[l] * a.g_slack[l] + kTiny;
+            r_slack += a.p_slack[l] * a.g_size[l] + a.p[l] * a.g_slack[l] + lowest;
           }
           dweight.value[e * c.seqlen_q + n] += r;
           dweight.slack[e * c.seqlen_q + n] += r_slack + r_size * sums;
 
-          const double tiny = (1 + std::fabs(w)) * kTiny;
+          const double tiny = (1 + std::fabs(w)) * lowest;
           for (int64_t l = 0; l < length; ++l) {
             const double p = w * a.p[l];
             const double p_slack = std::fabs(w) * (a.p_slack[l] + a.p[l] * sums) + tiny;

@@ -99,6 +99,56 @@ def test_equal_scores_of_any_size_share_the_row(score, level):
         torch.testing.assert_close(dweight, torch.full_like(weight, 16))
 
 
+# The value of v, the weights of the prompts, the number of keys. Each prompt's own term is finite.
+LARGE = {
+    "mean-of-many": (1e38, (1,), 77),
+    "almost-the-largest": (3.38e38, (1,), 64),
+    "negative-weight": (3.38e38, (-1,), 512),
+    "large-weight": (1e4, (2e34,), 77),
+    "largest-weight-of-small-value": (1e-30, (3e38, -1e38), 77),
+    "small-weight-of-large-value": (3e38, (1e-30,), 77),
+    "prompts-that-cancel": (1e38, (2, -2, 1), 77),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+@pytest.mark.parametrize("case", LARGE)
+def test_large_values_overflow_only_where_the_result_does(case, dtype, level):
+    value, weights, keys = LARGE[case]
+    value = min(value, 0.99 * torch.finfo(dtype).max)
+    v = torch.full((1, len(weights), 1, keys, 8), value, dtype=dtype)
+    q, k = torch.zeros(1, 1, 50, 8, dtype=dtype), torch.zeros_like(v)
+    weight = torch.tensor(weights).float().view(1, -1, 1).expand(-1, -1, 50)
+    out = blended_attention(q, k, v, weight, backend=f"cpu:{level}")
+    right = (v[0, 0, 0, 0, 0].double() * weight[0, :, 0].double().sum()).to(dtype)
+    rtol = {torch.float32: 1e-5}.get(dtype, torch.finfo(dtype).eps)
+    torch.testing.assert_close(out, right.expand_as(out), rtol=rtol, atol=0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+def test_gradients_of_large_values_are_finite(dtype, level):
+    # 60 keys pull one way and 17 the other, so both rowsum(A * G) and dS K are sums of many
+    # large terms of one sign.
+    sign = torch.where(torch.arange(77) < 60, 1.0, -1.0)[:, None].expand(1, 1, 1, 77, 8)
+    k = sign.to(dtype)
+    v = (sign * min(1e38, 0.99 * torch.finfo(dtype).max)).to(dtype)
+    q = torch.full((1, 1, 50, 8), 0.01, dtype=dtype)
+    weight = torch.linspace(-1, 2, 50).view(1, 1, 50)
+    inputs = [x.detach().clone().requires_grad_() for x in (q, k, v, weight)]
+    dout = torch.full_like(q, 0.125)
+
+    def gradients(inputs, backend):
+        out = blended_attention(*inputs, backend=backend)
+        return torch.autograd.grad(out, inputs, dout.to(out.dtype))
+
+    exact = gradients([x.detach().double().requires_grad_() for x in inputs], "reference")
+    rtol = {torch.float32: 1e-4, torch.float16: 0.01, torch.bfloat16: 0.03}[dtype]
+    for actual, right in zip(gradients(inputs, f"cpu:{level}"), exact, strict=True):
+        assert actual.isfinite().all()
+        atol = 1e-5 * right.abs().max().item()
+        torch.testing.assert_close(actual.double(), right, rtol=rtol, atol=atol)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=name)
 def test_denormal_values_survive_or_are_zero(dtype, level):
     tiny = torch.finfo(dtype).smallest_normal

@@ -2,12 +2,10 @@
 
 from torch import Tensor
 
-from stal_kernels import library as _library  # registers the operator
+from stal_kernels import library
 from stal_kernels.checks import check_dense, check_ragged
 
 __all__ = ["blended_attention", "blended_attention_ragged"]
-
-_op = _library.blended_attention
 
 
 def blended_attention(
@@ -61,7 +59,8 @@ def blended_attention(
     """
     check_dense(q, k, v, weight, region, scale, backend)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
-    return _op(q, k, v, weight, None, None, region, None, scale, False, backend)
+    others = None, None, region, None, scale, False, backend
+    return library.blended_attention(q, k, v, weight, *others)
 
 
 def blended_attention_ragged(
@@ -109,4 +108,5 @@ def blended_attention_ragged(
     """
     check_ragged(q, k, v, weight, prompt_ids, offsets, region, key_lengths, scale, backend)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
-    return _op(q, k, v, weight, prompt_ids, offsets, region, key_lengths, scale, validate, backend)
+    others = prompt_ids, offsets, region, key_lengths, scale, validate, backend
+    return library.blended_attention(q, k, v, weight, *others)

@@ -12,6 +12,12 @@ from torch import Tensor
 from stal_kernels import backends
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_Q = "(batch, heads, seqlen_q, head_dim)"
+_KEYS = "(batch, prompts, heads, seqlen_k, head_dim)"
+_TABLE = "(table, heads, seqlen_k, head_dim)"
+
+# These run before every call, where each attribute of a tensor costs 0.1 to 0.2 us: what decides
+# is read once, and loops and functions only find the words for what is wrong.
 
 
 def check_dense(
@@ -24,14 +30,23 @@ def check_dense(
     backend: str,
 ) -> None:
     """Raises ValueError unless the arguments are valid for `blended_attention`."""
-    _check_rank("q", q, "(batch, heads, seqlen_q, head_dim)")
-    _check_rank("k", k, "(batch, prompts, heads, seqlen_k, head_dim)")
-    batch, heads, seqlen_q, head_dim = q.shape
-    prompts, seqlen_k = k.shape[1], k.shape[3]
-    names = "(batch, prompts, heads, seqlen_k, head_dim)"
-    for name, tensor in (("k", k), ("v", v)):
-        _check_shape(name, tensor, names, (batch, prompts, heads, seqlen_k, head_dim))
-    _check_shape("weight", weight, "(batch, prompts, seqlen_q)", (batch, prompts, seqlen_q))
+    q_shape, k_shape = q.shape, k.shape
+    if len(q_shape) != 4:
+        raise _wrong_shape("q", q, _Q)
+    if len(k_shape) != 5:
+        raise _wrong_shape("k", k, _KEYS)
+    batch, heads, seqlen_q, head_dim = q_shape
+    _, prompts, _, seqlen_k, _ = k_shape
+    expected = (batch, prompts, heads, seqlen_k, head_dim)
+    if k_shape != expected:
+        raise _wrong_shape("k", k, _KEYS, expected)
+    if v.shape != expected:
+        raise _wrong_shape("v", v, _KEYS, expected)
+    if weight.shape != (batch, prompts, seqlen_q):
+        names = "(batch, prompts, seqlen_q)"
+        raise _wrong_shape("weight", weight, names, (batch, prompts, seqlen_q))
+    if heads == 0 or head_dim == 0:
+        raise ValueError(f"q must have heads and head_dim of at least 1, got {tuple(q_shape)}")
     _check_common(q, k, v, weight, region, scale, backend)
 
 
@@ -48,25 +63,40 @@ def check_ragged(
     backend: str,
 ) -> None:
     """Raises ValueError unless the arguments are valid for `blended_attention_ragged`."""
-    _check_rank("q", q, "(batch, heads, seqlen_q, head_dim)")
-    _check_rank("k", k, "(table, heads, seqlen_k, head_dim)")
-    _check_rank("prompt_ids", prompt_ids, "(entries,)")
-    batch, heads, seqlen_q, head_dim = q.shape
-    table, seqlen_k = k.shape[0], k.shape[2]
-    entries = prompt_ids.shape[0]
-    names = "(table, heads, seqlen_k, head_dim)"
-    for name, tensor in (("k", k), ("v", v)):
-        _check_shape(name, tensor, names, (table, heads, seqlen_k, head_dim))
-    _check_shape("weight", weight, "(entries, seqlen_q)", (entries, seqlen_q))
-    _check_shape("offsets", offsets, "(batch + 1,)", (batch + 1,))
-    indices = [("prompt_ids", prompt_ids), ("offsets", offsets)]
-    if key_lengths is not None:
-        _check_shape("key_lengths", key_lengths, "(table,)", (table,))
-        indices.append(("key_lengths", key_lengths))
-    for name, tensor in indices:
+    q_shape, k_shape, ids_shape = q.shape, k.shape, prompt_ids.shape
+    if len(q_shape) != 4:
+        raise _wrong_shape("q", q, _Q)
+    if len(k_shape) != 4:
+        raise _wrong_shape("k", k, _TABLE)
+    if len(ids_shape) != 1:
+        raise _wrong_shape("prompt_ids", prompt_ids, "(entries,)")
+    batch, heads, seqlen_q, head_dim = q_shape
+    table, _, seqlen_k, _ = k_shape
+    (entries,) = ids_shape
+    expected = (table, heads, seqlen_k, head_dim)
+    if k_shape != expected:
+        raise _wrong_shape("k", k, _TABLE, expected)
+    if v.shape != expected:
+        raise _wrong_shape("v", v, _TABLE, expected)
+    if weight.shape != (entries, seqlen_q):
+        raise _wrong_shape("weight", weight, "(entries, seqlen_q)", (entries, seqlen_q))
+    if offsets.shape != (batch + 1,):
+        raise _wrong_shape("offsets", offsets, "(batch + 1,)", (batch + 1,))
+    if key_lengths is not None and key_lengths.shape != (table,):
+        raise _wrong_shape("key_lengths", key_lengths, "(table,)", (table,))
+    for name, tensor in (
+        ("prompt_ids", prompt_ids),
+        ("offsets", offsets),
+        ("key_lengths", key_lengths),
+    ):
+        if tensor is None:
+            continue
         if tensor.dtype != torch.int32:
             raise ValueError(f"{name} must be int32, got {_short(tensor.dtype)}; use .int()")
-        _check_device(name, tensor, q)
+        if tensor.device != q.device:
+            raise _wrong_device(name, tensor, q)
+    if heads == 0 or head_dim == 0:
+        raise ValueError(f"q must have heads and head_dim of at least 1, got {tuple(q_shape)}")
     _check_common(q, k, v, weight, region, scale, backend)
 
 
@@ -111,20 +141,19 @@ def _check_common(
     scale: float | None,
     backend: str,
 ) -> None:
-    if q.shape[1] == 0 or q.shape[3] == 0:
-        raise ValueError(f"q must have heads and head_dim of at least 1, got {tuple(q.shape)}")
-    if q.dtype not in _FLOATS:
-        raise ValueError(f"q must be float16, bfloat16, float32 or float64, got {_short(q.dtype)}")
-    for name, tensor in (("k", k), ("v", v)):
-        if tensor.dtype != q.dtype and not _autocast_unites(tensor, q):
-            raise ValueError(
-                f"{name} must have q's dtype {_short(q.dtype)}, got {_short(tensor.dtype)}"
-            )
-    wanted = torch.float64 if q.dtype == torch.float64 else torch.float32
+    dtype, device = q.dtype, q.device
+    if dtype not in _FLOATS:
+        raise ValueError(f"q must be float16, bfloat16, float32 or float64, got {_short(dtype)}")
+    if not (k.dtype == v.dtype == dtype):
+        for name, tensor in (("k", k), ("v", v)):
+            if tensor.dtype != dtype and not _autocast_unites(tensor, q):
+                raise ValueError(
+                    f"{name} must have q's dtype {_short(dtype)}, got {_short(tensor.dtype)}"
+                )
+    wanted = torch.float64 if dtype == torch.float64 else torch.float32
     if weight.dtype != wanted:
         raise ValueError(
-            f"weight must be {_short(wanted)} when q is {_short(q.dtype)}, "
-            f"got {_short(weight.dtype)}"
+            f"weight must be {_short(wanted)} when q is {_short(dtype)}, got {_short(weight.dtype)}"
         )
     if region is not None:
         if region.dtype != torch.bool:
@@ -133,18 +162,23 @@ def _check_common(
             raise ValueError(
                 f"region must have weight's shape {tuple(weight.shape)}, got {tuple(region.shape)}"
             )
-        _check_device("region", region, q)
-    for name, tensor in (("k", k), ("v", v), ("weight", weight)):
-        _check_device(name, tensor, q)
-    for name, tensor in (("q", q), ("k", k), ("v", v)):
-        if tensor.stride(-1) != 1 and tensor.shape[-1] != 1:
-            raise ValueError(
-                f"{name} must have a contiguous last dimension, got stride {tensor.stride(-1)}; "
-                "use .contiguous()"
-            )
+        if region.device != device:
+            raise _wrong_device("region", region, q)
+    if not (k.device == v.device == weight.device == device):
+        for name, tensor in (("k", k), ("v", v), ("weight", weight)):
+            if tensor.device != device:
+                raise _wrong_device(name, tensor, q)
+    if not (q.stride()[-1] == k.stride()[-1] == v.stride()[-1] == 1):
+        for name, tensor in (("q", q), ("k", k), ("v", v)):
+            if tensor.stride(-1) != 1 and tensor.shape[-1] != 1:
+                raise ValueError(
+                    f"{name} must have a contiguous last dimension, got stride "
+                    f"{tensor.stride(-1)}; use .contiguous()"
+                )
     if scale is not None and not abs(scale) < math.inf:
         raise ValueError(f"scale must be finite, got {scale}")
-    backends.check_name(backend)
+    if backend != "auto":
+        backends.check_name(backend)
 
 
 def _autocast_unites(tensor: Tensor, q: Tensor) -> bool:
@@ -159,19 +193,15 @@ def _autocast_unites(tensor: Tensor, q: Tensor) -> bool:
     )
 
 
-def _check_rank(name: str, tensor: Tensor, names: str) -> None:
-    if tensor.dim() != len(names.split(", ")):
-        raise ValueError(f"{name} must have shape {names}, got {tuple(tensor.shape)}")
+def _wrong_shape(
+    name: str, tensor: Tensor, names: str, expected: tuple[int, ...] | None = None
+) -> ValueError:
+    sizes = "" if expected is None else f" = {expected}"
+    return ValueError(f"{name} must have shape {names}{sizes}, got {tuple(tensor.shape)}")
 
 
-def _check_shape(name: str, tensor: Tensor, names: str, shape: tuple[int, ...]) -> None:
-    if tuple(tensor.shape) != shape:
-        raise ValueError(f"{name} must have shape {names} = {shape}, got {tuple(tensor.shape)}")
-
-
-def _check_device(name: str, tensor: Tensor, q: Tensor) -> None:
-    if tensor.device != q.device:
-        raise ValueError(f"{name} must be on q's device {q.device}, got {tensor.device}")
+def _wrong_device(name: str, tensor: Tensor, q: Tensor) -> ValueError:
+    return ValueError(f"{name} must be on q's device {q.device}, got {tensor.device}")
 
 
 def _short(dtype: torch.dtype) -> str:

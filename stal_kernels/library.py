@@ -29,8 +29,22 @@ _library.define(
     tags=_TAGS,
 )
 
-blended_attention = torch.ops.stal_kernels.blended_attention.default
+_op = torch.ops.stal_kernels.blended_attention.default
 _backward_op = torch.ops.stal_kernels.blended_attention_backward.default
+
+
+def blended_attention(q: Tensor, k: Tensor, v: Tensor, weight: Tensor, *others: Any) -> Tensor:
+    """Calls the operator with arguments that have passed checks.py."""
+    if torch.compiler.is_compiling() or (
+        torch.is_grad_enabled()
+        and (q.requires_grad or k.requires_grad or v.requires_grad or weight.requires_grad)
+    ):
+        return _op(q, k, v, weight, *others)
+    # The autograd layer of an operator that is defined from Python takes about as long as all else
+    # in a small call. Where it would record nothing the call begins below it, which is all that
+    # the layer itself would do.
+    with torch._C._AutoDispatchBelowAutograd():
+        return _op(q, k, v, weight, *others)
 
 
 def _forward(
@@ -112,10 +126,10 @@ def _empty_gradients(
 def _empty_like(x: Tensor) -> Tensor:
     """A dense tensor in x's memory layout, its last dimension contiguous."""
     out = torch.empty_like(x)
+    if out.stride()[-1] == 1:
+        return out
     # An expanded dimension leaves the order of the others to torch.
-    return (
-        out if out.stride(-1) == 1 else torch.empty_like(x, memory_format=torch.contiguous_format)
-    )
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -156,7 +170,7 @@ def _under_autocast(device_type: str) -> Any:
         dtype = torch.get_autocast_dtype(device_type)
         q, k, v = (x if x.dtype == torch.float64 else x.to(dtype) for x in (q, k, v))
         with torch.autocast(device_type, enabled=False):
-            return blended_attention(q, k, v, *rest)
+            return _op(q, k, v, *rest)
 
     return cast_and_call
 
@@ -166,9 +180,7 @@ _library.impl("blended_attention_backward", _backward, "CompositeExplicitAutogra
 # register_autocast would cast weight too.
 _library.impl("blended_attention", _under_autocast("cpu"), "AutocastCPU")
 _library.impl("blended_attention", _under_autocast("cuda"), "AutocastCUDA")
-torch.library.register_fake(blended_attention, _fake_forward, lib=_library)
+torch.library.register_fake(_op, _fake_forward, lib=_library)
 torch.library.register_fake(_backward_op, _fake_backward, lib=_library)
-torch.library.register_autograd(
-    blended_attention, _gradients, setup_context=_setup_context, lib=_library
-)
+torch.library.register_autograd(_op, _gradients, setup_context=_setup_context, lib=_library)
 torch.library.register_autograd(_backward_op, _no_second_gradient, lib=_library)

@@ -5,7 +5,9 @@ A backend is a module of this package with
     LEVELS                      names that may follow "<backend>:"
     DEVICES                     types of device that auto uses it for; none: all
     missing(level)              why it cannot run on this machine, or ""
-    why_not(q, k)               reasons why it cannot run a call with these tensors
+    why_not(device, dtype, head_dim, seqlen_k)
+                                reasons why it cannot run a call with such q and k; nothing else
+                                may decide, since choices are kept (seqlen_k may be None: unknown)
     forward(inputs, level, out) writes the output
     backward(inputs, level, dout, dq, dweight, dk, dv)
                                 writes the gradients that are not None
@@ -48,6 +50,7 @@ class Choice(NamedTuple):
     level: str  # "": the backend's best
 
 
+@functools.cache
 def names() -> tuple[str, ...]:
     """All values of `backend` but "auto", levels included."""
     result: list[str] = []
@@ -81,10 +84,10 @@ def why_not(backend: str, q: Tensor | None = None, k: Tensor | None = None) -> l
     check_name(backend)
     if backend == "auto":
         raise ValueError(f"backend must be one of {', '.join(names())}, got 'auto'")
-    name, _, level = backend.partition(":")
-    reason = _module(name).missing(level)
-    reasons = [reason] if reason else []
-    return reasons if q is None else reasons + _module(name).why_not(q, k)
+    if q is None:
+        missing = _missing(backend)
+        return [missing] if missing else []
+    return _against(backend, q.device, q.dtype, q.shape[-1], None if k is None else k.shape[-2])
 
 
 def choose(inputs: Inputs, backend: str) -> Choice:
@@ -94,29 +97,50 @@ def choose(inputs: Inputs, backend: str) -> Choice:
         NotImplementedError: the named backend cannot run these inputs.
         ValueError: the environment variable names no backend.
     """
-    if backend == "auto":
-        backend = os.environ.get(VARIABLE) or "auto"
-        check_name(backend, VARIABLE)
+    q, k = inputs.q, inputs.k
+    if backend == "auto" and (value := os.environ.get(VARIABLE)):
+        check_name(value, VARIABLE)
+        backend = value
+    return _choose(backend, q.device, q.dtype, q.shape[-1], k.shape[-2])
+
+
+# Kept by all that may decide; what is missing from a machine stays missing.
+@functools.lru_cache(1024)
+def _choose(
+    backend: str, device: torch.device, dtype: torch.dtype, head_dim: int, seqlen_k: int
+) -> Choice:
+    check_name(backend)
     if backend != "auto":
-        reasons = why_not(backend, inputs.q, inputs.k)
-        if reasons:
+        if reasons := _against(backend, device, dtype, head_dim, seqlen_k):
             raise NotImplementedError(f"backend {backend} cannot run this: {'; '.join(reasons)}")
         name, _, level = backend.partition(":")
         return Choice(_module(name), level)
     reasons = []
-    device = inputs.q.device.type
     for name in _AUTO_ORDER:
         module = _module(name)
-        if module.DEVICES and device not in module.DEVICES:
+        if module.DEVICES and device.type not in module.DEVICES:
             continue
-        against = why_not(name, inputs.q, inputs.k)
-        if not against:
+        found = _against(name, device, dtype, head_dim, seqlen_k)
+        if not found:
             # float64 has no fast backend by design.
-            if name == "reference" and inputs.q.dtype != torch.float64:
-                _warn_slow("; ".join(reasons) or f"no fast backend is for {device} tensors")
+            if name == "reference" and dtype != torch.float64:
+                _warn_slow("; ".join(reasons) or f"no fast backend is for {device.type} tensors")
             return Choice(module, "")
-        reasons += against
+        reasons += found
     raise NotImplementedError("; ".join(reasons))
+
+
+def _against(
+    backend: str, device: torch.device, dtype: torch.dtype, head_dim: int, seqlen_k: int | None
+) -> list[str]:
+    missing = _missing(backend)
+    reasons = _module(backend.partition(":")[0]).why_not(device, dtype, head_dim, seqlen_k)
+    return [missing, *reasons] if missing else reasons
+
+
+def _missing(backend: str) -> str:
+    name, _, level = backend.partition(":")
+    return _module(name).missing(level)
 
 
 @functools.cache

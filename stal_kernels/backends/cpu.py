@@ -38,16 +38,18 @@ def missing(level: str) -> str:
     return f"cpu:{level} is missing: {reason}" if reason else ""
 
 
-def why_not(q: Tensor, k: Tensor | None) -> list[str]:
-    """Reasons why these tensors are none of its business."""
+def why_not(
+    device: torch.device, dtype: torch.dtype, head_dim: int, seqlen_k: int | None
+) -> list[str]:
+    """Reasons why such tensors are none of its business."""
     reasons = []
-    if q.device.type != "cpu":
-        reasons.append(f"cpu needs tensors on the CPU, got {q.device}")
-    if q.dtype not in _DTYPES:
-        reasons.append(f"cpu needs float16, bfloat16 or float32, got {q.dtype}")
-    if q.shape[-1] % 8 or q.shape[-1] > 256:
+    if device.type != "cpu":
+        reasons.append(f"cpu needs tensors on the CPU, got {device}")
+    if dtype not in _DTYPES:
+        reasons.append(f"cpu needs float16, bfloat16 or float32, got {dtype}")
+    if head_dim % 8 or head_dim > 256:
         reasons.append(
-            f"cpu needs a head_dim that is a multiple of 8 and at most 256, got {q.shape[-1]}"
+            f"cpu needs a head_dim that is a multiple of 8 and at most 256, got {head_dim}"
         )
     return reasons
 

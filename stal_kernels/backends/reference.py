@@ -24,7 +24,9 @@ def missing(level: str) -> str:
     return ""
 
 
-def why_not(q: Tensor, k: Tensor | None) -> list[str]:
+def why_not(
+    device: torch.device, dtype: torch.dtype, head_dim: int, seqlen_k: int | None
+) -> list[str]:
     return []
 
 

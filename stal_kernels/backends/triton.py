@@ -38,21 +38,23 @@ def missing(level: str) -> str:
     return ""
 
 
-def why_not(q: Tensor, k: Tensor | None) -> list[str]:
-    """Reasons why these tensors are none of its business."""
+def why_not(
+    device: torch.device, dtype: torch.dtype, head_dim: int, seqlen_k: int | None
+) -> list[str]:
+    """Reasons why such tensors are none of its business."""
     reasons = []
-    if q.device.type == "cuda":
-        reasons += _against_gpu(q.device.index)
-    elif q.device.type != "cpu" or missing("") or not _interpreted():
+    if device.type == "cuda":
+        reasons += _against_gpu(device.index)
+    elif device.type != "cpu" or missing("") or not _interpreted():
         reasons.append(
             "triton needs tensors on a CUDA GPU, or on the CPU with TRITON_INTERPRET=1, "
-            f"got {q.device}"
+            f"got {device}"
         )
-    if q.dtype not in _DTYPES:
-        reasons.append(f"triton needs float16, bfloat16 or float32, got {q.dtype}")
-    if q.shape[-1] % 8 or q.shape[-1] > 256:
+    if dtype not in _DTYPES:
+        reasons.append(f"triton needs float16, bfloat16 or float32, got {dtype}")
+    if head_dim % 8 or head_dim > 256:
         reasons.append(
-            f"triton needs a head_dim that is a multiple of 8 and at most 256, got {q.shape[-1]}"
+            f"triton needs a head_dim that is a multiple of 8 and at most 256, got {head_dim}"
         )
     return reasons
 

@@ -40,6 +40,17 @@ def _restore_threads():
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(autouse=True)
+def _forget_choices():
+    """Choices and warnings that a process keeps belong to one test."""
+    kept = (backends._choose, backends._warn_slow)
+    for function in kept:
+        function.cache_clear()
+    yield
+    for function in kept:
+        function.cache_clear()
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _prepare_once():
     """Leaves out that the interpreter prepares triton.language anew for each function it enters.

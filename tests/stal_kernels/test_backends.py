@@ -46,7 +46,6 @@ def test_auto_takes_the_reference_for_float64_without_a_warning(called):
 
 
 def test_auto_warns_once_when_it_falls_to_the_reference(called):
-    backends._warn_slow.cache_clear()
     with pytest.warns(UserWarning, match="multiple of 8 and at most 256, got 36"):
         blended_attention(*arguments(head_dim=36))
     blended_attention(*arguments(head_dim=36))  # a second warning would be an error

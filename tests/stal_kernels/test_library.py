@@ -4,8 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from stal_kernels import backends, blended_attention
+from stal_kernels import blended_attention
 from stal_kernels.backends import cpu
 from stal_kernels.testing import Case, example, results
 
@@ -144,6 +146,39 @@ def test_no_graph_is_kept_when_nothing_requires_a_gradient():
         assert not call(e).requires_grad
 
 
+def test_graph_recorded_without_gradients_can_be_differentiated():
+    e = example(SMALL, torch.float32)
+    q, *others = (x.detach() for x in e.floats())
+    graph = make_fx(lambda q: call(e, q, *others))(q)
+    (dq,) = torch.autograd.grad(graph(e.q), e.q, e.dout)
+    assert torch.equal(dq, torch.autograd.grad(call(e, e.q, *others), e.q, e.dout)[0])
+
+
+def test_mode_and_profiler_see_the_call_without_gradients():
+    e = example(SMALL, torch.float32)
+    seen = []
+
+    class Mode(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            seen.append(function)
+            return function(*args, **(kwargs or {}))
+
+    with torch.no_grad(), Mode():
+        call(e)
+    assert torch.ops.stal_kernels.blended_attention.default in seen
+    with torch.no_grad(), torch.autograd.profiler.profile() as profile:
+        call(e)
+    assert "stal_kernels::blended_attention" in [event.key for event in profile.key_averages()]
+
+
+def test_vmap_equals_a_loop():
+    e = example(SMALL, torch.float32)
+    q, *others = (x.detach() for x in e.floats())
+    many = torch.stack([q, 2 * q])
+    out = torch.func.vmap(lambda q: call(e, q, *others))(many)
+    assert torch.equal(out, torch.stack([call(e, q, *others) for q in many]))
+
+
 def test_inference_mode_gives_the_same_result():
     e = example(SMALL, torch.float32)
     with torch.inference_mode():
@@ -199,10 +234,8 @@ def test_autocast_works_when_traced():
 @pytest.mark.filterwarnings("error")
 def test_operator_exists_without_the_native_library(monkeypatch):
     monkeypatch.setattr(cpu, "missing", lambda level: "cpu is missing: it was not built: why")
-    backends._warn_slow.cache_clear()
     e = example(SMALL, torch.float32)
     with pytest.warns(UserWarning, match="slow reference backend: cpu is missing: it was not"):
         out = call(e)
     assert torch.equal(out, call(e, backend="reference"))
     assert torch.equal(out, call(e))  # and warns no second time
-    backends._warn_slow.cache_clear()

@@ -1,14 +1,20 @@
 """Blended attention against what one would write without it.
 
     python bench/bench_blended_attention.py [--dtype bfloat16] [--threads 2] [--cases sd15]
+    python bench/bench_blended_attention.py --overhead
 
 For every case and pass, the correctness of each backend comes first (the twice-eager rule on the
 same sizes with at most 512 rows), then the times, interleaved in this process:
 
     eager      the formula as batched matrix products and a softmax
+    compiled   eager through torch.compile
     loop       one scaled_dot_product_attention a prompt, blended
     one SDPA   a single plain prompt: what attention costs without the method
     <backend>  this library
+
+Rivals know no regions: with them only the loop and one SDPA are timed again. --overhead prints
+what the smallest call costs, and its parts. --output adds to a file, so that a table can be
+measured in parts (--cases).
 
 Passes: forward; "dq+dweight", forward and the gradients that the weight optimiser needs; "all",
 forward and every gradient. GFLOP/s counts the products that the formula needs (4, 10 and 14
@@ -23,11 +29,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from timing import Table, Timing, interleave
+from timing import Table, Timing, cpu_details, interleave
 from torch import Tensor
 
-from stal_kernels import why_not
+from stal_kernels import backends, blended_attention, blended_attention_ragged, why_not
 from stal_kernels.backends import names
+from stal_kernels.checks import check_dense
 from stal_kernels.testing import Case, Example, assert_within_twice_plain, example
 
 SHAPES = {
@@ -40,15 +47,17 @@ SHAPES = {
     "pixart-32x32": Case(heads=16, seqlen_q=1024, seqlen_k=300, head_dim=72),
     "wan-1024": Case(heads=12, seqlen_q=1024, seqlen_k=512, head_dim=128),
 }
+REGIONS = {None: "", "disjoint": " disjoint", "global": " global+disjoint"}
 PASSES = {"forward": (4, ""), "dq+dweight": (10, "qw"), "all": (14, "qkvw")}
 
 
 def cases(pattern: str, prompts: list[int]) -> Iterator[tuple[str, Case]]:
     for name, shape in SHAPES.items():
         for p in prompts:
-            for region in (None, "disjoint") if p > 1 else (None,):
-                label = f"{name} p{p}" + (" disjoint" if region else "")
-                if pattern in label:
+            for region in REGIONS if p > 1 else (None,):
+                label = f"{name} p{p}{REGIONS[region]}"
+                # Of two prompts one is global.
+                if pattern in label and (p > 2 or region != "global"):
                     yield label, Case(**{**vars(shape), "prompts": p, "region": region})
 
 
@@ -100,6 +109,7 @@ def with_gradients(
 def matmul_rate(dtype: torch.dtype) -> float:
     """FLOP/s of a matrix product that fits the caches."""
     a = torch.randn(1024, 1024).to(dtype)
+    a @ a
     return 2 * 1024**3 / interleave({"mm": lambda: a @ a})["mm"].median
 
 
@@ -115,9 +125,14 @@ def main() -> int:
     parser.add_argument(
         "--backends", nargs="+", default=["cpu"], choices=names(), metavar="BACKEND"
     )
+    parser.add_argument("--compiled", action="store_true", help="time torch.compile: it is slow")
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--output", type=Path, help="writes the raw figures as JSON")
+    parser.add_argument("--budget", type=float, default=3, help="seconds a row, after 5 rounds")
+    parser.add_argument("--output", type=Path, help="adds the rows to this JSON, and to an .md")
+    parser.add_argument("--overhead", action="store_true", help="microseconds of the smallest call")
     arguments = parser.parse_args()
+    if arguments.overhead:
+        return overhead(arguments.rounds)
     chosen = list(cases(arguments.cases, arguments.prompts))
     if not chosen:
         parser.error(f"--cases must be part of a name such as {', '.join(SHAPES)}")
@@ -130,11 +145,12 @@ def main() -> int:
     peak = matmul_rate(dtype)
     table = Table(
         {
-            "case": 24,
+            "case": 30,
             "pass": 10,
-            "backend": 12,
+            "backend": 10,
             "ms median (p20-p80)": 22,
             "x eager": 8,
+            "x compiled": 10,
             "x loop": 8,
             "x one SDPA": 10,
             "GFLOP/s": 8,
@@ -143,41 +159,87 @@ def main() -> int:
         dtype=arguments.dtype,
         mm=f"{peak / 1e9:.0f} GFLOP/s",
     )
+    command = "python bench/bench_blended_attention.py --output ... --dtype "
+    details = {
+        "command": f"{command}{arguments.dtype} --threads {arguments.threads} --cases ...",
+        **cpu_details(),
+    }
     for label, case in chosen:
         small = Case(**{**vars(case), "seqlen_q": min(case.seqlen_q, 512)})
         for backend in arguments.backends:
             assert_within_twice_plain(small, backend, dtype, draws=1)
         e = example(case, dtype)
         pairs = case.batch * case.heads * case.seqlen_q * case.seqlen_k * case.head_dim
-        present = 1 if case.region else case.prompts
         for name in arguments.passes:
             factor, wanted = PASSES[name]
-            functions = {
-                "eager": rival(eager, e, wanted),
-                "loop": rival(loop, e, wanted),
-                "one SDPA": rival(one_sdpa, e, wanted),
-                **{backend: ours(backend, e, wanted) for backend in arguments.backends},
-            }
-            times = interleave(functions, rounds=arguments.rounds)
+            functions = {"loop": rival(loop, e, wanted), "one SDPA": rival(one_sdpa, e, wanted)}
+            if case.region is None:
+                functions["eager"] = rival(eager, e, wanted)
+                if arguments.compiled:
+                    torch.compiler.reset()
+                    functions["compiled"] = rival(torch.compile(eager), e, wanted)
+            for backend in arguments.backends:
+                functions[backend] = ours(backend, e, wanted)
+            times = interleave(functions, rounds=arguments.rounds, budget_s=arguments.budget)
             for backend, timing in times.items():
-                flops = factor * pairs * (1 if backend == "one SDPA" else present)
+                flops = factor * pairs * (1 if backend == "one SDPA" else present(case))
+                ratios = {
+                    f"x {other}": ratio(times[other], timing) if other in times else ""
+                    for other in ("eager", "compiled", "loop", "one SDPA")
+                }
                 table.add(
                     {
                         "case": label,
                         "pass": name,
                         "backend": backend,
                         "ms median (p20-p80)": str(timing),
-                        "x eager": ratio(times["eager"], timing),
-                        "x loop": ratio(times["loop"], timing),
-                        "x one SDPA": ratio(times["one SDPA"], timing),
+                        **ratios,
                         "GFLOP/s": f"{flops / timing.median / 1e9:.0f}",
                         "of mm": f"{flops / timing.median / peak:.0%}",
                     },
                     seconds=timing,
                     flops=flops,
+                    sizes=vars(case),
                 )
-    if arguments.output:
-        table.write(arguments.output)
+        if arguments.output:
+            key = ("case", "pass", "backend")
+            table.merge(arguments.output, key, lambda row: row["backend"] in names(), **details)
+    return 0
+
+
+def present(case: Case) -> int:
+    """How many prompts exist at a row."""
+    return {None: case.prompts, "disjoint": 1, "global": 2}[case.region]
+
+
+def overhead(rounds: int) -> int:
+    """Microseconds of the smallest call, 8 x 8 with one prompt, in one thread."""
+    torch.set_num_threads(1)
+    e = example(Case(heads=1, seqlen_q=8, seqlen_k=8, head_dim=8, prompts=1), torch.float32)
+    q, k, v, weight = (x.detach() for x in e.floats())
+    region = torch.ones_like(weight, dtype=torch.bool)
+    table = k[0], v[0], weight[0]
+    prompt_ids, offsets = (torch.tensor(x, dtype=torch.int32) for x in ([0], [0, 1]))
+    inputs = backends.Inputs(q, k, v, weight, None, None, None, None, 1.0)
+    choice, out = backends.choose(inputs, "auto"), torch.empty_like(q)
+    q_grad, (k0, v0) = q.clone().requires_grad_(), (k[:, 0], v[:, 0])
+    functions: dict[str, Callable[[], object]] = {
+        "SDPA": lambda: F.scaled_dot_product_attention(q, k0, v0),
+        "ours": lambda: blended_attention(q, k, v, weight),
+        "  checks": lambda: check_dense(q, k, v, weight, None, None, "auto"),
+        "  choice": lambda: backends.choose(inputs, "auto"),
+        "  allocation": lambda: torch.empty_like(q),
+        "  call of the library": lambda: choice.backend.forward(inputs, choice.level, out),
+        "ours, region": lambda: blended_attention(q, k, v, weight, region=region),
+        "ours, ragged": lambda: blended_attention_ragged(q, *table, prompt_ids, offsets),
+        "SDPA, gradient recorded": lambda: F.scaled_dot_product_attention(q_grad, k0, v0),
+        "ours, gradient recorded": lambda: blended_attention(q_grad, k, v, weight),
+    }
+    report = Table({"call": 24, "us median (p20-p80)": 24})
+    # Short samples and many: most of them meet no interruption.
+    for name, t in interleave(functions, rounds=50 * rounds, sample_s=2e-4).items():
+        text = f"{t.median * 1e6:.1f} ({t.p20 * 1e6:.1f}-{t.p80 * 1e6:.1f})"
+        report.add({"call": name, "us median (p20-p80)": text}, seconds=t)
     return 0
 
 

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench_blended_attention import PASSES, cases
+from bench_blended_attention import PASSES, cases, present
 
 from stal_kernels.testing import Case
 
@@ -82,13 +82,12 @@ def work(case: Case, itemsize: int, wanted: str = "") -> Work:
     """The fused kernels' work.
 
     Args:
-        case: sizes; with region "disjoint" one prompt exists in each row.
+        case: sizes and regions.
         itemsize: bytes of an element of q, k, v.
         wanted: gradients, of "q", "k", "v", "w"; "" for the forward pass alone.
     """
-    present = 1 if case.region == "disjoint" else case.prompts
     rows = case.batch * case.heads * case.seqlen_q
-    pairs = rows * case.seqlen_k * present
+    pairs = rows * case.seqlen_k * present(case)
     padding = _up(case.seqlen_k) / case.seqlen_k * _up(case.head_dim) / case.head_dim
     factor = _factor(wanted)
     q_bytes = rows * case.head_dim * itemsize
@@ -108,7 +107,7 @@ def work(case: Case, itemsize: int, wanted: str = "") -> Work:
         bytes=total,
         flops=factor * pairs * case.head_dim,
         issued=factor * pairs * case.head_dim * padding,
-        exponentials=passes * rows * _up(case.seqlen_k) * present,
+        exponentials=passes * rows * _up(case.seqlen_k) * present(case),
     )
 
 

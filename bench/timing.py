@@ -27,11 +27,16 @@ class Timing:
 
 
 def interleave(
-    functions: dict[str, Callable[[], Any]], *, rounds: int = 15, sample_s: float = 2e-3
+    functions: dict[str, Callable[[], Any]],
+    *,
+    rounds: int = 15,
+    sample_s: float = 2e-3,
+    budget_s: float = float("inf"),
 ) -> dict[str, Timing]:
     """Times functions in turn, so that whatever else the machine does disturbs them alike.
 
-    A sample is as many calls as last about `sample_s` seconds.
+    A sample is as many calls as last about `sample_s` seconds. After 5 rounds no other begins
+    once `budget_s` seconds have passed.
     """
     calls = {}
     for name, function in functions.items():
@@ -40,7 +45,10 @@ def interleave(
         function()
         calls[name] = max(1, round(sample_s / (time.perf_counter() - start)))
     samples: dict[str, list[float]] = {name: [] for name in functions}
-    for _ in range(rounds):
+    begin = time.perf_counter()
+    for done in range(rounds):
+        if done >= 5 and time.perf_counter() - begin > budget_s:
+            break
         for name, function in functions.items():
             start = time.perf_counter()
             for _ in range(calls[name]):
@@ -105,13 +113,25 @@ def machine() -> dict[str, str]:
     }
 
 
+def cpu_details() -> dict[str, str]:
+    """Which CPU it is beyond its name, and its vector instructions, as Linux tells."""
+    numbers = [_cpuinfo(key) for key in ("cpu family", "model", "stepping")]
+    prefixes = ("avx", "fma", "f16c", "amx", "asimd", "sve")
+    flags = [flag for flag in _cpuinfo("flags").split() if flag.startswith(prefixes)]
+    return {"family, model, stepping": ", ".join(numbers), "flags": " ".join(flags)}
+
+
 def _cpu_model() -> str:
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def _cpuinfo(key: str) -> str:
     if sys.platform.startswith("linux"):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             name, _, value = line.partition(":")
-            if name.strip() == "model name":
+            if name.strip() == key:
                 return value.strip()
-    return platform.processor() or platform.machine()
+    return ""
 
 
 def _commit() -> str:
@@ -142,10 +162,38 @@ class Table:
         values = {k: asdict(v) if isinstance(v, Timing) else v for k, v in raw.items()}
         self.rows.append({**cells, **values})
 
-    def write(self, path: Path) -> None:
-        content = {"machine": self.header, "rows": self.rows}
+    def merge(
+        self,
+        path: Path,
+        key: tuple[str, ...],
+        shown: Callable[[dict[str, Any]], bool],
+        **details: str,
+    ) -> None:
+        """Writes the rows as JSON and those that are `shown` as Markdown beside it.
+
+        Rows that are there already stay unless one of these has the same `key`, so that a table
+        can be measured in parts.
+        """
+        header = {**self.header, **details}
+        rows = {}
+        if path.exists():
+            before = json.loads(path.read_text(encoding="utf-8"))
+            for name in ("cpu", "torch"):
+                if before["machine"][name] != header[name]:
+                    raise ValueError(
+                        f"{path} must be of {name} {header[name]}, got {before['machine'][name]}"
+                    )
+            rows = {tuple(row[k] for k in key): row for row in before["rows"]}
+        commit = header.pop("commit")
+        rows |= {tuple(row[k] for k in key): {**row, "commit": commit} for row in self.rows}
         path.parent.mkdir(parents=True, exist_ok=True)
+        content = {"machine": header, "rows": list(rows.values())}
         path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        lines = [f"{name}: {value}  " for name, value in header.items()]
+        lines += ["", f"| {' | '.join(self.columns)} |", "|---" * len(self.columns) + "|"]
+        for row in filter(shown, rows.values()):
+            lines.append(f"| {' | '.join(row[name] for name in self.columns)} |")
+        path.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
     def _print(self, cells: dict[str, str]) -> None:
         first, *others = self.columns.items()

@@ -31,7 +31,8 @@ class Case:
     # "expanded": one set of keys and weights for all batch elements and rows;
     # "sliced": every second row of larger tensors.
     layout: str = "contiguous"
-    # None; "blobs": random half; "disjoint": one prompt a row; "empty": the last prompt nowhere.
+    # None; "blobs": random half; "disjoint": one prompt a row; "global": the first prompt and one
+    # of the others; "empty": the last prompt nowhere.
     region: str | None = None
     ragged: bool = False
     scale: float | None = None
@@ -180,6 +181,10 @@ def example(
         if case.region == "disjoint":
             owner = torch.arange(case.seqlen_q) * prompts // case.seqlen_q
             region = (owner == torch.arange(prompts)[:, None]).expand(*leading, case.seqlen_q)
+        if case.region == "global":
+            owner = 1 + torch.arange(case.seqlen_q) * (prompts - 1) // case.seqlen_q
+            every = torch.arange(prompts)[:, None]
+            region = ((owner == every) | (every == 0)).expand(*leading, case.seqlen_q)
         if case.region == "empty":
             region[..., -1, :] = False
         region = region.to(device)

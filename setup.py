@@ -38,6 +38,8 @@ if platform.machine() in ("x86_64", "AMD64"):
     # These two refer to the level avx512, which comes first.
     LEVELS["avx512_bf16"] = LEVELS["avx512"] + " -mavx512bf16"
     LEVELS["amx"] = LEVELS["avx512_bf16"] + " -mamx-tile -mamx-bf16"
+elif platform.machine() in ("aarch64", "arm64"):
+    LEVELS["neon"] = ""  # every such CPU has it
 
 
 class BuildError(Exception):

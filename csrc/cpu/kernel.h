@@ -28,17 +28,18 @@ constexpr int64_t kDepth = 64;
 // `scratch` holds two tiles of kLanes rows.
 void PackKeys(const void* data, int64_t row_stride, DType dtype, int64_t rows, int64_t head_dim,
               float* scratch, float* out) {
-  static_assert(kLanes % kBlock == 0, "a transposed tile is a whole number of blocks");
+  constexpr int64_t kKeys = kLanes < kBlock ? kLanes : kBlock;  // of one transposed tile and block
   const int64_t width = RoundUp(head_dim, kLanes);
   float* transposed = scratch + kLanes * width;
-  for (int64_t first = 0; first < rows; first += kLanes) {
+  for (int64_t first = 0; first < RoundUp(rows, kBlock); first += kLanes) {
     LoadRows<1>(static_cast<const char*>(data) + first * row_stride * ElementSize(dtype),
                 row_stride, dtype, rows - first, head_dim, nullptr, scratch);
     Transpose(scratch, 1, width / kLanes, transposed);
-    for (int64_t i = 0; i < kLanes && first + i < rows; i += kBlock) {
-      float* block = out + (first + i) * head_dim;
+    for (int64_t i = 0; i < kLanes && first + i < RoundUp(rows, kBlock); i += kKeys) {
+      const int64_t in_block = (first + i) % kBlock;
+      float* block = out + (first + i - in_block) * head_dim + in_block;
       for (int64_t c = 0; c < head_dim; ++c) {
-        memcpy(block + c * kBlock, transposed + c * kLanes + i, kBlock * sizeof(float));
+        memcpy(block + c * kBlock, transposed + c * kLanes + i, kKeys * sizeof(float));
       }
     }
   }

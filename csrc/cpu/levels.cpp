@@ -82,6 +82,17 @@ std::vector<Level> FindLevels() {
 #else
   levels.push_back({"avx2", nullptr, not_built});
 #endif
+#else
+  for (const char* name : {"amx", "avx512_bf16", "avx512", "avx2"}) {
+    levels.push_back({name, nullptr, "this CPU lacks x86-64"});
+  }
+#endif
+#if defined(STAL_LEVEL_NEON)
+  levels.push_back({"neon", &kNeon, ""});
+#elif defined(__aarch64__)
+  levels.push_back({"neon", nullptr, not_built});
+#else
+  levels.push_back({"neon", nullptr, "this CPU lacks neon"});
 #endif
   levels.push_back({"portable", &kPortable, ""});
   levels.push_back({"avx512_bf16_model", &kAvx512Bf16Model, ""});

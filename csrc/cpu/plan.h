@@ -65,6 +65,9 @@ extern const Kernels kAvx512Bf16;
 #if defined(STAL_LEVEL_AMX)
 extern const Kernels kAmx;
 #endif
+#if defined(STAL_LEVEL_NEON)
+extern const Kernels kNeon;
+#endif
 extern const Kernels kAvx512Bf16Model;
 extern const Kernels kAmxModel;
 

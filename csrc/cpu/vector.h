@@ -13,6 +13,8 @@
 
 #if defined(__F16C__)
 #include <immintrin.h>
+#elif defined(STAL_LEVEL_NEON)
+#include <arm_neon.h>
 #endif
 
 #define STAL_INLINE inline __attribute__((always_inline))
@@ -29,9 +31,9 @@ constexpr int kRowVectors = 3;
 constexpr int kLanes = 8;
 constexpr int kBlock = 4;
 constexpr int kRowVectors = 3;
-#elif defined(__aarch64__)
+#elif defined(STAL_LEVEL_NEON)
 constexpr int kLanes = 4;
-constexpr int kBlock = 4;
+constexpr int kBlock = 8;
 constexpr int kRowVectors = 3;
 #else
 constexpr int kLanes = 4;
@@ -60,12 +62,14 @@ STAL_INLINE Vec FromBits(IVec x) { return (Vec)x; }
 STAL_INLINE Vec And(Vec x, IVec mask) { return FromBits(Bits(x) & mask); }
 STAL_INLINE IVec Select(IVec mask, IVec yes, IVec no) { return (yes & mask) | (no & ~mask); }
 
-// NaN in a is lost, NaN in b is kept.
+// NaN in a may be lost, NaN in b is kept.
 STAL_INLINE Vec Max(Vec a, Vec b) {
 #if defined(__AVX512F__)
   return (Vec)_mm512_max_ps((__m512)a, (__m512)b);
 #elif defined(__AVX2__)
   return (Vec)_mm256_max_ps((__m256)a, (__m256)b);
+#elif defined(STAL_LEVEL_NEON)
+  return (Vec)vmaxq_f32((float32x4_t)a, (float32x4_t)b);
 #else
   return FromBits(Select(a > b, Bits(a), Bits(b)));
 #endif
@@ -102,6 +106,8 @@ STAL_INLINE Vec LoadHalf(const void* p, stal::DType dtype) {
   return (Vec)_mm512_cvtph_ps((__m256i)half);
 #elif defined(__F16C__)
   return (Vec)_mm256_cvtph_ps((__m128i)half);
+#elif defined(STAL_LEVEL_NEON)
+  return (Vec)vcvt_f32_f16((float16x4_t)half);
 #else
   const UVec bits = __builtin_convertvector(half, UVec);
   const UVec magnitude = bits & 0x7fff;
@@ -127,6 +133,8 @@ STAL_INLINE HalfVec ToHalf(Vec x, stal::DType dtype) {
   return (HalfVec)_mm512_cvtps_ph((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 #elif defined(__F16C__)
   return (HalfVec)_mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT);
+#elif defined(STAL_LEVEL_NEON)
+  return (HalfVec)vcvt_f16_f32((float32x4_t)x);
 #else
   const UVec sign = (bits >> 16) & 0x8000;
   const UVec magnitude = bits & 0x7fffffff;

@@ -14,6 +14,7 @@ LEVELS = (
     "avx512_bf16",
     "avx512",
     "avx2",
+    "neon",
     "portable",
     # Models of instructions in plain arithmetic, for tests on machines without them: slow.
     "avx512_bf16_model",

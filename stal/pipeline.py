@@ -19,7 +19,8 @@ from torch import Tensor
 from stal import sampler as samplers
 from stal.attention import Blend, Blended, Plain, Prompts, check_reference
 from stal.checkpoint import Components, load_components, read_json, resolve
-from stal.layout import Layout, place
+from stal.layout import Layout
+from stal.layout_predictor import predict
 from stal.prompts import parse
 from stal.weights import (
     MODES,
@@ -222,8 +223,8 @@ class Pipeline:
 
         Args:
             prompt: the global description D; its noun phrases are the local ones.
-            layout: where the objects go, a `Layout` or its JSON; placed from the prompt's relations
-                by default.
+            layout: where the objects go, a `Layout` or its JSON; by default what
+                `stal.layout_predictor.predict` gives for the prompt.
             seed: image i is drawn from the noise of seed + i, whatever the batch around it; or one
                 seed an image.
             generator: CPU generators to draw the noise from instead of seeds, one an image.
@@ -430,7 +431,7 @@ class Pipeline:
                 raise ValueError(f"prompt must not be empty, got {prompt!r}")
             layout = layouts[i] if layouts is not None else None
             if layout is None:
-                layout = place(parse(prompt), aspect=settings.width / settings.height)
+                layout = predict(parse(prompt), aspect=settings.width / settings.height)
             elif not isinstance(layout, Layout):
                 layout = Layout.from_json(layout)
             given: Weights | None = weights[i] if weights is not None else None

@@ -32,7 +32,8 @@ _ROUNDS, _FREE_ROUNDS, _TOLERANCE = 100, 20, 1e-3
 # (dt)^2 counts this many times as much as (dc)^2: of what two boxes of 0.3 lack, a third is taken
 # by scaling.
 _STIFFNESS = 0.05
-_ROOMS = (0.12, 0.05)  # between boxes that were moved, the first that the canvas has
+# Between boxes that were moved, the first that the canvas has; with whole sizes if it can be.
+_ROOMS = (0.16, 0.12, 0.05)
 _CROWDED = 1.3  # no room is looked for if boxes with it take this many canvases
 # Looking for that room: starts, rounds of each, and how far starts stray.
 _SPREAD_STARTS, _SPREAD_ROUNDS, _JITTER = 8, 40, 0.25
@@ -155,15 +156,17 @@ def project(
             break
     if found is not None:
         moved = not np.array_equal(found[0], centre)
+        whole = size
         centre, size = found
-        for room in _ROOMS if moved else ():
+        tries = [(whole, room) for room in _ROOMS] if (size < 0.99 * whole).any() else []
+        for sizes, room in [*tries, *((size, room) for room in _ROOMS)] if moved else ():
             # What had to be moved apart does not stop at the first touch.
-            if any(_length(order, size[:, k], room) > 1 for k, order in enumerate(orders)):
+            if any(_length(order, sizes[:, k], room) > 1 for k, order in enumerate(orders)):
                 continue
             rows, related = _rows(relations, befores, aspect, straight, room)
-            spread = _spread(centre, size, free, rows, related, (low, high), room)
+            spread = _spread(centre, sizes, free, rows, related, (low, high), room)
             if spread is not None:
-                centre = spread
+                centre, size = spread
                 break
     elif fixed:
         _, centre, size = _settle(centre, size, free, rows, related, (low, high))
@@ -301,8 +304,10 @@ def _spread(
     related: Mapping[frozenset[int], float],
     bounds: tuple[Array, Array],
     room: float,
-) -> Array | None:
+) -> tuple[Array, Array] | None:
     """Centres of boxes of these sizes with `room` between them; None if none are found.
+
+    A box inside another one comes back no larger than that allows.
 
     Boxes in one line, which the canvas is too short for, only leave it from another start.
     """
@@ -310,11 +315,13 @@ def _spread(
         return None
     rng = np.random.default_rng(0)
     start = centre
-    for _ in range(_SPREAD_STARTS):
-        done, new, _ = _settle(start, size, free, rows, related, bounds, room)
+    for trial in range(_SPREAD_STARTS):
+        done, new, kept = _settle(start, size, free, rows, related, bounds, room)
         if done:
-            return new
-        start = np.where(free[:, None], centre + rng.normal(0.0, _JITTER, centre.shape), centre)
+            return new, kept
+        near = centre + rng.normal(0.0, _JITTER, centre.shape)
+        elsewhere = rng.uniform(*bounds)
+        start = np.where(free[:, None], near if trial % 2 else elsewhere, centre)
     return None
 
 

@@ -15,7 +15,8 @@ from stal.evaluation.baselines.boxdiff import boxdiff
 from stal.evaluation.baselines.composable import composable
 from stal.evaluation.baselines.multidiffusion import multidiffusion
 from stal.evaluation.baselines.structured import structured
-from stal.layout import Layout, place
+from stal.layout import Layout
+from stal.layout_predictor import predict
 from stal.optimize import RELEASED, Options, online, trajectory
 from stal.pipeline import UNCONDITIONAL, Pipeline, Result, Settings, clip_folder
 from stal.prompts import parse
@@ -50,7 +51,7 @@ def _everywhere(
     settings: Settings,
 ) -> list[Result]:
     """Weights that change over the steps and no regions: each object's is the whole canvas."""
-    placed = [layouts[i] or place(parse(prompt)) for i, prompt in enumerate(prompts)]
+    placed = [layouts[i] or predict(parse(prompt)) for i, prompt in enumerate(prompts)]
     whole = [
         replace(each, objects=tuple(replace(o, box=(0.0, 0.0, 1.0, 1.0)) for o in each.objects))
         for each in placed
@@ -144,7 +145,7 @@ def draw(
 
     Args:
         method: a name in METHODS.
-        layouts: one a prompt; None places its objects by the prompt.
+        layouts: one a prompt; None stands for the predictor's.
         settings: how to draw; the method overrides its attention, and rule and reference where
             they are what the method is.
 

@@ -98,6 +98,21 @@ def test_scaled_boxes_keep_their_shape():
     assert all((y1 - y0) / (x1 - x0) == pytest.approx(2.0, rel=1e-3) for x0, y0, x1, y1 in found)
 
 
+@pytest.mark.parametrize("relations", [[], [(0, "left of", 1)], [(0, "above", 1), (2, "below", 0)]])
+@pytest.mark.parametrize("centres", ["at one place", "in a column", "in two rows"])
+def test_four_boxes_keep_their_size_where_the_canvas_has_the_room(centres, relations):
+    ways = {
+        "at one place": [(0.5, 0.5)] * 4,
+        "in a column": [(0.5, 0.2), (0.5, 0.5), (0.5, 0.8), (0.4, 0.5)],
+        "in two rows": [(0.25, 0.3), (0.75, 0.3), (0.5, 0.3), (0.5, 0.5)],
+    }
+    boxes = [(x - 0.18, y - 0.18, x + 0.18, y + 0.18) for x, y in ways[centres]]
+    found = project(boxes, relations)
+    assert layout_of(found, relations).violated == ()
+    assert not any(meet(found[i], found[j]) for i in range(4) for j in range(i))
+    assert all(area(box) == pytest.approx(0.36**2, rel=1e-3) for box in found)
+
+
 def test_what_is_inside_a_thing_stands_where_the_thing_does():
     relations = [(0, "inside", 1), (0, "next to", 2), (1, "next to", 2)]
     boxes = [(0.0, 0.4, 0.2, 0.6), (0.5, 0.3, 0.8, 0.7), (0.2, 0.3, 0.5, 0.7)]

@@ -172,7 +172,7 @@ def test_unknown_names_are_refused():
         ({"reference_is_prompt": True}, [1.5, 1.125, 0.75, 0.375, 0]),
         ({"rule": "convex"}, [1, 0.75, 0.5, 0.25, 0]),
         ({"mode": "spatial"}, [2.5] * 5),
-        ({"mode": "spatial", "reference_is_prompt": True}, [1] * 5),
+        ({"mode": "spatial", "reference_is_prompt": True}, [0.8] * 5),
         ({"mode": "spatial", "rule": "convex"}, [0.7] * 5),
     ],
     ids=str,

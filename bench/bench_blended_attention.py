@@ -43,6 +43,9 @@ SHAPES = {
     "sd15-16x16": Case(heads=8, seqlen_q=256, head_dim=160),
     "sd15-8x8": Case(heads=8, seqlen_q=64, head_dim=160),
     "sdxl-64x64": Case(heads=10, seqlen_q=4096, head_dim=64),
+    # Levels of Stable Diffusion 1.5 on pictures of 1024 and 2048 pixels a side.
+    "d80-64x64": Case(heads=8, seqlen_q=4096, head_dim=80),
+    "d160-64x64": Case(heads=8, seqlen_q=4096, head_dim=160),
     "sdxl-32x32": Case(heads=20, seqlen_q=1024, head_dim=64),
     "pixart-32x32": Case(heads=16, seqlen_q=1024, seqlen_k=300, head_dim=72),
     "wan-1024": Case(heads=12, seqlen_q=1024, seqlen_k=512, head_dim=128),

@@ -2,11 +2,14 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from stal_kernels import why_not
 
 ROOT = Path(__file__).parents[2]
 BENCH = ROOT / "bench"
@@ -95,6 +98,29 @@ def test_cost_model_prints_a_prediction_for_each_chip():
     for chip in ("A100 us", "H100 us", "H200 us"):
         assert chip in done.stdout
     assert len(done.stdout.splitlines()) > 2
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="compiles the measurement")
+@pytest.mark.skipif(bool(why_not("cpu")), reason="measures the cpu backend")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_cpu_limit_prints_limit_and_time_of_each_pass(dtype, tmp_path):
+    sizes = ("--cases", "sd15-8x8", "--prompts", "1", "--rounds", "2", "--threads", "1")
+    path = tmp_path / "limit.json"
+    done = run("cpu_limit.py", *sizes, "--dtype", dtype, "--output", path, PYTHONPATH=str(ROOT))
+    assert done.returncode == 0, done.stderr
+    header, columns, *rows = done.stdout.splitlines()
+    assert f"dtype: {dtype}" in header
+    assert "level: " in header
+    for column in ("ms median", "ms products", "ms exps", "ms limit", "of limit", "G exps/s"):
+        assert column in columns
+    assert [row.split()[:3] for row in rows] == [
+        ["sd15-8x8", "p1", name] for name in ("forward", "dq+dweight")
+    ]
+    forward, both = json.loads(path.read_text())["rows"]
+    parts = float(forward["ms products"]) + float(forward["ms exps"])
+    assert forward["limit_s"] == pytest.approx(parts / 1e3, rel=0.02)
+    assert both["limit_s"] > 0
+    assert path.with_suffix(".md").exists()
 
 
 def test_what_a_gpu_needs_is_torch_and_triton():

@@ -10,14 +10,16 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from stal.bearing import Bearing
 from stal.mentions import Mention, Mentions, Span
 from stal.nouns import NounPhrase, find_noun, inverts, needs_object, noun_phrase
-from stal.relations import NOWHERE, SIDES, VERBS, Place, Side, find, side_names
+from stal.relations import SIDES, VERBS, Place, Side, find, side_names
 from stal.statements import Link, Sided, Statement, Statements
 from stal.words import (
     AUXILIARIES,
     BODY_PARTS,
     CANVASES,
+    CARRIED_OVER,
     CLAUSE_BREAKS,
     CLOTHES,
     CONJUNCTIONS,
@@ -27,6 +29,8 @@ from stal.words import (
     FUNCTION_WORDS,
     HELD_IN,
     LOOKS,
+    MASCULINE,
+    MEN,
     NEGATIONS,
     NOT_OBJECTS,
     PEOPLE,
@@ -45,6 +49,7 @@ from stal.words import (
     THE_CANVAS,
     VERB_STEMS,
     WITH,
+    WOMEN,
     is_adjective,
     is_boundary,
     is_known_verb,
@@ -58,6 +63,7 @@ from stal.words import (
 
 _TOKEN = re.compile(r"\w+(?:[-'’]\w+)*['’]?|[^\w\s]|\n")
 _SENTENCE_ENDS = frozenset(".!?;\n")
+_HAS = frozenset(("has", "have", "had", "having"))
 _ROWS = {"row": "left of", "line": "left of", "column": "above", "stack": "above", "pile": "above"}
 # "a kitchen with two chairs" is a picture of two chairs.
 _HAVING = [[word] for word in ("with", "has", "have", "having", "containing", "filled", "where")]
@@ -86,6 +92,9 @@ def read(text: str) -> tuple[list[Mention], dict[Statement, Span]]:
             bare = token[:-2] if token.endswith("'s") else token[:-1]
             tokens += [bare, "'s"]
             spans += [(start, start + len(bare)), (start + len(bare), end)]
+        elif token == "down" and tokens[-1:] == ["upside"]:
+            tokens[-1] = "upside-down"
+            spans[-1] = (spans[-1][0], end)
         else:
             tokens.append(token if token.endswith("n't") else token.removesuffix("'s").rstrip("'"))
             if token == "it's":
@@ -100,6 +109,15 @@ def read(text: str) -> tuple[list[Mention], dict[Statement, Span]]:
 def _owns_nothing(text: str, i: int) -> bool:
     following = _TOKEN.search(text, i)
     return following is None or following[0] in _SENTENCE_ENDS or following[0] == ","
+
+
+def _stated_by(verb: str) -> tuple[str, bool] | None:
+    """What a verb states of its subject and object; see `VERBS`."""
+    return VERBS.get(verb if verb in VERBS else verb_stem(verb) or "")
+
+
+def _holds(verb: str) -> bool:
+    return verb in _HAS or (_stated_by(verb) or ("",))[0] == "held by"
 
 
 class _Reader:
@@ -137,17 +155,23 @@ class _Reader:
         self.complete: Link | None = None  # the latest that lacks nothing
         self.stated = 0  # relations of words of place so far
         self.aside: list[int] = []  # what "it" is after "a cat left of a dog, with ..."
+        self.holders: list[int] = []  # who holds "a cup in one hand", for what is "in the other"
+        self.bearing = Bearing(self.mentions, self.said)  # "a table with a vase with flowers"
+        self.bearer: list[int] = []  # of what comes "with" it
         self.scenery: Link | None = None  # "next to a road": of what the road is "with"
         self.on_scenery = False  # "... with a truck on it": on what is no object
         self.side: tuple[Side, Span] | None = None  # "on the left": of the noun phrase after it
         self.sided: list[Sided] = []
+        self.phrase_end = -1  # where the latest noun phrase ended
         self.ignored_end = -1  # where the latest phrase that is no object ended
+        self.backdrop_end = -1  # ... if it came with something: "with grass in the background"
         self._begin_clause([])
         self.known.take_comparisons(tokens, spans)
         i = 0
         while i < len(tokens):
             i = self._step(tokens, i)
         self.said.relate_sides(self.sided)
+        self.said.relate_depths(self.sided, (self.main, self.about))
 
     def _begin_clause(self, subject: list[int]) -> None:
         self.subject, self.last, self.latest, self.role = subject, subject, subject, "subject"
@@ -199,6 +223,8 @@ class _Reader:
             self.joint, self.absent = "while", False
         elif token in WITH:
             self.preposition, self.joint = "with", ""
+            self.bearer = self.latest if i == self.phrase_end else []
+            self.verb_span = self.spans[i]
         elif token in AUXILIARIES:
             self._take_verb(tokens, i)
         elif token not in NEGATIONS:
@@ -263,17 +289,40 @@ class _Reader:
         if finite and tokens[i - 1 : i] and tokens[i - 1] in CONJUNCTIONS and self.head:
             # "... and has a hat": the same subject.
             self.subject, self.last, self.role, self.joint = self.head, self.head, "subject", ""
-        if self.trait and self.role == "object":
+        joins = bool(tokens[i - 1 : i]) and tokens[i - 1] in CONJUNCTIONS and not finite
+        if joins and self.verb and self.verb not in AUXILIARIES and self.subject:
+            # "wearing a hat and holding a cup": the same subject.
+            self.last, self.role, self.joint = self.subject, "subject", ""
+        elif self.trait and self.role == "object":
             self.subject, self.last, self.role = self.head, self.head, "subject"
         elif self.joined and not finite and self.role == "object":
             self.subject = self.last  # "a bus with a man wearing a hat"
+        elif not finite and self._modifies_latest(verb, i):
+            self.subject = self.latest
         self.trait = self.absent = self.joined = False
         self.verb, self.preposition, self.verb_span = verb, "", self.spans[i]
 
-    def _spoken_of(self, place: Place) -> list[int]:
-        """What words of place at this point are said of."""
+    def _modifies_latest(self, verb: str, i: int) -> bool:
+        """ "a dog next to a man wearing a hat", "a cup next to a plate holding a cake"."""
+        if self.role != "adjunct" or i != self.phrase_end or not verb.endswith("ing"):
+            return False
+        if self._are_people(self.latest):
+            return True
+        people = self._are_people(self.subject)
+        return _holds(verb) and not people and self.bearing.can_bear(self.latest)
+
+    def _are_people(self, ids: Sequence[int]) -> bool:
+        return bool(ids) and all(self.mentions[index].kind in PEOPLE for index in ids)
+
+    def _spoken_of(self, place: Place, *, bare: bool = False) -> list[int]:
+        """What words of place at this point are said of; bare ones have no object."""
         if self.role == "object" and self.trait and place.reference in ("object", "canvas"):
-            return self.head  # "a vase with flowers next to a clock"
+            bearer = self.bearing.bearer_of(self.last)
+            if bearer:
+                # "a vase with flowers next to a clock", but "... with flowers inside"
+                return self.last if bare else bearer
+            if place.reference == "object":
+                return self.head
         link, beside = self.complete, place.names[:1] in _BESIDE
         if self.role == "object":
             if link is not None and link.references == self.last and place.reference == "object":
@@ -292,17 +341,26 @@ class _Reader:
                 both = beside and not link.reverse
                 return [*link.subjects, *(link.references if both else [])]
             if link.rests and beside:
-                return link.subjects
+                # "a cat on a bed next to a lamp", "a plate topped with cake next to a spoon"
+                return [*link.subjects, *(link.references if link.reverse else [])]
         return self.latest
 
     def _take_place(self, tokens: Sequence[str], i: int, place: Place) -> None:
         if is_known_verb(tokens[i]) and tokens[i].endswith("s"):
             self._take_verb(tokens, i)  # "a man on a horse looks at a car"
         opens = bool(self.joint) or not self.last
-        subjects = [] if self.joint == "while" else self._spoken_of(place)
+        bare = place.bare and not needs_object(tokens, place.end)
+        subjects = [] if self.joint == "while" else self._spoken_of(place, bare=bare)
+        if bare and i == self.phrase_end and self.role == "adjunct" and self.determiner == "the":
+            subjects = self.latest  # "on the landscape below"
+        elif tokens[i] == "from" and self.verb and self.subject:
+            subjects = self.subject  # "a car passing them from the left"
         following = tokens[place.end] if place.end < len(tokens) else ""
         if self.trait and following in PRONOUNS:
             subjects = self.last
+        beside = place.names[:1] in _BESIDE and place.reference == "object"
+        if not (beside or place.reverse) or following in PRONOUNS:
+            self.bearing.withdraw(subjects)
         orphan = not subjects and bool(self.verb) and self.joint != "while"
         self.before = self.subject
         if self.role == "object":
@@ -316,8 +374,10 @@ class _Reader:
         negated = self.negated
         self.preposition, self.placed = "", True
         self.negated = self.absent = False
+        if place.reference == "canvas" and i == self.backdrop_end:
+            return  # "with grass in the background"
         if place.reference == "canvas" and not negated:
-            after = place.end
+            after = place.end + (tokens[place.end : place.end + 1] == [","])
             while after < len(tokens) and is_verb(tokens[after]):
                 after += 1
             if opens and noun_phrase(tokens, after) is not None:
@@ -330,9 +390,8 @@ class _Reader:
             self.waiting = None if orphan else link
         elif place.bare and i != self.ignored_end:
             # "the bird below", "leaving it behind": below what the sentence is about.
-            if tokens[i - 1 : i] and tokens[i - 1] in PRONOUNS:
-                link.reverse = True
-            self.said.relate(link, subjects, self._other_than(subjects))
+            other = self.bearing.bearer_of(subjects) or self._other_than(subjects)
+            self.said.relate(link, subjects, other)
 
     def _take_pronoun(self, tokens: Sequence[str], i: int) -> None:
         if self.waiting is not None:
@@ -346,6 +405,11 @@ class _Reader:
             else:
                 found = self._resolve(tokens[i], besides)
             self._link(tokens, i + 1, link, found)
+            return
+        if tokens[i - 1 : i] == [self.verb] and self.verb not in AUXILIARIES and self.subject:
+            found = self._resolve(tokens[i], self.subject)
+            if found:
+                self._take_object(found)  # "riding it", "leaving it behind"
             return
         found = self._resolve(tokens[i], [])
         if found and (self.joint or not self.last):
@@ -402,12 +466,14 @@ class _Reader:
             self.ignored_end = end
             return end
         if not self._is_object(tokens, phrase):
+            self.backdrop_end = end if self.preposition == "with" else -1
             self._pass_over(phrase)
             self.ignored_end = end
             end += tokens[end : end + 1] == ["up"]  # "a close up of"
             shows = phrase.words[-1] in CANVASES or self._is_scenery(phrase)
             return end + 1 if shows and end < len(tokens) and tokens[end] in SHOWING else end
         ids = self.latest = self._mention(phrase)
+        self.phrase_end = end
         if self.side is not None:
             self.sided.append(Sided(ids, self.side[0], [], self.side[1]))
         self._place_in_clause(tokens, end, ids, bare)
@@ -430,40 +496,53 @@ class _Reader:
 
     def _take_body_part(self, phrase: NounPhrase) -> bool:
         """ "has its head on a pillow" speaks of the cat; "in his hand" says who holds it."""
-        owned = phrase.determiner in POSSESSIVES - {"'s"} and phrase.words[-1] in BODY_PARTS
+        link, last = self.waiting, phrase.words[-1]
+        owned = phrase.determiner in POSSESSIVES - {"'s"} and last in BODY_PARTS
+        one = phrase.count == 1 or phrase.other or phrase.determiner == "each"
+        if one and last in HELD_IN and link is not None and link.names == ("inside",):
+            self._hold(link, self._resolve("their", link.subjects))  # "in one hand"
+            return True
         if not owned:
             return False
-        link = self.waiting
         if link is None:
             spoken_of = self.verb and not (self.joint or self.preposition) and self.subject
             if not spoken_of or self.role != "subject":
                 return False
             self.latest, self.last, self.role = self.subject, self.subject, "object"
             return True
-        # "in their left hand": the picture's left, as most who write such prompts mean it.
-        sides = [
-            name for word in phrase.attributes for name in side_names(SIDES.get(word, NOWHERE))
-        ]
-        if link.names == ("inside",) and phrase.words[-1] in HELD_IN:
-            link.names = ("held by", *sides)
-        elif link.names[:1] not in [("on",), ("below",), ("above",)]:
-            return False
-        elif singular(phrase.words[-1]) == "shoulder":
-            if not sides:
-                return False
-            link.names = tuple(sides)
         owner = self._resolve(phrase.determiner, link.subjects)
-        self.said.relate(link, link.subjects, owner)
+        # "in their left hand": which side that is depends on which way they face.
+        held = link.names == ("inside",) and last in HELD_IN
+        if held or (link.names == ("above",) and singular(last) in CARRIED_OVER):
+            self._hold(link, owner)
+        elif link.names[:1] in [("on",), ("below",), ("above",)]:
+            self._end_adjunct(link, owner)
+        else:
+            return False
+        return True
+
+    def _hold(self, link: Link, owner: list[int]) -> None:
+        """ "in her hand", "over his shoulder" """
+        link.names = ("held by",)
+        self.holders = owner
+        self._end_adjunct(link, owner)
+
+    def _end_adjunct(self, link: Link, references: list[int]) -> None:
+        self.said.relate(link, link.subjects, references)
         self.waiting, self.preposition, self.joint = None, "", ""
         self.role = "adjunct" if self.verb else self.role
-        return True
 
     def _take_member(self, tokens: Sequence[str], i: int) -> int | None:
         """ "two dogs, one on the left and the other on the right" """
         end = i + (tokens[i] in ("the", "one", "another"))
         end += tokens[end : end + 1] == ["other"]
         alone = end > i and tokens[end - 1] in ("one", "another", "other")
-        if not (alone and self.known.members and is_boundary(tokens, end)):
+        alone &= is_boundary(tokens, end)
+        link = self.waiting
+        if alone and self.holders and link and link.names == ("inside",):
+            self._hold(link, self.holders)  # "a cup in one hand and a fork in the other"
+            return end
+        if not (alone and self.known.members):
             return None
         member = self.known.members.pop(0)
         self.latest = [member]
@@ -530,10 +609,12 @@ class _Reader:
             if complete is not None and complete.is_side and self.stated == 1:
                 self.aside = complete.references
             self.last, self.role, self.joined = ids, "object", True
+            self.bearing.take(self.bearer, ids, self.verb_span)
         elif listed and self.role == "object" and self.last and not finite:
             if complete is not None and complete.lists:
                 self.said.relate(complete, complete.subjects, ids)
             self.last = ids if self.placed else self.last + ids
+            self.bearing.take_too(ids, with_article=self.joined)
         elif goes_on and self.role == "adjunct" and complete is not None:
             self.said.relate(complete, complete.subjects, ids)
             complete.references = complete.references + ids
@@ -552,9 +633,11 @@ class _Reader:
     def _take_object(self, ids: list[int]) -> None:
         """ "a man holding a cup" """
         self.last, self.role = ids, "object"
-        stem = self.verb if self.verb in VERBS else verb_stem(self.verb)
-        if stem in VERBS:
-            name, reverse = VERBS[stem]
+        if _holds(self.verb) and self.bearing.take(self.subject, ids, self.verb_span):
+            return
+        stated = _stated_by(self.verb)
+        if stated is not None:
+            name, reverse = stated
             link = Link((name,), self.subject, self.verb_span, ids, reverse=reverse)
             self.said.relate(link, self.subject, ids)
             self.complete = link
@@ -585,6 +668,7 @@ class _Reader:
         if self.absent and self.joint:
             return False  # "without a hat or a coat"
         following = tokens[phrase.end : phrase.end + 2]
+        shown = [["from"], ["taken"], *([word] for word in SHOWING)]
         within = self.waiting is not None and self.waiting.names[:1] in [("inside",), ("on",)]
         within = within or self.preposition in ("at", "through", "across")
         if head in PLACES and within:
@@ -602,7 +686,7 @@ class _Reader:
         if head in NOT_OBJECTS or last in NOT_OBJECTS or last in PURE_COLOURS:
             return False
         if head in PICTURES and (
-            following[:1] in [["from"], *([word] for word in SHOWING)]
+            following[:1] in shown
             or following == ["up", "of"]
             or not {"empty", "blank", "plain"}.isdisjoint(phrase.attributes)
         ):
@@ -648,10 +732,13 @@ class _Reader:
         for group in groups:
             if not group or not set(group).isdisjoint(besides):
                 continue
-            person = any(singular(self.mentions[index].noun) in PEOPLE for index in group)
+            people = [index for index in group if singular(self.mentions[index].noun) in PEOPLE]
+            person = bool(people)
             plural = len(group) > 1 or is_plural(self.mentions[group[0]].noun)
             if pronoun in PERSONAL:
-                fits = person
+                others = WOMEN if pronoun in MASCULINE else MEN
+                group = [index for index in people if self.mentions[index].kind not in others]
+                fits = bool(group)
             elif pronoun in PLURAL_PRONOUNS:
                 fits = person or plural
             else:

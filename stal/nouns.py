@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from stal.relations import find
 from stal.words import (
+    AFTER_NOUN,
     ALWAYS_PLURAL,
     BODY_PARTS,
     COMPOUNDS,
@@ -106,7 +107,7 @@ def noun_phrase(
     if words and tokens[i : i + 1] in (["one"], ["ones"]) and all(map(is_adjective, words)):
         words.append(tokens[i])  # "a blue one"
         i += 1
-    while words and is_adverb(words[-1]):
+    while words and (is_adverb(words[-1]) or _follows_noun(words)):
         words.pop()
         i -= 1
     if not words:
@@ -116,6 +117,11 @@ def noun_phrase(
     if tokens[i : i + 1] == ["of"] and words[-1] not in PICTURES:
         return _with_of(tokens, i, phrase, depth)
     return phrase
+
+
+def _follows_noun(words: Sequence[str]) -> bool:
+    """ "its mouth open", but "sliced open"."""
+    return len(words) > 1 and words[-1] in AFTER_NOUN and not looks_like_participle(words[-2])
 
 
 def _with_of(tokens: Sequence[str], i: int, phrase: NounPhrase, depth: int) -> NounPhrase:

@@ -80,7 +80,12 @@ TABLE = (
         Geometry(contact="beside"),
         "between | in between | sandwiched between | flanked by | in the middle between",
     ),
-    Row("on", Geometry(dy=-1, contact="touching", depth=1), "on | onto | upon | up on"),
+    Row(
+        "on",
+        Geometry(dy=-1, contact="touching", depth=1),
+        "on | onto | upon | up on",
+        "topped with | topped by | covered with | covered in | laden with | loaded with",
+    ),
     Row(
         "inside",
         Geometry(contact="inside", depth=1),
@@ -297,6 +302,8 @@ def _side(tokens: Sequence[str], i: int) -> Place | None:
     if not is_boundary(tokens, i) and not is_known_verb(tokens[i]):
         return None  # "in the left hand", "on the top shelf"
     if whose in POSSESSIVES:
+        if tokens[start] == "in":
+            names = ("held by",)  # "in her right", which is a hand
         return Place(i, names, whose) if preposition and names else None
     if preposition or (start == first and side[0]):
         return Place(i, names, "canvas", where)

@@ -62,6 +62,13 @@ class Statements:
                     for name in link.names:
                         self.relations.setdefault((subject, name, reference), link.span)
 
+    def withdraw(self, link: Link, subjects: Sequence[int]) -> None:
+        """Takes back what a link states of some subjects."""
+        for key in list(self.relations):
+            subject, name, reference = key
+            if subject in subjects and name in link.names and reference in link.references:
+                del self.relations[key]
+
     def relate_neighbours(self, group: Sequence[int], names: tuple[str, ...], span: Span) -> None:
         for subject, reference in pairwise(group):
             self.relate(Link(names, [subject], span), [subject], [reference])
@@ -72,7 +79,8 @@ class Statements:
         groups: dict[tuple[int, ...], list[Sided]] = {}
         for sided in places:
             head = tuple(sided.head)
-            if not head or not placed.isdisjoint(head):
+            names = side_names(sided.side)
+            if not head or not names or not placed.isdisjoint(head):
                 # Of the canvas.
                 head = ()
                 for index in sided.subjects:
@@ -81,7 +89,7 @@ class Statements:
                     self._mentions[index].position = (x, y, z)
             else:
                 # "a dog with a cat to the left": of what the clause is about.
-                link = Link(side_names(sided.side), sided.subjects, sided.span)
+                link = Link(names, sided.subjects, sided.span)
                 self.relate(link, sided.subjects, head)
             groups.setdefault(head, []).append(sided)
         for group in groups.values():
@@ -98,3 +106,17 @@ class Statements:
                                 continue
                             link = Link((name,), a.subjects, a.span)
                             self.relate(link, a.subjects, b.subjects)
+
+    def relate_depths(self, places: Sequence[Sided], topics: Sequence[Sequence[int]]) -> None:
+        """ "a girl with trees in the background": behind what is in front, or else the topic."""
+        deep = [sided for sided in places if sided.side[2] is not None]
+        front = [index for sided in deep if sided.side[2] == 1 for index in sided.subjects]
+        for sided in deep:
+            name = "behind" if sided.side[2] == -1 else "in front of"
+            others = [[i for i in topic if i not in sided.subjects] for topic in topics]
+            if name == "behind":
+                others.insert(0, front)
+            elif len(deep) > 1:
+                continue
+            topic = next(filter(None, others), [])
+            self.relate(Link((name,), sided.subjects, sided.span), sided.subjects, topic)

@@ -51,9 +51,24 @@ DETERMINERS = (
 PERSONAL = _words("he him she her his")
 PLURAL_PRONOUNS = _words("they them their both")
 PRONOUNS = _words("it they them he him she her")
-PEOPLE = _words(
-    "person man woman boy girl child kid baby lady guy people men women children skier surfer"
-    " player rider adult someone"
+MASCULINE = _words("he him his")
+WOMEN = _words(
+    "woman girl lady mother daughter sister grandmother wife queen princess bride witch waitress"
+    " actress mermaid"
+)
+MEN = _words(
+    "man boy guy gentleman father son brother grandfather husband king prince groom wizard monk"
+    " cowboy fisherman policeman fireman businessman waiter"
+)
+PEOPLE = (
+    WOMEN
+    | MEN
+    | _words(
+        "person child kid baby toddler teenager adult someone people men women children skier"
+        " surfer skater snowboarder cyclist biker hiker player rider driver pilot worker chef"
+        " farmer soldier knight pirate astronaut doctor nurse teacher student artist painter"
+        " musician singer dancer clown officer firefighter"
+    )
 )
 NEGATIONS = _words("not never without nor neither except")
 COPULAS = _words("is are was were be being been isn't aren't wasn't weren't")
@@ -99,8 +114,10 @@ ADJECTIVES = COLOURS | _words(
     " striped spotted plain empty blank solid clean dirty beautiful cute open closed sleek"
     " single same different identical majestic tasty delicious fresh hot cold warm heavy"
     " curious ripe furry wet dry snowy sunny sharp rich cool plump gentle delicate crisp sweet calm"
-    " strong deep steep quiet vast tough vibrant gnarled broken"
+    " strong deep steep quiet vast tough vibrant gnarled broken upside-down"
 )
+# "with its mouth open"
+AFTER_NOUN = _words("open closed shut ajar asleep awake")
 # "'s" after these is a verb.
 CONTRACTED = _words("it he she that there what here who where let")
 MORE = _words("more greater larger higher bigger")
@@ -174,6 +191,7 @@ BODY_PARTS = _words(
     " side lap wings wing tail tails fur body paw paws nose noses hair skin tongue beak ears neck"
 )
 HELD_IN = _words("hand hands arm arms paw paws mouth")
+CARRIED_OVER = _words("shoulder arm back")
 FEET = _words("feet foot")
 # Parts that are seen with their whole: "the hood of a car" is a car.
 PARTS = _words(
@@ -196,6 +214,20 @@ PARTS_OF = {
     "frame": _words("bed window door"),
     "spread": _words("bed"),
 }
+# What comes "with" these is in them, and what comes with those on them, ...
+CONTAINERS = _words(
+    "vase bowl cup mug glass pot basket box crate bucket jar pitcher bag sack backpack suitcase"
+    " drawer cage aquarium tub bathtub pan wallet handbag purse flowerpot planter bin barrel nest"
+    " wheelbarrow"
+)
+SURFACES = _words(
+    "table desk shelf bookshelf tray plate counter countertop saucer platter windowsill"
+)
+# ... but what stands on the floor is beside them, and parts have no place of their own.
+STANDING = _words(
+    "chair stool bench sofa couch armchair bed table desk cabinet shelf bookshelf floor window door"
+)
+INSEPARABLE = _words("handle lid label leg drawer edge rim top pattern design face wheel logo")
 CLOTHES = _words(
     "dress shirt t-shirt hat helmet suit coat jacket hoodie sweater uniform jeans pants shorts"
     " glasses sunglasses cap scarf skirt gown robe vest costume clothes clothing gear outfit"

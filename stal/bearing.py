@@ -60,8 +60,9 @@ class Bearing:
             self._links = []
 
     def withdraw(self, ids: Sequence[int]) -> None:
+        """Words of place say where they are instead."""
         for link in self._links:
-            self._said.withdraw(link, ids)
+            self._said.withdraw(link, [index for index in ids if index in link.subjects])
 
     def _name(self, bearer: Sequence[int], ids: Sequence[int]) -> str | None:
         if not ids or not self.can_bear(bearer):

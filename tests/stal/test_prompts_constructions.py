@@ -372,6 +372,11 @@ CASES: dict[str, list[tuple[str, list[str], list[str]]]] = {
         ("a desk with a dog under it", ["a desk", "a dog"], ["1 below 0"]),
         ("a bowl with a spoon next to it", ["a bowl", "a spoon"], ["1 next to 0"]),
         (
+            "a dog in a cage with a cat next to it",
+            ["a dog", "a cage", "a cat"],
+            ["0 inside 1", "2 next to 0"],
+        ),
+        (
             "a desk with a lamp next to a window",
             ["a desk", "a lamp", "a window"],
             ["1 on 0", "1 next to 2"],

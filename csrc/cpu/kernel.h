@@ -241,6 +241,8 @@ void Forward(const Plan& plan) {
       constexpr int kVectors = decltype(vectors)::value;
       LoadTransposed<kVectors>(p.q, p.dtype, RowOffset(p.q, batch, head, first), rows, p.head_dim,
                                nullptr, p.scale, rows_tile, q_t);
+      PrefetchRows<false>(p, p.q, batch, head, first + kMaxRows, kMaxRows);
+      PrefetchRows<true>(p, p.out, batch, head, first, kMaxRows);
       memset(out_t, 0, sizes.width * kVectors * kLanes * sizeof(float));
       for (int64_t e = plan.begin[batch]; e < plan.begin[batch + 1]; ++e) {
         const Entry& entry = plan.entries[e];
@@ -344,6 +346,9 @@ void BackwardQ(const Plan& plan) {
                                nullptr, p.scale, rows_tile, q_t);
       LoadTransposed<kVectors>(p.dout, p.dtype, RowOffset(p.dout, batch, head, first), rows,
                                p.head_dim, nullptr, 1.0f, rows_tile, dout_t);
+      PrefetchRows<false>(p, p.q, batch, head, first + kMaxRows, kMaxRows);
+      PrefetchRows<false>(p, p.dout, batch, head, first + kMaxRows, kMaxRows);
+      if (p.dq.data) PrefetchRows<true>(p, p.dq, batch, head, first, kMaxRows);
       memset(dq_t, 0, sizes.width * kVectors * kLanes * sizeof(float));
       Vec one[kVectors];
       for (int r = 0; r < kVectors; ++r) one[r] = Set(1.0f);

@@ -96,9 +96,52 @@ STAL_INLINE Vec Exp2(Vec x, float bits = 0) {
   return FromBits(power & ~underflow);
 }
 
-STAL_INLINE Vec LoadHalf(const void* p, stal::DType dtype) {
+#if defined(__AVX512DQ__)
+// x - floor(x).
+STAL_INLINE Vec Fraction(Vec x) {
+  constexpr int kDown = 1;
+  return (Vec)_mm512_reduce_ps((__m512)x, kDown);
+}
+// p * 2^floor(x).
+STAL_INLINE Vec TimesPower(Vec p, Vec x) { return (Vec)_mm512_scalef_ps((__m512)p, (__m512)x); }
+#else
+constexpr float kToInteger = 12582912.0f;  // as in Exp2
+STAL_INLINE Vec Fraction(Vec x) {
+  const Vec nearest = (x + Set(kToInteger)) - Set(kToInteger);
+  return x - nearest + And(Set(1.0f), nearest > x);
+}
+// For 1 <= p < 2 and x < 127; 0 where the product is no normal number.
+STAL_INLINE Vec TimesPower(Vec p, Vec x) {
+  const Vec shifted = x + Set(kToInteger);
+  const UVec power = (UVec)Bits(shifted) + (UVec)(shifted - Set(kToInteger) > x);
+  return FromBits((IVec)((UVec)Bits(p) + (power << 23)) & ~(x < Set(-126.0f)));
+}
+#endif
+
+STAL_INLINE HalfVec LoadHalves(const void* p) {
+  HalfVec x;
+  memcpy(&x, p, sizeof(x));
+  return x;
+}
+
+// The first `count` words at p, zeros after them. A vector put together in memory would be loaded
+// before its parts have left the store buffer, and wait for them.
+STAL_INLINE UVec LoadFirstWords(const void* p, int64_t count) {
+#if defined(__AVX512F__)
+  return (UVec)_mm512_maskz_loadu_epi32((1u << count) - 1, p);
+#else
+  UVec x{};
+  memcpy(&x, p, count * 4);
+  return x;
+#endif
+}
+STAL_INLINE HalfVec FirstHalves(UVec x) {
   HalfVec half;
-  memcpy(&half, p, sizeof(half));
+  memcpy(&half, &x, sizeof(half));
+  return half;
+}
+
+STAL_INLINE Vec FromHalf(HalfVec half, stal::DType dtype) {
   if (dtype == stal::DType::kBFloat16) {
     return (Vec)(__builtin_convertvector(half, UVec) << 16);
   }

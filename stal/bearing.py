@@ -26,6 +26,10 @@ class Bearing:
             return False
         return self._last_word(ids) in CONTAINERS | SURFACES
 
+    def stands(self, ids: Sequence[int]) -> bool:
+        """Whether it is furniture, which is on nothing."""
+        return self._last_word(ids) in STANDING
+
     def bearer_of(self, ids: Sequence[int]) -> list[int]:
         """What the latest things are in or on by what they came with, or nothing."""
         latest = self._links[-1:]

@@ -17,6 +17,7 @@ from stal.relations import SIDES, VERBS, Place, Side, find, side_names
 from stal.statements import Link, Sided, Statement, Statements
 from stal.words import (
     AUXILIARIES,
+    BACKDROPS,
     BODY_PARTS,
     CANVASES,
     CARRIED_OVER,
@@ -47,6 +48,7 @@ from stal.words import (
     SCENERY_COMPOUNDS,
     SHOWING,
     THE_CANVAS,
+    UNCOUNTED,
     VERB_STEMS,
     WITH,
     WOMEN,
@@ -314,7 +316,7 @@ class _Reader:
     def _are_people(self, ids: Sequence[int]) -> bool:
         return bool(ids) and all(self.mentions[index].kind in PEOPLE for index in ids)
 
-    def _spoken_of(self, place: Place, *, bare: bool = False) -> list[int]:
+    def _spoken_of(self, place: Place, *, bare: bool = False, pronoun: bool = False) -> list[int]:
         """What words of place at this point are said of; bare ones have no object."""
         if self.role == "object" and self.trait and place.reference in ("object", "canvas"):
             bearer = self.bearing.bearer_of(self.last)
@@ -323,6 +325,10 @@ class _Reader:
                 return self.last if bare else bearer
             if place.reference == "object":
                 return self.head
+        if self.role == "object" and place.reference == "object" and not (bare or pronoun):
+            bearer = self.bearing.bearer_of(self.last)
+            if bearer and not self.bearing.stands(bearer):
+                return bearer  # "a bowl with an egg on a table"
         link, beside = self.complete, place.names[:1] in _BESIDE
         if self.role == "object":
             if link is not None and link.references == self.last and place.reference == "object":
@@ -333,14 +339,18 @@ class _Reader:
             if self.joint == "," and self.head and not (link is not None and link.lists):
                 return self.head  # "a house with a garden, next to a lake"
             return self.last
+        looks = link is not None and link.names == ("facing",) and link.references == self.latest
+        if looks and self.role == "adjunct" and not self.joint:
+            return self.latest  # "looking at a goldfish in a bowl"
         if self.joint or self.verb:
             return self.subject or self.last
+        facing = place.names == ("facing",)
         if self.role == "adjunct" and link is not None and link.references == self.latest:
-            if link.names == ("inside",) and (link.reverse or beside):
+            if link.names == ("inside",) and (link.reverse or beside or facing):
                 # "a bowl full of fruit", "a cat in a box next to a dog"
                 both = beside and not link.reverse
                 return [*link.subjects, *(link.references if both else [])]
-            if link.rests and beside:
+            if link.rests and (beside or facing):
                 # "a cat on a bed next to a lamp", "a plate topped with cake next to a spoon"
                 return [*link.subjects, *(link.references if link.reverse else [])]
         return self.latest
@@ -350,16 +360,20 @@ class _Reader:
             self._take_verb(tokens, i)  # "a man on a horse looks at a car"
         opens = bool(self.joint) or not self.last
         bare = place.bare and not needs_object(tokens, place.end)
-        subjects = [] if self.joint == "while" else self._spoken_of(place, bare=bare)
+        following = tokens[place.end] if place.end < len(tokens) else ""
+        pronoun = following in PRONOUNS
+        said_of = self._spoken_of(place, bare=bare, pronoun=pronoun)
+        subjects = [] if self.joint == "while" else said_of
         if bare and i == self.phrase_end and self.role == "adjunct" and self.determiner == "the":
             subjects = self.latest  # "on the landscape below"
-        elif tokens[i] == "from" and self.verb and self.subject:
-            subjects = self.subject  # "a car passing them from the left"
-        following = tokens[place.end] if place.end < len(tokens) else ""
-        if self.trait and following in PRONOUNS:
+        elif "from" in tokens[max(0, i - 1) : i + 1] and self.verb and self.subject:
+            subjects = (
+                self.subject
+            )  # "a car passing them from the left", "looks from under a bench"
+        if self.trait and self.role == "object" and pronoun:
             subjects = self.last
         beside = place.names[:1] in _BESIDE and place.reference == "object"
-        if not (beside or place.reverse) or following in PRONOUNS:
+        if not (beside or place.reverse) or pronoun:
             self.bearing.withdraw(subjects)
         orphan = not subjects and bool(self.verb) and self.joint != "while"
         self.before = self.subject
@@ -383,6 +397,11 @@ class _Reader:
             if opens and noun_phrase(tokens, after) is not None:
                 self.side = place.side, span
             elif subjects:
+                sided = [index for each in self.sided for index in each.subjects]
+                if self.role == "adjunct" and not set(subjects).isdisjoint(sided):
+                    subjects = (
+                        self.latest
+                    )  # "a boy on the left throws a ball to a girl on the right"
                 self.sided.append(Sided(subjects, place.side, self.head, span))
         elif place.reference not in ("object", "canvas"):
             self._link(tokens, place.end, link, self._resolve(place.reference, subjects))
@@ -426,15 +445,24 @@ class _Reader:
             self.said.relate(link, link.subjects, references)
             self.complete = link
             self.stated += 1
-            if link.names[:1] in _BESIDE and self._are_places(references):
+            if link.names[:1] in _BESIDE and self._are_backdrops(references, link.names):
                 self.scenery = link
 
-    def _are_places(self, ids: Sequence[int]) -> bool:
-        return all(self.mentions[index].kind in PLACES for index in ids)
+    def _are_backdrops(self, ids: Sequence[int], names: tuple[str, ...]) -> bool:
+        """ "next to trees with a giraffe", "next to a window with a book": not with the trees."""
+        here = [self.mentions[index] for index in ids]
+        if all(mention.kind in PLACES for mention in here):
+            return True
+        backdrops = all(each.kind in BACKDROPS or each.count == UNCOUNTED for each in here)
+        return backdrops and names == ("next to",)
 
     def _take_noun_phrase(self, tokens: Sequence[str], phrase: NounPhrase) -> int:
         i, end = phrase.start, phrase.end
         if not phrase.determiner and all(map(is_adjective, phrase.words)):
+            if phrase.count == 1 and self.known.members:
+                # "three balloons, one red, one blue and one green"
+                self.known.describe([self.known.members.pop(0)], phrase.words)
+                return end
             described = self.verb in COPULAS and self.waiting is None and self.role == "subject"
             if described and not self.joint:
                 self.known.describe(self.subject, phrase.words)
@@ -476,7 +504,7 @@ class _Reader:
         self.phrase_end = end
         if self.side is not None:
             self.sided.append(Sided(ids, self.side[0], [], self.side[1]))
-        self._place_in_clause(tokens, end, ids, bare)
+        self._place_in_clause(tokens, end, ids, bare, verb=phrase.verb and end == phrase.end)
         self.joint, self.preposition, self.waiting, self.side = "", "", None, None
         self.negated = self.placed = False
         if phrase.verb and end == phrase.end:
@@ -492,6 +520,7 @@ class _Reader:
         group = self.waiting.subjects if self.waiting.subjects[1:] else self.last
         self.said.relate_neighbours(group, (name,), self.waiting.span)
         self.waiting, self.preposition, self.joint = None, "", ""
+        self.latest = group
         return True
 
     def _take_body_part(self, phrase: NounPhrase) -> bool:
@@ -571,9 +600,11 @@ class _Reader:
         if self.last:
             self.role = "adjunct" if self.verb else self.role
 
-    def _place_in_clause(self, tokens: Sequence[str], end: int, ids: list[int], bare: bool) -> None:
+    def _place_in_clause(
+        self, tokens: Sequence[str], end: int, ids: list[int], bare: bool, *, verb: bool = False
+    ) -> None:
         """Decides what a new noun phrase is: subject, object, adjunct, or one more of these."""
-        followed_by_verb = end < len(tokens) and is_verb(tokens[end])
+        followed_by_verb = verb or (end < len(tokens) and is_verb(tokens[end]))
         finite = followed_by_verb and (tokens[end] in AUXILIARIES or tokens[end].endswith("s"))
         listed = self.joint in ("and", ",")
         complete = self.complete
@@ -587,6 +618,9 @@ class _Reader:
         # "above the fork and the knife", "next to a hat, book and blanket"
         goes_on = self.joint == "and" and find(tokens, end) is None
         goes_on = (goes_on or (listed and self.trait)) and not followed_by_verb
+        # "a man wearing a hat and a scarf stands"
+        carried = complete is not None and complete.names in (("worn by",), ("held by",))
+        worn = carried and self.joint == "and" and finite and not self.finite
         if self.waiting is not None:
             link = self.waiting
             if (
@@ -605,17 +639,19 @@ class _Reader:
                 self._begin_clause(ids)
                 self.finite, self.verb = True, "is"
             self.inverted.subjects = ids
+        elif listed and self.holders and tokens[end : end + 1] == ["in"]:
+            self.last, self.role = ids, "object"  # "a fork in one hand and a knife in the other"
         elif self.preposition == "with":
             if complete is not None and complete.is_side and self.stated == 1:
                 self.aside = complete.references
             self.last, self.role, self.joined = ids, "object", True
             self.bearing.take(self.bearer, ids, self.verb_span)
-        elif listed and self.role == "object" and self.last and not finite:
+        elif listed and self.role == "object" and self.last and (worn or not finite):
             if complete is not None and complete.lists:
                 self.said.relate(complete, complete.subjects, ids)
             self.last = ids if self.placed else self.last + ids
             self.bearing.take_too(ids, with_article=self.joined)
-        elif goes_on and self.role == "adjunct" and complete is not None:
+        elif self.role == "adjunct" and complete is not None and (goes_on or worn):
             self.said.relate(complete, complete.subjects, ids)
             complete.references = complete.references + ids
             self.last = self.last + ids
@@ -691,6 +727,9 @@ class _Reader:
             or not {"empty", "blank", "plain"}.isdisjoint(phrase.attributes)
         ):
             return False
+        facing = self.waiting is not None and self.waiting.names == ("facing",)
+        if last == "camera" and phrase.determiner == "the" and facing:
+            return False  # "looks at the camera"
         if head in THE_CANVAS and phrase.determiner == "the" and self.waiting is not None:
             return False
         one_of_two = phrase.count == 1 or phrase.other
@@ -740,11 +779,16 @@ class _Reader:
                 group = [index for index in people if self.mentions[index].kind not in others]
                 fits = bool(group)
             elif pronoun in PLURAL_PRONOUNS:
-                fits = person or plural
+                # "a man on a horse ... them" is both.
+                one = pronoun == "them" and self.mentions[group[0]].kind in MEN | WOMEN
+                fits = plural or (person and not one)
             else:
                 fits = not person and len(group) == 1
             if fits:
                 return list(group)
+        here = [i for i, mention in enumerate(self.mentions) if mention.sentence == self.sentence]
+        if pronoun == "them" and here[1:]:
+            return [index for index in here if index not in besides]
         return self._other_than(besides)
 
     def _latest_two(self, besides: Sequence[int]) -> list[int]:

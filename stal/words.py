@@ -185,6 +185,7 @@ PLACES = _words(
     " airport stadium arena farm alley shore coast stage runway harbor harbour countryside village"
     " town jungle hall hallway barnyard courtyard"
 )
+BACKDROPS = _words("window door gate fence hedge")
 SCENERY_COMPOUNDS = ("living room", "parking lot", "train station")
 BODY_PARTS = _words(
     "hand hands arm arms foot feet leg legs shoulder shoulders head heads back face eyes mouth"
@@ -221,11 +222,12 @@ CONTAINERS = _words(
     " wheelbarrow"
 )
 SURFACES = _words(
-    "table desk shelf bookshelf tray plate counter countertop saucer platter windowsill"
+    "table desk shelf bookshelf tray plate counter countertop saucer platter windowsill cake"
 )
 # ... but what stands on the floor is beside them, and parts have no place of their own.
 STANDING = _words(
-    "chair stool bench sofa couch armchair bed table desk cabinet shelf bookshelf floor window door"
+    "chair stool bench sofa couch armchair bed table desk counter cabinet shelf bookshelf window"
+    " door"
 )
 INSEPARABLE = _words("handle lid label leg drawer edge rim top pattern design face wheel logo")
 CLOTHES = _words(

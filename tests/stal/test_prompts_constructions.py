@@ -47,6 +47,11 @@ CASES: dict[str, list[tuple[str, list[str], list[str]]]] = {
         ),
         ("two cups, one above the other", ["a cup", "a cup"], ["0 above 1"]),
         ("Two cups. One is red and the other is blue.", ["a red cup", "a blue cup"], []),
+        (
+            "Three kites, one red, one blue and one large",
+            ["a red kite", "a blue kite", "a large kite"],
+            [],
+        ),
     ],
     "coordination": [
         ("a cat, a dog and a bird", ["a cat", "a dog", "a bird"], []),
@@ -228,6 +233,11 @@ CASES: dict[str, list[tuple[str, list[str], list[str]]]] = {
             ["a cup", "a fork", "a spoon", "a table"],
             ["0 left of 1", "1 left of 2", "0 on 3", "1 on 3", "2 on 3"],
         ),
+        (
+            "an apple and a pear in a row on a table",
+            ["an apple", "a pear", "a table"],
+            ["0 left of 1", "0 on 2", "1 on 2"],
+        ),
     ],
     "containment": [
         ("a ball inside a box", ["a ball", "a box"], ["0 inside 1"]),
@@ -315,6 +325,11 @@ CASES: dict[str, list[tuple[str, list[str], list[str]]]] = {
             "a man with a fork in one hand and a knife in the other",
             ["a man", "a fork", "a knife"],
             ["1 held by 0", "2 held by 0"],
+        ),
+        (
+            "A cook holding a knife in her right hand and a pan in her left stands behind a desk.",
+            ["a cook", "a knife", "a pan", "a desk"],
+            ["1 held by 0", "2 held by 0", "0 behind 3"],
         ),
         ("A cat to her right", ["a cat"], []),
     ],
@@ -458,6 +473,89 @@ CASES: dict[str, list[tuple[str, list[str], list[str]]]] = {
             "A girl and a boy sit on a bench, a kite above him.",
             ["a girl", "a boy", "a bench", "a kite"],
             ["0 on 2", "1 on 2", "3 above 1"],
+        ),
+    ],
+    "what stands on a container stands with it": [
+        (
+            "a bowl with an egg on a table",
+            ["a bowl", "an egg", "a table"],
+            ["1 inside 0", "0 on 2"],
+        ),
+        (
+            "A cake with a candle, next to a cup",
+            ["a cake", "a candle", "a cup"],
+            ["1 on 0", "0 next to 2"],
+        ),
+        ("a desk with a cat on a chair", ["a desk", "a cat", "a chair"], ["1 on 2"]),
+    ],
+    "what comes with trees or a window comes with what is next to them": [
+        (
+            "A zebra grazing next to trees with a giraffe",
+            ["a zebra", "trees", "a giraffe"],
+            ["0 next to 1", "0 next to 2"],
+        ),
+        (
+            "a dog next to a window with a ball",
+            ["a dog", "a window", "a ball"],
+            ["0 next to 1", "0 next to 2"],
+        ),
+    ],
+    "looking": [
+        (
+            "A cat in a box, looking at a fish in a bowl",
+            ["a cat", "a box", "a fish", "a bowl"],
+            ["0 inside 1", "0 facing 2", "2 inside 3"],
+        ),
+        (
+            "A cat on a mat looking at a dog",
+            ["a cat", "a mat", "a dog"],
+            ["0 on 1", "0 facing 2"],
+        ),
+        ("A cat looks at the camera from under a bench.", ["a cat", "a bench"], ["0 below 1"]),
+        ("A dog looks at the camera.", ["a dog"], []),
+    ],
+    "two sides of the canvas": [
+        (
+            "A boy on the left throws a ball to a girl on the right.",
+            ["a boy", "a ball", "a girl"],
+            ["0 left of 2"],
+        ),
+        (
+            "A dog on the right looks at a cat on the left.",
+            ["a dog", "a cat"],
+            ["0 facing 1", "1 left of 0"],
+        ),
+    ],
+    "what is worn goes on": [
+        (
+            "a man wearing a hat and a scarf stands next to a dog",
+            ["a man", "a hat", "a scarf", "a dog"],
+            ["1 worn by 0", "2 worn by 0", "0 next to 3"],
+        ),
+        (
+            "A girl holding a ball and a bat is left of a tree.",
+            ["a girl", "a ball", "a bat", "a tree"],
+            ["1 held by 0", "2 held by 0", "0 left of 3"],
+        ),
+    ],
+    "them": [
+        (
+            "a man riding a horse with a bird above them",
+            ["a man", "a horse", "a bird"],
+            ["0 on 1", "2 above 0", "2 above 1"],
+        ),
+        ("A person stands with a ball below them.", ["a person", "a ball"], ["1 below 0"]),
+    ],
+    "full of things": [
+        (
+            "a bicycle with a basket full of flowers in front of it",
+            ["a bicycle", "a basket", "flowers"],
+            ["2 inside 1", "1 in front of 0"],
+        ),
+        (
+            "a cat with a box full of toys behind it",
+            ["a cat", "a box", "toys"],
+            ["2 inside 1", "1 behind 0"],
         ),
     ],
     "adjectives after the noun": [

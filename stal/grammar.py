@@ -75,9 +75,12 @@ _ON_TOP = frozenset(("top", "atop"))
 _BESIDE = [("next to",), ("left of",), ("right of",), ("behind",), ("in front of",)]
 
 
-def read(text: str) -> tuple[list[Mention], dict[Statement, Span]]:
-    """The objects of a text, and its relations with the spans of the words that state them."""
-    reader = _Reader()
+def read(text: str, reader: Reader | None = None) -> tuple[list[Mention], dict[Statement, Span]]:
+    """The objects of a text, and its relations with the spans of the words that state them.
+
+    reader: a new one; by default one that knows nothing but the words.
+    """
+    reader = reader or Reader()
     tokens: list[str] = []
     spans: list[Span] = []
     for found in _TOKEN.finditer(text):
@@ -122,7 +125,7 @@ def _holds(verb: str) -> bool:
     return verb in _HAS or (_stated_by(verb) or ("",))[0] == "held by"
 
 
-class _Reader:
+class Reader:
     """Objects and relations of the sentences read so far."""
 
     def __init__(self) -> None:
@@ -169,11 +172,21 @@ class _Reader:
         self.backdrop_end = -1  # ... if it came with something: "with grass in the background"
         self._begin_clause([])
         self.known.take_comparisons(tokens, spans)
+        self._begin_sentence()
         i = 0
         while i < len(tokens):
             i = self._step(tokens, i)
         self.said.relate_sides(self.sided)
         self.said.relate_depths(self.sided, (self.main, self.about))
+
+    def _begin_sentence(self) -> None:
+        """For readers that know more than the words."""
+
+    def _noun_phrase(self, tokens: Sequence[str], i: int) -> NounPhrase | None:
+        return noun_phrase(tokens, i, joined=self.joint == "and" and self.role == "subject")
+
+    def _is_verb(self, token: str, i: int) -> bool:
+        return is_known_verb(token) or looks_like_participle(token)
 
     def _begin_clause(self, subject: list[int]) -> None:
         self.subject, self.last, self.latest, self.role = subject, subject, subject, "subject"
@@ -233,10 +246,10 @@ class _Reader:
             if self._is_bare_verb(tokens, i) or self._is_verb_of_relative(tokens, i):
                 self._take_verb(tokens, i)
                 return i + 1
-            phrase = noun_phrase(tokens, i, joined=self.joint == "and" and self.role == "subject")
+            phrase = self._noun_phrase(tokens, i)
             if phrase is not None:
                 return self._take_noun_phrase(tokens, phrase)
-            if is_known_verb(token) or looks_like_participle(token):
+            if self._is_verb(token, i):
                 self._take_verb(tokens, i)
             elif token in FUNCTION_WORDS and token not in DETERMINERS:
                 self.preposition = token
@@ -316,8 +329,10 @@ class _Reader:
     def _are_people(self, ids: Sequence[int]) -> bool:
         return bool(ids) and all(self.mentions[index].kind in PEOPLE for index in ids)
 
-    def _spoken_of(self, place: Place, *, bare: bool = False, pronoun: bool = False) -> list[int]:
-        """What words of place at this point are said of; bare ones have no object."""
+    def _spoken_of(
+        self, place: Place, i: int, *, bare: bool = False, pronoun: bool = False
+    ) -> list[int]:
+        """What words of place at i are said of; bare ones have no object, others may a pronoun."""
         if self.role == "object" and self.trait and place.reference in ("object", "canvas"):
             bearer = self.bearing.bearer_of(self.last)
             if bearer:
@@ -362,7 +377,7 @@ class _Reader:
         bare = place.bare and not needs_object(tokens, place.end)
         following = tokens[place.end] if place.end < len(tokens) else ""
         pronoun = following in PRONOUNS
-        said_of = self._spoken_of(place, bare=bare, pronoun=pronoun)
+        said_of = self._spoken_of(place, i, bare=bare, pronoun=pronoun)
         subjects = [] if self.joint == "while" else said_of
         if bare and i == self.phrase_end and self.role == "adjunct" and self.determiner == "the":
             subjects = self.latest  # "on the landscape below"
@@ -483,7 +498,7 @@ class _Reader:
         if side is not None and self.preposition in ("to", "on", "at"):
             # "to the person's left"
             span = self._span(end + 1, end + 2)
-            self.waiting = Link(side_names(side), self._spoken_of(Place(end, ())), span)
+            self.waiting = Link(side_names(side), self._spoken_of(Place(end, ()), i), span)
             end += 2
         elif owner == "'s" and owned in BODY_PARTS:
             end += 2  # "on the cat's back"

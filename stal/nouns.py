@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from stal.relations import find
@@ -60,15 +60,22 @@ class NounPhrase:
 
 
 def noun_phrase(
-    tokens: Sequence[str], i: int, *, joined: bool = False, depth: int = 0
+    tokens: Sequence[str],
+    i: int,
+    *,
+    joined: bool = False,
+    depth: int = 0,
+    ends: Mapping[int, int] | None = None,
 ) -> NounPhrase | None:
     """The noun phrase that begins at position i.
 
     joined: another noun and "and" stand before it, so that a bare verb may follow ("a dog and a
     cat sit"). depth: how many "of" it stands behind.
+    ends: start -> end of all noun phrases, where something other than the words tells.
     """
     n = len(tokens)
     start = i
+    end = None if ends is None else ends.get(i, i)
     determiner, count, other = "", None, False
     for _ in range(4):  # "all the other two"
         token = tokens[i] if i < n else ""
@@ -94,9 +101,9 @@ def noun_phrase(
     verb = False
     while not is_boundary(tokens, i) or _joins_adjectives(tokens, i, words, determiner):
         token = tokens[i]
-        if words and find(tokens, i) is not None:
+        if (words and find(tokens, i) is not None) or (end is not None and i >= end):
             break
-        if _ends_phrase(tokens, i, words, determiner, count, joined):
+        if end is None and _ends_phrase(tokens, i, words, determiner, count, joined):
             verb = not is_adverb(token)
             break
         words.append(token)
@@ -115,7 +122,7 @@ def noun_phrase(
     phrase = NounPhrase(start, i, determiner, count, words, verb, other=other)
     find_noun(phrase)
     if tokens[i : i + 1] == ["of"] and words[-1] not in PICTURES:
-        return _with_of(tokens, i, phrase, depth)
+        return _with_of(tokens, i, phrase, depth, ends)
     return phrase
 
 
@@ -124,9 +131,17 @@ def _follows_noun(words: Sequence[str]) -> bool:
     return len(words) > 1 and words[-1] in AFTER_NOUN and not looks_like_participle(words[-2])
 
 
-def _with_of(tokens: Sequence[str], i: int, phrase: NounPhrase, depth: int) -> NounPhrase:
+def _with_of(
+    tokens: Sequence[str],
+    i: int,
+    phrase: NounPhrase,
+    depth: int,
+    ends: Mapping[int, int] | None,
+) -> NounPhrase:
     """ "a slice of pizza" is a pizza, "the hood of a car" a car, "a glass of water" a glass."""
-    inner = noun_phrase(tokens, i + 1, depth=depth + 1) if depth < _DEEPEST else None
+    if depth >= _DEEPEST:
+        return phrase
+    inner = noun_phrase(tokens, i + 1, depth=depth + 1, ends=ends)
     if inner is None:
         return phrase
     words, determiner = phrase.words, phrase.determiner

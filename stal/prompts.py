@@ -20,7 +20,7 @@ from stal.words import article
 
 __all__ = ["ENGINES", "PREDICATES", "Description", "Object", "Relation", "article", "parse"]
 
-ENGINES = ("grammar",)
+ENGINES = ("grammar", "spacy")
 
 
 @dataclass(frozen=True)
@@ -90,14 +90,21 @@ def parse(text: str, *, engine: str = "grammar") -> Description:
 
     Args:
         text: the prompt.
-        engine: "grammar", which needs nothing else.
+        engine: "grammar", which needs nothing else, or "spacy", which takes noun phrases, verbs and
+            what depends on what from the English pipeline of spaCy that is installed.
 
     Raises:
         ValueError: an unknown engine.
+        ImportError: "spacy" without spaCy or an English pipeline; the message says how to get them.
     """
     if engine not in ENGINES:
         raise ValueError(f"engine must be one of {', '.join(ENGINES)}, got {engine!r}")
-    mentions, relations = grammar.read(text)
+    if engine == "spacy":
+        from stal import spacy_engine
+
+        mentions, relations = spacy_engine.read(text)
+    else:
+        mentions, relations = grammar.read(text)
     objects = (
         Object(m.phrase, m.noun, tuple(m.attributes), m.count, m.index, m.position, m.span)
         for m in mentions

@@ -378,7 +378,7 @@ def load_folds(folder: Path) -> list[LayoutPredictor]:
 
 
 def placed(
-    cases: Sequence[Labelled], placer: Placer, *, loosely: bool = False
+    cases: Sequence[Labelled], placer: Placer, *, loosely: bool = False, engine: str = "grammar"
 ) -> dict[str, tuple[int, int]]:
     """By kind of prompt, labelled relations that hold between the boxes, and all of them.
 
@@ -387,7 +387,7 @@ def placed(
     counts: dict[str, tuple[int, int]] = {}
     for start in range(0, len(cases), 64):
         part = cases[start : start + 64]
-        found = [parse(case.prompt) for case in part]
+        found = [parse(case.prompt, engine=engine) for case in part]
         # Prompts of no picture are spread over the folds.
         images = [case.image or start + k for k, case in enumerate(part)]
         for case, description, layout in zip(part, found, placer(found, images), strict=True):
@@ -527,16 +527,19 @@ def realism_table(rows: dict[str, Realism]) -> str:
     return "\n".join(lines)
 
 
-def score(cases: Iterable[Labelled], *, loosely: bool = False) -> dict[str, Score]:
+def score(
+    cases: Iterable[Labelled], *, loosely: bool = False, engine: str = "grammar"
+) -> dict[str, Score]:
     """Parses every prompt; a score by kind.
 
     Args:
         cases: what `read_gpt`, `read_nsr1k` or `read_captions` gives.
         loosely: match objects as NSR-1K does (`resembles`) instead of by noun and attributes.
+        engine: of `stal.prompts.parse`.
     """
     scores: dict[str, Score] = {}
     for case in cases:
-        found = parse(case.prompt)
+        found = parse(case.prompt, engine=engine)
         boxes = [placed.box for placed in place(found).objects]
         total = scores.setdefault(case.kind, Score())
         failures = []
@@ -573,7 +576,7 @@ def score(cases: Iterable[Labelled], *, loosely: bool = False) -> dict[str, Scor
     return scores
 
 
-def score_counting(cases: Iterable[Labelled]) -> dict[str, Score]:
+def score_counting(cases: Iterable[Labelled], *, engine: str = "grammar") -> dict[str, Score]:
     """NSR-1K's counting rule: a prompt is right if every class has its exact number of objects.
 
     A predicted noun belongs to the class that contains it or is contained in it. In comparisons
@@ -582,7 +585,7 @@ def score_counting(cases: Iterable[Labelled]) -> dict[str, Score]:
     """
     scores: dict[str, Score] = {}
     for case in cases:
-        found = parse(case.prompt)
+        found = parse(case.prompt, engine=engine)
         total = scores.setdefault(case.kind, Score())
         numbers = [
             sum(name in thing.noun or thing.noun in name for thing in found.objects)
@@ -649,7 +652,10 @@ def table(scores: dict[str, dict[str, Score]]) -> str:
 
 
 def placement_table(
-    sets: Sequence[tuple[str, Sequence[Labelled], bool]], ways: dict[str, Placer]
+    sets: Sequence[tuple[str, Sequence[Labelled], bool]],
+    ways: dict[str, Placer],
+    *,
+    engine: str = "grammar",
 ) -> str:
     """Relations that hold between boxes, end to end, a row a way of placing: Markdown.
 
@@ -661,7 +667,7 @@ def placement_table(
     for name, cases, loosely in sets:
         apart = loosely and len({case.kind for case in cases}) > 1
         for way, placer in ways.items():
-            counts = placed(cases, placer, loosely=loosely)
+            counts = placed(cases, placer, loosely=loosely, engine=engine)
             kinds = sorted(counts) if apart else []
             columns = [counts[kind] for kind in kinds] or [
                 (sum(a for a, _ in counts.values()), sum(b for _, b in counts.values()))
@@ -698,23 +704,30 @@ def main(
         Path | None, typer.Option(help="The same, trained with --no-relative.")
     ] = None,
     failures: Annotated[int, typer.Option(help="How many failures to list of a set.")] = 0,
+    engine: Annotated[
+        str, typer.Option(help="How prompts are read: grammar or spacy.")
+    ] = "grammar",
 ) -> None:
     """Scores parser and layout predictor on labelled sets and lists what is missed by kind."""
     readers: list[tuple[list[Path] | None, Callable[[Path], dict[str, Score]]]] = [
-        (gpt, lambda path: score(read_gpt(path))),
-        (nsr1k, lambda path: score(read_nsr1k(path), loosely=True)),
-        (counting, lambda path: score_counting(read_counting(path))),
-        (captions, lambda path: score(read_captions(path))),
+        (gpt, lambda path: score(read_gpt(path), engine=engine)),
+        (nsr1k, lambda path: score(read_nsr1k(path), loosely=True, engine=engine)),
+        (counting, lambda path: score_counting(read_counting(path), engine=engine)),
+        (captions, lambda path: score(read_captions(path), engine=engine)),
     ]
     if not (gpt or nsr1k or counting or captions):
         raise typer.BadParameter("name at least one set, e.g. --gpt FILE")
+    try:
+        parse("", engine=engine)
+    except (ImportError, ValueError) as error:
+        raise typer.BadParameter(str(error)) from None
     ways = placers(model, folds=folds, ablation=ablation)
     scores = {path.name: read(path) for paths, read in readers for path in paths or []}
     print(table(scores))
     sets = [(path.name, read_gpt(path), False) for path in gpt or []]
     sets += [(path.name, read_nsr1k(path), True) for path in nsr1k or []]
     sets += [(path.name, read_captions(path), False) for path in captions or []]
-    print(f"\n{placement_table(sets, ways)}")
+    print(f"\n{placement_table(sets, ways, engine=engine)}")
     real = [*(nsr1k or []), *(counting or [])]
     named = {"no relative objective": ablation, "predictor": folds}
     held = {name: realism(real, each) for name, each in named.items() if each and real}

@@ -115,6 +115,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "temporal": _everywhere,
         "online": _optimised(None, attention="spatial-temporal"),
         "trajectory": _optimised(Options(lr=0.1), attention="spatial-temporal"),
+        "trajectory-8": _optimised(Options(epochs=8, lr=0.1), attention="spatial-temporal"),
         "trajectory-released": _optimised(
             RELEASED, attention="spatial", reference=UNCONDITIONAL, background=None
         ),

@@ -192,7 +192,8 @@ def plots(
                     [100 * max(e.value - e.low, 0.0) for e in found],
                     [100 * max(e.high - e.value, 0.0) for e in found],
                 ],
-                fmt="o",
+                fmt="osD^"[k // 10 % 4],
+                color=f"C{k % 10}",
                 capsize=2,
                 label=method,
             )

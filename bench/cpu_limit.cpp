@@ -77,22 +77,26 @@ void MultiplyRounds(const float* zeros, int64_t rounds) {
 
 #endif
 
-STAL_INLINE Vec ExpOfKernel(Vec x) {
+STAL_INLINE Vec ExpOfKernel(Vec x, float bits) {
 #if defined(STAL_PAIRS)
-  return Exp2ForPairs(x, 0);
+  return Exp2ForPairs(x, bits);
 #else
-  return Exp2(x);
+  return Exp2(x, bits);
 #endif
 }
 
 // `count` is a multiple of 64. A kernel adds them up in any case.
 void AddExps(const float* x, int64_t count, int64_t rounds) {
   constexpr int kSums = 4;
+  // Unknown, as in a kernel: its difference from x keeps 2^x from reading memory itself, which is
+  // several times slower on AMD Zen 5.
+  volatile float bits = 0;
+  const float known = bits;
   Vec sum[kSums] = {};
   for (int64_t round = 0; round < rounds; ++round) {
     for (int64_t i = 0; i < count; i += kSums * kLanes) {
 #pragma GCC unroll 4
-      for (int r = 0; r < kSums; ++r) sum[r] += ExpOfKernel(Load(x + i + r * kLanes));
+      for (int r = 0; r < kSums; ++r) sum[r] += ExpOfKernel(Load(x + i + r * kLanes), known);
     }
   }
   volatile float used = (sum[0] + sum[1] + sum[2] + sum[3])[0];

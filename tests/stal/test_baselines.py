@@ -45,7 +45,7 @@ OFF = {
     "boxdiff": (boxdiff, {"descent": NEVER}),
 }
 BASELINES = tuple(OFF)
-BY_CLIP = ("online", "trajectory", "trajectory-released")
+BY_CLIP = ("online", "trajectory", "trajectory-8", "trajectory-released")
 # Sampler, eta, step. dpm++2m remembers the step before, which another start does not share.
 MOVED = [
     *((name, 0.0, 0) for name in SAMPLERS if name != "plms"),

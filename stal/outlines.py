@@ -83,7 +83,8 @@ class Polygon:
             dx, dy = bx - ax, by - ay
             if dy == 0:
                 continue
-            t = np.clip((y - ay) / dy, 0, 1)[:, None]  # where the edge passes y
+            with np.errstate(over="ignore"):  # of an edge that is almost level
+                t = np.clip((y - ay) / dy, 0, 1)[:, None]  # where the edge passes y
             below = self._below(ax - x[None, :], dx, t)
             if dy < 0:
                 below = self._below(ax - x[None, :], dx, np.ones_like(t)) - below
@@ -96,9 +97,11 @@ class Polygon:
         """The integral of min(a + b s, 0) over s from 0 to t."""
         import numpy as np
 
-        if abs(b) < 1e-12:
-            return np.minimum(a, 0) * t
-        return (np.minimum(a + b * t, 0) ** 2 - np.minimum(a, 0) ** 2) / (2 * b)
+        first, last = np.minimum(a, 0), np.minimum(a + b * t, 0)
+        # How long it is below 0. Of an edge that stays there the difference would cancel.
+        crossed = np.abs(last - first) / abs(b) if b else 0.0
+        length = np.where((a <= 0) & (a + b * t <= 0), t, np.minimum(crossed, t))
+        return (first + last) / 2 * length
 
     def to_json(self) -> list[list[float]]:
         return [list(corner) for corner in self.corners]

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from stal.layout import Layout, PlacedObject, hard_masks, masks
@@ -69,6 +69,9 @@ def test_a_polygon_equals_the_box_that_it_is():
 
 
 @settings(max_examples=60, deadline=None)
+@example([(0.0, 0.0), (0.0, 0.0), (1e-12, 1.0)])
+@example([(0.3, 0.2), (0.3 + 1e-11, 0.9), (0.3 + 2e-11, 0.1)])
+@example([(0.0, 0.5), (1.0, 0.5 + 1e-300), (0.5, 0.5)])
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=3, max_size=3))
 def test_triangles_conserve_their_area(corners):
     (ax, ay), (bx, by), (cx, cy) = corners

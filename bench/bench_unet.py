@@ -75,7 +75,7 @@ def measure(model: str, rounds: int) -> dict[str, Timing]:
         x = torch.randn(1, pipe.components.unet.config.in_channels, 64, 64)
 
         def run() -> object:
-            return drawing.predict(x, 500.0, 0)
+            return drawing.predict(x, drawing.schedule.timesteps[0], 0, *drawing.weights)
 
     def through(op: Callable[..., Tensor]) -> object:
         with mock.patch("stal.attention.blended_attention_ragged", op):

@@ -106,7 +106,7 @@ def test_cost_model_prints_a_prediction_for_each_chip():
 def test_cpu_limit_prints_limit_and_time_of_each_pass(dtype, tmp_path):
     sizes = ("--cases", "sd15-8x8", "--prompts", "1", "--rounds", "2", "--threads", "1")
     path = tmp_path / "limit.json"
-    done = run("cpu_limit.py", *sizes, "--dtype", dtype, "--output", path, PYTHONPATH=str(ROOT))
+    done = run("cpu_limit.py", *sizes, "--dtype", dtype, "--output", path)
     assert done.returncode == 0, done.stderr
     header, columns, *rows = done.stdout.splitlines()
     assert f"dtype: {dtype}" in header

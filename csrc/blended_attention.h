@@ -30,6 +30,8 @@ struct Strided {
 
 struct BlendedAttentionParams {
   DType dtype;  // of q, k, v, out and their gradients
+  // float32 only: factors of products may be rounded to bfloat16, where that is faster.
+  bool bf16_products = false;
   float scale;
   bool ragged;
   int64_t batch, heads, seqlen_q, seqlen_k, head_dim;

@@ -32,6 +32,13 @@ def blended_attention(
     computed, and all of them are deterministic. Under autocast q, k and v are cast and weight
     stays in float32.
 
+    float32 tensors are multiplied in float32 unless `torch.set_float32_matmul_precision` allows
+    less. "medium": on the levels of cpu that multiply bfloat16 (amx, avx512_bf16), q, k, v and the
+    probabilities are rounded to bfloat16 where they enter a product, in the forward pass and for dq
+    and dweight; sums are float32. "high" changes nothing on the cpu. On triton both mean TF32. The
+    setting is read whenever a pass runs, in compiled functions too, so a backward pass follows what
+    is set when it begins.
+
     Args:
         q: (batch, heads, seqlen_q, head_dim), float16, bfloat16 or float32 (float64: reference
             only). Any strides with a contiguous last dimension, so a (batch, seqlen, heads,

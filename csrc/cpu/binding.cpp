@@ -62,14 +62,16 @@ const int32_t* Indices(const Optional<TensorView>& tensor) {
   return tensor.has_value() ? static_cast<const int32_t*>(tensor.value().data_ptr()) : nullptr;
 }
 
-stal::BlendedAttentionParams MakeParams(double scale, const TensorView& q, const TensorView& k,
-                                        const TensorView& v, const TensorView& weight,
+stal::BlendedAttentionParams MakeParams(double scale, bool bf16_products, const TensorView& q,
+                                        const TensorView& k, const TensorView& v,
+                                        const TensorView& weight,
                                         const Optional<TensorView>& prompt_ids,
                                         const Optional<TensorView>& offsets,
                                         const Optional<TensorView>& region,
                                         const Optional<TensorView>& key_lengths) {
   stal::BlendedAttentionParams p{};
   p.dtype = DTypeOf(q);
+  p.bf16_products = bf16_products;
   p.scale = static_cast<float>(scale);
   p.ragged = prompt_ids.has_value();
   p.batch = q.size(0);
@@ -90,23 +92,24 @@ stal::BlendedAttentionParams MakeParams(double scale, const TensorView& q, const
   return p;
 }
 
-void Forward(const String& level, int64_t threads, double scale, TensorView q, TensorView k,
-             TensorView v, TensorView weight, Optional<TensorView> prompt_ids,
+void Forward(const String& level, int64_t threads, double scale, bool bf16_products, TensorView q,
+             TensorView k, TensorView v, TensorView weight, Optional<TensorView> prompt_ids,
              Optional<TensorView> offsets, Optional<TensorView> region,
              Optional<TensorView> key_lengths, TensorView out) {
   stal::BlendedAttentionParams p =
-      MakeParams(scale, q, k, v, weight, prompt_ids, offsets, region, key_lengths);
+      MakeParams(scale, bf16_products, q, k, v, weight, prompt_ids, offsets, region, key_lengths);
   SetRows(out, &p.out);
   FindKernels(level).forward(stal::PlanStorage(p, static_cast<int>(threads)).plan);
 }
 
-void Backward(const String& level, int64_t threads, double scale, TensorView dout, TensorView q,
-              TensorView k, TensorView v, TensorView weight, Optional<TensorView> prompt_ids,
-              Optional<TensorView> offsets, Optional<TensorView> region,
-              Optional<TensorView> key_lengths, Optional<TensorView> dq,
-              Optional<TensorView> dweight, Optional<TensorView> dk, Optional<TensorView> dv) {
+void Backward(const String& level, int64_t threads, double scale, bool bf16_products,
+              TensorView dout, TensorView q, TensorView k, TensorView v, TensorView weight,
+              Optional<TensorView> prompt_ids, Optional<TensorView> offsets,
+              Optional<TensorView> region, Optional<TensorView> key_lengths,
+              Optional<TensorView> dq, Optional<TensorView> dweight, Optional<TensorView> dk,
+              Optional<TensorView> dv) {
   stal::BlendedAttentionParams p =
-      MakeParams(scale, q, k, v, weight, prompt_ids, offsets, region, key_lengths);
+      MakeParams(scale, bf16_products, q, k, v, weight, prompt_ids, offsets, region, key_lengths);
   SetRows(dout, &p.dout);
   if (dq.has_value()) SetRows(dq.value(), &p.dq);
   if (dweight.has_value()) SetWeights(dweight.value(), &p.dweight);

@@ -1,5 +1,7 @@
-// Forward, dq and dweight of bfloat16 tensors with products of pairs (tile.h). Included once by
-// each level_*.cpp that multiplies pairs. Other dtypes, and dk and dv, are left to kBase.
+// Forward, dq and dweight of bfloat16 tensors with products of pairs (tile.h), and of float32 ones
+// where bf16_products allows it: their q, K, V and dout are rounded to bfloat16 as they are packed.
+// Included once by each level_*.cpp that multiplies pairs. Other dtypes, and dk and dv, are left to
+// kBase.
 //
 // The order of kernel.h, with rows across vector lanes and scores (keys, rows):
 //
@@ -31,49 +33,66 @@ STAL_INLINE Vec Exp2ForPairs(Vec x, float bits) {
 
 // ---- matrices in memory -> pairs ----
 
+// The first `count` floats at p, 8 or 16, rounded to bfloat16; zeros after them.
+STAL_INLINE HalfVec RoundFirst(const char* p, int64_t count) {
+  return ToHalf((Vec)LoadFirstWords(p, count), DType::kBFloat16);
+}
+
 // One row, cut into pieces of a tile's width that lie `step` words apart; zeros fill the last.
-STAL_INLINE void CopyPairs(const char* row, int64_t head_dim, int64_t step, uint32_t* out) {
+STAL_INLINE void CopyPairs(const char* row, DType dtype, int64_t head_dim, int64_t step,
+                           uint32_t* out) {
   int64_t c = 0;
+  if (dtype == DType::kFloat32) {
+    for (; c < head_dim; c += kTile) {
+      const HalfVec half = RoundFirst(row + 4 * c, Min(kTile, head_dim - c));
+      memcpy(out + c / (2 * kTile) * step + c / 2 % kTile, &half, sizeof(half));
+    }
+    if (c % (2 * kTile)) memset(out + c / (2 * kTile) * step + kTile / 2, 0, 32);
+    return;
+  }
   for (; c + 2 * kTile <= head_dim; c += 2 * kTile, out += step) memcpy(out, row + 2 * c, 64);
   if (c < head_dim) StoreWords(out, LoadFirstWords(row + 2 * c, (head_dim - c) / 2));
 }
 
 // Rows of a matrix -> tiles (rows, pairs of channels) of tile.h's A; zeros after the last row.
-void PackRowPairs(const char* data, int64_t row_stride, int64_t rows, int64_t head_dim,
-                  uint32_t* out) {
+void PackRowPairs(const char* data, int64_t row_stride, DType dtype, int64_t rows,
+                  int64_t head_dim, uint32_t* out) {
   const int64_t tiles = CeilDiv(head_dim, 2 * kTile);
   for (int64_t i = 0; i < RoundUp(rows, kTile); ++i) {
     uint32_t* row = out + i / kTile * tiles * kTileWords + i % kTile * kTile;
     if (i < rows) {
-      CopyPairs(data + i * row_stride * 2, head_dim, kTileWords, row);
+      CopyPairs(data + i * row_stride * ElementSize(dtype), dtype, head_dim, kTileWords, row);
     } else {
       for (int64_t t = 0; t < tiles; ++t) memset(row + t * kTileWords, 0, 64);
     }
   }
 }
 
-// 16 halves of a row from channel c, one in each word; zeros after the last channel.
-STAL_INLINE UVec LoadHalfWords(const char* row, int64_t c, int64_t head_dim) {
-  const int64_t words = Min(kTile, head_dim - c) / 2;
-  const HalfVec x = FirstHalves(LoadFirstWords(row + 2 * c, words));
+// 16 channels of a row from c, one in the low half of each word; zeros after the last channel.
+STAL_INLINE UVec LoadHalfWords(const char* row, DType dtype, int64_t c, int64_t head_dim) {
+  const int64_t count = Min(kTile, head_dim - c);
+  const HalfVec x = dtype == DType::kFloat32
+                        ? RoundFirst(row + 4 * c, count)
+                        : FirstHalves(LoadFirstWords(row + 2 * c, count / 2));
   return __builtin_convertvector(x, UVec);
 }
 
 // The transpose of a matrix -> tiles (channels, pairs of rows); zeros after the last row.
 // `scratch` holds two tiles of 16 rows.
-void PackColumnPairs(const char* data, int64_t row_stride, int64_t rows, int64_t head_dim,
-                     float* scratch, uint32_t* out) {
+void PackColumnPairs(const char* data, int64_t row_stride, DType dtype, int64_t rows,
+                     int64_t head_dim, float* scratch, uint32_t* out) {
   const int64_t width = RoundUp(head_dim, kTile);
+  const int64_t row_bytes = row_stride * ElementSize(dtype);
   const int64_t tiles = CeilDiv(rows, 2 * kTile);
   float* transposed = scratch + kTile * width;
   for (int64_t t = 0; t < tiles; ++t) {
     for (int64_t j = 0; j < kTile; ++j) {
       const int64_t row = 2 * (t * kTile + j);
-      const char* first = data + row * row_stride * 2;
+      const char* first = data + row * row_bytes;
       for (int64_t c = 0; c < width; c += kTile) {
         UVec pairs{};
-        if (row < rows) pairs = LoadHalfWords(first, c, head_dim);
-        if (row + 1 < rows) pairs |= LoadHalfWords(first + row_stride * 2, c, head_dim) << 16;
+        if (row < rows) pairs = LoadHalfWords(first, dtype, c, head_dim);
+        if (row + 1 < rows) pairs |= LoadHalfWords(first + row_bytes, dtype, c, head_dim) << 16;
         Store(scratch + j * width + c, (Vec)pairs);
       }
     }
@@ -86,14 +105,15 @@ void PackColumnPairs(const char* data, int64_t row_stride, int64_t rows, int64_t
 
 // q or dout of one block as tile.h's B: (pairs of channels, rows). `flip` changes signs.
 template <int kVectors>
-void LoadPairs(const stal::Strided<const void*>& tensor, int64_t offset, int64_t rows,
+void LoadPairs(const stal::Strided<const void*>& tensor, DType dtype, int64_t offset, int64_t rows,
                int64_t head_dim, bool flip, float* scratch, uint32_t* out) {
   const int64_t width = RoundUp(head_dim / 2, kTile);
-  const char* data = At(tensor, DType::kBFloat16, offset);
+  const int64_t row_bytes = tensor.strides.row * ElementSize(dtype);
+  const char* data = At(tensor, dtype, offset);
   uint32_t* words = reinterpret_cast<uint32_t*>(scratch);
   for (int64_t i = 0; i < kVectors * kLanes; ++i) {
     if (i < rows) {
-      CopyPairs(data + i * tensor.strides.row * 2, head_dim, kTile, words + i * width);
+      CopyPairs(data + i * row_bytes, dtype, head_dim, kTile, words + i * width);
     } else {
       memset(words + i * width, 0, width * 4);
     }
@@ -202,9 +222,9 @@ void ForwardPairs(const Plan& plan) {
     const int64_t head = task % p.heads;
     if (!prompt.owner) return;
     uint32_t* out = packs + (prompt.packed * p.heads + head) * packed;
-    PackRowPairs(At(p.k, p.dtype, prompt.k + head * p.k.strides.head), p.k.strides.row,
+    PackRowPairs(At(p.k, p.dtype, prompt.k + head * p.k.strides.head), p.k.strides.row, p.dtype,
                  prompt.length, p.head_dim, out);
-    PackColumnPairs(At(p.v, p.dtype, prompt.v + head * p.v.strides.head), p.v.strides.row,
+    PackColumnPairs(At(p.v, p.dtype, prompt.v + head * p.v.strides.head), p.v.strides.row, p.dtype,
                     prompt.length, p.head_dim, tiles_of_threads + thread * per_thread,
                     out + sizes.packed_rows);
   });
@@ -219,8 +239,8 @@ void ForwardPairs(const Plan& plan) {
     Tiles tiles;
     WithVectors<kPairVectors>(block.rows, [&](auto vectors) {
       constexpr int kVectors = decltype(vectors)::value;
-      LoadPairs<kVectors>(p.q, RowOffset(p.q, block.batch, block.head, block.first), block.rows,
-                          p.head_dim, p.scale < 0, scratch, q_t);
+      LoadPairs<kVectors>(p.q, p.dtype, RowOffset(p.q, block.batch, block.head, block.first),
+                          block.rows, p.head_dim, p.scale < 0, scratch, q_t);
       PrefetchRows<false>(p, p.q, block.batch, block.head, block.first + kBlockRows, kBlockRows);
       PrefetchRows<true>(p, p.out, block.batch, block.head, block.first, kBlockRows);
       memset(out_t, 0, RoundUp(p.head_dim, kTile) * kVectors * kLanes * sizeof(float));
@@ -280,10 +300,10 @@ void BackwardQPairs(const Plan& plan) {
     uint32_t* out = packs + (prompt.packed * p.heads + head) * packed;
     const char* k = At(p.k, p.dtype, prompt.k + head * p.k.strides.head);
     const char* v = At(p.v, p.dtype, prompt.v + head * p.v.strides.head);
-    PackRowPairs(k, p.k.strides.row, prompt.length, p.head_dim, out);
-    PackRowPairs(v, p.v.strides.row, prompt.length, p.head_dim, out + sizes.packed_rows);
+    PackRowPairs(k, p.k.strides.row, p.dtype, prompt.length, p.head_dim, out);
+    PackRowPairs(v, p.v.strides.row, p.dtype, prompt.length, p.head_dim, out + sizes.packed_rows);
     if (p.dq.data) {
-      PackColumnPairs(k, p.k.strides.row, prompt.length, p.head_dim,
+      PackColumnPairs(k, p.k.strides.row, p.dtype, prompt.length, p.head_dim,
                       tiles_of_threads + thread * per_thread, out + 2 * sizes.packed_rows);
     }
   });
@@ -300,9 +320,9 @@ void BackwardQPairs(const Plan& plan) {
     Tiles tiles;
     WithVectors<kPairVectors>(block.rows, [&](auto vectors) {
       constexpr int kVectors = decltype(vectors)::value;
-      LoadPairs<kVectors>(p.q, RowOffset(p.q, block.batch, block.head, block.first), block.rows,
-                          p.head_dim, p.scale < 0, scratch, q_t);
-      LoadPairs<kVectors>(p.dout, RowOffset(p.dout, block.batch, block.head, block.first),
+      LoadPairs<kVectors>(p.q, p.dtype, RowOffset(p.q, block.batch, block.head, block.first),
+                          block.rows, p.head_dim, p.scale < 0, scratch, q_t);
+      LoadPairs<kVectors>(p.dout, p.dtype, RowOffset(p.dout, block.batch, block.head, block.first),
                           block.rows, p.head_dim, false, scratch, dout_t);
       PrefetchRows<false>(p, p.q, block.batch, block.head, block.first + kBlockRows, kBlockRows);
       PrefetchRows<false>(p, p.dout, block.batch, block.head, block.first + kBlockRows, kBlockRows);
@@ -363,14 +383,18 @@ void BackwardQPairs(const Plan& plan) {
   if (p.dweight.data) SumShares(plan, share);
 }
 
+STAL_INLINE bool AsPairs(const BlendedAttentionParams& p) {
+  return p.dtype == DType::kBFloat16 || (p.dtype == DType::kFloat32 && p.bf16_products);
+}
+
 template <const stal::Kernels& kBase>
 void ForwardOrBase(const Plan& plan) {
-  (plan.params->dtype == DType::kBFloat16 ? ForwardPairs : kBase.forward)(plan);
+  (AsPairs(*plan.params) ? ForwardPairs : kBase.forward)(plan);
 }
 
 template <const stal::Kernels& kBase>
 void BackwardQOrBase(const Plan& plan) {
-  (plan.params->dtype == DType::kBFloat16 ? BackwardQPairs : kBase.backward_q)(plan);
+  (AsPairs(*plan.params) ? BackwardQPairs : kBase.backward_q)(plan);
 }
 
 template <const stal::Kernels& kBase>

@@ -237,11 +237,13 @@ void Set(const std::map<std::string, Tensor>& tensors, const char* name, Strided
 // Runs what `asked` names, and returns it. The thread is new, so that its scratch memory is too.
 std::map<std::string, Tensor> Run(const Case& c, const Kernels& kernels,
                                   const std::map<std::string, Tensor>& inputs,
-                                  const std::set<std::string>& asked, int threads) {
+                                  const std::set<std::string>& asked, int threads,
+                                  bool bf16_products = false) {
   std::map<std::string, Tensor> outputs;
   for (const std::string& name : asked) outputs[name] = Allocate(c, name);
   BlendedAttentionParams p{};
   p.dtype = c.dtype;
+  p.bf16_products = bf16_products;
   p.scale = c.scale;
   p.ragged = c.ragged;
   p.batch = c.batch;
@@ -328,6 +330,15 @@ std::string Check(const Case& c, const Kernels& kernels,
   for (const auto& [name, tensor] : Run(c, kernels, inputs, subsets[c.seed % 5], threads)) {
     if (!SameBits(one.at(name), tensor, ElementSize(DTypeOf(c, name)))) {
       return name + " must be the same on 1 and " + std::to_string(threads) + " threads";
+    }
+    if (!tensor.GapsAreUntouched()) return name + " must be written in its rows alone";
+  }
+  if (c.dtype != DType::kFloat32) return "";
+  // How near the values come is tested in Python.
+  const auto rounded = Run(c, kernels, inputs, all, 1, true);
+  for (const auto& [name, tensor] : Run(c, kernels, inputs, all, threads, true)) {
+    if (!SameBits(rounded.at(name), tensor, ElementSize(c.dtype))) {
+      return name + " must be the same on any number of threads with bf16_products";
     }
     if (!tensor.GapsAreUntouched()) return name + " must be written in its rows alone";
   }

@@ -5,7 +5,7 @@ import torch
 
 from stal_kernels import blended_attention, why_not
 from stal_kernels.backends import cpu
-from stal_kernels.testing import Case, example
+from stal_kernels.testing import CASES, Case, example, results
 
 PAIR_LEVELS = ("amx", "avx512_bf16", "avx512_bf16_model", "amx_model")
 # Biased exponents of both factors and of the sum, by what they reach.
@@ -121,3 +121,99 @@ def test_level_that_the_cpu_lacks_is_an_error_that_names_the_flag(monkeypatch):
 
 def test_best_level_is_not_a_model():
     assert not cpu._best_level().endswith("_model")
+
+
+@pytest.fixture
+def set_precision():
+    """torch.set_float32_matmul_precision, undone at the end with what it set beside itself."""
+    newer = torch.backends.mkldnn.matmul
+    before, kept = newer.fp32_precision, torch.get_float32_matmul_precision()
+    yield torch.set_float32_matmul_precision
+    torch.set_float32_matmul_precision(kept)
+    newer.fp32_precision = before
+
+
+def rms(errors):
+    return torch.cat(errors).square().mean().sqrt().item()
+
+
+@pytest.mark.parametrize("level", PAIR_LEVELS)
+@pytest.mark.parametrize("case", CASES, ids=repr)
+def test_medium_float32_is_within_twice_plain_bfloat16(case, level, set_precision):
+    errors, plain = {}, {}
+    for seed in range(3):
+        e = example(case, torch.float32, seed=seed)
+        exact = results(e.to(torch.float64), "plain")
+        rounded = results(e.to(torch.bfloat16), "plain")
+        set_precision("medium")
+        actual = results(e, f"cpu:{pair_level(level)}")
+        set_precision("highest")
+        for name in exact:
+            assert actual[name].dtype == torch.float32
+            errors.setdefault(name, []).append((actual[name] - exact[name]).flatten())
+            plain.setdefault(name, []).append((rounded[name].double() - exact[name]).flatten())
+    for name, found in errors.items():
+        if torch.cat(found).numel():
+            assert rms(found) <= 2 * rms(plain[name]), name
+            largest = torch.cat(plain[name]).abs().max()
+            assert torch.cat(found).abs().max() <= 4 * largest, name
+
+
+SMALL = Case(heads=2, seqlen_q=70, head_dim=40, prompts=3, region="blobs")
+
+
+def out_and_gradients(backend):
+    return results(example(SMALL, torch.float32), backend)
+
+
+@pytest.mark.parametrize("level", PAIR_LEVELS)
+def test_medium_float32_equals_bfloat16_inputs_before_rounding(level, set_precision):
+    # Inputs that bfloat16 can hold: the same products, and only the outputs differ in dtype.
+    e = example(SMALL, torch.bfloat16)
+    expected = results(e, f"cpu:{pair_level(level)}")
+    set_precision("medium")
+    actual = results(e.to(torch.float32), f"cpu:{level}")
+    for name in ("out", "dq", "dweight"):
+        assert torch.equal(actual[name].to(expected[name].dtype), expected[name]), name
+    assert not torch.equal(actual["out"].bfloat16().float(), actual["out"])
+
+
+@pytest.mark.parametrize("level", PAIR_LEVELS)
+def test_high_float32_is_float32(level, set_precision):
+    expected = out_and_gradients(f"cpu:{pair_level(level)}")
+    set_precision("high")
+    for name, actual in out_and_gradients(f"cpu:{level}").items():
+        assert torch.equal(actual, expected[name]), name
+
+
+@pytest.mark.parametrize("level", [x for x in cpu.LEVELS if x not in PAIR_LEVELS])
+def test_medium_changes_nothing_without_products_of_pairs(level, set_precision):
+    expected = out_and_gradients(f"cpu:{pair_level(level)}")
+    set_precision("medium")
+    for name, actual in out_and_gradients(f"cpu:{level}").items():
+        assert torch.equal(actual, expected[name]), name
+
+
+def test_compiled_function_follows_the_precision_of_the_moment(set_precision):
+    torch.compiler.reset()
+    e = example(SMALL, torch.float32)
+    backend = f"cpu:{pair_level('avx512_bf16_model')}"
+    compiled = torch.compile(lambda: e.run(backend), backend="aot_eager", fullgraph=True)
+    outs = {}
+    for precision in ("highest", "medium", "highest"):
+        set_precision(precision)
+        out, expected = compiled(), e.run(backend)
+        assert torch.equal(out, expected)
+        gradients = (torch.autograd.grad(x, e.floats(), e.dout) for x in (out, expected))
+        assert all(map(torch.equal, *gradients))
+        outs[precision] = out
+    assert not torch.equal(outs["medium"], outs["highest"])
+
+
+def test_newer_setting_that_the_older_one_cannot_tell_is_followed(set_precision):
+    backend = f"cpu:{pair_level('avx512_bf16_model')}"
+    exact = example(SMALL, torch.float32).run(backend)
+    torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+    with pytest.raises(RuntimeError):
+        torch.get_float32_matmul_precision()
+    assert not torch.equal(example(SMALL, torch.float32).run(backend), exact)

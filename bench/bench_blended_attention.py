@@ -1,7 +1,7 @@
 """Blended attention against what one would write without it.
 
     python bench/bench_blended_attention.py [--dtype bfloat16] [--threads 2] [--cases sd15]
-    python bench/bench_blended_attention.py --overhead
+    python bench/bench_blended_attention.py --overhead [--output FILE]
 
 For every case and pass, the correctness of each backend comes first (the twice-eager rule on the
 same sizes with at most 512 rows), then the times, interleaved in this process:
@@ -13,8 +13,8 @@ same sizes with at most 512 rows), then the times, interleaved in this process:
     <backend>  this library
 
 Rivals know no regions: with them only the loop and one SDPA are timed again. --overhead prints
-what the smallest call costs, and its parts. --output adds to a file, so that a table can be
-measured in parts (--cases).
+what the smallest call costs, and the parts of it that are this library's own. --output adds to a
+file, so that a table can be measured in parts (--cases).
 
 Passes: forward; "dq+dweight", forward and the gradients that the weight optimiser needs; "all",
 forward and every gradient. GFLOP/s counts the products that the formula needs (4, 10 and 14
@@ -135,7 +135,7 @@ def main() -> int:
     parser.add_argument("--overhead", action="store_true", help="microseconds of the smallest call")
     arguments = parser.parse_args()
     if arguments.overhead:
-        return overhead(arguments.rounds)
+        return overhead(arguments.rounds, arguments.output)
     chosen = list(cases(arguments.cases, arguments.prompts))
     if not chosen:
         parser.error(f"--cases must be part of a name such as {', '.join(SHAPES)}")
@@ -215,7 +215,7 @@ def present(case: Case) -> int:
     return {None: case.prompts, "disjoint": 1, "global": 2}[case.region]
 
 
-def overhead(rounds: int) -> int:
+def overhead(rounds: int, output: Path | None) -> int:
     """Microseconds of the smallest call, 8 x 8 with one prompt, in one thread."""
     torch.set_num_threads(1)
     e = example(Case(heads=1, seqlen_q=8, seqlen_k=8, head_dim=8, prompts=1), torch.float32)
@@ -238,11 +238,17 @@ def overhead(rounds: int) -> int:
         "SDPA, gradient recorded": lambda: F.scaled_dot_product_attention(q_grad, k0, v0),
         "ours, gradient recorded": lambda: blended_attention(q_grad, k, v, weight),
     }
-    report = Table({"call": 24, "us median (p20-p80)": 24})
+    command = "python bench/bench_blended_attention.py --overhead"
+    report = Table({"call": 24, "us median (p20-p80)": 24}, command=command)
     # Short samples and many: most of them meet no interruption.
-    for name, t in interleave(functions, rounds=50 * rounds, sample_s=2e-4).items():
+    times = interleave(functions, rounds=50 * rounds, sample_s=2e-4)
+    for name, t in times.items():
         text = f"{t.median * 1e6:.1f} ({t.p20 * 1e6:.1f}-{t.p80 * 1e6:.1f})"
         report.add({"call": name, "us median (p20-p80)": text}, seconds=t)
+    parts = sum(t.median for name, t in times.items() if name.startswith("  "))
+    report.add({"call": "sum of the four parts", "us median (p20-p80)": f"{parts * 1e6:.1f}"})
+    if output:
+        report.merge(output, ("call",), lambda row: True, **cpu_details())
     return 0
 
 

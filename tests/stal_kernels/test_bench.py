@@ -123,6 +123,21 @@ def test_cpu_limit_prints_limit_and_time_of_each_pass(dtype, tmp_path):
     assert path.with_suffix(".md").exists()
 
 
+@pytest.mark.skipif(bool(why_not("cpu")), reason="measures the cpu backend")
+def test_overhead_prints_the_call_its_parts_and_their_sum(tmp_path):
+    path = tmp_path / "overhead.json"
+    done = run("bench_blended_attention.py", "--overhead", "--rounds", 1, "--output", path)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(path.read_text())["rows"]
+    medians = {row["call"]: row["seconds"]["median"] for row in rows if "seconds" in row}
+    assert {"SDPA", "ours", "SDPA, gradient recorded", "ours, gradient recorded"} <= medians.keys()
+    parts = [median for name, median in medians.items() if name.startswith("  ")]
+    assert len(parts) == 4
+    assert rows[-1]["call"] == "sum of the four parts"
+    assert float(rows[-1]["us median (p20-p80)"]) == pytest.approx(sum(parts) * 1e6, abs=0.06)
+    assert "ours, region" in path.with_suffix(".md").read_text()
+
+
 def test_what_a_gpu_needs_is_torch_and_triton():
     absent = (
         "typer",

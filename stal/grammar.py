@@ -165,6 +165,7 @@ class Reader:
         self.bearer: list[int] = []  # of what comes "with" it
         self.scenery: Link | None = None  # "next to a road": of what the road is "with"
         self.on_scenery = False  # "... with a truck on it": on what is no object
+        self.room = False  # "a bathroom with a sink and a towel on the door": the towel is
         self.side: tuple[Side, Span] | None = None  # "on the left": of the noun phrase after it
         self.sided: list[Sided] = []
         self.phrase_end = -1  # where the latest noun phrase ended
@@ -357,6 +358,9 @@ class Reader:
         looks = link is not None and link.names == ("facing",) and link.references == self.latest
         if looks and self.role == "adjunct" and not self.joint:
             return self.latest  # "looking at a goldfish in a bowl"
+        around = place.names == ("around",) and i == self.phrase_end
+        if around and link is not None and link.rests and link.names != ("inside",):
+            return self.latest  # "sitting on benches around a table"
         if self.joint or self.verb:
             return self.subject or self.last
         facing = place.names == ("facing",)
@@ -368,6 +372,8 @@ class Reader:
             if link.rests and (beside or facing):
                 # "a cat on a bed next to a lamp", "a plate topped with cake next to a spoon"
                 return [*link.subjects, *(link.references if link.reverse else [])]
+        if self.role == "subject" and place.reference == "object" and not self.room:
+            return self.last  # "a lamp and a cup on a shelf"
         return self.latest
 
     def _take_place(self, tokens: Sequence[str], i: int, place: Place) -> None:
@@ -387,6 +393,9 @@ class Reader:
             )  # "a car passing them from the left", "looks from under a bench"
         if self.trait and self.role == "object" and pronoun:
             subjects = self.last
+        middle = place.reference == "canvas" and set(place.side) == {0, None}
+        if middle and self.bearing.bearer_of(subjects):
+            return  # "a table with a vase in the middle": on it
         beside = place.names[:1] in _BESIDE and place.reference == "object"
         if not (beside or place.reverse) or pronoun:
             self.bearing.withdraw(subjects)
@@ -514,7 +523,10 @@ class Reader:
             self.ignored_end = end
             end += tokens[end : end + 1] == ["up"]  # "a close up of"
             shows = phrase.words[-1] in CANVASES or self._is_scenery(phrase)
-            return end + 1 if shows and end < len(tokens) and tokens[end] in SHOWING else end
+            if not shows or end == len(tokens) or tokens[end] not in SHOWING:
+                return end
+            self.room = tokens[end] == "with"
+            return end + 1
         ids = self.latest = self._mention(phrase)
         self.phrase_end = end
         if self.side is not None:
@@ -533,7 +545,7 @@ class Reader:
         if name is None or self.waiting is None or self.waiting.names != ("inside",):
             return False
         group = self.waiting.subjects if self.waiting.subjects[1:] else self.last
-        self.said.relate_neighbours(group, (name,), self.waiting.span)
+        self.said.relate_row(group, name, self.waiting.span)
         self.waiting, self.preposition, self.joint = None, "", ""
         self.latest = group
         return True
@@ -712,7 +724,7 @@ class Reader:
                 find_noun(phrase)
 
     def _is_object(self, tokens: Sequence[str], phrase: NounPhrase) -> bool:
-        last = phrase.words[-1]
+        last = phrase.noun.split(" ")[-1]
         head = singular(last)
         if phrase.determiner == "no" or phrase.count == 0 or self.preposition in NEGATIONS:
             return False
@@ -808,6 +820,9 @@ class Reader:
 
     def _latest_two(self, besides: Sequence[int]) -> list[int]:
         """What "both" and "between them" stand for."""
+        for group in (self.subject, self.main, self.about):
+            if len(group) == 2 and set(group).isdisjoint(besides):
+                return list(group)
         return [i for i in range(len(self.mentions)) if i not in besides][-2:]
 
     def _other_than(self, besides: Sequence[int]) -> list[int]:

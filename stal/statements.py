@@ -11,6 +11,8 @@ from stal.relations import Side, side_names
 
 Statement = tuple[int, str, int]
 
+_OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+
 
 @dataclass
 class Link:
@@ -52,6 +54,7 @@ class Statements:
     def __init__(self, mentions: list[Mention]) -> None:
         self.relations: dict[Statement, Span] = {}
         self._mentions = mentions
+        self._rows: set[Statement] = set()  # orders that only the order of mention gives
 
     def relate(self, link: Link, subjects: Sequence[int], references: Sequence[int]) -> None:
         if link.reverse:
@@ -60,7 +63,14 @@ class Statements:
             for reference in references:
                 if subject != reference:
                     for name in link.names:
+                        self._forget_row(subject, name, reference)
                         self.relations.setdefault((subject, name, reference), link.span)
+
+    def _forget_row(self, subject: int, name: str, reference: int) -> None:
+        """ "a, b and c in a row, with b to the right of c": not in order of mention."""
+        for row in ((subject, _OPPOSITE.get(name, ""), reference), (reference, name, subject)):
+            if row in self._rows:
+                self.relations.pop(row, None)
 
     def withdraw(self, link: Link, subjects: Sequence[int]) -> None:
         """Takes back what a link states of some subjects."""
@@ -68,6 +78,11 @@ class Statements:
             subject, name, reference = key
             if subject in subjects and name in link.names and reference in link.references:
                 del self.relations[key]
+
+    def relate_row(self, group: Sequence[int], name: str, span: Span) -> None:
+        """ "three dogs in a row": in order of mention, unless more is said."""
+        self.relate_neighbours(group, (name,), span)
+        self._rows |= {(subject, name, reference) for subject, reference in pairwise(group)}
 
     def relate_neighbours(self, group: Sequence[int], names: tuple[str, ...], span: Span) -> None:
         for subject, reference in pairwise(group):

@@ -212,6 +212,7 @@ PARTS_OF = {
     "peel": _words("orange banana apple lemon"),
     "keyboard": _words("laptop laptops"),
     "screen": _words("laptop laptops"),
+    "top": _words("stove table counter desk"),
     "frame": _words("bed window door"),
     "spread": _words("bed"),
 }

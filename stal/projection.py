@@ -13,8 +13,10 @@ as its neighbours let it.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -111,11 +113,14 @@ def project(
     """The boxes, changed until the relations hold.
 
     "left of", "above" and their kin order two centres, within 39 degrees of straight in pixels and
-    in fractions of the canvas, and keep the boxes apart; what is "on" a thing touches it; what is
-    inside lies inside; "behind" and "in front of" overlap but do not hide. All other boxes are
-    kept apart, all lie in the canvas, and objects with a place on the canvas ("in the top left
-    corner") have their centre in that third of it. Relations that contradict earlier ones are left
-    out. Boxes that had to move keep more than the least distance where the canvas has the room.
+    in fractions of the canvas, and keep the boxes apart; what is "on" a thing touches it, side by
+    side with what else is on it; what is inside lies inside; "behind" and "in front of" overlap but
+    do not hide; what is held overlaps its holder, no higher than the middle unless more is stated.
+    All other boxes are kept apart, all lie in the canvas, and objects with a place on the canvas
+    ("in the top left corner") have their centre in that third of it, or in the upper half where
+    they are in the background and the lower in the foreground. Relations that contradict earlier
+    ones are left out. Boxes that had to move keep more than the least distance where the canvas has
+    the room.
     If straight lines cannot be had, the orders alone are kept; if nothing is found in 100
     rounds, they are kept by a row and a column of its own for each box. Only fixed boxes and
     contradictions leave relations that `stal.layout.Layout.violated` lists.
@@ -146,11 +151,11 @@ def project(
         if within is not None:
             anchor[within[0]] = within[1]
     across = centre[anchor, 0]
+    relations = [*relations, *_neighbours(relations, across)]
     orders = orders_of(relations, n, lambda i, j: bool(across[i] <= across[j]))
-    befores = [order.edges for order in orders]
     found = None
     for straight in (True, False):
-        rows, related = _rows(relations, befores, aspect, straight)
+        rows, related = _rows(relations, orders, aspect, straight)
         found = _search(centre, size, free, rows, related, (low, high))
         if found is not None:
             break
@@ -163,7 +168,7 @@ def project(
             # What had to be moved apart does not stop at the first touch.
             if any(_length(order, sizes[:, k], room) > 1 for k, order in enumerate(orders)):
                 continue
-            rows, related = _rows(relations, befores, aspect, straight, room)
+            rows, related = _rows(relations, orders, aspect, straight, room)
             spread = _spread(centre, sizes, free, rows, related, (low, high), room)
             if spread is not None:
                 centre, size = spread
@@ -182,6 +187,21 @@ def project(
     ]
 
 
+def _neighbours(relations: Sequence[Statement], across: Array) -> list[Statement]:
+    """What is on one thing stands side by side, in the order that it has along x."""
+    known = {frozenset((i, j)) for i, _, j in relations}
+    borne: dict[int, set[int]] = {}
+    for i, name, j in relations:
+        if name == "on":
+            borne.setdefault(j, set()).add(i)
+    return [
+        (i, "next to", j)
+        for group in borne.values()
+        for i, j in pairwise(sorted(group, key=lambda i: (across[i], i)))
+        if frozenset((i, j)) not in known
+    ]
+
+
 def _length(order: Order, size: Array, room: float) -> float:
     """How much of an axis its longest chain of boxes takes, with room between them."""
     ends = list(size)
@@ -195,13 +215,17 @@ def _length(order: Order, size: Array, room: float) -> float:
 def _bounds(sides: Sequence[Side]) -> tuple[Array, Array]:
     """The part of the canvas, a third a side, in which each centre must lie."""
     thirds = {-1: (0.0, 1 / 3), 0: (1 / 3, 2 / 3), 1: (2 / 3, 1.0), None: (0.0, 1.0)}
-    both = np.array([[thirds[side[0]], thirds[side[1]]] for side in sides])
+    # What is far away stands higher in a picture than what is near.
+    halves = {-1: (0.0, 0.5), 0: (0.0, 1.0), 1: (0.5, 1.0), None: (0.0, 1.0)}
+    both = np.array(
+        [[thirds[x], halves[depth] if y is None else thirds[y]] for x, y, depth in sides]
+    )
     return both[:, :, 0], both[:, :, 1]
 
 
 def _rows(
     relations: Sequence[Statement],
-    befores: Sequence[Sequence[tuple[int, int]]],
+    orders: Sequence[Order],
     aspect: float,
     straight: bool,
     room: float = 0.0,
@@ -212,12 +236,13 @@ def _rows(
         for i, name, j in relations
         if GEOMETRY[name].contact
     }
-    ordered = [{frozenset(edge) for edge in edges} for edges in befores]
+    ordered = [{frozenset(edge) for edge in order.edges} for order in orders]
+    bearing = Counter(j for i, name, j in relations if GEOMETRY[name].contact == "touching")
     rows: list[_Row] = []
-    for axis, edges in enumerate(befores):
+    for axis, order in enumerate(orders):
         # What is straight in pixels and in fractions both.
         slope = _SLOPE * min(1.0, aspect if axis == 0 else 1 / aspect)
-        for i, j in edges:
+        for i, j in order.edges:
             pair = frozenset((i, j))
             touching = contact.get(pair) == "touching" and axis == 1
             overlapping = contact.get(pair) == "overlapping"
@@ -228,9 +253,11 @@ def _rows(
                 rows += _within(i, j, 0.4, 0.4)
             if touching:
                 rows.append((i, j, _on(axis, -1.0), -_GAP, _on(axis, -0.5), _on(axis, -0.5)))
-                half = _on(0, -0.4)
-                rows += [(i, j, _on(0, sign), 0.0, half, half) for sign in (1.0, -1.0)]
-            if straight and pair not in ordered[1 - axis]:
+                # With its middle well over it; where that cannot be had, with an end.
+                own, its = (_on(0, 0.0), _on(0, -0.3)) if straight else (_on(0, -0.4), _on(0, -0.4))
+                rows += [(i, j, _on(0, sign), 0.0, own, its) for sign in (1.0, -1.0)]
+            together = touching and bearing[j] > 1
+            if straight and not together and pair not in ordered[1 - axis]:
                 for sign in (1.0, -1.0):
                     normal = (slope, sign) if axis == 0 else (sign, slope)
                     rows.append((i, j, normal, 0.0, (0.0, 0.0), (0.0, 0.0)))
@@ -251,6 +278,9 @@ def _rows(
             rows += _within(i, j, 0.5, -0.5)
         elif kind == "overlapping":
             rows += _within(i, j, 0.4, 0.4)
+            if name == "held by" and j not in orders[1].reach[i]:
+                # A hand is at the height of the holder's middle, or hangs below it.
+                rows.append((j, i, (0.0, 1.0), 0.0, (0.0, 0.05), (0.0, 0.0)))
         elif kind == "touching":
             rows += _within(i, j, 0.5, 0.5)
             continue

@@ -129,6 +129,39 @@ def test_what_is_held_in_the_left_hand_overlaps_its_holder():
     assert meet(cup, man)
 
 
+def test_what_is_held_is_no_higher_than_the_middle_of_its_holder():
+    relations = [(0, "held by", 1), (0, "above", 2)]
+    boxes = [(0.4, 0.2, 0.6, 0.4), (0.3, 0.1, 0.7, 0.9), (0.4, 0.6, 0.6, 0.8)]
+    book, man, vase = project(boxes, relations)
+    assert layout_of([book, man, vase], relations).violated == ()
+    assert book[1] + book[3] >= man[1] + man[3]
+
+
+def test_what_is_held_is_lifted_where_more_is_said():
+    relations = [(0, "held by", 1), (0, "above", 2), (2, "above", 1)]
+    assert layout_of(project([SAME] * 3, relations), relations).violated == ()
+
+
+@pytest.mark.parametrize("things", [2, 3, 4])
+def test_things_on_one_thing_stand_side_by_side_over_it(things):
+    boxes = [(0.2, 0.1 * i, 0.5, 0.1 * i + 0.3) for i in range(things)] + [(0.1, 0.5, 0.8, 0.9)]
+    relations = [(i, "on", things) for i in range(things)]
+    *borne, table = project(boxes, relations)
+    assert layout_of([*borne, table], relations).violated == ()
+    for x0, y0, x1, y1 in borne:
+        assert table[0] < (x0 + x1) / 2 < table[2]
+        assert y0 < table[1] < y1 + 0.05
+    borne.sort()
+    assert all(a[2] <= b[0] for a, b in itertools.pairwise(borne))
+
+
+def test_the_background_is_the_upper_half_of_the_canvas():
+    boxes = [(0.1, 0.6, 0.4, 0.9), (0.6, 0.1, 0.9, 0.4)]
+    far, near = project(boxes, [], sides=[(None, None, -1), (None, None, 1)])
+    assert far[1] + far[3] <= 1.01
+    assert near[1] + near[3] >= 0.99
+
+
 def test_what_a_bowl_holds_is_seen_over_its_rim():
     fruit, bowl = project([(0.4, 0.5, 0.6, 0.7), (0.2, 0.4, 0.7, 0.7)], [(0, "inside", 1)])
     assert fruit[1] + fruit[3] < bowl[1] + bowl[3]

@@ -63,9 +63,9 @@ WAYS: dict[str, Callable[..., Tensor]] = {
 
 
 @torch.no_grad()
-def measure(model: str, rounds: int) -> dict[str, Timing]:
+def measure(model: str, rounds: int, steps: int | None = None) -> dict[str, Timing]:
     pipe = load(model)
-    drawing = pipe.prepare([PROMPT], Settings())
+    drawing = pipe.prepare([PROMPT], Settings(steps=steps))
     if model == "bundled":
 
         def run() -> object:
@@ -91,13 +91,14 @@ def measure(model: str, rounds: int) -> dict[str, Timing]:
 def main(
     models: Annotated[str, typer.Option(help="Comma-separated.")] = "bundled,sd15",
     rounds: Annotated[int, typer.Option(min=1)] = 5,
+    steps: Annotated[int | None, typer.Option(min=1, help="Of a picture.")] = None,
     output: Annotated[Path | None, typer.Option(help="JSON file; Markdown beside it.")] = None,
 ) -> None:
     """Print the table."""
     columns = {"what": 16, "op": 10, "ms median (p20-p80)": 22, "cpu is faster": 14}
     table = Table(columns, command="python bench/bench_unet.py")
     for model in models.split(","):
-        times = measure(model, rounds)
+        times = measure(model, rounds, steps)
         for name, timing in times.items():
             cells = {
                 "what": "bundled picture" if model == "bundled" else f"{model} step",

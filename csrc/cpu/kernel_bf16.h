@@ -54,17 +54,15 @@ STAL_INLINE void CopyPairs(const char* row, DType dtype, int64_t head_dim, int64
   if (c < head_dim) StoreWords(out, LoadFirstWords(row + 2 * c, (head_dim - c) / 2));
 }
 
-// Rows of a matrix -> tiles (rows, pairs of channels) of tile.h's A; zeros after the last row.
+// Rows of a matrix -> tiles (rows, pairs of channels) of tile.h's A, with copies of the last row
+// after it.
 void PackRowPairs(const char* data, int64_t row_stride, DType dtype, int64_t rows,
                   int64_t head_dim, uint32_t* out) {
   const int64_t tiles = CeilDiv(head_dim, 2 * kTile);
   for (int64_t i = 0; i < RoundUp(rows, kTile); ++i) {
     uint32_t* row = out + i / kTile * tiles * kTileWords + i % kTile * kTile;
-    if (i < rows) {
-      CopyPairs(data + i * row_stride * ElementSize(dtype), dtype, head_dim, kTileWords, row);
-    } else {
-      for (int64_t t = 0; t < tiles; ++t) memset(row + t * kTileWords, 0, 64);
-    }
+    const char* in = data + Min(i, rows - 1) * row_stride * ElementSize(dtype);
+    CopyPairs(in, dtype, head_dim, kTileWords, row);
   }
 }
 
@@ -127,16 +125,15 @@ void LoadPairs(const stal::Strided<const void*>& tensor, DType dtype, int64_t of
 
 // ---- arithmetic on a block ----
 
+// The scores of a block and their maximum over keys. What fills up the packed keys are copies of
+// the last one, so their scores may count.
 template <int kVectors>
-STAL_INLINE void MaxOverKeys(const float* scores, int64_t keys, Vec (&max)[kVectors]) {
-  constexpr int64_t kRows = kVectors * kLanes;
-  for (int r = 0; r < kVectors; ++r) max[r] = Load(scores + r * kLanes);
-  for (int64_t key = 1; key < keys; ++key) {
-#pragma GCC unroll 4
-    for (int r = 0; r < kVectors; ++r) {
-      max[r] = Max(Load(scores + key * kRows + r * kLanes), max[r]);
-    }
-  }
+STAL_INLINE void ScoresAndMax(Tiles& tiles, const uint32_t* keys_of_k, int64_t keys,
+                              int64_t key_step, int64_t head_dim, const uint32_t* q_t,
+                              float* scores, Vec (&max)[kVectors]) {
+  for (int r = 0; r < kVectors; ++r) max[r] = Set(-__builtin_inff());
+  Product<kVectors>(tiles, keys_of_k, keys, key_step, head_dim / 2, q_t, scores,
+                    [&](int64_t, int r, Vec x) { max[r] = Max(x, max[r]); });
 }
 
 // value(key, r), rounded, as pairs of keys. Row j of `out` is written after value(2 * j + 1, r).
@@ -161,18 +158,17 @@ STAL_INLINE void StorePairs(int64_t keys, float* out, const Value& value) {
   for (; pair % kDepthUnit; ++pair) memset(words + pair * kRows, 0, kRows * 4);
 }
 
-// out (head_dim, rows) += factor * x, where mask is set.
+// out (head_dim, rows) += factor * the product of channels and probabilities, where mask is set.
 template <int kVectors>
-STAL_INLINE void Blend(const float* x, int64_t head_dim, const Vec (&factor)[kVectors],
-                       const IVec (&mask)[kVectors], float* out) {
-  constexpr int64_t kRows = kVectors * kLanes;
-  for (int64_t c = 0; c < head_dim; ++c) {
-#pragma GCC unroll 4
-    for (int r = 0; r < kVectors; ++r) {
-      float* sum = out + c * kRows + r * kLanes;
-      Store(sum, Load(sum) + And(Load(x + c * kRows + r * kLanes) * factor[r], mask[r]));
-    }
-  }
+STAL_INLINE void AddProduct(Tiles& tiles, const uint32_t* channels, int64_t head_dim, int64_t keys,
+                            const float* pairs, const Vec (&factor)[kVectors],
+                            const IVec (&mask)[kVectors], float* scratch, float* out) {
+  UseProduct<kVectors>(tiles, channels, head_dim, CeilDiv(keys, 2 * kTile) * kTileWords,
+                       CeilDiv(keys, 2), reinterpret_cast<const uint32_t*>(pairs), scratch,
+                       [&](int64_t c, int r, Vec x) {
+                         float* sum = out + (c * kVectors + r) * kLanes;
+                         Store(sum, Load(sum) + And(x * factor[r], mask[r]));
+                       });
 }
 
 // ---- tasks ----
@@ -253,9 +249,8 @@ void ForwardPairs(const Plan& plan) {
         if (!lanes.any) continue;
         const uint32_t* pack = packs + (prompt.packed * p.heads + block.head) * packed;
         const int64_t keys = prompt.length;
-        Product<kVectors>(tiles, pack, keys, sizes.key_step, p.head_dim / 2, q_t, scores);
         Vec max[kVectors], sum[kVectors] = {};
-        MaxOverKeys<kVectors>(scores, keys, max);
+        ScoresAndMax<kVectors>(tiles, pack, keys, sizes.key_step, p.head_dim, q_t, scores, max);
         StorePairs<kVectors>(keys, scores, [&](int64_t key, int r) {
           const Vec s = Load(scores + (key * kVectors + r) * kLanes);
           // The difference first: a rounded product of the maximum would be off by more than 1
@@ -267,10 +262,8 @@ void ForwardPairs(const Plan& plan) {
         for (int r = 0; r < kVectors; ++r) {
           sum[r] = lanes.weight[r] / (sum[r] * headroom.scale);
         }
-        Product<kVectors>(tiles, pack + sizes.packed_rows, p.head_dim,
-                          CeilDiv(keys, 2 * kTile) * kTileWords, CeilDiv(keys, 2),
-                          reinterpret_cast<uint32_t*>(scores), product);
-        Blend<kVectors>(product, p.head_dim, sum, lanes.mask, out_t);
+        AddProduct<kVectors>(tiles, pack + sizes.packed_rows, p.head_dim, keys, scores, sum,
+                             lanes.mask, product, out_t);
       }
       StoreTransposed<kVectors>(p.out, p.dtype,
                                 RowOffset(p.out, block.batch, block.head, block.first), block.rows,
@@ -337,11 +330,10 @@ void BackwardQPairs(const Plan& plan) {
         Vec mean[kVectors] = {};  // r = rowsum(A * G)
         if (keys > 0 && lanes.any) {
           const uint32_t* pack = packs + (prompt.packed * p.heads + block.head) * packed;
-          Product<kVectors>(tiles, pack, keys, sizes.key_step, p.head_dim / 2, q_t, s);
+          Vec max[kVectors], sum[kVectors] = {};
+          ScoresAndMax<kVectors>(tiles, pack, keys, sizes.key_step, p.head_dim, q_t, s, max);
           Product<kVectors>(tiles, pack + sizes.packed_rows, keys, sizes.key_step, p.head_dim / 2,
                             dout_t, g);
-          Vec max[kVectors], sum[kVectors] = {};
-          MaxOverKeys<kVectors>(s, keys, max);
           for (int64_t key = 0; key < keys; ++key) {
 #pragma GCC unroll 4
             for (int r = 0; r < kVectors; ++r) {
@@ -362,10 +354,8 @@ void BackwardQPairs(const Plan& plan) {
               const int64_t i = (key * kVectors + r) * kLanes;
               return Load(s + i) * (Load(g + i) - mean[r]);
             });
-            Product<kVectors>(tiles, pack + 2 * sizes.packed_rows, p.head_dim,
-                              CeilDiv(keys, 2 * kTile) * kTileWords, CeilDiv(keys, 2),
-                              reinterpret_cast<uint32_t*>(g), product);
-            Blend<kVectors>(product, p.head_dim, factor, lanes.mask, dq_t);
+            AddProduct<kVectors>(tiles, pack + 2 * sizes.packed_rows, p.head_dim, keys, g, factor,
+                                 lanes.mask, product, dq_t);
           }
         }
         if (p.dweight.data) {

@@ -230,6 +230,24 @@ STAL_INLINE void Product(Tiles& tiles, const uint32_t* a, int64_t rows, int64_t 
   }
 }
 
+// Likewise, and also(row, r, x) for each vector x of it.
+template <int kVectors, typename Also>
+STAL_INLINE void Product(Tiles& tiles, const uint32_t* a, int64_t rows, int64_t a_step,
+                         int64_t depth, const uint32_t* b, float* out, const Also& also) {
+  Product<kVectors>(tiles, a, rows, a_step, depth, b, out);
+  for (int64_t row = 0; row < rows; ++row) {
+#pragma GCC unroll 4
+    for (int r = 0; r < kVectors; ++r) also(row, r, Load(out + (row * kVectors + r) * kLanes));
+  }
+}
+
+// use(row, r, x) for each vector x of the product, which `scratch` has room for.
+template <int kVectors, typename Use>
+STAL_INLINE void UseProduct(Tiles& tiles, const uint32_t* a, int64_t rows, int64_t a_step,
+                            int64_t depth, const uint32_t* b, float* scratch, const Use& use) {
+  Product<kVectors>(tiles, a, rows, a_step, depth, b, scratch, use);
+}
+
 #else
 
 // Half a tile of rows and 3 vectors of columns: 24 accumulators.
@@ -238,9 +256,10 @@ constexpr int64_t kDepthUnit = 1;
 
 struct Tiles {};
 
-template <int kVectors>
-STAL_INLINE void Product(Tiles&, const uint32_t* a, int64_t rows, int64_t a_step, int64_t depth,
-                         const uint32_t* b, float* out) {
+// As above; `rows` is rounded up to half tiles, and nothing is written to the scratch memory.
+template <int kVectors, typename Use>
+STAL_INLINE void UseProduct(Tiles&, const uint32_t* a, int64_t rows, int64_t a_step, int64_t depth,
+                            const uint32_t* b, float*, const Use& use) {
   constexpr int kHalf = 8;
   constexpr int64_t kColumns = kVectors * kLanes;
   for (int64_t row = 0; row < rows; row += kHalf) {
@@ -269,11 +288,25 @@ STAL_INLINE void Product(Tiles&, const uint32_t* a, int64_t rows, int64_t a_step
 #pragma GCC unroll 8
     for (int i = 0; i < kHalf; ++i) {
 #pragma GCC unroll 4
-      for (int r = 0; r < kVectors; ++r) {
-        Store(out + (row + i) * kColumns + r * kLanes, sum[i][r]);
-      }
+      for (int r = 0; r < kVectors; ++r) use(row + i, r, sum[i][r]);
     }
   }
+}
+
+// As above, with the same `rows`.
+template <int kVectors, typename Also>
+STAL_INLINE void Product(Tiles& tiles, const uint32_t* a, int64_t rows, int64_t a_step,
+                         int64_t depth, const uint32_t* b, float* out, const Also& also) {
+  UseProduct<kVectors>(tiles, a, rows, a_step, depth, b, out, [&](int64_t row, int r, Vec x) {
+    Store(out + (row * kVectors + r) * kLanes, x);
+    also(row, r, x);
+  });
+}
+
+template <int kVectors>
+STAL_INLINE void Product(Tiles& tiles, const uint32_t* a, int64_t rows, int64_t a_step,
+                         int64_t depth, const uint32_t* b, float* out) {
+  Product<kVectors>(tiles, a, rows, a_step, depth, b, out, [](int64_t, int, Vec) {});
 }
 
 #endif

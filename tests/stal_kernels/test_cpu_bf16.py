@@ -87,6 +87,21 @@ def test_native_level_and_its_model_agree_on_a_call():
 
 
 @pytest.mark.parametrize("level", PAIR_LEVELS)
+@pytest.mark.parametrize("keys", [1, 5, 12, 77])
+def test_keys_that_fill_up_a_tile_do_not_count(level, keys):
+    # Scores around -10000: 2^x of their distance from a score of 0 is 0.
+    q = torch.full((1, 1, 50, 16), 20.0, dtype=torch.bfloat16)
+    k = torch.linspace(-32, -30, keys).view(1, 1, 1, keys, 1).expand(-1, -1, -1, -1, 16).bfloat16()
+    v = torch.linspace(-1, 1, keys).view(1, 1, 1, keys, 1).expand(-1, -1, -1, -1, 16).bfloat16()
+    inputs = q, k.contiguous(), v.contiguous(), torch.ones(1, 1, 50)
+    out, expected = (
+        blended_attention(*inputs, scale=1.0, backend=backend)
+        for backend in (f"cpu:{pair_level(level)}", "reference")
+    )
+    torch.testing.assert_close(out, expected)
+
+
+@pytest.mark.parametrize("level", PAIR_LEVELS)
 def test_denormals_count_as_zero(level):
     v = torch.full((1, 1, 1, 1, 8), 2.0**-130, dtype=torch.bfloat16)
     q, k, weight = torch.zeros_like(v[:, 0]), torch.zeros_like(v), torch.ones(1, 1, 1)

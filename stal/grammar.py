@@ -14,8 +14,9 @@ from stal.bearing import Bearing
 from stal.mentions import Mention, Mentions, Span
 from stal.nouns import NounPhrase, find_noun, inverts, needs_object, noun_phrase
 from stal.relations import SIDES, VERBS, Place, Side, find, side_names
-from stal.statements import Link, Sided, Statement, Statements
+from stal.statements import OPPOSITE, Link, Sided, Statement, Statements
 from stal.words import (
+    ANIMALS,
     AUXILIARIES,
     BACKDROPS,
     BODY_PARTS,
@@ -275,6 +276,8 @@ class Reader:
 
     def _is_bare_verb(self, tokens: Sequence[str], i: int) -> bool:
         """ "they stand next to a car"."""
+        if tokens[i - 1 : i] == ["to"] and self.waiting is None and tokens[i] in VERB_STEMS:
+            return True  # "to catch a frisbee"
         return (
             tokens[i] in VERB_STEMS
             and bool(self.last)
@@ -309,14 +312,23 @@ class Reader:
         if joins and self.verb and self.verb not in AUXILIARIES and self.subject:
             # "wearing a hat and holding a cup": the same subject.
             self.last, self.role, self.joint = self.subject, "subject", ""
-        elif self.trait and self.role == "object":
-            self.subject, self.last, self.role = self.head, self.head, "subject"
-        elif self.joined and not finite and self.role == "object":
-            self.subject = self.last  # "a bus with a man wearing a hat"
+        elif self.role == "object" and (self.trait or (self.joined and not finite)):
+            if finite or not self._acts(self.last):
+                self.subject, self.last, self.role = self.head, self.head, "subject"
+            else:
+                self.subject = self.last
         elif not finite and self._modifies_latest(verb, i):
             self.subject = self.latest
         self.trait = self.absent = self.joined = False
         self.verb, self.preposition, self.verb_span = verb, "", self.spans[i]
+
+    def _acts(self, ids: Sequence[int]) -> bool:
+        """ "a bus with a man wearing a hat", but "a man with a bag standing next to a bus"."""
+        alive, other = (
+            bool(group) and {self.mentions[index].kind for index in group} <= ANIMALS | PEOPLE
+            for group in (ids, self.bearer)
+        )
+        return alive or not (self.trait or (other and self.bearer == self.head and not self.verb))
 
     def _modifies_latest(self, verb: str, i: int) -> bool:
         """ "a dog next to a man wearing a hat", "a cup next to a plate holding a cake"."""
@@ -339,7 +351,7 @@ class Reader:
             if bearer:
                 # "a vase with flowers next to a clock", but "... with flowers inside"
                 return self.last if bare else bearer
-            if place.reference == "object":
+            if place.reference == "object" and not bare:
                 return self.head
         if self.role == "object" and place.reference == "object" and not (bare or pronoun):
             bearer = self.bearing.bearer_of(self.last)
@@ -407,6 +419,8 @@ class Reader:
         names = () if self.negated else place.names
         rests = names[:1] in _RESTS or not _ON_TOP.isdisjoint(tokens[i : place.end])
         link = Link(names, subjects, span, opens=opens, reverse=place.reverse, rests=rests)
+        alone = tokens[i - 1 : i] == [","] and tokens[i - 2 : i - 1] != ["and"]
+        link.fronted = opens and not alone and self.joint != "and"
         if is_known_verb(tokens[i]):
             self.verb, self.verb_span = tokens[i], self.spans[i]
         negated = self.negated
@@ -420,6 +434,8 @@ class Reader:
                 after += 1
             if opens and noun_phrase(tokens, after) is not None:
                 self.side = place.side, span
+            elif subjects and (whose := self._other_side_of(place, subjects)):
+                self._link(tokens, place.end, link, whose)
             elif subjects:
                 sided = [index for each in self.sided for index in each.subjects]
                 if self.role == "adjunct" and not set(subjects).isdisjoint(sided):
@@ -436,15 +452,26 @@ class Reader:
             other = self.bearing.bearer_of(subjects) or self._other_than(subjects)
             self.said.relate(link, subjects, other)
 
+    def _other_side_of(self, place: Place, subjects: list[int]) -> list[int]:
+        """ "a dog is to the left of a bench, and a cat is on the right": of the bench."""
+        link = self.complete
+        opposite = tuple(OPPOSITE.get(name, "") for name in place.names)
+        if link is None or not link.is_side or not opposite or link.names != opposite:
+            return []
+        return link.references if set(subjects).isdisjoint(link.subjects + link.references) else []
+
     def _take_pronoun(self, tokens: Sequence[str], i: int) -> None:
         if self.waiting is not None:
             link, self.waiting = self.waiting, None
             if self.on_scenery and tokens[i] == "it":
                 self.on_scenery = False
                 return
-            besides = [] if link.opens and inverts(tokens, i + 1) else link.subjects
+            inverted = link.opens and inverts(tokens, i + 1, fronted=link.fronted)
+            besides = [] if inverted else link.subjects
             if tokens[i] == "both" or link.names == ("between",):
                 found = self._latest_two(besides)
+            elif link.rests and self.joined and tokens[i] == "it" and len(self.bearer) == 1:
+                found = self.bearer  # "a cup next to a box with a cat on it"
             else:
                 found = self._resolve(tokens[i], besides)
             self._link(tokens, i + 1, link, found)
@@ -462,7 +489,7 @@ class Reader:
     def _link(self, tokens: Sequence[str], end: int, link: Link, references: list[int]) -> None:
         """Gives a relation its objects, whose words end at `end`."""
         link.references = references
-        if link.opens and (not link.subjects or inverts(tokens, end)):
+        if link.opens and (not link.subjects or inverts(tokens, end, fronted=link.fronted)):
             link.subjects = []
             self.inverted = link
         else:
@@ -504,11 +531,14 @@ class Reader:
         self._borrow_noun(tokens, phrase)
         owner, owned = [*tokens[end : end + 2], "", ""][:2]
         side = SIDES.get(owned) if owner == "'s" else None
-        if side is not None and self.preposition in ("to", "on", "at"):
-            # "to the person's left"
-            span = self._span(end + 1, end + 2)
-            self.waiting = Link(side_names(side), self._spoken_of(Place(end, ()), i), span)
-            end += 2
+        link = self.waiting
+        if side is not None and (link is not None or self.preposition in ("to", "on", "at")):
+            # "to the person's left", "on the bed's right side"
+            of = self._spoken_of(Place(end, ()), i) if link is None else link.subjects
+            span, opens = self._span(end + 1, end + 2), bool(self.joint) or not self.last
+            opens = opens if link is None else link.opens
+            self.waiting = Link(side_names(side), of, span, opens=opens)
+            end += 2 + (tokens[end + 2 : end + 3] == ["side"])
         elif owner == "'s" and owned in BODY_PARTS:
             end += 2  # "on the cat's back"
         elif owner == "'s":

@@ -291,9 +291,12 @@ def needs_object(tokens: Sequence[str], i: int) -> bool:
     )
 
 
-def inverts(tokens: Sequence[str], i: int) -> bool:
-    """Whether a verb and its subject follow, as in "above the dog [is a cat]"."""
-    if i >= len(tokens) or not is_verb(tokens[i]):
+def inverts(tokens: Sequence[str], i: int, *, fronted: bool) -> bool:
+    """Whether the subject follows: "above the dog [is a cat]", fronted "to its left [, a cat]"."""
+    comma = fronted and tokens[i : i + 1] == [","]
+    i += comma
+    i += tokens[i : i + 1] == ["there"]
+    if i >= len(tokens) or not (comma or is_verb(tokens[i])):
         return False
-    phrase = noun_phrase(tokens, i + 1)
+    phrase = noun_phrase(tokens, i + is_verb(tokens[i]))
     return phrase is not None and bool(phrase.determiner or phrase.count)

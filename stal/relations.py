@@ -136,7 +136,8 @@ TABLE = (
     Row(
         "facing",
         Geometry(),
-        "facing | looking at | looks at | look at | looked at | toward | towards | facing toward",
+        "facing | looking at | looks at | look at | looked at | toward | towards | facing toward"
+        " | up at | down at | over at",
     ),
     Row("facing away from", Geometry(), "facing away from | looking away from"),
     Row("parallel to", Geometry(), "parallel to | congruent to | congruent with | congruent"),
@@ -176,7 +177,7 @@ _LONGEST_FORM = max(map(len, _FORMS))
 # Words of place that can do without an object: "the bird below".
 _BARE = frozenset({("above",), ("below",), ("underneath",), ("beneath",), ("inside",), ("behind",)})
 # ... and that never have one: "a car parked lower on the hill", but "a lower shelf".
-_COMPARED = {"higher": "above", "lower": "below"}
+_COMPARED = {"higher": "above", "lower": "below", "overhead": "above"}
 
 # Sides of the canvas or of another object: (x, y, depth), each -1, 0, 1 or None where it says
 # nothing; depth 1 is the foreground.
@@ -201,7 +202,17 @@ SIDES: dict[str, Side] = {
     "foreground": (None, None, 1),
 }
 _SIDE_NAMES = {(0, -1): "left of", (0, 1): "right of", (1, -1): "above", (1, 1): "below"}
-_INTENSIFIERS = ("right", "just", "directly", "immediately", "partly", "slightly", "far", "close")
+_INTENSIFIERS = (
+    "right",
+    "just",
+    "directly",
+    "immediately",
+    "partly",
+    "slightly",
+    "far",
+    "close",
+    "high",
+)
 
 
 @dataclass(frozen=True)
@@ -297,6 +308,8 @@ def _side(tokens: Sequence[str], i: int) -> Place | None:
             return None
         if side[2] is None and not corner:
             return None
+    if i < n and tokens[i] == "to" and names and not preposition:
+        return Place(i + 1, names)  # "left to the cow"
     if i < n and tokens[i] == "from":
         return None
     if not is_boundary(tokens, i) and not is_known_verb(tokens[i]):

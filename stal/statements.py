@@ -11,7 +11,7 @@ from stal.relations import Side, side_names
 
 Statement = tuple[int, str, int]
 
-_OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
 
 @dataclass
@@ -23,6 +23,7 @@ class Link:
     span: Span
     references: list[int] = field(default_factory=list)
     opens: bool = False  # begins a clause, so that its subject may follow
+    fronted: bool = False  # ... also after a comma: "..., and below the clock, a couch"
     reverse: bool = False
     rests: bool = False  # on, in or on top of: what is said next is of what rests there
 
@@ -68,7 +69,7 @@ class Statements:
 
     def _forget_row(self, subject: int, name: str, reference: int) -> None:
         """ "a, b and c in a row, with b to the right of c": not in order of mention."""
-        for row in ((subject, _OPPOSITE.get(name, ""), reference), (reference, name, subject)):
+        for row in ((subject, OPPOSITE.get(name, ""), reference), (reference, name, subject)):
             if row in self._rows:
                 self.relations.pop(row, None)
 

@@ -70,6 +70,11 @@ PEOPLE = (
         " musician singer dancer clown officer firefighter"
     )
 )
+ANIMALS = _words(
+    "animal dog puppy cat kitten bird horse pony foal cow bull calf sheep lamb goat pig elephant"
+    " bear zebra giraffe lion tiger deer fox wolf monkey rabbit mouse duck goose swan chicken owl"
+    " parrot eagle pigeon seagull penguin dolphin turtle frog"
+)
 NEGATIONS = _words("not never without nor neither except")
 COPULAS = _words("is are was were be being been isn't aren't wasn't weren't")
 AUXILIARIES = COPULAS | _words(
@@ -114,7 +119,7 @@ ADJECTIVES = COLOURS | _words(
     " striped spotted plain empty blank solid clean dirty beautiful cute open closed sleek"
     " single same different identical majestic tasty delicious fresh hot cold warm heavy"
     " curious ripe furry wet dry snowy sunny sharp rich cool plump gentle delicate crisp sweet calm"
-    " strong deep steep quiet vast tough vibrant gnarled broken upside-down"
+    " strong deep steep quiet vast tough vibrant gnarled broken upside-down upright high aloft idle"
 )
 # "with its mouth open"
 AFTER_NOUN = _words("open closed shut ajar asleep awake")
@@ -190,6 +195,7 @@ SCENERY_COMPOUNDS = ("living room", "parking lot", "train station")
 BODY_PARTS = _words(
     "hand hands arm arms foot feet leg legs shoulder shoulders head heads back face eyes mouth"
     " side lap wings wing tail tails fur body paw paws nose noses hair skin tongue beak ears neck"
+    " stomach belly chest knee knees"
 )
 HELD_IN = _words("hand hands arm arms paw paws mouth")
 CARRIED_OVER = _words("shoulder arm back")

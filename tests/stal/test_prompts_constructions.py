@@ -74,6 +74,22 @@ CASES: dict[str, list[tuple[str, list[str], list[str]]]] = {
             ["a ball", "a kite", "a bee"],
             ["1 above 0", "2 below 0"],
         ),
+        (
+            "A cow stands in a field. To its right, a sheep, and to its left, a horse.",
+            ["a cow", "a sheep", "a horse"],
+            ["1 right of 0", "2 left of 0"],
+        ),
+        (
+            "Above the sink, there is a cup, and beneath the sink, there is a cat.",
+            ["a sink", "a cup", "a cat"],
+            ["1 above 0", "2 below 0"],
+        ),
+        (
+            "The cup is below a shelf, and to the shelf's right is a lamp.",
+            ["a cup", "a shelf", "a lamp"],
+            ["0 below 1", "2 right of 1"],
+        ),
+        ("a sink, below a mirror, a towel", ["a sink", "a mirror", "a towel"], ["0 below 1"]),
     ],
     "relative clauses": [
         (
@@ -464,6 +480,67 @@ CASES: dict[str, list[tuple[str, list[str], list[str]]]] = {
             "A boy carries a bag, wearing a red cap.",
             ["a boy", "a bag", "a red cap"],
             ["1 held by 0", "2 worn by 0"],
+        ),
+    ],
+    "the other side": [
+        (
+            "A horse is on the left side of a bench while a dog is on the right side.",
+            ["a horse", "a bench", "a dog"],
+            ["0 left of 1", "2 right of 1"],
+        ),
+        (
+            "A cup is to the right of a plate, and a fork is to the left.",
+            ["a cup", "a plate", "a fork"],
+            ["0 right of 1", "2 left of 1"],
+        ),
+    ],
+    "whose side": [
+        (
+            "A lamp is at the left of a bed, while a chair is on the bed's right.",
+            ["a lamp", "a bed", "a chair"],
+            ["0 left of 1", "2 right of 1"],
+        ),
+        (
+            "The bat was resting on the person's right side.",
+            ["a bat", "a person"],
+            ["0 right of 1"],
+        ),
+        ("a sheep left to a cow", ["a sheep", "a cow"], ["0 left of 1"]),
+    ],
+    "who acts: what is alive, what comes with it, or both": [
+        (
+            "A person with a bag standing beside a bus.",
+            ["a person", "a bag", "a bus"],
+            ["0 next to 2"],
+        ),
+        ("a bike with a man standing beside it", ["a bike", "a man"], ["1 next to 0"]),
+        ("a house with dog sitting below it", ["a house", "a dog"], ["1 below 0"]),
+        (
+            "A dog jumps over a fence to catch a ball.",
+            ["a dog", "a fence", "a ball"],
+            ["0 above 1"],
+        ),
+    ],
+    "high, overhead, upright, up at": [
+        (
+            "A man stands upright, with a kite flying high above.",
+            ["a man", "a kite"],
+            ["1 above 0"],
+        ),
+        ("A truck has a bird flying overhead.", ["a truck", "a bird"], ["1 above 0"]),
+        ("A cat looked up at a bird.", ["a cat", "a bird"], ["0 facing 1"]),
+        ("a lamp above a street with cars below", ["a lamp", "cars"], ["1 below 0"]),
+    ],
+    "it, after a thing with a thing on it": [
+        (
+            "a boat next to a pier with a dog on it",
+            ["a boat", "a pier", "a dog"],
+            ["0 next to 1", "2 on 1"],
+        ),
+        (
+            "To the left of a bed is a chair with a cat on it.",
+            ["a bed", "a chair", "a cat"],
+            ["1 left of 0", "2 on 1"],
         ),
     ],
     "a participle after a person is about that person": [

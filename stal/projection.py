@@ -203,13 +203,14 @@ def _neighbours(relations: Sequence[Statement], across: Array) -> list[Statement
 
 
 def _length(order: Order, size: Array, room: float) -> float:
-    """How much of an axis its longest chain of boxes takes, with room between them."""
-    ends = list(size)
+    """How much of an axis its longest chain of boxes takes, with room between and around them."""
+    ends, chains = list(size), [0.0]
     for i in reversed(order.sequence):
         behind = [ends[j] for j in order.reach[i]]
         if behind:
             ends[i] = size[i] + room + max(behind)
-    return float(max(ends))
+            chains.append(ends[i] + 2 * room / 3 - len(size) * _TOLERANCE)
+    return float(max(ends + chains))
 
 
 def _bounds(sides: Sequence[Side]) -> tuple[Array, Array]:

@@ -385,7 +385,9 @@ class Reader:
                 # "a cat on a bed next to a lamp", "a plate topped with cake next to a spoon"
                 return [*link.subjects, *(link.references if link.reverse else [])]
         if self.role == "subject" and place.reference == "object" and not self.room:
-            return self.last  # "a lamp and a cup on a shelf"
+            # "a lamp and a cup on a shelf", but "a lamp to its left, a cup on a shelf"
+            placed = {subject for subject, _, _ in self.said.relations}
+            return [i for i in self.last if i in self.latest or i not in placed]
         return self.latest
 
     def _take_place(self, tokens: Sequence[str], i: int, place: Place) -> None:

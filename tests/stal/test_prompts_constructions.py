@@ -196,6 +196,11 @@ CASES: dict[str, list[tuple[str, list[str], list[str]]]] = {
             ["0 behind 3", "1 behind 3", "2 behind 3"],
         ),
         (
+            "a laptop on a desk, a cup to its right, a cat under the desk",
+            ["a laptop", "a desk", "a cup", "a cat"],
+            ["0 on 1", "2 right of 0", "3 below 1"],
+        ),
+        (
             "a bathroom with a sink and a towel on a door",
             ["a sink", "a towel", "a door"],
             ["1 on 2"],

@@ -21,7 +21,7 @@ from stal.attention import Blend, Blended, Plain, Prompts, check_reference
 from stal.checkpoint import Components, load_components, read_json, resolve
 from stal.layout import Layout
 from stal.layout_predictor import predict
-from stal.prompts import parse
+from stal.prompts import Description, parse
 from stal.weights import (
     MODES,
     RULES,
@@ -48,7 +48,8 @@ class Defaults:
 
     steps, guidance_scale: see `Pipeline`.
     reference: what the rule "guidance" moves away from: "unconditional", as the released code
-        does, or the text of a prompt.
+        does, or the text of a prompt; "{}" in it stands for the background that the prompt to draw
+        states ("on a black background"), or for nothing.
     background: of the rule "guidance" with a reference prompt, see `stal.weights.weight_maps`.
     local_prompt: how an object's phrase becomes its local prompt; "{}" stands for the phrase.
     words: the words that the model knows; None where it was trained on open text.
@@ -233,8 +234,9 @@ class Pipeline:
             attention: "plain" (one prompt, no layout), "spatial" (weights constant in time) or
                 "spatial-temporal".
             rule: "guidance" (the released code) or "convex" (the paper), see `stal.weights`.
-            reference: what the rule "guidance" moves away from: "unconditional" or a prompt; the
-                model's default if None.
+            reference: what the rule "guidance" moves away from: "unconditional" or a prompt, with
+                "{}" where the background that `prompt` states belongs, as in "an empty scene {}"
+                ("an empty scene on a black background"); the model's default if None.
             background: how much what lies outside all regions is pulled to the reference prompt,
                 as a multiple of the mean weight; the model's default if None, 0 where the
                 reference is no prompt.
@@ -429,9 +431,9 @@ class Pipeline:
             _check_text("prompt", prompt)
             if not prompt.strip():
                 raise ValueError(f"prompt must not be empty, got {prompt!r}")
-            layout = layouts[i] if layouts is not None else None
+            layout, description = layouts[i] if layouts is not None else None, parse(prompt)
             if layout is None:
-                layout = predict(parse(prompt), aspect=settings.width / settings.height)
+                layout = predict(description, aspect=settings.width / settings.height)
             elif not isinstance(layout, Layout):
                 layout = Layout.from_json(layout)
             given: Weights | None = weights[i] if weights is not None else None
@@ -450,7 +452,8 @@ class Pipeline:
             if plain and bool((lam != 0).any()):
                 raise ValueError("weights must be 0 with plain attention, which blends nothing")
             local = [self.defaults.local_prompt.replace("{}", o.phrase) for o in layout.objects]
-            texts = (prompt, *local, *[settings.reference] * reference)
+            away = reference_prompt(settings.reference, description)
+            texts = (prompt, *local, *[away] * reference)
             jobs.append(_Job(prompt, layout, lam, texts[:1] if plain else texts))
         self._check_words([settings.negative_prompt, *(t for job in jobs for t in job.texts)])
         return jobs
@@ -514,6 +517,11 @@ class Pipeline:
             return_tensors="pt",
         ).input_ids
         return ids.to(self.device)
+
+
+def reference_prompt(template: str, description: Description) -> str:
+    """The reference's text, with the background that a prompt states in the place of "{}"."""
+    return " ".join(template.replace("{}", description.background).split())
 
 
 def _refers_to_prompt(settings: Settings) -> bool:

@@ -12,15 +12,17 @@ words, `stal.words.COMPOUNDS`.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 from stal import grammar
 from stal.relations import NOWHERE, PREDICATES, Side
-from stal.words import article
+from stal.words import FUNCTION_WORDS, article
 
 __all__ = ["ENGINES", "PREDICATES", "Description", "Object", "Relation", "article", "parse"]
 
 ENGINES = ("grammar", "spacy")
+_BACKGROUND = re.compile(r"(?:[\w-]+\s+){0,4}?(?:background|backdrop)\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,18 @@ class Description:
     text: str
     objects: tuple[Object, ...] = ()
     relations: tuple[Relation, ...] = ()
+
+    @property
+    def background(self) -> str:
+        """What the text says of the background, as "on a black background"; "" if nothing."""
+        for found in _BACKGROUND.finditer(self.text):
+            ends = [o.span[1] for o in self.objects if o.span[1] <= found.end()]
+            words = self.text[max([found.start(), *ends]) : found.end()].lower().split()
+            while len(words) > 1 and not FUNCTION_WORDS.isdisjoint(words[:-1]):
+                words = words[1:]
+            if len(words) > 1:
+                return f"on {article(words[0])} {' '.join(words)}"
+        return ""
 
 
 def parse(text: str, *, engine: str = "grammar") -> Description:

@@ -112,7 +112,7 @@ def default_weights(
 ) -> Tensor:
     """The weights used where nobody gives any: (steps, objects) float32.
 
-    spatial-temporal: with K objects lam falls linearly from 2.5 - 2 / K to 0 over the steps
+    spatial-temporal: with K objects lam falls linearly from 1.9 - 1.5 / K to 0 over the steps
     ("convex": from 1 to 0). One object needs little, since D describes it and nothing else: on the
     bundled model a single one is right less often the larger lam is.
     spatial: constant; under "guidance" 5/K against the unconditional half (the released code's
@@ -132,7 +132,7 @@ def default_weights(
     if mode == "spatial":
         constant = 0.7 if rule == "convex" else 0.8 if reference_is_prompt else 5 / max(objects, 1)
         return torch.full((steps, objects), constant)
-    start = 1.0 if rule == "convex" else 2.5 - 2 / max(objects, 1)
+    start = 1.0 if rule == "convex" else 1.9 - 1.5 / max(objects, 1)
     fall = 1 - torch.arange(steps) / max(steps - 1, 1)
     return (start * fall)[:, None].repeat(1, objects)
 

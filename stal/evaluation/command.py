@@ -135,6 +135,7 @@ def evaluate(
                 settings=Settings(sampler=sampler, steps=steps, guidance_scale=guidance_scale),
                 detector=see,
                 scorer=scorer,
+                background=detectors.shapes_background if detector == "shapes" else None,
                 batch=batch,
                 quiet=quiet,
             )

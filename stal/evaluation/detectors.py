@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 # One list of detections an image; wanted are the objects of its prompt.
 Detector = Callable[[Sequence["Image"], Sequence[Sequence[Object]]], list[list[Detection]]]
+# The colour of an image's background, in a word.
+Background = Callable[["Image"], str]
 
 KINDS = ("owlv2", "owlvit", "grounding-dino")
 MIN_SCORE = 0.3
@@ -57,6 +59,13 @@ def shapes(images: Sequence[Image], wanted: Sequence[Sequence[Object]]) -> list[
         (objects,) = detect(torch.stack([pixels(image)]))
         found.append([Detection(o.shape, (o.colour,), o.box, o.score) for o in objects])
     return found
+
+
+def shapes_background(image: Image) -> str:
+    """The background colour of a picture of the shapes world."""
+    from stal.shapes.detector import background_of
+
+    return background_of(pixels(image))
 
 
 def zero_shot(

@@ -22,11 +22,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stal import picture
-from stal.evaluation.detectors import Detector, pixels
+from stal.evaluation.detectors import Background, Detector, pixels
 from stal.evaluation.metrics import judge
 from stal.evaluation.prompt_files import Case, boxes_of
 from stal.files import write_atomic
 from stal.layout import Layout
+from stal.prompts import parse
 
 if sys.platform != "win32":  # where two runs in one folder go unnoticed
     import fcntl
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from stal.clip import Clip
     from stal.pipeline import Pipeline, Result, Settings
 
-VERSION = 1
+VERSION = 2
 COMMAND, RESULTS, IMAGES = "command.json", "results.jsonl", "images"
 # draw(method, pipe, prompts, layouts=, seeds=, settings=): one result a prompt.
 Draw = Callable[..., "Sequence[Result]"]
@@ -57,6 +58,8 @@ class Row:
         detections: name, box and score of everything that was seen.
         verdict: a `stal.evaluation.metrics.Verdict`.
         correct: whether all of it is right.
+        background: whether it has the background that the prompt states; None where the prompt
+            states none, or nothing tells what it is.
         clip_global: cosine similarity of the image and its prompt; None without CLIP.
         clip_local: of each crop at a box of the layout and "a photo of <phrase>".
         seconds: to draw it, its share of a batch.
@@ -75,6 +78,7 @@ class Row:
     detections: list[dict[str, Any]]
     verdict: dict[str, int]
     correct: bool
+    background: bool | None
     clip_global: float | None
     clip_local: list[float] | None
     seconds: float
@@ -94,6 +98,7 @@ def run(
     settings: Settings,
     detector: Detector,
     scorer: Clip | None,
+    background: Background | None = None,
     batch: int = 8,
     quiet: bool = False,
 ) -> list[Row]:
@@ -113,6 +118,7 @@ def run(
         settings: of every method.
         detector: see `stal.evaluation.detectors`.
         scorer: CLIP, or None to leave its columns empty.
+        background: names that of a picture, or None to leave its column empty.
         batch: images drawn at once.
         quiet: no progress bar.
 
@@ -185,6 +191,7 @@ def run(
                         ],
                         verdict=asdict(verdict),
                         correct=verdict.correct,
+                        background=shows_background(images[k], chosen[k].prompt, background),
                         clip_global=scores and scores[0],
                         clip_local=scores and scores[1],
                         seconds=meter.seconds / len(part),
@@ -197,6 +204,12 @@ def run(
                 bar.update(len(fresh))
     order = {method: number for number, method in enumerate(methods)}
     return sorted(rows, key=lambda row: (row.index, row.seed, order[row.method]))
+
+
+def shows_background(image: Image, prompt: str, background: Background | None) -> bool | None:
+    """Whether a picture has the background that its prompt states; see `Row`."""
+    stated = parse(prompt).background.replace("grey", "gray").split()
+    return background(image) in stated if background and stated else None
 
 
 def texts_of(prompt: str, layout: Layout) -> list[str]:

@@ -222,6 +222,7 @@ METRICS = (
         "relations, both found",
         _share("relations_hold", "relations_seen"),
     ),
+    Metric("background", "background", _mean("background")),
     Metric("clip_global", "CLIP global", _mean("clip_global"), percent=False),
     Metric("clip_local", "CLIP local", _local, percent=False),
     Metric("seconds", "s/image", _mean("seconds"), percent=False),

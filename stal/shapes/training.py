@@ -476,7 +476,7 @@ def export_unet(output: Path) -> None:
     defaults = {
         "background": 0.6,
         "guidance_scale": 3.0,
-        "reference": "an empty scene",
+        "reference": "an empty scene {}",
         "steps": 25,
         "words": words(),
     }

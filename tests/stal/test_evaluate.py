@@ -72,7 +72,9 @@ CASES = [
 LAYOUTS = [place(parse(case.prompt)) for case in CASES]
 
 
-def go(folder: Path, *, draw=drawn, seeds=2, batch=3, cases=CASES, scorer=None) -> list[Row]:
+def go(
+    folder: Path, *, draw=drawn, seeds=2, batch=3, cases=CASES, scorer=None, background=None
+) -> list[Row]:
     folder.mkdir(exist_ok=True)
     return run(
         folder,
@@ -85,6 +87,7 @@ def go(folder: Path, *, draw=drawn, seeds=2, batch=3, cases=CASES, scorer=None) 
         settings=Settings(),
         detector=seen,
         scorer=scorer,
+        background=background,
         batch=batch,
         quiet=True,
     )
@@ -142,6 +145,20 @@ def test_methods_take_turns(tmp_path):
     go(tmp_path, cases=CASES[:4], seeds=1, batch=2)
     order = [row.method for row in read_rows(tmp_path)]
     assert order == ["plain"] * 2 + ["ours"] * 2 + ["plain"] * 2 + ["ours"] * 2
+
+
+def test_background_is_compared_with_what_the_prompt_states(tmp_path):
+    stated = ("", " on a black background", " on a grey background", " on a white background")
+    cases = [parsed(f"a red circle{background}") for background in stated]
+    rows = go(
+        tmp_path,
+        cases=cases,
+        seeds=1,
+        background=lambda image: "gray" if image.getpixel((0, 0))[0] >= 100 else "black",
+    )
+    shown = {method: [r.background for r in rows if r.method == method] for method in METHODS}
+    assert shown == {"plain": [None, True, False, False], "ours": [None, False, True, False]}
+    assert {row.background for row in go(tmp_path / "without")} == {None}
 
 
 def test_clip_scores_picture_and_crops(tmp_path):

@@ -26,11 +26,11 @@ from transformers import (
 
 from stal import clip
 from stal.evaluation import detectors
-from stal.evaluation.detectors import COLOURS, pixels, shapes, zero_shot
+from stal.evaluation.detectors import COLOURS, pixels, shapes, shapes_background, zero_shot
 from stal.evaluation.metrics import Detection
 from stal.pipeline import bundled_model
 from stal.prompts import Object, parse
-from stal.shapes.scenes import draw_scenes, render
+from stal.shapes.scenes import BACKGROUND_NAMES, draw_scenes, render
 from stal.shapes.training import write_tokenizer
 
 TWO = parse("a red circle and a blue square").objects
@@ -139,6 +139,8 @@ def test_shapes_sees_what_was_drawn():
         count = int(scenes.count[i])
         drawn = [scenes.phrase(i, k).split()[1:] for k in range(count)]
         assert sorted([*d.attributes, d.noun] for d in seen) == sorted(drawn)
+        background = BACKGROUND_NAMES[int(scenes.background[i])]
+        assert shapes_background(Image.fromarray(levels[i])) == background
 
 
 def test_pixels_are_channels_first_in_0_to_1():

@@ -136,6 +136,22 @@ def test_background_is_of_the_model_and_0_without_a_reference_prompt(pipe):
     assert not torch.equal(drawn["default"].latents, drawn["none"].latents)
 
 
+@pytest.mark.parametrize(
+    ("prompt", "reference"),
+    [
+        (TWO, "an empty scene"),
+        (f"{TWO} on a black background", "an empty scene on a black background"),
+    ],
+)
+def test_reference_names_the_background_of_the_prompt(pipe, prompt, reference):
+    known = Pipeline(pipe.components, defaults=Defaults(reference="an empty scene {}"))
+    default = known(prompt, steps=STEPS)
+    assert default.settings["reference"] == "an empty scene {}"
+    assert torch.equal(default.latents, pipe(prompt, steps=STEPS, reference=reference).latents)
+    other = pipe(prompt, steps=STEPS, reference="an empty scene on a beige background")
+    assert not torch.equal(default.latents, other.latents)
+
+
 def test_rules_references_and_modes_differ(pipe):
     options = [
         {},

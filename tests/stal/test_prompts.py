@@ -450,6 +450,24 @@ def test_prefix_and_background_change_nothing(prefix: str) -> None:
     assert (dressed.objects, dressed.relations) == (plain.objects, plain.relations)
 
 
+@pytest.mark.parametrize(
+    ("text", "background"),
+    [
+        ("a red circle on a black background", "on a black background"),
+        ("red circle and blue star on gray background", "on a gray background"),
+        ("a red star, plain gray background", "on a plain gray background"),
+        ("Against an Old Brick backdrop, a cat and a dog.", "on an old brick backdrop"),
+        ("a cat in front of a blurry, dark background", "on a dark background"),
+        ("a cat with grass in the background", ""),
+        ("a cat in the background, on a white background", "on a white background"),
+        ("background", ""),
+        ("a black cat", ""),
+    ],
+)
+def test_background_is_what_the_text_says_of_it(text: str, background: str) -> None:
+    assert parse(text).background == background
+
+
 def test_object_has_noun_and_attributes() -> None:
     found = parse("two shiny red traffic lights, a dog and the old black and white tv").objects
     light = Object("a shiny red traffic light", "traffic light", ("shiny", "red"))
@@ -510,6 +528,7 @@ def check(found: Description) -> None:
         assert {relation.subject, relation.object} <= set(range(len(found.objects)))
         start, end = relation.span
         assert 0 <= start < end <= len(found.text)
+    assert found.background == "" or found.background.startswith(("on a ", "on an "))
 
 
 @given(st.text(max_size=200))

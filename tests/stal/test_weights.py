@@ -168,8 +168,8 @@ def test_unknown_names_are_refused():
     ("options", "column"),
     [
         ({"mode": "plain"}, [0, 0, 0, 0, 0]),
-        ({}, [1.5, 1.125, 0.75, 0.375, 0]),
-        ({"reference_is_prompt": True}, [1.5, 1.125, 0.75, 0.375, 0]),
+        ({}, [1.15, 0.8625, 0.575, 0.2875, 0]),
+        ({"reference_is_prompt": True}, [1.15, 0.8625, 0.575, 0.2875, 0]),
         ({"rule": "convex"}, [1, 0.75, 0.5, 0.25, 0]),
         ({"mode": "spatial"}, [2.5] * 5),
         ({"mode": "spatial", "reference_is_prompt": True}, [0.8] * 5),
@@ -184,9 +184,9 @@ def test_default_weights(options, column):
 
 
 def test_default_weights_of_one_step_and_of_no_objects():
-    close(default_weights(1, 2), [[1.5, 1.5]])
-    close(default_weights(2, 1), [[0.5], [0]])
-    close(default_weights(2, 4), [[2] * 4, [0] * 4])
+    close(default_weights(1, 2), [[1.15, 1.15]])
+    close(default_weights(2, 1), [[0.4], [0]])
+    close(default_weights(2, 4), [[1.525] * 4, [0] * 4])
     assert default_weights(3, 0, mode="spatial").shape == (3, 0)
 
 

@@ -15,7 +15,15 @@ from torch import Tensor
 
 from stal.evaluation.baselines.denoiser import Denoiser, plain_drawing
 from stal.layout import Layout, masks
-from stal.pipeline import UNCONDITIONAL, Drawing, Pipeline, Result, Settings
+from stal.pipeline import (
+    UNCONDITIONAL,
+    Drawing,
+    Pipeline,
+    Result,
+    Settings,
+    reference_prompt,
+)
+from stal.prompts import parse
 
 
 def multidiffusion(
@@ -43,8 +51,9 @@ def multidiffusion(
         layouts: the boxes; None places the objects by the prompt. No objects is the plain model.
         strength: 1 in the paper; 0 is the plain model.
         bootstrap: share of the steps, 20 of 50 in the released code.
-        background: the text of what no box covers; the model's own reference if it is a prompt
-            ("an empty scene"), else the whole prompt, if None.
+        background: the text of what no box covers, "{}" in it as in `Pipeline`'s reference; the
+            model's own reference if it is a prompt ("an empty scene {}"), else the whole prompt, if
+            None.
 
     Tried on the bundled model and prompts of the development split with 2 objects, of which the
     plain model draws 31% of the first 16 and 41% of the first 32 wholly right: bootstrap 0 and 0.2
@@ -63,7 +72,7 @@ def multidiffusion(
             continue
         parts = torch.cat([(1 - boxes.sum(0, keepdim=True)).clamp(min=0), boxes])
         shares = strength * parts / parts.sum(0)
-        rest = job.prompt if around is None else around
+        rest = job.prompt if around is None else reference_prompt(around, parse(job.prompt))
         terms.append(_Term(i, job.prompt, (1 - strength) * everywhere, everywhere))
         terms.append(_Term(i, rest, shares[0], everywhere))
         for item, share, box in zip(job.layout.objects, shares[1:], boxes, strict=True):

@@ -243,16 +243,18 @@ def online(
 
     def predict(x: Tensor, t: float, step: int, *weights: Tensor) -> Tensor:
         due = step % every == 0 and step < until * drawing.schedule.steps
+        unconditional = None
         if due and step not in seen:  # PLMS calls twice in step 0
             seen.add(step)
+            unconditional = drawing.unconditional(x, t)
             for _ in range(updates):
-                adjust(x, t, step)
-        return drawing.predict(x, t, step, *weights)
+                adjust(x, t, step, unconditional)
+        return drawing.predict(x, t, step, *weights, unconditional=unconditional)
 
-    def adjust(x: Tensor, t: float, step: int) -> None:
+    def adjust(x: Tensor, t: float, step: int, unconditional: Tensor | None) -> None:
         leaves = [w.clone().requires_grad_() for w in weights]
         with torch.enable_grad():
-            prediction = drawing.predict(x, t, step, *leaves)
+            prediction = drawing.predict(x, t, step, *leaves, unconditional=unconditional)
             images = drawing.pipe.pixels(_denoised(prediction, x, t, drawing.schedule))
             terms = clip_loss(clip, images, drawing, options)
             loss = terms[:, 0] + options.crop_weight * terms[:, 1]

@@ -598,12 +598,25 @@ class Drawing:
         self.weights, self.seeds = [job.weights for job in jobs], noise.seeds
         self._guided = settings.guidance_scale != 1
         self._attention, rows, pooled = pipe._attention(jobs, settings, self._guided)
+        self._halves = _halves(self._attention, rows)
         own = None if pooled is None else pooled[rows]
         self._added = pipe.added_conditions(own, height=settings.height, width=settings.width)
 
-    def predict(self, x: Tensor, t: float, step: int, *weights: Tensor) -> Tensor:
-        """The guided prediction of one call of the UNet; differentiable in x and weights."""
-        attention, scale = self._attention, self.settings.guidance_scale
+    def predict(
+        self,
+        x: Tensor,
+        t: float,
+        step: int,
+        *weights: Tensor,
+        unconditional: Tensor | None = None,
+    ) -> Tensor:
+        """The guided prediction of one call of the UNet; differentiable in x and weights.
+
+        unconditional: what `self.unconditional` returned for x and t, so that the UNet runs on the
+            conditional half of the batch alone.
+        """
+        apart, scale = unconditional is not None, self.settings.guidance_scale
+        attention = self._halves[1] if apart and self._halves else self._attention
         if isinstance(attention, Blended):
             each = [w for w in weights for _ in range(self.settings.num_images)]
             attention.blends = tuple(
@@ -611,13 +624,29 @@ class Drawing:
             )
             attention.step = step
             attention.keep_maps = not self.pipe.components.unet.gradient_checkpointing
-        unet = self.pipe.components.unet
-        inputs = torch.cat([x, x]) if self._guided else x
-        prediction = unet(inputs, t, None, self._added, attention=attention)
-        if not self._guided:
+        both = self._guided and not apart
+        added = self._added_of(slice(len(x), None)) if apart else self._added
+        inputs = torch.cat([x, x]) if both else x
+        prediction = self.pipe.components.unet(inputs, t, None, added, attention=attention)
+        if both:
+            unconditional, prediction = prediction.chunk(2)
+        if unconditional is None:
             return prediction
-        unconditional, conditional = prediction.chunk(2)
-        return unconditional + scale * (conditional - unconditional)
+        return unconditional + scale * (prediction - unconditional)
+
+    def unconditional(self, x: Tensor, t: float) -> Tensor | None:
+        """The prediction of the unconditional half of the batch alone, for `self.predict`.
+
+        None where there is no such half, or where it is what the weights move away from. Otherwise
+        it does not depend on them, and whoever changes them at one step needs it only once.
+        """
+        if self._halves is None:
+            return None
+        added = self._added_of(slice(None, len(x)))
+        return self.pipe.components.unet(x, t, None, added, attention=self._halves[0])
+
+    def _added_of(self, part: slice) -> dict[str, Tensor] | None:
+        return self._added and {name: value[part] for name, value in self._added.items()}
 
     def sample(
         self,
@@ -681,6 +710,25 @@ class Drawing:
                 record["optimize"] = optimize[i]
             results.append(Result(images[mine], job.layout, lam, latents[mine], record))
         return results
+
+
+def _halves(attention: Plain | Blended, rows: Sequence[int]) -> tuple[Plain, Blended] | None:
+    """The attention of each half of a guided batch, if neither half reads the other's.
+
+    rows: of the table, each batch element's own prompt.
+    """
+    if not isinstance(attention, Blended) or attention.unconditional is None:
+        return None
+    if attention.rule == "guidance" and not attention.reference_is_prompt:
+        return None
+    conditional = Blended(
+        attention.prompts,
+        attention.blends,
+        unconditional=None,
+        rule=attention.rule,
+        background=attention.background,
+    )
+    return Plain(attention.prompts, rows[: len(rows) // 2]), conditional
 
 
 class _Noise:

@@ -285,6 +285,36 @@ def test_a_layout_is_an_object_or_its_json(pipe):
     assert difference(result.images[0], pipe(TWO, steps=STEPS).images[0]) > 10
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [Settings(reference="an empty scene", num_images=2), Settings(rule="convex")],
+    ids=["guidance", "convex"],
+)
+@pytest.mark.parametrize("model", ["sd", "xl"])
+def test_the_halves_of_a_batch_predict_alone_what_they_do_together(pipe, xl_pipe, model, settings):
+    drawing = {"sd": pipe, "xl": xl_pipe}[model].prepare([TWO, THREE], settings)
+    images = 2 * settings.num_images
+    x = torch.randn(images, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    weights = [torch.full_like(w, 0.6) for w in drawing.weights]
+    with torch.no_grad():
+        together = drawing.predict(x, 500.0, 1, *weights)
+        unconditional = drawing.unconditional(x, 500.0)
+        apart = drawing.predict(x, 500.0, 1, *weights, unconditional=unconditional)
+        default = drawing.predict(x, 500.0, 1, *drawing.weights, unconditional=unconditional)
+    torch.testing.assert_close(apart, together, rtol=1e-4, atol=1e-4)
+    assert (default - together).abs().max() > 1e-2
+
+
+def test_nothing_is_apart_without_guidance_or_where_the_halves_meet(pipe):
+    x = torch.zeros(1, 4, 8, 8)
+    for settings in (
+        Settings(attention="plain"),
+        Settings(reference="unconditional"),
+        Settings(reference="an empty scene", guidance_scale=1.0),
+    ):
+        assert pipe.prepare([TWO], settings).unconditional(x, 500.0) is None
+
+
 @pytest.mark.parametrize("reference", ["unconditional", "an empty scene"])
 def test_gradients_reach_the_weights_through_the_latents(pipe, reference):
     weights = torch.ones(STEPS, 2, requires_grad=True)

@@ -510,9 +510,7 @@ def _scores(mixture: Mixture, layout: Layout) -> tuple[float, list[float]]:
     pad = mixture.mean.shape[1] - n
     logs = mixture.log_prob(F.pad(z, (0, 0, 0, pad))[None])[0, :n]
     means = mixture.mean[0, :n].transpose(0, 1)  # (k, n, 4)
-    peaks = torch.stack(
-        [mixture.log_prob(F.pad(mean, (0, 0, 0, pad))[None])[0, :n] for mean in means]
-    ).amax(0)
+    peaks = mixture.log_prob(F.pad(means, (0, 0, 0, pad)))[:, :n].amax(0)
     return float(logs.sum()), (logs - peaks).clamp(max=0.0).exp().tolist()
 
 

@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,9 +61,13 @@ class _HalfSpaces:
         """Which rows speak of a box within another."""
         return self.k_i.sum(1) * self.k_j.sum(1) < 0
 
+    def least(self, size: Array) -> Array:
+        """The right-hand sides for sizes (..., boxes, 2)."""
+        i, j = size[..., self.i, :], size[..., self.j, :]
+        return self.offset + (self.k_i * i + self.k_j * j).sum(-1)
+
     def shortfall(self, centre: Array, size: Array) -> Array:
-        rhs = self.offset + (self.k_i * size[self.i] + self.k_j * size[self.j]).sum(1)
-        return rhs - (self.normal * (centre[self.j] - centre[self.i])).sum(1)
+        return self.least(size) - (self.normal * (centre[self.j] - centre[self.i])).sum(1)
 
     def largest(self, index: int, centre: Array, size: Array) -> float:
         """By how much box `index` may be scaled."""
@@ -174,7 +179,7 @@ def project(
                 centre, size = spread
                 break
     elif fixed:
-        _, centre, size = _settle(centre, size, free, rows, related, (low, high))
+        _, centre, size = _settle(centre[None], size, free, rows, related, (low, high))
     else:
         # A row and a column of its own for each box fulfil every order.
         ranks = [{i: rank for rank, i in enumerate(order.sequence)} for order in orders]
@@ -312,7 +317,7 @@ def _search(
     best: tuple[float, Array, Array] | None = None
     start = centre
     for _ in range(_STARTS):
-        done, new, scaled = _settle(start, size, free, rows, related, bounds)
+        done, new, scaled = _settle(start[None], size, free, rows, related, bounds)
         lost = 1 - np.sqrt(scaled.prod(1) / size.prod(1))
         stuck = free & (lost > 1 - 0.7 * crowd)
         if done:
@@ -345,15 +350,13 @@ def _spread(
     if (size + room).prod(1).sum() > _CROWDED and not rows.inner.any():
         return None
     rng = np.random.default_rng(0)
-    start = centre
-    for trial in range(_SPREAD_STARTS):
-        done, new, kept = _settle(start, size, free, rows, related, bounds, room)
-        if done:
-            return new, kept
+    starts = [centre]
+    for trial in range(_SPREAD_STARTS - 1):
         near = centre + rng.normal(0.0, _JITTER, centre.shape)
         elsewhere = rng.uniform(*bounds)
-        start = np.where(free[:, None], near if trial % 2 else elsewhere, centre)
-    return None
+        starts.append(np.where(free[:, None], near if trial % 2 else elsewhere, centre))
+    done, new, kept = _settle(np.stack(starts), size, free, rows, related, bounds, room)
+    return (new, kept) if done else None
 
 
 def _settle(
@@ -367,17 +370,87 @@ def _settle(
 ) -> tuple[bool, Array, Array]:
     """Whether everything is fulfilled, and the centres and sizes at the end.
 
+    centre: (starts, boxes, 2), each of which is settled on its own, all at once; the first that
+        fulfils everything counts, or else the first.
     room: more than 0 keeps boxes so far apart, and a third of that from the border of the canvas,
         and leaves their sizes alone.
     """
-    n = len(centre)
-    centre, size = centre.copy(), size.copy()
+    starts, n, _ = centre.shape
+    full = _fitted(size, free, rows)
     first, second = np.triu_indices(n, 1)
     gaps = np.array(
         [related.get(frozenset(p), room) for p in zip(first.tolist(), second.tolist(), strict=True)]
     )
     first, second, gaps = first[gaps >= 0], second[gaps >= 0], gaps[gaps >= 0]
-    # What shall lie inside another is no larger than 0.8 of it.
+    # The half-spaces, then the pairs to be kept apart, each with its two boxes.
+    i, j = np.concatenate((rows.i, first)), np.concatenate((rows.j, second))
+    stated = len(rows.i)
+    ends = np.concatenate((i, j)) + n * np.arange(starts)[:, None]
+    move_i, move_j = free[i].astype(float), free[j].astype(float)
+    moves = move_i + move_j
+    normal = np.zeros((starts, len(i), 2))
+    normal[:, :stated] = rows.normal
+    stretch_i, stretch_j = np.zeros_like(normal), np.zeros_like(normal)
+    stretch_i[:, :stated], stretch_j[:, :stated] = rows.k_i, rows.k_j
+    scale = np.ones((starts, n))
+    smallest = np.minimum(1.0, _SMALLEST / full.min(1))
+
+    def total(at_i: Array, at_j: Array) -> Array:
+        """Sums over what each box is an end of."""
+        values = np.concatenate((at_i, at_j), axis=1)
+        sums: NDArray[Any] = np.bincount(ends.ravel(), values.ravel(), starts * n)
+        return sums.reshape(starts, n)
+
+    for round_ in range(_SPREAD_ROUNDS if room else _ROUNDS):
+        give = 0.0 if room or round_ < _FREE_ROUNDS else 1 / _STIFFNESS
+        if round_ == 0 or give:
+            size = full * scale[:, :, None]
+            low, high = _limits(size, free, bounds, room)
+            least = rows.least(size)
+            reach = (size[:, first] + size[:, second]) / 2 + gaps[:, None]
+        centre = np.minimum(np.maximum(centre, low), high)
+        delta = centre[:, j] - centre[:, i]
+        # Two boxes collide where they meet along both axes; the easier way out is taken.
+        depth = reach - np.abs(delta[:, stated:])
+        across = depth[:, :, 0] <= depth[:, :, 1]
+        away = np.where(delta[:, stated:] >= 0, 1.0, -1.0)
+        normal[:, stated:, 0] = away[:, :, 0] * across
+        normal[:, stated:, 1] = away[:, :, 1] * ~across
+        short = least - (rows.normal * delta[:, :stated]).sum(-1)
+        lack = np.concatenate((short, depth.min(-1)), axis=1)
+        bad = lack > _TOLERANCE
+        done = np.logical_not(bad.any(1))
+        rest = (bad & (moves > 0)).any(1)
+        if not rest.any() or done[: rest.argmax()].any():
+            break
+        norm = (normal**2).sum(-1) * moves
+        if give:
+            # What a box's scale adds to what is lacking.
+            stretch_i[:, stated:] = stretch_j[:, stated:] = np.abs(normal[:, stated:]) / 2
+            rate_i = move_i * (stretch_i * full[i]).sum(-1)
+            rate_j = move_j * (stretch_j * full[j]).sum(-1)
+            norm = norm + give * (rate_i**2 + rate_j**2)
+        step = np.where(bad, lack, 0.0) / np.maximum(norm, 1e-9)
+        one = bad.astype(float)
+        count = np.maximum(total(one, one), 1.5)
+        push = normal * step[:, :, None]
+        for axis in (0, 1):
+            moved = total(-push[:, :, axis] * move_i, push[:, :, axis] * move_j)
+            centre[:, :, axis] += 1.5 * moved / count
+        if give:
+            shrunk = total(-give * step * rate_i, -give * step * rate_j)
+            scale = (scale + 1.5 * shrunk / count).clip(smallest, 1.0)
+    best = int(done.argmax())
+    centre, size = centre[best], full * scale[best][:, None]
+    if not done[best]:
+        return False, centre.clip(size / 2, 1 - size / 2), size
+    _grow(centre, size, full, free, rows, (first, second, gaps))
+    return True, centre, size
+
+
+def _fitted(size: Array, free: NDArray[np.bool_], rows: _HalfSpaces) -> Array:
+    """The sizes, but what shall lie inside another is no larger than 0.8 of it."""
+    size = size.copy()
     inner = rows.inner
     inside = rows.k_i.sum(1)[inner] > 0
     small = np.where(inside, rows.i[inner], rows.j[inner])
@@ -385,56 +458,18 @@ def _settle(
     for index, container in zip(small, large, strict=True):
         if free[index]:
             size[index] = np.minimum(size[index], 0.8 * size[container])
-    move = free.astype(float)
-    full, scale = size, np.ones(n)
-    least = np.minimum(1.0, _SMALLEST / full.min(1))
-    each = np.arange(len(first))
-    done = False
-    for round_ in range(_SPREAD_ROUNDS if room else _ROUNDS):
-        size = full * scale[:, None]
-        border = np.minimum(size / 2 + room / 3, 0.5)
-        low = np.maximum(bounds[0], border)
-        high = np.maximum(np.minimum(bounds[1], 1 - border), low)
-        low = np.minimum(low, 1 - border)
-        centre = np.where(free[:, None], centre.clip(low, high), centre)
-        # Two boxes collide where they meet along both axes; the easier way out is taken.
-        delta = centre[second] - centre[first]
-        depth = (size[first] + size[second]) / 2 + gaps[:, None] - np.abs(delta)
-        axis = depth.argmin(1)
-        hit = (depth[each, axis] > _TOLERANCE).nonzero()[0]
-        away = np.zeros((len(hit), 2))
-        away[np.arange(len(hit)), axis[hit]] = np.where(delta[hit, axis[hit]] >= 0, 1.0, -1.0)
+    return size
 
-        short = rows.shortfall(centre, size)
-        bad = (short > _TOLERANCE).nonzero()[0]
-        i = np.concatenate((rows.i[bad], first[hit]))
-        j = np.concatenate((rows.j[bad], second[hit]))
-        normal = np.concatenate((rows.normal[bad], away))
-        lack = np.concatenate((short[bad], depth[hit, axis[hit]]))
-        if not ((move[i] + move[j]) > 0).any():
-            done = not len(lack)
-            break
-        # What a box's scale adds to what is lacking.
-        half = np.abs(away) / 2
-        rate_i = move[i] * (np.concatenate((rows.k_i[bad], half)) * full[i]).sum(1)
-        rate_j = move[j] * (np.concatenate((rows.k_j[bad], half)) * full[j]).sum(1)
-        give = 0.0 if room or round_ < _FREE_ROUNDS else 1 / _STIFFNESS
-        norm = (normal**2).sum(1) * (move[i] + move[j]) + give * (rate_i**2 + rate_j**2)
-        step = lack / np.maximum(norm, 1e-9)
-        push = normal * step[:, None]
-        total, count = np.zeros((n, 3)), np.zeros((n, 1))
-        np.add.at(total, i, np.column_stack((-push * move[i, None], -give * step * rate_i)))
-        np.add.at(total, j, np.column_stack((push * move[j, None], -give * step * rate_j)))
-        np.add.at(count, i, 1.0)
-        np.add.at(count, j, 1.0)
-        change = 1.5 * total / np.maximum(count, 1.5)
-        centre = centre + change[:, :2]
-        scale = (scale + change[:, 2]).clip(least, 1.0)
-    size = full * scale[:, None]
-    if not done:
-        return False, centre.clip(size / 2, 1 - size / 2), size
-    _grow(centre, size, full, free, rows, (first, second, gaps))
-    return True, centre, size
+
+def _limits(
+    size: Array, free: NDArray[np.bool_], bounds: tuple[Array, Array], room: float
+) -> tuple[Array, Array]:
+    """Between what the centres of the free boxes must lie."""
+    border = np.minimum(size / 2 + room / 3, 0.5)
+    low = np.maximum(bounds[0], border)
+    high = np.maximum(np.minimum(bounds[1], 1 - border), low)
+    low = np.minimum(low, 1 - border)
+    return np.where(free[:, None], low, -np.inf), np.where(free[:, None], high, np.inf)
 
 
 def _grow(

@@ -22,7 +22,8 @@ from stal.words import FUNCTION_WORDS, article
 __all__ = ["ENGINES", "PREDICATES", "Description", "Object", "Relation", "article", "parse"]
 
 ENGINES = ("grammar", "spacy")
-_BACKGROUND = re.compile(r"(?:[\w-]+\s+){0,4}?(?:background|backdrop)\b", re.IGNORECASE)
+_BACKGROUND = re.compile(r"(?<![\w-])(?:background|backdrop)\b", re.IGNORECASE)
+_LOOK_BACK = 80  # characters in which the words that describe a background are looked for
 
 
 @dataclass(frozen=True)
@@ -84,10 +85,11 @@ class Description:
     def background(self) -> str:
         """What the text says of the background, as "on a black background"; "" if nothing."""
         for found in _BACKGROUND.finditer(self.text):
-            ends = [o.span[1] for o in self.objects if o.span[1] <= found.end()]
-            words = self.text[max([found.start(), *ends]) : found.end()].lower().split()
-            while len(words) > 1 and not FUNCTION_WORDS.isdisjoint(words[:-1]):
-                words = words[1:]
+            start = max(0, found.start() - _LOOK_BACK)
+            ends = [o.span[1] for o in self.objects if start < o.span[1] <= found.start()]
+            words = self.text[max([start, *ends]) : found.end()].lower().split()[-5:]
+            own = [i for i, word in enumerate(words[:-1]) if not _describes(words, i)]
+            words = words[own[-1] + 1 :] if own else words
             if len(words) > 1:
                 return f"on {article(words[0])} {' '.join(words)}"
         return ""
@@ -128,3 +130,10 @@ def parse(text: str, *, engine: str = "grammar") -> Description:
         tuple(objects),
         tuple(Relation(i, name, j, span) for (i, name, j), span in relations.items()),
     )
+
+
+def _describes(words: list[str], i: int) -> bool:
+    """Whether a word before "background" can belong to it: "plain gray", "black and white"."""
+    if words[i] == "and":
+        return i > 0 and _describes(words, i - 1)
+    return bool(re.fullmatch(r"[\w-]+", words[i])) and words[i] not in FUNCTION_WORDS

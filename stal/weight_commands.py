@@ -18,6 +18,7 @@ def plot(
 ) -> None:
     """Draw the weights over the steps, a line an object."""
     check_writable(output)
+    _check_apart(output, source=source)
 
     from stal import weight_plot
 
@@ -62,6 +63,7 @@ def fit_schedule(
     `stal generate PROMPT --weights schedule.json` draws with the result.
     """
     check_writable(output)
+    _check_apart(output, prompts=prompts)
 
     from stal.clip import load
     from stal.optimize import Options, schedule
@@ -123,3 +125,10 @@ def _lines(path: Path) -> list[str]:
     if not texts:
         raise ValueError(f"{path} must hold prompts, one a line, got none")
     return texts
+
+
+def _check_apart(output: Path, **inputs: Path | None) -> None:
+    """Raises ValueError if writing the output would replace what is read."""
+    for name, path in inputs.items():
+        if path is not None and path.resolve() == output.resolve():
+            raise ValueError(f"output must be another file than {name}, got {output}")

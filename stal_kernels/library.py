@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from stal_kernels import backends
 from stal_kernels.checks import check_values
@@ -35,6 +36,8 @@ _backward_op = torch.ops.stal_kernels.blended_attention_backward.default
 
 def blended_attention(q: Tensor, k: Tensor, v: Tensor, weight: Tensor, *others: Any) -> Tensor:
     """Calls the operator with arguments that have passed checks.py."""
+    if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
+        _refuse_tangents(q, k, v, weight)
     if torch.compiler.is_compiling() or (
         torch.is_grad_enabled()
         and (q.requires_grad or k.requires_grad or v.requires_grad or weight.requires_grad)
@@ -45,6 +48,14 @@ def blended_attention(q: Tensor, k: Tensor, v: Tensor, weight: Tensor, *others: 
     # the layer itself would do.
     with torch._C._AutoDispatchBelowAutograd():
         return _op(q, k, v, weight, *others)
+
+
+def _refuse_tangents(*tensors: Tensor) -> None:
+    """Raises where a forward-mode derivative would silently be 0."""
+    if any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
+        raise NotImplementedError(
+            "blended_attention has no forward-mode derivative; use reverse mode (backward)"
+        )
 
 
 def _forward(

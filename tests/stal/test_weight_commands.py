@@ -112,3 +112,19 @@ def test_plot_refuses_other_files(run, tmp_path, record, output, message):
     assert code == 1
     assert message in err
     assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (("plot", "kept.json", "--output", "kept.json"), "source"),
+        (("fit-schedule", "--prompts", "kept.json", "--output", "./kept.json"), "prompts"),
+    ],
+    ids=["plot", "fit-schedule"],
+)
+def test_what_is_read_is_not_replaced(run, tmp_path, arguments, name):
+    (tmp_path / "kept.json").write_text(TWO)
+    code, _, err = run(*arguments)
+    assert code != 0
+    assert f"output must be another file than {name}" in err
+    assert (tmp_path / "kept.json").read_text() == TWO

@@ -29,6 +29,19 @@ def test_reference_gradients_equal_finite_differences(case):
 
 
 @FORMS
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_forward_mode_is_refused_and_not_zero(case, backend):
+    e = example(case, torch.float32)
+    q, k, v, weight = (x.detach() for x in e.floats())
+    with pytest.raises(NotImplementedError, match="no forward-mode derivative"):
+        torch.func.jvp(
+            lambda w: call(e, q, k, v, w, backend=backend), (weight,), (torch.ones_like(weight),)
+        )
+    with torch.autograd.forward_ad.dual_level():  # without tangents it is as anywhere
+        assert call(e, q, k, v, weight, backend=backend).shape == q.shape
+
+
+@FORMS
 def test_operators_pass_opcheck(case):
     e = example(case, torch.float32)
     shared = (*e.floats(), e.prompt_ids, e.offsets, e.region, e.key_lengths, 0.3)

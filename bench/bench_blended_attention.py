@@ -1,6 +1,7 @@
 """Blended attention against what one would write without it.
 
     python bench/bench_blended_attention.py [--dtype bfloat16] [--threads 2] [--cases sd15]
+                                            [--matmul-precision medium]
     python bench/bench_blended_attention.py --overhead [--output FILE]
 
 For every case and pass, the correctness of each backend comes first (the twice-eager rule on the
@@ -121,6 +122,12 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
+    parser.add_argument(
+        "--matmul-precision",
+        default="highest",
+        choices=("highest", "medium"),
+        help="what float32 products may round to, torch.set_float32_matmul_precision",
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--cases", default="", help="only cases with this in their name")
     parser.add_argument("--prompts", type=int, nargs="+", default=[1, 5])
@@ -143,7 +150,10 @@ def main() -> int:
         if reasons := why_not(backend):
             parser.error("; ".join(reasons))
     torch.set_num_threads(arguments.threads)
+    torch.set_float32_matmul_precision(arguments.matmul_precision)
     dtype = getattr(torch, arguments.dtype)
+    # float32 at medium precision runs the products of bfloat16, so their correctness is at stake.
+    checked = dtype if arguments.matmul_precision == "highest" else torch.bfloat16
 
     peak = matmul_rate(dtype)
     table = Table(
@@ -160,17 +170,22 @@ def main() -> int:
             "of mm": 6,
         },
         dtype=arguments.dtype,
+        **{"matmul precision": arguments.matmul_precision},
         mm=f"{peak / 1e9:.0f} GFLOP/s",
     )
-    command = "python bench/bench_blended_attention.py --output ... --dtype "
+    command = "python bench/bench_blended_attention.py --output ... --cases ... --dtype "
+    if arguments.matmul_precision != "highest":
+        command = command.replace(
+            "--dtype", f"--matmul-precision {arguments.matmul_precision} --dtype"
+        )
     details = {
-        "command": f"{command}{arguments.dtype} --threads {arguments.threads} --cases ...",
+        "command": f"{command}{arguments.dtype} --threads {arguments.threads}",
         **cpu_details(),
     }
     for label, case in chosen:
         small = Case(**{**vars(case), "seqlen_q": min(case.seqlen_q, 512)})
         for backend in arguments.backends:
-            assert_within_twice_plain(small, backend, dtype, draws=1)
+            assert_within_twice_plain(small, backend, checked, draws=1)
         e = example(case, dtype)
         pairs = case.batch * case.heads * case.seqlen_q * case.seqlen_k * case.head_dim
         for name in arguments.passes:

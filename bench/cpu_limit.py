@@ -47,8 +47,8 @@ _ROUNDS = 20_000  # about a millisecond of either
 class Rates:
     """The two measurements, on all threads at once, as functions to be timed."""
 
-    def __init__(self, level: str, dtype: torch.dtype, threads: int) -> None:
-        self._library = _compile(level, dtype)
+    def __init__(self, level: str, threads: int) -> None:
+        self._library = _compile(level)
         self._library.FlopsARound.restype = ctypes.c_int64
         self._threads = threads
         self._zeros = torch.zeros(512)
@@ -65,9 +65,8 @@ class Rates:
         self._library.Exponentiate(x, count, ctypes.c_int64(_ROUNDS // 100), self._threads)
 
 
-def _compile(level: str, dtype: torch.dtype) -> ctypes.CDLL:
-    pairs = level in _PAIRS and dtype == torch.bfloat16
-    macros = _PAIRS[level] if pairs else f"-DSTAL_LEVEL_{_SINGLE.get(level, level).upper()}"
+def _compile(level: str) -> ctypes.CDLL:
+    macros = _PAIRS.get(level, f"-DSTAL_LEVEL_{level.upper()}")
     # As setup.py.
     command = (
         "c++ -std=c++17 -O3 -march=native -shared -fPIC -fvisibility=hidden -ffp-contract=fast "
@@ -101,7 +100,9 @@ def main() -> int:
     torch.set_num_threads(arguments.threads)
     dtype = getattr(torch, arguments.dtype)
     level = cpu._best_level()
-    rates = Rates(level, dtype, arguments.threads)
+    if dtype == torch.float32:
+        level = _SINGLE.get(level, level)
+    rates = Rates(level, arguments.threads)
     table = Table(
         {
             "case": 30,

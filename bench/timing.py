@@ -169,7 +169,7 @@ class Table:
         shown: Callable[[dict[str, Any]], bool],
         **details: str,
     ) -> None:
-        """Writes the rows as JSON and those that are `shown` as Markdown beside it.
+        """Writes the rows, each with its commit, as JSON, and those that are `shown` as Markdown.
 
         Rows that are there already stay unless one of these has the same `key`, so that a table
         can be measured in parts.
@@ -186,13 +186,14 @@ class Table:
             rows = {tuple(row[k] for k in key): row for row in before["rows"]}
         commit = header.pop("commit")
         rows |= {tuple(row[k] for k in key): {**row, "commit": commit} for row in self.rows}
+        columns = [*self.columns, "commit"]
         path.parent.mkdir(parents=True, exist_ok=True)
         content = {"machine": header, "rows": list(rows.values())}
         path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         lines = [f"{name}: {value}  " for name, value in header.items()]
-        lines += ["", f"| {' | '.join(self.columns)} |", "|---" * len(self.columns) + "|"]
+        lines += ["", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
         for row in filter(shown, rows.values()):
-            lines.append(f"| {' | '.join(row[name] for name in self.columns)} |")
+            lines.append(f"| {' | '.join(row[name] for name in columns)} |")
         path.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
     def _print(self, cells: dict[str, str]) -> None:

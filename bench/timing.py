@@ -135,12 +135,19 @@ def _cpuinfo(key: str) -> str:
 
 
 def _commit() -> str:
-    command = ["git", "describe", "--always", "--dirty"]
-    try:
-        folder = Path(__file__).parent
+    """The commit that is measured; "-dirty" if files other than results differ from it."""
+    folder = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
         return subprocess.run(
-            command, cwd=folder, capture_output=True, text=True, check=True
+            ["git", *arguments], cwd=folder, capture_output=True, text=True, check=True
         ).stdout.strip()
+
+    try:
+        differs = git(
+            "status", "--porcelain", "--untracked-files=no", ":/", ":(top,exclude)bench/results"
+        )
+        return git("describe", "--always") + ("-dirty" if differs else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 

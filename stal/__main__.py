@@ -14,7 +14,7 @@ import typer
 
 from stal import picture, weight_commands
 from stal.evaluation.command import evaluate
-from stal.files import check_writable, write_atomic
+from stal.files import check_writable, read_lines, write_atomic
 from stal.layout import Layout
 
 if TYPE_CHECKING:
@@ -166,7 +166,10 @@ def generate(
         raise ValueError("attention must not be plain with --compare, which draws that too")
     if optimize != Optimize.none and wanted.get("attention") == "plain":
         raise ValueError("attention must not be plain with --optimize: it has no weights")
-    outputs = _numbered(output, int(wanted.get("num_images") or 1))
+    count = wanted.get("num_images", 1)
+    if not isinstance(count, int) or count < 1:
+        raise ValueError(f"num_images must be a positive integer, got {count!r} in {source}")
+    outputs = _numbered(output, count)
     _check_outputs(outputs, json_file)
     search = None
     if optimize != Optimize.none:
@@ -334,7 +337,8 @@ def show_layout(
     samples: Annotated[int, typer.Option(min=1, help="Layouts a prompt, the likeliest first.")] = 1,
     aspect: Annotated[str, typer.Option(help="Width to height, like 16:9 or 1.5.")] = "1:1",
     seed: Annotated[
-        int | None, typer.Option(help="Of sampled boxes; the likeliest ones if absent.")
+        int | None,
+        typer.Option(min=0, max=2**63 - 1, help="Of sampled boxes; the likeliest ones if absent."),
     ] = None,
     model: Annotated[
         Path | None, typer.Option(help="Folder of `stal train-layout`; the bundled one if absent.")
@@ -368,7 +372,9 @@ def show_layout(
         raise ValueError(f"json must be another file than output, got {json_file}")
     texts = [prompt or ""]
     if prompts is not None:
-        texts = [line for line in prompts.read_text(encoding="utf-8").splitlines() if line.strip()]
+        texts = read_lines(prompts, name="prompts")
+    elif not texts[0].strip():
+        raise ValueError("prompt must not be empty, e.g. 'a cat under a desk'")
 
     from stal.layout import sketch
     from stal.layout_predictor import LayoutPredictor
@@ -483,6 +489,8 @@ def main() -> None:
         app()
     except (ValueError, OSError, NotImplementedError, MemoryError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, OSError) and error.filename and error.strerror:
+            reason = f"{error.filename}: {error.strerror}"
         print(f"stal: {reason}", file=sys.stderr)
         sys.exit(1)
 

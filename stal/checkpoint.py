@@ -169,7 +169,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path.parent} must hold {path.name}, got no such file")
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} must be JSON, got {_first_line(error)}") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path} must be a JSON object, got {type(value).__name__}")

@@ -32,6 +32,25 @@ def check_writable(path: str | os.PathLike[str], *, name: str = "output") -> Non
         raise ValueError(f"{name} must be writable, got {path}: {error.strerror}") from error
 
 
+def read_lines(path: str | os.PathLike[str], *, name: str) -> list[str]:
+    """The lines of a text file, without those that are blank and the space around them.
+
+    Raises:
+        ValueError: there is no such file, it is not UTF-8, or every line is blank; the message
+            calls it by `name`.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"{name} must be a text file, got {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name} must be a text file in UTF-8, got {path}: {error}") from error
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines:
+        raise ValueError(f"{name} must hold one a line, got none in {path}")
+    return lines
+
+
 def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
     """Writes a file that is complete or, after an error such as a full disk, as it was before.
 

@@ -47,7 +47,7 @@ def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise ValueError(f"{path} must be a picture, got: {error.strerror or error}") from error
     try:
         record = json.loads(text or "")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} must carry the settings that made it, got none") from error
     if not isinstance(record, dict) or not isinstance(record.get("prompt"), str):
         raise ValueError(f"{path} must carry the settings that made it, got others")

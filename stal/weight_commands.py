@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from stal.files import check_writable
+from stal.files import check_writable, read_lines
 
 
 def plot(
@@ -64,6 +64,7 @@ def fit_schedule(
     """
     check_writable(output)
     _check_apart(output, prompts=prompts)
+    lines = [] if prompts is None else read_lines(prompts, name="prompts")
 
     from stal.clip import load
     from stal.optimize import Options, schedule
@@ -71,7 +72,7 @@ def fit_schedule(
     from stal.weight_files import WeightSchedule
     from stal.weights import default_weights
 
-    texts = _shapes_prompts(shapes, seed) if prompts is None else _lines(prompts)
+    texts = _shapes_prompts(shapes, seed) if prompts is None else lines
     pipe = Pipeline.from_pretrained(model, device=device)
     scorer = load(clip or clip_folder(pipe), device=device)
     settings = Settings(steps=steps)
@@ -117,14 +118,6 @@ def _shapes_prompts(each: int, seed: int) -> list[str]:
 
     groups = [draw_cases(each, objects=n, seed=seed, held_out=False) for n in range(1, 5)]
     return [case.prompt for cases in zip(*groups, strict=True) for case in cases]
-
-
-def _lines(path: Path) -> list[str]:
-    texts = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    texts = [line for line in texts if line]
-    if not texts:
-        raise ValueError(f"{path} must hold prompts, one a line, got none")
-    return texts
 
 
 def _check_apart(output: Path, **inputs: Path | None) -> None:

@@ -72,6 +72,7 @@ class WeightSchedule:
         return max((n for n in self.knots if n <= objects), default=min(self.knots))
 
     def to_json(self) -> dict[str, Any]:
+        """What `save` writes: version, knots by number of objects as text, and `about`."""
         knots = {str(n): list(self.knots[n]) for n in sorted(self.knots)}
         return {"version": VERSION, "knots": knots, **self.about}
 
@@ -81,6 +82,8 @@ class WeightSchedule:
         if record.get("version") != VERSION:
             raise ValueError(f"{source} must have version {VERSION}, got {record.get('version')!r}")
         try:
+            if not all(isinstance(v, list) for v in record["knots"].values()):
+                raise TypeError("not every value is a list")
             knots = {int(n): tuple(map(float, v)) for n, v in record["knots"].items()}
             about = {k: v for k, v in record.items() if k not in ("version", "knots")}
             return WeightSchedule(knots, about)
@@ -89,10 +92,12 @@ class WeightSchedule:
             raise ValueError(f"{source} must {reason}") from error
 
     def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the schedule as JSON, whole or not at all. Raises OSError if it cannot."""
         write_atomic(path, (json.dumps(self.to_json(), indent=2) + "\n").encode())
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> WeightSchedule:
+        """Reads what `save` wrote. Raises ValueError, naming the file, if it is no schedule."""
         return WeightSchedule.from_json(read_json(Path(path)), source=path)
 
 

@@ -4,14 +4,13 @@ Shapes, dtypes and strides are checked once, before the operator is called, so t
 traced away by torch.compile. Values of index tensors are checked inside the operator.
 """
 
-import math
-
 import torch
 from torch import Tensor
 
 from stal_kernels import backends
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_LARGEST_SCALE = torch.finfo(torch.float32).max  # what kernels compute with
 _Q = "(batch, heads, seqlen_q, head_dim)"
 _KEYS = "(batch, prompts, heads, seqlen_k, head_dim)"
 _TABLE = "(table, heads, seqlen_k, head_dim)"
@@ -175,8 +174,8 @@ def _check_common(
                     f"{name} must have a contiguous last dimension, got stride "
                     f"{tensor.stride(-1)}; use .contiguous()"
                 )
-    if scale is not None and not abs(scale) < math.inf:
-        raise ValueError(f"scale must be finite, got {scale}")
+    if scale is not None and not abs(scale) <= _LARGEST_SCALE:
+        raise ValueError(f"scale must be finite in float32, got {scale}")
     if backend != "auto":
         backends.check_name(backend)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -108,6 +110,8 @@ def evaluate(
         raise ValueError(f"methods must be among {known}, got {got}")
     pipe = Pipeline.from_pretrained(model, dtype=getattr(torch, dtype.value), device=device)
     command["weights"] = fingerprint(pipe)
+    # As JSON has it, a tuple being a list there.
+    command["defaults"] = json.loads(json.dumps(asdict(pipe.defaults)))
     check_command(output, command)
     _check_words(cases, pipe)
     scorer = _scorer(clip, pipe, device)

@@ -371,11 +371,20 @@ def _layout(x: Tensor) -> Layout:
     return Layout(x.shape, x.stride())
 
 
+def _full_precision() -> bool:
+    """Whether products of float32 must not round their factors."""
+    try:
+        return torch.get_float32_matmul_precision() == "highest"
+    except RuntimeError:  # it was also set for one of torch's backends, and differently
+        newer = torch.backends.cuda.matmul.fp32_precision  # type: ignore[attr-defined]
+        return bool(newer != "tf32")
+
+
 def _geometry(inputs: Inputs) -> Geometry:
     q, k, v, weight, _, offsets, region, key_lengths, scale = inputs
     precision = "half"
     if q.dtype == torch.float32:
-        precision = "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+        precision = "ieee" if _full_precision() else "tf32"
     return Geometry(
         _layout(q),
         _layout(k),

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import subprocess
 import sys
@@ -251,7 +252,7 @@ def failure(run, *arguments) -> str:
         ([TWO, "--json", "absent/a.json"], "json must be in an existing folder"),
         ([TWO, "--json", "folder.png"], "json must be a file, got the folder"),
         ([TWO, "--json", "stal.png"], "json must be another file than output, got stal.png"),
-        ([TWO, "--layout", "absent.json"], "[Errno 2] No such file or directory: 'absent.json'"),
+        ([TWO, "--layout", "absent.json"], "absent.json: No such file or directory"),
         ([TWO, "--layout", "broken.json"], "broken.json: layout must be valid JSON"),
         ([TWO, "--weights", "1,two"], "weights must be numbers like 1,0.5 or an existing file"),
         ([TWO, "--attention", "plain", "--compare"], "attention must not be plain with --compare"),
@@ -311,6 +312,21 @@ def test_bad_settings_are_one_line(run, sd_folder, arguments, message):
     assert line.startswith(message)
 
 
+def test_inputs_that_cannot_be_read_are_one_line(run, tmp_path):
+    (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\xfa")
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    json_file = ("--json", "out.jsonl")
+    for arguments, message in [
+        (("layout", "--prompts", "nope", *json_file), "prompts must be a text file, got nope: No"),
+        (("layout", "--prompts", "binary.txt", *json_file), "prompts must be a text file in UTF-8"),
+        (("layout", " ", *json_file), "prompt must not be empty"),
+        (("layout", "a cat", "--model", "nope", *json_file), "No such file"),
+        (("generate", TWO, "--layout", "."), ".: Is a directory"),
+        (("plot", "deep.json"), "deep.json must be JSON"),
+    ]:
+        assert message in failure(run, *arguments)
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [
@@ -325,6 +341,8 @@ def test_a_model_that_is_none_is_one_line(run, model, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"num_images": "two"}, "num_images must be a positive integer, got 'two'"),
+        ({"num_images": math.inf}, "num_images must be a positive integer, got inf"),
         ({"steps": "many"}, "steps must be a positive integer, got 'many'"),
         ({"height": [16]}, "height must be a positive integer, got [16]"),
         ({"dtype": "int8"}, "'int8' is not a valid DType"),

@@ -80,7 +80,7 @@ def test_fit_schedule_needs_objects(run, sd_folder, tmp_path):
     (tmp_path / "prompts.txt").write_text("\n")
     code, _, err = run("fit-schedule", "--prompts", "prompts.txt")
     assert code == 1
-    assert "prompts.txt must hold prompts, one a line, got none" in err
+    assert "prompts must hold one a line, got none in" in err
 
 
 @pytest.mark.parametrize("kind", ["png", "svg", "pdf"])

@@ -58,6 +58,7 @@ def test_records_of_pictures_and_of_several_prompts_are_read(tmp_path, weights):
         ({"weights": [[1.0, 2.0], [3.0]]}, 'must hold "weights"'),
         ({"knots": {"1": [1.0]}}, "must have version 1, got None"),
         ({"version": 1, "knots": [1.0]}, 'must hold "knots"'),
+        ({"version": 1, "knots": {"1": "123"}}, 'must hold "knots"'),
         ({"version": 1, "knots": {}}, "at least one number of objects"),
         ({"version": 1, "knots": {"0": [1.0]}}, "from 1 up, got"),
         ({"version": 1, "knots": {"1": []}}, "one or more finite numbers"),

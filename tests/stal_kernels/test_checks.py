@@ -186,8 +186,13 @@ TABLE = "(table, heads, seqlen_k, head_dim)"
             "q must have heads and head_dim of at least 1, got (2, 3, 4, 0)",
             id="no-head_dim",
         ),
-        pytest.param({"scale": float("nan")}, "scale must be finite, got nan", id="scale-nan"),
-        pytest.param({"scale": float("-inf")}, "scale must be finite, got -inf", id="scale-inf"),
+        pytest.param(
+            {"scale": float("nan")}, "scale must be finite in float32, got nan", id="scale-nan"
+        ),
+        pytest.param(
+            {"scale": float("-inf")}, "scale must be finite in float32, got -inf", id="scale-inf"
+        ),
+        pytest.param({"scale": 1e39}, "scale must be finite in float32, got 1e", id="scale-1e39"),
         pytest.param(
             {"backend": "gpu"},
             "backend must be one of auto, cpu, cpu:amx, cpu:avx512_bf16, cpu:avx512, cpu:avx2, "

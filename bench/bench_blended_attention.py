@@ -173,13 +173,13 @@ def main() -> int:
         **{"matmul precision": arguments.matmul_precision},
         mm=f"{peak / 1e9:.0f} GFLOP/s",
     )
-    command = "python bench/bench_blended_attention.py --output ... --cases ... --dtype "
-    if arguments.matmul_precision != "highest":
-        command = command.replace(
-            "--dtype", f"--matmul-precision {arguments.matmul_precision} --dtype"
-        )
+    command = (
+        "python bench/bench_blended_attention.py --output ... --cases ... "
+        f"--dtype {arguments.dtype} --threads {arguments.threads} "
+        f"--matmul-precision {arguments.matmul_precision}"
+    )
     details = {
-        "command": f"{command}{arguments.dtype} --threads {arguments.threads}",
+        "command": command,
         **cpu_details(),
     }
     for label, case in chosen:

@@ -64,7 +64,10 @@ def fit_schedule(
     """
     check_writable(output)
     _check_apart(output, prompts=prompts)
-    lines = [] if prompts is None else read_lines(prompts, name="prompts")
+    # Before anything slow begins.
+    texts = (
+        _shapes_prompts(shapes, seed) if prompts is None else read_lines(prompts, name="prompts")
+    )
 
     from stal.clip import load
     from stal.optimize import Options, schedule
@@ -72,7 +75,6 @@ def fit_schedule(
     from stal.weight_files import WeightSchedule
     from stal.weights import default_weights
 
-    texts = _shapes_prompts(shapes, seed) if prompts is None else lines
     pipe = Pipeline.from_pretrained(model, device=device)
     scorer = load(clip or clip_folder(pipe), device=device)
     settings = Settings(steps=steps)

@@ -134,3 +134,26 @@ def test_launches_depend_on_no_values(ragged):
     ]
     for launch in launches:
         assert 0 < launch.programs < 2**31
+
+
+@pytest.fixture
+def newer_settings():
+    """torch's precisions by backend, put back at the end."""
+    settings = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    if not all(hasattr(each, "fp32_precision") for each in settings):
+        pytest.skip("this torch has the older setting alone")
+    before = [each.fp32_precision for each in settings]
+    yield settings
+    for each, value in zip(settings, before, strict=True):
+        each.fp32_precision = value
+
+
+@pytest.mark.parametrize(("precision", "exact"), [("tf32", False), ("ieee", True)])
+def test_newer_precision_that_the_older_one_cannot_tell_is_followed(
+    newer_settings, precision, exact
+):
+    cuda, cpu = newer_settings
+    cuda.fp32_precision, cpu.fp32_precision = precision, "bf16"
+    with pytest.raises(RuntimeError):
+        torch.get_float32_matmul_precision()
+    assert triton._full_precision() is exact

@@ -444,7 +444,7 @@ def run_backend(report: Report, backend: str, device: str, budget_s: float) -> N
     dry = report.dry_run
     small = [i for i, c in enumerate(CASES) if c.seqlen_q * c.prompts * c.heads <= 150]
     indices = small if dry else list(range(len(CASES)))
-    workers = 1 if dry else min(8, os.cpu_count() or 1)
+    workers = 1 if dry else min(14, os.cpu_count() or 1)
     for numbers in ("float32",) if dry else NUMBERS:
         report.check(
             f"correctness {numbers}",

@@ -6,7 +6,8 @@
 From the table's tile (stal_kernels/triton_tiles.json) the search changes one field at a time and
 goes on from the best, --rounds times. A candidate that spills registers or finds no room in shared
 memory is out, at any of the lengths and forms in which the kernel is shipped. On a GPU the fastest
-wins, and --write puts it into the table with the GPU's name. Without one the figures to compare
+wins, and --write puts it into the table with the GPU's name; --budget stops a search that lasts too
+long between two rows, with what it has found so far. Without a GPU the figures to compare
 are printed (multiply-adds issued over useful ones, occupancy), and --write replaces only tiles that
 do not fit. Needs torch and triton alone.
 """
@@ -16,6 +17,7 @@ import json
 import multiprocessing
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -53,6 +55,8 @@ CHOICES = {
 }
 # A tile that is this much faster replaces the table's: less is noise.
 _GAIN = 0.97
+# So many of the fastest are tried in all forms.
+_TRIED = 4
 
 Results = dict[Tile, list[Compiled]]
 
@@ -86,9 +90,10 @@ def attempt(variant: Variant, tile: Tile) -> Compiled | None:
         return None
 
 
-def fitting(pool: ProcessPoolExecutor, row: Row, head_dim: int, tiles: Sequence[Tile]) -> Results:
-    """What became of the tiles that fit in every form."""
-    forms = variants(row, head_dim)
+def fitting(
+    pool: ProcessPoolExecutor, row: Row, forms: Sequence[Variant], tiles: Sequence[Tile]
+) -> Results:
+    """What became of the tiles that fit in every one of the forms."""
     jobs = {tile: [pool.submit(attempt, form, tile) for form in forms] for tile in tiles}
     results = {}
     for tile, futures in jobs.items():
@@ -121,8 +126,17 @@ def tune(
     tile = first = next(t for t in row.tiles if head_dim <= t.head_dim)
     costs: dict[Tile, float] = {}
     for _ in range(rounds):
-        results = fitting(pool, row, head_dim, list(neighbours(tile)))
-        found = ranked(row, head_dim, results, device)
+        forms = variants(row, head_dim)
+        if device == "cpu":
+            results = fitting(pool, row, forms, list(neighbours(tile)))
+            found = ranked(row, head_dim, results, device)
+        else:
+            # Only what would win need be compiled in the other forms.
+            results = fitting(pool, row, forms[:1], list(neighbours(tile)))
+            found = ranked(row, head_dim, results, device)
+            best_few = [first, *list(found)[:_TRIED]]
+            kept = fitting(pool, row, forms[1:], best_few)
+            found = {t: cost for t, cost in found.items() if t in kept}
         for candidate, cost in list(found.items())[:4]:
             compiled = results[candidate][0]
             mark = "*" if candidate == first else " "
@@ -172,6 +186,7 @@ def main() -> None:
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
     parser.add_argument("--head-dims", nargs="+", type=int, choices=LIMITS, default=list(LIMITS))
     parser.add_argument("--rounds", type=int, default=1, help="fields changed one after another")
+    parser.add_argument("--budget", type=float, default=float("inf"), help="seconds")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--write", action="store_true", help="replace tiles in the table")
     arguments = parser.parse_args()
@@ -185,6 +200,7 @@ def main() -> None:
     elif capability is None:
         parser.error("--capability is needed where there is no GPU")
 
+    start = time.monotonic()
     rows = list(triton.rows())
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(arguments.workers, mp_context=context) as pool:
@@ -192,6 +208,9 @@ def main() -> None:
             if row.kernel not in arguments.kernels or row.precision not in arguments.precisions:
                 continue
             if row.capability * 10 != capability:
+                continue
+            if time.monotonic() - start > arguments.budget:
+                print(f"time used up: {row.kernel} {row.precision} region={row.region} not tuned")
                 continue
             tiles = {d: next(t for t in row.tiles if d <= t.head_dim) for d in LIMITS}
             changed = False

@@ -3,13 +3,13 @@
     python bench/tune_triton.py --write                            on the GPU that is there
     python bench/tune_triton.py --capability 90 --kernels forward  without one
 
-From the table's tile (stal_kernels/triton_tiles.json) the search changes one field at a time and
-goes on from the best, --rounds times. A candidate that spills registers or finds no room in shared
-memory is out, at any of the lengths and forms in which the kernel is shipped. On a GPU the fastest
-wins, and --write puts it into the table with the GPU's name; --budget stops a search that lasts too
-long between two rows, with what it has found so far. Without a GPU the figures to compare
-are printed (multiply-adds issued over useful ones, occupancy), and --write replaces only tiles that
-do not fit. Needs torch and triton alone.
+From the table's tile (stal_kernels/triton_tiles.json) the search changes one choice at a time and
+goes on from the best, --rounds times. A candidate that spills registers, finds no room in shared
+memory or becomes wrong code (Compiled.undefined) is out, at any of the lengths and forms in which
+the kernel is shipped. On a GPU the fastest wins, and --write puts it into the table with the GPU's
+name; --budget stops a search that lasts too long between two rows, with what it has found so far.
+Without a GPU the figures to compare are printed (multiply-adds issued over useful ones, occupancy),
+and --write replaces only tiles that do not fit. Needs torch and triton alone.
 """
 
 import argparse
@@ -19,9 +19,10 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -44,9 +45,8 @@ from stal_kernels.triton_compile import (
 PRECISIONS = {"half": ("float16", "ieee"), "ieee": ("float32", "ieee"), "tf32": ("float32", "tf32")}
 # The head_dim that stands for all up to a limit.
 LIMITS = {40: 48, 64: 64, 80: 96, 128: 128, 160: 256}
-CHOICES = {
-    "block_q": (16, 32, 64, 128),
-    "warps": (2, 4, 8),
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "block_q, warps": tuple((q, w) for q in (16, 32, 64, 128) for w in (1, 2, 4, 8) if q <= 32 * w),
     "stages": (1, 2, 3),
     "widest": ((128, 64), (64, 64), (64, 32), (32, 32), (32, 16), (16, 16)),
     "whole_row": (0, 80, 128),
@@ -55,18 +55,21 @@ CHOICES = {
 }
 # A tile that is this much faster replaces the table's: less is noise.
 _GAIN = 0.97
-# So many of the fastest are tried in all forms.
+# So many of the fastest are tried in all forms at a time.
 _TRIED = 4
 
 Results = dict[Tile, list[Compiled]]
 
 
 def neighbours(tile: Tile) -> Iterator[Tile]:
+    """The tile itself and all that differ from it in one choice."""
     yield tile
-    for field, values in CHOICES.items():
+    for names, values in CHOICES.items():
+        fields = names.split(", ")
         for value in values:
-            if value != getattr(tile, field):
-                yield Tile(**{**tile._asdict(), field: value})
+            changes = dict(zip(fields, value if len(fields) > 1 else (value,), strict=True))
+            if any(getattr(tile, field) != new for field, new in changes.items()):
+                yield tile._replace(**changes)
 
 
 def variants(row: Row, head_dim: int) -> list[Variant]:
@@ -76,7 +79,7 @@ def variants(row: Row, head_dim: int) -> list[Variant]:
     return [
         Variant(row.kernel, capability, head_dim, seqlen_k, dtype, row.region, ragged, precision)
         for seqlen_k in (77, 300)
-        for ragged in ((False, True) if row.region else (False,))
+        for ragged in (False, True)
     ]
 
 
@@ -90,18 +93,33 @@ def attempt(variant: Variant, tile: Tile) -> Compiled | None:
         return None
 
 
-def fitting(
-    pool: ProcessPoolExecutor, row: Row, forms: Sequence[Variant], tiles: Sequence[Tile]
-) -> Results:
-    """What became of the tiles that fit in every one of the forms."""
-    jobs = {tile: [pool.submit(attempt, form, tile) for form in forms] for tile in tiles}
-    results = {}
-    for tile, futures in jobs.items():
-        compiled = [future.result() for future in futures]
-        kept = [c for c in compiled if c is not None and c.fits(row.capability * 10)]
-        if len(kept) == len(forms):
-            results[tile] = kept
-    return results
+class Compiler:
+    """Compiles in the background, each form of each tile once."""
+
+    def __init__(self, pool: ProcessPoolExecutor) -> None:
+        self.pool = pool
+        self.jobs: dict[tuple[Variant, Tile], Future[Compiled | None]] = {}
+
+    def submit(self, variant: Variant, tile: Tile) -> "Future[Compiled | None]":
+        key = variant, tile
+        if key not in self.jobs:
+            self.jobs[key] = self.pool.submit(attempt, variant, tile)
+        return self.jobs[key]
+
+    def fitting(self, row: Row, forms: Sequence[Variant], tiles: Sequence[Tile]) -> Results:
+        """What became of the tiles that fit in every one of the forms."""
+        jobs = {tile: [self.submit(form, tile) for form in forms] for tile in tiles}
+        results = {}
+        for tile, futures in jobs.items():
+            compiled = [future.result() for future in futures]
+            kept = [c for c in compiled if c is not None and c.fits(row.capability * 10)]
+            if len(kept) == len(forms):
+                results[tile] = kept
+        return results
+
+
+def starting_tile(row: Row, head_dim: int) -> Tile:
+    return next(tile for tile in row.tiles if head_dim <= tile.head_dim)
 
 
 def ranked(row: Row, head_dim: int, results: Results, device: str) -> dict[Tile, float]:
@@ -114,29 +132,33 @@ def ranked(row: Row, head_dim: int, results: Results, device: str) -> dict[Tile,
         for i, tile in enumerate(results):
             launch = launch_of(variant, tile, device=device)
             functions[str(i)] = partial(triton.run, launch, torch.device(device))
-        timings = gpu_times(functions)
+        timings = gpu_times(functions, rounds=10)
         costs = {tile: timings[str(i)].median for i, tile in enumerate(results)}
     return dict(sorted(costs.items(), key=lambda item: item[1]))
 
 
 def tune(
-    pool: ProcessPoolExecutor, row: Row, head_dim: int, *, rounds: int, device: str
+    compiler: Compiler, row: Row, head_dim: int, *, rounds: int, device: str
 ) -> tuple[Tile, bool]:
     """The tile for a head_dim, and whether it may replace the table's."""
-    tile = first = next(t for t in row.tiles if head_dim <= t.head_dim)
+    tile = first = starting_tile(row, head_dim)
     costs: dict[Tile, float] = {}
     for _ in range(rounds):
         forms = variants(row, head_dim)
         if device == "cpu":
-            results = fitting(pool, row, forms, list(neighbours(tile)))
+            results = compiler.fitting(row, forms, list(neighbours(tile)))
             found = ranked(row, head_dim, results, device)
         else:
-            # Only what would win need be compiled in the other forms.
-            results = fitting(pool, row, forms[:1], list(neighbours(tile)))
-            found = ranked(row, head_dim, results, device)
-            best_few = [first, *list(found)[:_TRIED]]
-            kept = fitting(pool, row, forms[1:], best_few)
-            found = {t: cost for t, cost in found.items() if t in kept}
+            # The other forms are compiled of what would win alone: the fastest few, or the next.
+            results = compiler.fitting(row, forms[:1], list(neighbours(tile)))
+            ranking = ranked(row, head_dim, results, device)
+            kept = compiler.fitting(row, forms[1:], [first])
+            for i in range(0, len(ranking), _TRIED):
+                batch = list(ranking)[i : i + _TRIED]
+                kept |= compiler.fitting(row, forms[1:], batch)
+                if any(t in kept for t in batch):
+                    break
+            found = {t: cost for t, cost in ranking.items() if t in kept}
         for candidate, cost in list(found.items())[:4]:
             compiled = results[candidate][0]
             mark = "*" if candidate == first else " "
@@ -204,18 +226,22 @@ def main() -> None:
     rows = list(triton.rows())
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(arguments.workers, mp_context=context) as pool:
-        for i, row in enumerate(rows):
-            if row.kernel not in arguments.kernels or row.precision not in arguments.precisions:
-                continue
-            if row.capability * 10 != capability:
-                continue
+        compiler = Compiler(pool)
+        chosen = {
+            i: row
+            for i, row in enumerate(rows)
+            if row.kernel in arguments.kernels
+            and row.precision in arguments.precisions
+            and row.capability * 10 == capability
+        }
+        for i, row in chosen.items():
             if time.monotonic() - start > arguments.budget:
                 print(f"time used up: {row.kernel} {row.precision} region={row.region} not tuned")
                 continue
-            tiles = {d: next(t for t in row.tiles if d <= t.head_dim) for d in LIMITS}
+            tiles = {d: starting_tile(row, d) for d in LIMITS}
             changed = False
             for head_dim in arguments.head_dims:
-                tile, worth = tune(pool, row, head_dim, rounds=arguments.rounds, device=device)
+                tile, worth = tune(compiler, row, head_dim, rounds=arguments.rounds, device=device)
                 if worth:
                     tiles[head_dim], changed = tile, True
             if set(arguments.head_dims) != set(LIMITS):
@@ -227,6 +253,7 @@ def main() -> None:
                 rows[i] = row._replace(tiles=merged(tiles), source=own)
                 if arguments.write:
                     TABLE.write_text(render(rows), encoding="utf-8")
+        pool.shutdown(cancel_futures=True)
 
 
 if __name__ == "__main__":

@@ -4,10 +4,13 @@ A result is right when its error against float64 is at most twice the error that
 makes in the same dtype on the same inputs. The rule is FlashAttention's; the error here is the
 root mean square, since the largest error of a small tensor is a matter of luck, and beside it no
 single error may exceed four times plain PyTorch's largest. Plain PyTorch is `plain_attention`
-below, batched matrix products and a softmax, with torch's own gradients.
+below, batched matrix products and a softmax, with torch's own gradients. Whether torch computes
+float32 products as tf32 depends on their sizes, so "plain tf32" rounds their factors itself.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -193,7 +196,28 @@ def example(
     return Example(q, k, v, weight, dout, prompt_ids, offsets, region, key_lengths, case.scale)
 
 
-def plain_attention(e: Example) -> Tensor:
+class _Tf32Product(torch.autograd.Function):
+    """a @ b in float32 of factors that are rounded to tf32 (10 bits of mantissa), gradients too."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+        ctx.save_for_backward(a, b)
+        return _tf32(a) @ _tf32(b)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        a, b = ctx.saved_tensors
+        grad = _tf32(grads[0])
+        return grad @ _tf32(b).mT, _tf32(a).mT @ grad
+
+
+def _tf32(x: Tensor) -> Tensor:
+    return ((x.contiguous().view(torch.int32) + 0x1000) & -0x2000).view(torch.float32)
+
+
+def plain_attention(
+    e: Example, product: Callable[[Tensor, Tensor], Tensor] = torch.matmul
+) -> Tensor:
     """The formula as one would write it in PyTorch: batched, in the dtype of q throughout."""
     q, k, v, weight = e.floats()
     batch, seqlen_k = q.shape[0], k.shape[-2]
@@ -207,7 +231,7 @@ def plain_attention(e: Example) -> Tensor:
         ids, region = e.prompt_ids.long(), e.region
         k, v = k[ids], v[ids]
         owner = torch.arange(batch, device=q.device).repeat_interleave(e.offsets.diff())
-    scores = q[owner] @ k.mT * scale
+    scores = product(q[owner], k.mT) * scale
     if region is not None:
         weight = weight * region
     if e.key_lengths is not None and e.prompt_ids is not None:
@@ -215,13 +239,17 @@ def plain_attention(e: Example) -> Tensor:
         weight = weight * (length > 0)
         absent = torch.arange(seqlen_k, device=q.device) >= length.clamp(min=1)
         scores = scores.masked_fill(absent[:, None, None], -torch.inf)
-    out = scores.softmax(-1) @ v * weight.to(q.dtype)[:, None, :, None]
+    out = product(scores.softmax(-1), v) * weight.to(q.dtype)[:, None, :, None]
     return torch.zeros_like(q).index_add(0, owner, out)
 
 
 def results(e: Example, backend: str) -> dict[str, Tensor]:
-    """out and all gradients, by name. backend "plain" is `plain_attention`."""
-    out = plain_attention(e) if backend == "plain" else e.run(backend)
+    """out and all gradients, by name. backend "plain" or "plain tf32": `plain_attention`."""
+    if backend.startswith("plain"):
+        product = _Tf32Product.apply if backend == "plain tf32" else torch.matmul
+        out = plain_attention(e, product)
+    else:
+        out = e.run(backend)
     gradients = torch.autograd.grad(out, e.floats(), e.dout)
     return dict(zip(("out", "dq", "dk", "dv", "dweight"), (out.detach(), *gradients), strict=True))
 
@@ -233,24 +261,28 @@ def assert_within_twice_plain(
     *,
     device: str | torch.device = "cpu",
     draws: int = 3,
+    plain: str = "plain",
 ) -> dict[str, float]:
     """Asserts the twice-eager rule for the output and all gradients of a backend.
+
+    Args:
+        plain: what is compared with, "plain tf32" where float32 products may be tf32.
 
     Errors are taken over several draws of a case. Plain PyTorch counts as no closer than the
     rounding of the exact result to the dtype.
 
     Returns: the larger share of what the two rules allow that was used, by name.
     """
-    drawn = [_errors(case, backend, dtype, device, seed) for seed in range(draws)]
+    drawn = [_errors(case, backend, dtype, device, seed, plain) for seed in range(draws)]
     shares: dict[str, float] = {}
     for name in drawn[0]:
-        actual, plain, rounding = (
+        actual, expected, rounding = (
             torch.cat(x) for x in zip(*(d[name] for d in drawn), strict=True)
         )
         if actual.numel() == 0:
             continue
-        norm = max(_rms(plain), _rms(rounding))
-        largest = max(plain.max().item(), rounding.max().item())
+        norm = max(_rms(expected), _rms(rounding))
+        largest = max(expected.max().item(), rounding.max().item())
         for rule, error, allowed in (
             ("root mean square", _rms(actual), 2 * norm),
             ("largest", actual.max().item(), 4 * largest),
@@ -264,12 +296,17 @@ def assert_within_twice_plain(
 
 
 def _errors(
-    case: Case, backend: str, dtype: torch.dtype, device: str | torch.device, seed: int
+    case: Case,
+    backend: str,
+    dtype: torch.dtype,
+    device: str | torch.device,
+    seed: int,
+    plain: str,
 ) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
     """Absolute errors of the backend and of plain PyTorch, and the rounding unit, by name."""
     e = example(case, dtype, device, seed)
     exact = results(e.to(torch.float64), "plain")
-    plain = results(e.to(dtype), "plain")
+    expected = results(e.to(dtype), plain)
     actual = results(e, backend)
     errors = {}
     for name, right in exact.items():
@@ -277,7 +314,7 @@ def _errors(
         unit = torch.finfo(actual[name].dtype).eps / 2
         errors[name] = (
             (actual[name].double() - right).abs().flatten(),
-            (plain[name].double() - right).abs().flatten(),
+            (expected[name].double() - right).abs().flatten(),
             (right * unit).abs().flatten(),
         )
     return errors

@@ -62,6 +62,7 @@ class Compiled:
     issued: multiply-adds of tensor cores over the useful ones; 0 where there are none.
     narrow_loads: of 2 bytes.
     occupancy: share of a multiprocessor's warps that registers and shared memory allow.
+    undefined: uniform registers that are read before anything is written to them: wrong code.
     """
 
     registers: int
@@ -72,10 +73,12 @@ class Compiled:
     issued: float
     narrow_loads: int
     occupancy: float
+    undefined: tuple[int, ...]
 
     def fits(self, capability: int) -> bool:
-        """Whether nothing is spilled and a block finds room."""
-        return not self.stack and not self.local and self.shared <= SHARED_MEMORY[capability]
+        """Whether nothing is spilled, a block finds room and the code is not known to be wrong."""
+        spilled = self.stack or self.local or self.undefined
+        return not spilled and self.shared <= SHARED_MEMORY[capability]
 
 
 def launch_of(variant: Variant, tile: Tile | None = None, *, device: str = "meta") -> Launch:
@@ -167,8 +170,12 @@ def compile_variant(variant: Variant, tile: Tile | None = None) -> Compiled:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(binary.asm["cubin"])
         file.flush()
-        command = [str(tool), "-res-usage", file.name]
-        usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        usage, sass = (
+            subprocess.run(
+                [str(tool), option, file.name], capture_output=True, text=True, check=True
+            ).stdout
+            for option in ("-res-usage", "-sass")
+        )
     ptx = binary.asm["ptx"]
     instructions = Counter(re.findall(r"(?:mma\.sync|wgmma\.mma_async)\S*?\.(m\d+n\d+k\d+)", ptx))
     warps = options["num_warps"]
@@ -197,4 +204,40 @@ def compile_variant(variant: Variant, tile: Tile | None = None) -> Compiled:
         key_tiles * work / useful,
         len(re.findall(r"ld\.global\S*\.b16|ld\.global\S*\.u16", ptx)),
         min(1.0, blocks * warps / _WARPS),
+        undefined_registers(sass),
     )
+
+
+def undefined_registers(sass: str) -> tuple[int, ...]:
+    """Uniform registers whose first appearance, in the order of addresses, is a read.
+
+    ptxas of CUDA 12.8, which Triton 3.5 to 3.7 bring, loses the first value of some descriptors of
+    matrices in shared memory (UIADD3 UR18, UP0, UR18, 0x20 with nothing before it that writes
+    UR18). On an H200 such a kernel wrote garbage or read beyond its memory. That of 12.9 does not.
+    """
+    written: set[int] = set()
+    undefined = set()
+    for text in re.findall(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?\S+\s+)?(.*?);", sass, re.MULTILINE):
+        operation, _, operands = text.partition(" ")
+        first, *others = (operand.strip() for operand in operands.split(","))
+        pair = operation[0] == "U" and (".64" in operation or ".WIDE" in operation)
+        target = re.fullmatch(r"UR(\d+)", first)
+        read: set[int] = set()
+        for i, operand in enumerate(others if target else [first, *others]):
+            group = re.match(r"gdesc\[UR(\d+)\]", operand)
+            if group:
+                # Two descriptors of two registers; the first is unused where the factor is in
+                # registers.
+                begin, in_registers = int(group[1]), re.match(r"R\d", others[0]) is not None
+                read |= {*range(begin + 2 * in_registers, begin + 4)}
+                continue
+            for number in re.findall(r"\bUR(\d+)", operand):
+                # The factors of a wide multiply-add have one register each.
+                wide = "desc[" in operand or (pair and not (".WIDE" in operation and i < 2))
+                read |= {int(number), int(number) + wide}
+        undefined |= read - written
+        written |= undefined
+        if target:
+            begin = int(target[1])
+            written |= {*range(begin, begin + (2 if pair else 1))}
+    return tuple(sorted(undefined))

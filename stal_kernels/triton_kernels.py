@@ -147,6 +147,24 @@ def _zeros(ROWS: tl.constexpr, D_PIECES: tl.constexpr):
 
 
 @triton.jit
+def _tf32(x):
+    """x rounded to the mantissa that tf32 products read: they would cut off the rest of it."""
+    bits = x.to(tl.int32, bitcast=True)
+    rounded = ((bits + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
+    # The carry would make a number of some NaN.
+    return tl.where(x == x, rounded, x)
+
+
+@triton.jit
+def _dot(a, b, total, PRECISION: tl.constexpr):
+    """a @ b, added to total unless that is None."""
+    if PRECISION == "tf32":
+        a = _tf32(a)
+        b = _tf32(b)
+    return tl.dot(a, b, total, input_precision=PRECISION)
+
+
+@triton.jit
 def _products(
     a, b, stride, first, length,
     HEAD_DIM: tl.constexpr, D_PIECES: tl.constexpr, K_PIECES: tl.constexpr, WIDE: tl.constexpr,
@@ -164,9 +182,9 @@ def _products(
             keys = tl.arange(0, _size(K_PIECES, j)) < length - key
             b_tile = _load_tile(b, key, stride, keys, HEAD_DIM, D_PIECES, i, WIDE)
             if i == 0:
-                sums += (tl.dot(a[i], tl.trans(b_tile), input_precision=PRECISION),)
+                sums += (_dot(a[i], tl.trans(b_tile), None, PRECISION),)
             else:
-                sums += (tl.dot(a[i], tl.trans(b_tile), products[j], input_precision=PRECISION),)
+                sums += (_dot(a[i], tl.trans(b_tile), products[j], PRECISION),)
         products = sums
     return products
 
@@ -185,7 +203,17 @@ def _add_products(
             key = first + _start(K_PIECES, j)
             keys = tl.arange(0, _size(K_PIECES, j)) < length - key
             b_tile = _load_tile(b, key, stride, keys, HEAD_DIM, D_PIECES, i, WIDE)
-            piece = tl.dot(a[j].to(b_tile.dtype), b_tile, piece, input_precision=PRECISION)
+            piece = _dot(a[j].to(b_tile.dtype), b_tile, piece, PRECISION)
+        sums += (tl.where(exists[:, None], piece, total[i]) if SELECT else piece,)
+    return sums
+
+
+@triton.jit
+def _add_weighted(own, factor, total, exists, SELECT: tl.constexpr):
+    """total + factor * own, a factor a row; with SELECT, only rows that exist."""
+    sums = ()
+    for i in tl.static_range(len(own)):
+        piece = total[i] + own[i] * factor[:, None]
         sums += (tl.where(exists[:, None], piece, total[i]) if SELECT else piece,)
     return sums
 
@@ -267,11 +295,7 @@ def _attend(
                 p, v, stride_vl, first, length, own, exists,
                 HEAD_DIM, D_PIECES, K_PIECES, WIDE, PRECISION, False,
             )
-        factor = weight / rowsum
-        result = ()
-        for i in tl.static_range(len(D_PIECES)):
-            piece = total[i] + own[i] * factor[:, None]
-            result += (tl.where(exists[:, None], piece, total[i]) if SELECT else piece,)
+        result = _add_weighted(own, weight / rowsum, total, exists, SELECT)
     else:
         scores = _scores(
             q, k, stride_kl, 0, length, HEAD_DIM, D_PIECES, K_PIECES, WIDE, NEGATIVE, PRECISION
@@ -362,11 +386,11 @@ def _row_dot(p, g, like):
 
 
 @triton.jit
-def _score_gradient(p, g, r, factor):
-    """dS = factor * p * (g - r)."""
+def _score_gradient(p, g, r):
+    """dS = p * (g - r)."""
     ds = ()
     for j in tl.static_range(len(p)):
-        ds += (factor[:, None] * p[j] * (g[j] - r[:, None]),)
+        ds += (p[j] * (g[j] - r[:, None]),)
     return ds
 
 
@@ -401,6 +425,8 @@ def _differentiate(
             r = r * shrink + _row_dot(p, g, m)
         r = r / rowsum
         if WANT_DQ:
+            # A sum over the keys of all prompts would show its rounding errors in float32.
+            own = _zeros(weight.shape[0], D_PIECES)
             for first in range(0, length, _total(K_PIECES)):
                 scores = _scores(
                     q, k, stride_kl, first, length,
@@ -410,11 +436,11 @@ def _differentiate(
                     dout, v, stride_vl, first, length, HEAD_DIM, D_PIECES, K_PIECES, WIDE, PRECISION
                 )
                 p, _ = _exp2(scores, scale, m)
-                ds = _score_gradient(p, g, r, weight / rowsum)
-                total = _add_products(
-                    ds, k, stride_kl, first, length, total, exists,
-                    HEAD_DIM, D_PIECES, K_PIECES, WIDE, PRECISION, SELECT,
+                own = _add_products(
+                    _score_gradient(p, g, r), k, stride_kl, first, length, own, exists,
+                    HEAD_DIM, D_PIECES, K_PIECES, WIDE, PRECISION, False,
                 )
+            total = _add_weighted(own, weight / rowsum, total, exists, SELECT)
     else:
         scores = _scores(
             q, k, stride_kl, 0, length, HEAD_DIM, D_PIECES, K_PIECES, WIDE, NEGATIVE, PRECISION
@@ -424,9 +450,12 @@ def _differentiate(
         p, rowsum = _exp2(scores, scale, m)
         r = _row_dot(p, g, m) / rowsum
         if WANT_DQ:
-            ds = _score_gradient(p, g, r, weight / rowsum)
+            factor = weight / rowsum
+            weighted = ()
+            for j in tl.static_range(len(K_PIECES)):
+                weighted += (p[j] * factor[:, None],)
             total = _add_products(
-                ds, k, stride_kl, 0, length, total, exists,
+                _score_gradient(weighted, g, r), k, stride_kl, 0, length, total, exists,
                 HEAD_DIM, D_PIECES, K_PIECES, WIDE, PRECISION, SELECT,
             )
     return total, r, m, weight / rowsum
@@ -522,9 +551,9 @@ def _owner(offsets, entry, batch, BLOCK: tl.constexpr):
 @triton.jit
 def _dot_rows(a, b, PRECISION: tl.constexpr):
     """a @ b.T, summed over the pieces of head_dim."""
-    product = tl.dot(a[0], tl.trans(b[0]), input_precision=PRECISION)
+    product = _dot(a[0], tl.trans(b[0]), None, PRECISION)
     for i in tl.static_range(1, len(a)):
-        product = tl.dot(a[i], tl.trans(b[i]), product, input_precision=PRECISION)
+        product = _dot(a[i], tl.trans(b[i]), product, PRECISION)
     return product
 
 
@@ -533,7 +562,7 @@ def _add_product(a, b, total, PRECISION: tl.constexpr):
     """total + a @ b for every piece of head_dim."""
     sums = ()
     for i in tl.static_range(len(b)):
-        sums += (tl.dot(a, b[i], total[i], input_precision=PRECISION),)
+        sums += (_dot(a, b[i], total[i], PRECISION),)
     return sums
 
 

@@ -446,7 +446,7 @@ class Reader:
                     )  # "a boy on the left throws a ball to a girl on the right"
                 self.sided.append(Sided(subjects, place.side, self.head, span))
         elif place.reference not in ("object", "canvas"):
-            self._link(tokens, place.end, link, self._resolve(place.reference, subjects))
+            self._link(tokens, place.end, link, self._reference(place.reference, link))
         elif place.reference == "object" and needs_object(tokens, place.end):
             self.waiting = None if orphan else link
         elif place.bare and i != self.ignored_end:
@@ -470,7 +470,9 @@ class Reader:
                 return
             inverted = link.opens and inverts(tokens, i + 1, fronted=link.fronted)
             besides = [] if inverted else link.subjects
-            if tokens[i] == "both" or link.names == ("between",):
+            if self._before_latest(link):
+                found = self._reference(tokens[i], link)
+            elif tokens[i] == "both" or link.names == ("between",):
                 found = self._latest_two(besides)
             elif link.rests and self.joined and tokens[i] == "it" and len(self.bearer) == 1:
                 found = self.bearer  # "a cup next to a box with a cat on it"
@@ -812,8 +814,33 @@ class Reader:
     def _is_scenery(self, phrase: NounPhrase) -> bool:
         return phrase.noun in SCENERY or singular_noun(phrase.noun) in SCENERY_COMPOUNDS
 
-    def _resolve(self, pronoun: str, besides: Sequence[int]) -> list[int]:
-        """What a pronoun stands for.
+    def _before_latest(self, link: Link) -> list[int]:
+        """What comes before the latest of objects that are joined without a verb."""
+        if self.verb or self.about or self.role != "subject":
+            return []
+        return [index for index in link.subjects if index not in self.latest]
+
+    def _reference(self, pronoun: str, link: Link) -> list[int]:
+        """What a pronoun after words of place stands for.
+
+        In "a cat, a dog behind it" that is the cat, and the relation speaks of the dog alone. In
+        "a bench, a tree on its left and a lamp on its right" both speak of the bench.
+        """
+        before, said = self._before_latest(link), self.complete
+        listed = not (self.verb or self.about) and self.role == "subject"
+        if listed and said and before in ([], said.subjects) and said.looks_back:
+            before = said.references
+        if before:
+            found = self._resolve(pronoun, self.latest, first=before)
+            if set(found).issuperset(before):
+                link.subjects = self.latest
+                return found
+        return self._resolve(pronoun, link.subjects)
+
+    def _resolve(
+        self, pronoun: str, besides: Sequence[int], first: Sequence[int] = ()
+    ) -> list[int]:
+        """What a pronoun stands for: `first` if that fits.
 
         The main subject if it fits, else the latest object that does; what the relation before
         spoke of comes first in a clause after the main one ("..., while the dog sits below it"),
@@ -827,7 +854,7 @@ class Reader:
             link, side = self.complete, pronoun == "its"
             groups.insert(0, link.subjects if link.rests and side else link.references)
         groups += [[index] for index in reversed(range(len(self.mentions)))]
-        for group in groups:
+        for group in [list(first), *groups]:
             if not group or not set(group).isdisjoint(besides):
                 continue
             people = [index for index in group if singular(self.mentions[index].noun) in PEOPLE]

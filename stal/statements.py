@@ -34,6 +34,11 @@ class Link:
         return set(self.names) <= set(sides) and not self.rests and len(self.references) == 1
 
     @property
+    def looks_back(self) -> bool:
+        """Whether what it refers to was mentioned first: "a bench, a tree on its left"."""
+        return bool(self.references) and max(self.references) < min(self.subjects, default=0)
+
+    @property
     def lists(self) -> bool:
         """Whether further objects may follow by "and" that have words of place of their own."""
         return self.names[:1] in (("between",), ("held by",))

@@ -53,6 +53,35 @@ CASES: dict[str, list[tuple[str, list[str], list[str]]]] = {
             [],
         ),
     ],
+    "pronouns after a list": [
+        ("a cat, a dog behind it", ["a cat", "a dog"], ["1 behind 0"]),
+        ("a man and a dog behind him", ["a man", "a dog"], ["1 behind 0"]),
+        (
+            "two boats on a lake, a plane above them",
+            ["a boat", "a boat", "a plane"],
+            ["2 above 0", "2 above 1"],
+        ),
+        (
+            "three cars in a row, a bus behind them",
+            ["a car", "a car", "a car", "a bus"],
+            ["0 left of 1", "1 left of 2", "3 behind 0", "3 behind 1", "3 behind 2"],
+        ),
+        (
+            "two chairs and a table between them",
+            ["a chair", "a chair", "a table"],
+            ["2 between 0", "2 between 1"],
+        ),
+        (
+            "a bench, a tree on its left and a lamp on its right",
+            ["a bench", "a tree", "a lamp"],
+            ["1 left of 0", "2 right of 0"],
+        ),
+        (
+            "There is a table. A cat and a dog next to it.",
+            ["a table", "a cat", "a dog"],
+            ["1 next to 0", "2 next to 0"],
+        ),
+    ],
     "coordination": [
         ("a cat, a dog and a bird", ["a cat", "a dog", "a bird"], []),
         (

@@ -76,10 +76,11 @@ def variants(row: Row, head_dim: int) -> list[Variant]:
     """The forms in which a row's kernel is shipped; the first is the one that is timed."""
     dtype, precision = PRECISIONS[row.precision]
     capability = row.capability * 10
+    forms = ((True, False), (True, True), (False, True)) if row.region else ((False, False),)
     return [
-        Variant(row.kernel, capability, head_dim, seqlen_k, dtype, row.region, ragged, precision)
+        Variant(row.kernel, capability, head_dim, seqlen_k, dtype, region, ragged, precision)
         for seqlen_k in (77, 300)
-        for ragged in (False, True)
+        for region, ragged in forms
     ]
 
 

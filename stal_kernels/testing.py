@@ -80,10 +80,13 @@ CASES = (
     Case(batch=2, heads=2, seqlen_q=130, prompts=4, region="blobs"),
     Case(heads=2, seqlen_q=256, head_dim=64, prompts=4, region="disjoint"),
     Case(batch=2, heads=1, seqlen_q=50, head_dim=40, prompts=2, region="empty", layout="sliced"),
+    Case(batch=2, heads=1, seqlen_q=70, head_dim=80, prompts=3, region="blobs"),
+    Case(heads=1, seqlen_q=64, head_dim=160, prompts=3, region="global"),
     # Ragged: repeated rows, elements without entries, unused rows, lengths from 0.
     Case(batch=4, heads=2, seqlen_q=65, head_dim=40, prompts=3, ragged=True),
     Case(batch=3, heads=2, seqlen_q=48, seqlen_k=130, head_dim=64, region="blobs", ragged=True),
     Case(batch=2, heads=3, seqlen_q=31, seqlen_k=7, head_dim=96, ragged=True, layout="projection"),
+    Case(batch=3, heads=1, seqlen_q=66, seqlen_k=120, head_dim=72, prompts=2, ragged=True),
 )
 
 

@@ -106,23 +106,41 @@ def _inside(rows, HEAD_DIM: tl.constexpr, D_PIECES: tl.constexpr, i: tl.constexp
 
 
 @triton.jit
+def _tf32(x):
+    """x rounded to the mantissa that tf32 products read: they would cut off the rest of it."""
+    bits = x.to(tl.int32, bitcast=True)
+    rounded = ((bits + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
+    # The carry would make a number of some NaN.
+    return tl.where(x == x, rounded, x)
+
+
+@triton.jit
+def _factor(x, dtype: tl.constexpr, PRECISION: tl.constexpr):
+    """x as a factor of a product in a dtype and precision."""
+    return _tf32(x) if PRECISION == "tf32" else x.to(dtype)
+
+
+@triton.jit
 def _load_tile(
     base, first, stride, rows,
     HEAD_DIM: tl.constexpr, D_PIECES: tl.constexpr, i: tl.constexpr, WIDE: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
-    """Piece i of head_dim of the rows from `first` on, 0 where `rows` is False."""
+    """Piece i of head_dim of the rows from `first` on, 0 where `rows` is False: for products."""
     pointers = _pointers(base, first, stride, rows.shape[0], D_PIECES, i, WIDE)
-    return tl.load(pointers, mask=_inside(rows, HEAD_DIM, D_PIECES, i), other=0.0)
+    tile = tl.load(pointers, mask=_inside(rows, HEAD_DIM, D_PIECES, i), other=0.0)
+    return _factor(tile, tile.dtype, PRECISION)
 
 
 @triton.jit
 def _load_rows(
-    base, first, stride, rows, HEAD_DIM: tl.constexpr, D_PIECES: tl.constexpr, WIDE: tl.constexpr
+    base, first, stride, rows,
+    HEAD_DIM: tl.constexpr, D_PIECES: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """All pieces of head_dim of the rows from `first` on, 0 where `rows` is False."""
     tiles = ()
     for i in tl.static_range(len(D_PIECES)):
-        tiles += (_load_tile(base, first, stride, rows, HEAD_DIM, D_PIECES, i, WIDE),)
+        tiles += (_load_tile(base, first, stride, rows, HEAD_DIM, D_PIECES, i, WIDE, PRECISION),)
     return tiles
 
 
@@ -147,24 +165,6 @@ def _zeros(ROWS: tl.constexpr, D_PIECES: tl.constexpr):
 
 
 @triton.jit
-def _tf32(x):
-    """x rounded to the mantissa that tf32 products read: they would cut off the rest of it."""
-    bits = x.to(tl.int32, bitcast=True)
-    rounded = ((bits + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
-    # The carry would make a number of some NaN.
-    return tl.where(x == x, rounded, x)
-
-
-@triton.jit
-def _dot(a, b, total, PRECISION: tl.constexpr):
-    """a @ b, added to total unless that is None."""
-    if PRECISION == "tf32":
-        a = _tf32(a)
-        b = _tf32(b)
-    return tl.dot(a, b, total, input_precision=PRECISION)
-
-
-@triton.jit
 def _products(
     a, b, stride, first, length,
     HEAD_DIM: tl.constexpr, D_PIECES: tl.constexpr, K_PIECES: tl.constexpr, WIDE: tl.constexpr,
@@ -180,11 +180,11 @@ def _products(
         for j in tl.static_range(len(K_PIECES)):
             key = first + _start(K_PIECES, j)
             keys = tl.arange(0, _size(K_PIECES, j)) < length - key
-            b_tile = _load_tile(b, key, stride, keys, HEAD_DIM, D_PIECES, i, WIDE)
+            b_tile = _load_tile(b, key, stride, keys, HEAD_DIM, D_PIECES, i, WIDE, PRECISION)
             if i == 0:
-                sums += (_dot(a[i], tl.trans(b_tile), None, PRECISION),)
+                sums += (tl.dot(a[i], tl.trans(b_tile), input_precision=PRECISION),)
             else:
-                sums += (_dot(a[i], tl.trans(b_tile), products[j], PRECISION),)
+                sums += (tl.dot(a[i], tl.trans(b_tile), products[j], input_precision=PRECISION),)
         products = sums
     return products
 
@@ -202,8 +202,9 @@ def _add_products(
         for j in tl.static_range(len(K_PIECES)):
             key = first + _start(K_PIECES, j)
             keys = tl.arange(0, _size(K_PIECES, j)) < length - key
-            b_tile = _load_tile(b, key, stride, keys, HEAD_DIM, D_PIECES, i, WIDE)
-            piece = _dot(a[j].to(b_tile.dtype), b_tile, piece, PRECISION)
+            b_tile = _load_tile(b, key, stride, keys, HEAD_DIM, D_PIECES, i, WIDE, PRECISION)
+            a_tile = _factor(a[j], b_tile.dtype, PRECISION)
+            piece = tl.dot(a_tile, b_tile, piece, input_precision=PRECISION)
         sums += (tl.where(exists[:, None], piece, total[i]) if SELECT else piece,)
     return sums
 
@@ -265,6 +266,15 @@ def _exp2(scores, scale, m):
 
 
 @triton.jit
+def _weighted(p, factor):
+    """factor * p, a factor a row."""
+    weighted = ()
+    for j in tl.static_range(len(p)):
+        weighted += (p[j] * factor[:, None],)
+    return weighted
+
+
+@triton.jit
 def _attend(
     q, k, v,
     stride_kl, stride_vl,
@@ -301,12 +311,8 @@ def _attend(
             q, k, stride_kl, 0, length, HEAD_DIM, D_PIECES, K_PIECES, WIDE, NEGATIVE, PRECISION
         )
         p, rowsum = _exp2(scores, scale, _row_max(scores, scale))
-        factor = weight / rowsum
-        a = ()
-        for j in tl.static_range(len(K_PIECES)):
-            a += (p[j] * factor[:, None],)
         result = _add_products(
-            a, v, stride_vl, 0, length, total, exists,
+            _weighted(p, weight / rowsum), v, stride_vl, 0, length, total, exists,
             HEAD_DIM, D_PIECES, K_PIECES, WIDE, PRECISION, SELECT,
         )
     return result
@@ -355,7 +361,7 @@ def forward(
         weight += b * stride_wb
         region += b * stride_rb
 
-    q_tiles = _load_rows(q, pixel, stride_qn * STRIDE, inside, HEAD_DIM, D_PIECES, WIDE)
+    q_tiles = _load_rows(q, pixel, stride_qn * STRIDE, inside, HEAD_DIM, D_PIECES, WIDE, PRECISION)
     total = _zeros(BLOCK_Q, D_PIECES)
     for entry in range(count):
         p = tl.cast(entry, tl.int64)
@@ -426,7 +432,9 @@ def _differentiate(
         r = r / rowsum
         if WANT_DQ:
             # A sum over the keys of all prompts would show its rounding errors in float32.
-            own = _zeros(weight.shape[0], D_PIECES)
+            SEPARATE: tl.constexpr = k.dtype.element_ty == tl.float32
+            own = _zeros(weight.shape[0], D_PIECES) if SEPARATE else total
+            factor = weight / rowsum
             for first in range(0, length, _total(K_PIECES)):
                 scores = _scores(
                     q, k, stride_kl, first, length,
@@ -436,11 +444,12 @@ def _differentiate(
                     dout, v, stride_vl, first, length, HEAD_DIM, D_PIECES, K_PIECES, WIDE, PRECISION
                 )
                 p, _ = _exp2(scores, scale, m)
+                ds = _score_gradient(p if SEPARATE else _weighted(p, factor), g, r)
                 own = _add_products(
-                    _score_gradient(p, g, r), k, stride_kl, first, length, own, exists,
-                    HEAD_DIM, D_PIECES, K_PIECES, WIDE, PRECISION, False,
+                    ds, k, stride_kl, first, length, own, exists,
+                    HEAD_DIM, D_PIECES, K_PIECES, WIDE, PRECISION, SELECT and not SEPARATE,
                 )
-            total = _add_weighted(own, weight / rowsum, total, exists, SELECT)
+            total = _add_weighted(own, factor, total, exists, SELECT) if SEPARATE else own
     else:
         scores = _scores(
             q, k, stride_kl, 0, length, HEAD_DIM, D_PIECES, K_PIECES, WIDE, NEGATIVE, PRECISION
@@ -450,12 +459,9 @@ def _differentiate(
         p, rowsum = _exp2(scores, scale, m)
         r = _row_dot(p, g, m) / rowsum
         if WANT_DQ:
-            factor = weight / rowsum
-            weighted = ()
-            for j in tl.static_range(len(K_PIECES)):
-                weighted += (p[j] * factor[:, None],)
+            ds = _score_gradient(_weighted(p, weight / rowsum), g, r)
             total = _add_products(
-                _score_gradient(weighted, g, r), k, stride_kl, 0, length, total, exists,
+                ds, k, stride_kl, 0, length, total, exists,
                 HEAD_DIM, D_PIECES, K_PIECES, WIDE, PRECISION, SELECT,
             )
     return total, r, m, weight / rowsum
@@ -503,8 +509,10 @@ def pixel_gradients(
         weight += b * stride_wb
         region += b * stride_rb
 
-    q_tiles = _load_rows(q, pixel, stride_qn * STRIDE, inside, HEAD_DIM, D_PIECES, WIDE)
-    dout_tiles = _load_rows(dout, pixel, stride_gn * STRIDE, inside, HEAD_DIM, D_PIECES, WIDE)
+    q_tiles = _load_rows(q, pixel, stride_qn * STRIDE, inside, HEAD_DIM, D_PIECES, WIDE, PRECISION)
+    dout_tiles = _load_rows(
+        dout, pixel, stride_gn * STRIDE, inside, HEAD_DIM, D_PIECES, WIDE, PRECISION
+    )
     total = _zeros(BLOCK_Q, D_PIECES)
     for entry in range(count):
         p = tl.cast(entry, tl.int64)
@@ -551,9 +559,9 @@ def _owner(offsets, entry, batch, BLOCK: tl.constexpr):
 @triton.jit
 def _dot_rows(a, b, PRECISION: tl.constexpr):
     """a @ b.T, summed over the pieces of head_dim."""
-    product = _dot(a[0], tl.trans(b[0]), None, PRECISION)
+    product = tl.dot(a[0], tl.trans(b[0]), input_precision=PRECISION)
     for i in tl.static_range(1, len(a)):
-        product = _dot(a[i], tl.trans(b[i]), product, PRECISION)
+        product = tl.dot(a[i], tl.trans(b[i]), product, input_precision=PRECISION)
     return product
 
 
@@ -562,7 +570,7 @@ def _add_product(a, b, total, PRECISION: tl.constexpr):
     """total + a @ b for every piece of head_dim."""
     sums = ()
     for i in tl.static_range(len(b)):
-        sums += (_dot(a, b[i], total[i], PRECISION),)
+        sums += (tl.dot(a, b[i], total[i], input_precision=PRECISION),)
     return sums
 
 
@@ -580,8 +588,10 @@ def _add_pixels(
         p = tl.math.exp2(scores * scale - m[:, None]) * factor[:, None]
         p = tl.where(exists[:, None], p, 0.0)
         ds = p * (g - r[:, None])
-        dv_sums += (_add_product(tl.trans(p.to(q[0].dtype)), dout, dv[j], PRECISION),)
-        dk_sums += (_add_product(tl.trans(ds.to(q[0].dtype)), q, dk[j], PRECISION),)
+        p = tl.trans(_factor(p, q[0].dtype, PRECISION))
+        dv_sums += (_add_product(p, dout, dv[j], PRECISION),)
+        ds = tl.trans(_factor(ds, q[0].dtype, PRECISION))
+        dk_sums += (_add_product(ds, q, dk[j], PRECISION),)
     return dk_sums, dv_sums
 
 
@@ -639,8 +649,12 @@ def prompt_gradients(
     for j in tl.static_range(len(K_PIECES)):
         key = first_key + _start(K_PIECES, j)
         keys = tl.arange(0, _size(K_PIECES, j)) < length - key
-        k_tiles += (_load_rows(k, key, stride_kl * STRIDE, keys, HEAD_DIM, D_PIECES, WIDE),)
-        v_tiles += (_load_rows(v, key, stride_vl * STRIDE, keys, HEAD_DIM, D_PIECES, WIDE),)
+        k_tiles += (
+            _load_rows(k, key, stride_kl * STRIDE, keys, HEAD_DIM, D_PIECES, WIDE, PRECISION),
+        )
+        v_tiles += (
+            _load_rows(v, key, stride_vl * STRIDE, keys, HEAD_DIM, D_PIECES, WIDE, PRECISION),
+        )
         dk_total += (_zeros(_size(K_PIECES, j), D_PIECES),)
         dv_total += (_zeros(_size(K_PIECES, j), D_PIECES),)
     for tile in range(first_tile, last_tile):
@@ -649,10 +663,14 @@ def prompt_gradients(
         exists = _exists(region + p * stride_rp, n, stride_rn, n < seqlen_q, HAS_REGION)
         if tl.max(exists.to(tl.int32), 0) > 0 if HAS_REGION else True:
             stat = (h * entries + entry) * seqlen_q + n
+            q_tiles = _load_rows(
+                q, pixel, stride_qn * STRIDE, exists, HEAD_DIM, D_PIECES, WIDE, PRECISION
+            )
+            dout_tiles = _load_rows(
+                dout, pixel, stride_gn * STRIDE, exists, HEAD_DIM, D_PIECES, WIDE, PRECISION
+            )
             dk_total, dv_total = _add_pixels(
-                _load_rows(q, pixel, stride_qn * STRIDE, exists, HEAD_DIM, D_PIECES, WIDE),
-                _load_rows(dout, pixel, stride_gn * STRIDE, exists, HEAD_DIM, D_PIECES, WIDE),
-                k_tiles, v_tiles, exists,
+                q_tiles, dout_tiles, k_tiles, v_tiles, exists,
                 tl.load(r + stat, mask=exists, other=0.0),
                 tl.load(m + stat, mask=exists, other=0.0),
                 tl.load(factor + stat, mask=exists, other=0.0),

@@ -452,7 +452,7 @@ class Row(NamedTuple):
     kernel: "forward", "pixels" or "prompts".
     capability: major compute capability, 8 or 9; later ones take the last.
     precision: of products: "half" (float16, bfloat16), or for float32 "ieee" or "tf32".
-    region: whether there are regions.
+    region: whether there are regions or lengths, so that prompts may be skipped.
     source: "cost model" if nothing has been measured, otherwise the GPU.
     """
 
@@ -478,7 +478,8 @@ def rows() -> tuple[Row, ...]:
 
 def tile_of(kernel: str, g: Geometry, capability: tuple[int, int]) -> Tile:
     """The table's choice. What decides is registers, since a warp works on 16 rows or more."""
-    key = kernel, min(capability[0], 9), g.precision, g.region is not None
+    skips = g.region is not None or g.has_lengths
+    key = kernel, min(capability[0], 9), g.precision, skips
     (row,) = (row for row in rows() if row[:4] == key)
     return next(tile for tile in row.tiles if g.head_dim <= tile.head_dim)
 

@@ -18,6 +18,7 @@ from stal_kernels.triton_compile import (
     Variant,
     compile_variant,
     launch_of,
+    undefined_registers,
 )
 
 HEAD_DIMS = (40, 64, 80, 128, 160)
@@ -60,7 +61,7 @@ def results(request):
     """Futures of all variants that this run asks for, two at a time."""
     items = [item for item in request.session.items if item.path == Path(__file__)]
     variants = {
-        item.callspec.params["variant"]: None for item in items if hasattr(item, "callspec")
+        item.callspec.params["variant"]: None for item in items if "results" in item.fixturenames
     }
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         yield {variant: pool.submit(compile_variant, variant) for variant in variants}
@@ -68,7 +69,7 @@ def results(request):
 
 def check(variant: Variant, result: Compiled) -> None:
     print(f"{variant}: {result}")
-    assert (result.stack, result.local) == (0, 0)
+    assert (result.stack, result.local, result.undefined) == (0, 0, ())
     assert result.registers <= 255
     assert result.shared <= SHARED_MEMORY[variant.capability]
     # A corner of 16 x 16 has one element for each thread of eight warps.
@@ -102,3 +103,31 @@ def test_every_variant_compiles_without_spills(variant, results):
 )
 def test_forward_wastes_few_multiply_adds(variant, results):
     assert results[variant].result().issued <= (1.25 if variant.head_dim == 40 else 1.05)
+
+
+def lines(*instructions: str) -> str:
+    """Machine code as cuobjdump shows it."""
+    return "".join(
+        f"        /*{16 * i:04x}*/  {x} ; /* 0x0 */\n" for i, x in enumerate(instructions)
+    )
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        # As ptxas 12.8 wrote it: the copy of UR14 to UR18 is missing.
+        (lines("UMOV UR14, 0x400", "UIADD3 UR18, UP0, UR18, 0x20, URZ"), (18,)),
+        (lines("UMOV UR18, UR14", "UMOV UR14, 0x400"), (14,)),
+        (lines("UMOV UR4, 0x1", "UIADD3 UR4, UR4, 0x1, URZ"), ()),
+        (lines("ULDC.64 UR4, c[0x0][0x208]", "@!P0 LDG.E R0, desc[UR4][R2.64]"), ()),
+        (lines("ULDC UR4, c[0x0][0x208]", "@!P0 LDG.E R0, desc[UR4][R2.64]"), (5,)),
+        (lines("STS.64 [R3+UR6+0x800], R24"), (6,)),
+        # The first descriptor of two is unused where the factor is in registers.
+        (lines("UMOV UR22, 0x1", "HGMMA.64x16x16.F32 R24, R44, gdesc[UR20].tnspB, R24"), (23,)),
+        (lines("UMOV UR22, 0x1", "HGMMA.64x16x16.F32 R24, gdesc[UR20], RZ, !UPT"), (20, 21, 23)),
+        (lines("S2UR UR4, SR_CTAID.X", "UIMAD.WIDE.U32 UR6, UR4, UR4, URZ", "UMOV UR8, UR7"), ()),
+        (lines("UMOV UR4, 0x1", "UIADD3.64 UR6, UR4, 0x2, URZ"), (5,)),
+    ],
+)
+def test_undefined_registers_are_found(code, expected):
+    assert undefined_registers(code) == expected

@@ -73,6 +73,36 @@ def test_every_head_dim_works(head_dim):
     assert_within_twice_plain(case, "triton", torch.float32, draws=1)
 
 
+@pytest.fixture
+def tf32():
+    """Lets float32 products be tf32, which the interpreter rounds to where the kernels do."""
+    torch.set_float32_matmul_precision("high")
+    yield
+    torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize("case", [CASES[2], CASES[6], CASES[-1]], ids=repr)
+def test_tf32_rounds_the_factors_of_products_to_nearest(case, tf32):
+    # Cutting digits off instead would make twice the error.
+    shares = assert_within_twice_plain(case, "triton", torch.float32, draws=1, plain="plain tf32")
+    assert 0.3 < shares["out"] < 0.7
+    with pytest.raises(AssertionError, match="error"):
+        assert_within_twice_plain(case, "triton", torch.float32, draws=1)
+
+
+def test_tf32_keeps_nan_and_infinity(tf32):
+    e = example(Case(heads=1, seqlen_q=4, seqlen_k=3, head_dim=8, prompts=1), torch.float32)
+    v = torch.ones_like(e.v)
+    # A NaN of ones alone, which a carry would make 0, and the largest number.
+    v.view(torch.int32)[..., 0, 0] = 0x7FFFFFFF
+    v[..., 1] = torch.inf
+    v[..., 2] = torch.finfo(torch.float32).max
+    out = blended_attention(e.q, e.k, v, torch.ones_like(e.weight), backend="triton")
+    assert out[..., 0].isnan().all()
+    assert out[..., 1:3].isinf().all()
+    torch.testing.assert_close(out[..., 3:], torch.ones_like(out[..., 3:]), rtol=1e-3, atol=0)
+
+
 # ---- skipping ----
 
 

@@ -229,7 +229,7 @@ def _draw(
     import torch
     from tqdm import tqdm
 
-    from stal.pipeline import Pipeline, Settings
+    from stal.pipeline import Pipeline, Settings, enough_memory
 
     settings = Settings(**{f.name: wanted[f.name] for f in fields(Settings) if f.name in wanted})
     seeds = wanted.get("seeds", [0])
@@ -240,7 +240,7 @@ def _draw(
     )
 
     def draw(settings: Settings, weights: Any, search: dict[str, Any] | None = None) -> Result:
-        try:
+        with enough_memory(device, "draw a smaller picture, or fewer at once"):
             drawing = pipe.prepare(
                 [wanted["prompt"]],
                 settings,
@@ -255,9 +255,6 @@ def _draw(
             with tqdm(total=steps, desc=settings.attention, disable=quiet, leave=False) as bar:
                 latents = drawing.sample(callback=lambda step, x, denoised: bar.update())
             return drawing.results(latents)[0]
-        except torch.OutOfMemoryError as error:
-            fix = "draw a smaller picture, or fewer at once"
-            raise MemoryError(f"{device} must have more free memory: {fix}") from error
 
     result = draw(settings, wanted.get("weights"), search)
     images = result.images

@@ -166,7 +166,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
     """The JSON object in a file. Raises ValueError, naming the file, if there is none."""
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"{path.parent} must hold {path.name}, got no such file")
+        raise ValueError(f"{path} must be a JSON file, got no such file")
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

@@ -443,7 +443,8 @@ def _same_run(path: str | os.PathLike[str], key: dict[str, Any]) -> dict[str, An
     record = read_json(Path(path))
     other = [k for k, v in json.loads(json.dumps(key)).items() if record.get(k) != v]
     if other:
-        raise ValueError(f"{path} must be of the same run, got other {', '.join(other)}")
+        fix = "delete it, or write to another output"
+        raise ValueError(f"{path} must be of the same run, got other {', '.join(other)}: {fix}")
     return record
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import operator
 import re
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
@@ -786,6 +787,19 @@ def _seeds(seed: int | Sequence[int], prompts: int, num_images: int) -> list[int
         if not -(2**63) <= value < 2**64:
             raise ValueError(f"seed must lie in [-2**63, 2**64), got {value}")
     return seeds
+
+
+@contextlib.contextmanager
+def enough_memory(device: str, fix: str) -> Iterator[None]:
+    """Raises MemoryError, which says what to do, where torch finds no memory within."""
+    try:
+        yield
+    except RuntimeError as error:
+        # On a CPU torch raises no class of its own.
+        lacking = isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
+        if not lacking:
+            raise
+        raise MemoryError(f"{device} must have more free memory: {fix}") from error
 
 
 def bundled_model() -> Path:

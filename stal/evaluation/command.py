@@ -102,7 +102,7 @@ def evaluate(
 
     from stal.evaluation import detectors
     from stal.evaluation.methods import METHODS, draw
-    from stal.pipeline import Pipeline, Settings
+    from stal.pipeline import Pipeline, Settings, enough_memory
 
     strange = [name for name in names if name not in METHODS]
     if strange:
@@ -127,7 +127,8 @@ def evaluate(
     if scorer is not None:
         _check_texts(cases, placed, scorer)
     with opened(output, command):
-        try:
+        fix = "run the same command with a smaller --batch, it goes on where it stopped"
+        with enough_memory(device, fix):
             rows = run(
                 output,
                 cases,
@@ -143,9 +144,6 @@ def evaluate(
                 batch=batch,
                 quiet=quiet,
             )
-        except torch.OutOfMemoryError as error:
-            fix = "run the same command with a smaller --batch, it goes on where it stopped"
-            raise MemoryError(f"{device} must have more free memory: {fix}") from error
         write_report(output, rows, names, title=f"{Path(prompts).name}, layouts {layouts.value}")
     print(output / "summary.md", flush=True)
 

@@ -381,8 +381,16 @@ def raising(error):
     return batch
 
 
-def test_too_little_memory_is_one_line(run, monkeypatch, sd_folder):
-    monkeypatch.setattr(Pipeline, "prepare", raising(torch.OutOfMemoryError("tried to allocate")))
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("tried to allocate"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    ],
+    ids=["gpu", "cpu"],
+)
+def test_too_little_memory_is_one_line(run, monkeypatch, sd_folder, error):
+    monkeypatch.setattr(Pipeline, "prepare", raising(error))
     line = failure(run, "generate", TWO, "--model", sd_folder, "--quiet")
     assert line == "cpu must have more free memory: draw a smaller picture, or fewer at once"
 

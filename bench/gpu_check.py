@@ -5,11 +5,12 @@
 
 Needs torch and triton alone, and less than ten minutes on a fresh machine. In order: facts about
 the device; correctness of every backend over the whole case table in three dtypes, gradients
-included, float32 also with tf32 products (the twice-eager rule of stal_kernels.testing);
-bit-identical repeats; capture in a CUDA graph; torch.compile; compute-sanitizer; times. A backend
-that is missing is a row with its reason. The exit code is 0 only if every check passed. A failed
-check keeps no later one from running, and what is known so far is on disk after each. --dry-run
-walks the same steps on the CPU at small sizes; what only a GPU can do is then named, not done.
+included, float32 also with tf32 products (the twice-eager rule of stal_kernels.testing); machine
+code that is known to be wrong; bit-identical repeats; torch.compile; capture in a CUDA graph;
+compute-sanitizer; times. A backend that is missing is a row with its reason. The exit code is 0
+only if every check passed. A failed check keeps no later one from running, and what is known so
+far is on disk after each. --dry-run walks the same steps on the CPU at small sizes; what only a
+GPU can do is then named, not done.
 
 Times: each function is captured in a CUDA graph and replayed with the second-level cache flushed
 before every replay, all functions of a case in turn. Host time is that of calls without a
@@ -45,6 +46,7 @@ from timing import captured, gpu_times, interleave, machine
 
 from stal_kernels import backends, blended_attention, blended_attention_ragged
 from stal_kernels.testing import CASES, Case, Example, assert_within_twice_plain, example, results
+from stal_kernels.triton_compile import KERNELS, Variant, compile_variant
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 # A dtype and what torch.set_float32_matmul_precision allows its products to be.
@@ -227,6 +229,26 @@ def isolated(check: Callable[..., str], *arguments: Any) -> str:
     """Runs a check in a process of its own, since an error on a GPU spoils all later calls."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(check, *arguments).result()
+
+
+def machine_code(capability: int, workers: int) -> str:
+    """Looks for code that is known to be wrong (stal_kernels.triton_compile.undefined_registers).
+
+    Runs of the case table need not show it: what a register holds by chance decides.
+    """
+    variants = [
+        Variant(kernel, capability, head_dim, 77, dtype, region, ragged)
+        for kernel in KERNELS
+        for head_dim in (40, 64, 72, 80, 128, 160)
+        for dtype in ("float16", "bfloat16")
+        for region, ragged in ((False, False), (True, False), (False, True))
+    ]
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        found = list(pool.map(compile_variant, variants))
+    wrong = [repr(v) for v, code in zip(variants, found, strict=True) if code.undefined]
+    assert not wrong, f"{len(wrong)} of {len(variants)} read what nothing wrote: {', '.join(wrong)}"
+    return f"{len(variants)} kernels, none reads a register that nothing wrote"
 
 
 def determinism(backend: str, device: str, repeats: int) -> str:
@@ -464,6 +486,13 @@ def run_backend(report: Report, backend: str, device: str, budget_s: float) -> N
             backend,
             partial(correctness, backend, numbers, device, indices, workers),
         )
+    if backend == "triton":
+        if dry:
+            report.row("machine code", backend, "not run", "the interpreter has none")
+        else:
+            capability = 90 if torch.cuda.get_device_capability()[0] >= 9 else 80
+            check = partial(machine_code, capability, workers)
+            report.check("machine code", backend, check)
     repeats = 2 if dry else 100
     report.check("determinism", backend, partial(isolated, determinism, backend, device, repeats))
     report.check("torch.compile", backend, partial(isolated, compiled, backend, device))

@@ -13,6 +13,7 @@ and --write replaces only tiles that do not fit. Needs torch and triton alone.
 """
 
 import argparse
+import itertools
 import json
 import multiprocessing
 import os
@@ -45,14 +46,14 @@ from stal_kernels.triton_compile import (
 PRECISIONS = {"half": ("float16", "ieee"), "ieee": ("float32", "ieee"), "tf32": ("float32", "tf32")}
 # The head_dim that stands for all up to a limit.
 LIMITS = {40: 48, 64: 64, 80: 96, 128: 128, 160: 256}
-CHOICES: dict[str, tuple[Any, ...]] = {
-    "block_q, warps": tuple((q, w) for q in (16, 32, 64, 128) for w in (1, 2, 4, 8) if q <= 32 * w),
-    "stages": (1, 2, 3),
-    "widest": ((128, 64), (64, 64), (64, 32), (32, 32), (32, 16), (16, 16)),
-    "whole_row": (0, 80, 128),
-    "key_tile": (16, 32, 64),
-    "registers": (None, 255),
-}
+CHOICES: tuple[dict[str, Any], ...] = (
+    *({"block_q": q, "warps": w} for q in (16, 32, 64, 128) for w in (1, 2, 4, 8) if q <= 32 * w),
+    *({"stages": n} for n in (1, 2, 3)),
+    *({"widest": w} for w in ((128, 64), (64, 64), (64, 32), (32, 32), (32, 16), (16, 16))),
+    *({"whole_row": n} for n in (0, 80, 128)),
+    *({"key_tile": n} for n in (16, 32, 64)),
+    *({"registers": n} for n in (None, 255)),
+)
 # A tile that is this much faster replaces the table's: less is noise.
 _GAIN = 0.97
 # So many of the fastest are tried in all forms at a time.
@@ -64,12 +65,10 @@ Results = dict[Tile, list[Compiled]]
 def neighbours(tile: Tile) -> Iterator[Tile]:
     """The tile itself and all that differ from it in one choice."""
     yield tile
-    for names, values in CHOICES.items():
-        fields = names.split(", ")
-        for value in values:
-            changes = dict(zip(fields, value if len(fields) > 1 else (value,), strict=True))
-            if any(getattr(tile, field) != new for field, new in changes.items()):
-                yield tile._replace(**changes)
+    for changes in CHOICES:
+        changed = tile._replace(**changes)
+        if changed != tile:
+            yield changed
 
 
 def variants(row: Row, head_dim: int) -> list[Variant]:
@@ -95,24 +94,20 @@ def attempt(variant: Variant, tile: Tile) -> Compiled | None:
 
 
 class Compiler:
-    """Compiles in the background, each form of each tile once."""
+    """Compiles each form of each tile once."""
 
     def __init__(self, pool: ProcessPoolExecutor) -> None:
         self.pool = pool
         self.jobs: dict[tuple[Variant, Tile], Future[Compiled | None]] = {}
 
-    def submit(self, variant: Variant, tile: Tile) -> "Future[Compiled | None]":
-        key = variant, tile
-        if key not in self.jobs:
-            self.jobs[key] = self.pool.submit(attempt, variant, tile)
-        return self.jobs[key]
-
     def fitting(self, row: Row, forms: Sequence[Variant], tiles: Sequence[Tile]) -> Results:
         """What became of the tiles that fit in every one of the forms."""
-        jobs = {tile: [self.submit(form, tile) for form in forms] for tile in tiles}
+        for key in itertools.product(forms, tiles):
+            if key not in self.jobs:
+                self.jobs[key] = self.pool.submit(attempt, *key)
         results = {}
-        for tile, futures in jobs.items():
-            compiled = [future.result() for future in futures]
+        for tile in tiles:
+            compiled = [self.jobs[form, tile].result() for form in forms]
             kept = [c for c in compiled if c is not None and c.fits(row.capability * 10)]
             if len(kept) == len(forms):
                 results[tile] = kept
@@ -208,7 +203,7 @@ def main() -> None:
     parser.add_argument("--kernels", nargs="+", choices=KERNELS, default=KERNELS)
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
     parser.add_argument("--head-dims", nargs="+", type=int, choices=LIMITS, default=list(LIMITS))
-    parser.add_argument("--rounds", type=int, default=1, help="fields changed one after another")
+    parser.add_argument("--rounds", type=int, default=1, help="choices changed one after another")
     parser.add_argument("--budget", type=float, default=float("inf"), help="seconds")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--write", action="store_true", help="replace tiles in the table")
@@ -254,7 +249,6 @@ def main() -> None:
                 rows[i] = row._replace(tiles=merged(tiles), source=own)
                 if arguments.write:
                     TABLE.write_text(render(rows), encoding="utf-8")
-        pool.shutdown(cancel_futures=True)
 
 
 if __name__ == "__main__":

@@ -446,7 +446,9 @@ class Reader:
                     )  # "a boy on the left throws a ball to a girl on the right"
                 self.sided.append(Sided(subjects, place.side, self.head, span))
         elif place.reference not in ("object", "canvas"):
-            self._link(tokens, place.end, link, self._reference(place.reference, link))
+            found = self._reference(place.reference, link)
+            found = found or self._resolve(place.reference, subjects)
+            self._link(tokens, place.end, link, found)
         elif place.reference == "object" and needs_object(tokens, place.end):
             self.waiting = None if orphan else link
         elif place.bare and i != self.ignored_end:
@@ -470,8 +472,8 @@ class Reader:
                 return
             inverted = link.opens and inverts(tokens, i + 1, fronted=link.fronted)
             besides = [] if inverted else link.subjects
-            if self._before_latest(link):
-                found = self._reference(tokens[i], link)
+            if listed := self._reference(tokens[i], link):
+                found = listed
             elif tokens[i] == "both" or link.names == ("between",):
                 found = self._latest_two(besides)
             elif link.rests and self.joined and tokens[i] == "it" and len(self.bearer) == 1:
@@ -814,28 +816,23 @@ class Reader:
     def _is_scenery(self, phrase: NounPhrase) -> bool:
         return phrase.noun in SCENERY or singular_noun(phrase.noun) in SCENERY_COMPOUNDS
 
-    def _before_latest(self, link: Link) -> list[int]:
-        """What comes before the latest of objects that are joined without a verb."""
-        if self.verb or self.about or self.role != "subject":
-            return []
-        return [index for index in link.subjects if index not in self.latest]
-
     def _reference(self, pronoun: str, link: Link) -> list[int]:
-        """What a pronoun after words of place stands for.
+        """What a pronoun after words of place that end a list stands for; none if it is no list.
 
         In "a cat, a dog behind it" that is the cat, and the relation speaks of the dog alone. In
         "a bench, a tree on its left and a lamp on its right" both speak of the bench.
         """
-        before, said = self._before_latest(link), self.complete
-        listed = not (self.verb or self.about) and self.role == "subject"
-        if listed and said and before in ([], said.subjects) and said.looks_back:
+        if self.verb or self.about or link.opens or self.role != "subject":
+            return []
+        before, said = [i for i in link.subjects if i not in self.latest], self.complete
+        if said and before in ([], said.subjects) and said.looks_back:
             before = said.references
-        if before:
-            found = self._resolve(pronoun, self.latest, first=before)
-            if set(found).issuperset(before):
-                link.subjects = self.latest
-                return found
-        return self._resolve(pronoun, link.subjects)
+        found = self._resolve(pronoun, self.latest, first=before) if before else []
+        if not set(found).issuperset(before):
+            return []
+        if found:
+            link.subjects = self.latest
+        return found
 
     def _resolve(
         self, pronoun: str, besides: Sequence[int], first: Sequence[int] = ()

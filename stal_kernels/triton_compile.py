@@ -77,8 +77,8 @@ class Compiled:
 
     def fits(self, capability: int) -> bool:
         """Whether nothing is spilled, a block finds room and the code is not known to be wrong."""
-        spilled = self.stack or self.local or self.undefined
-        return not spilled and self.shared <= SHARED_MEMORY[capability]
+        faults = self.stack or self.local or self.undefined
+        return not faults and self.shared <= SHARED_MEMORY[capability]
 
 
 def launch_of(variant: Variant, tile: Tile | None = None, *, device: str = "meta") -> Launch:

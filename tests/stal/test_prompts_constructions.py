@@ -77,6 +77,11 @@ CASES: dict[str, list[tuple[str, list[str], list[str]]]] = {
             ["1 left of 0", "2 right of 0"],
         ),
         (
+            "a table and a chair, and behind them is a cat",
+            ["a table", "a chair", "a cat"],
+            ["2 behind 0", "2 behind 1"],
+        ),
+        (
             "There is a table. A cat and a dog next to it.",
             ["a table", "a cat", "a dog"],
             ["1 next to 0", "2 next to 0"],

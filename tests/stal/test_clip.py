@@ -131,11 +131,11 @@ def test_crops_of_the_whole_are_the_picture_and_margins_end_at_its_edge():
     ("change", "message"),
     [
         (lambda f: shutil.rmtree(f), "clip must be a folder with a CLIP model"),
-        (lambda f: (f / "config.json").unlink(), "must hold config.json"),
+        (lambda f: (f / "config.json").unlink(), "/config.json must be a JSON file"),
         (lambda f: (f / "model.safetensors").unlink(), "must hold model.safetensors"),
         (
             lambda f: (f / "preprocessor_config.json").unlink(),
-            "must hold preprocessor_config.json",
+            "preprocessor_config.json must be a JSON file",
         ),
         (lambda f: (f / "config.json").write_text('{"model_type": "siglip"}'), "got siglip"),
         (lambda f: shutil.rmtree(f.parent / "tokenizer"), "must hold tokenizer.json"),

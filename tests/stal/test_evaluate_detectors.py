@@ -286,7 +286,7 @@ def test_clip_tells_attributes(prompt, best, attributes):
 def test_a_folder_without_a_detector_is_refused(tmp_path, scorer):
     with pytest.raises(ValueError, match="detector must be shapes or a folder"):
         zero_shot(tmp_path / "absent", scorer)
-    with pytest.raises(ValueError, match=r"must hold config.json"):
+    with pytest.raises(ValueError, match=r"config.json must be a JSON file"):
         zero_shot(tmp_path, scorer)
     (tmp_path / "config.json").write_text('{"model_type": "clip"}')
     with pytest.raises(ValueError, match=r"must hold a detector \(owlv2, owlvit, .*, got clip"):

@@ -15,6 +15,7 @@ from stal.mentions import Mention, Mentions, Span
 from stal.nouns import NounPhrase, find_noun, inverts, needs_object, noun_phrase
 from stal.relations import SIDES, VERBS, Place, Side, find, side_names
 from stal.statements import OPPOSITE, Link, Sided, Statement, Statements
+from stal.style_tags import without_tags
 from stal.words import (
     ANIMALS,
     AUXILIARIES,
@@ -30,6 +31,7 @@ from stal.words import (
     DETERMINERS,
     FUNCTION_WORDS,
     HELD_IN,
+    IN_THE_SKY,
     LOOKS,
     MASCULINE,
     MEN,
@@ -54,6 +56,7 @@ from stal.words import (
     WITH,
     WOMEN,
     is_adjective,
+    is_adverb,
     is_boundary,
     is_known_verb,
     is_plural,
@@ -62,10 +65,17 @@ from stal.words import (
     singular,
     singular_noun,
     verb_stem,
+    word_set,
 )
 
 _TOKEN = re.compile(r"\w+(?:[-'’]\w+)*['’]?|[^\w\s]|\n")
 _SENTENCE_ENDS = frozenset(".!?;\n")
+_VIEWERS = frozenset(("you", "you'll", "we", "we'll", "i", "one"))
+_SEES = frozenset(("see", "find", "spot", "notice", "observe"))
+_DIRECTED = word_set(
+    "facing faces faced looking looks turning turned pointing points pointed heading headed leaning"
+    " gazing staring glancing"
+)
 _HAS = frozenset(("has", "have", "had", "having"))
 _ROWS = {"row": "left of", "line": "left of", "column": "above", "stack": "above", "pile": "above"}
 # "a kitchen with two chairs" is a picture of two chairs.
@@ -87,7 +97,7 @@ def read(text: str, reader: Reader | None = None) -> tuple[list[Mention], dict[S
     for found in _TOKEN.finditer(text):
         token, (start, end) = found[0].lower().replace("’", "'"), found.span()
         if token in _SENTENCE_ENDS:
-            reader.read(tokens, spans)
+            _read_sentence(reader, tokens, spans)
             tokens, spans = [], []
             continue
         owner = token.rstrip("s").rstrip("'")
@@ -108,8 +118,35 @@ def read(text: str, reader: Reader | None = None) -> tuple[list[Mention], dict[S
                 if following and following[0].lower() in BODY_PARTS:
                     tokens[-1] = "its"
             spans.append((start, end))
-    reader.read(tokens, spans)
+    _read_sentence(reader, tokens, spans)
     return reader.mentions, reader.said.relations
+
+
+def _read_sentence(reader: Reader, tokens: Sequence[str], spans: Sequence[Span]) -> None:
+    kept = without_tags(tokens)
+    reader.read(*_without_viewer([tokens[i] for i in kept], [spans[i] for i in kept]))
+
+
+def _without_viewer(tokens: list[str], spans: list[Span]) -> tuple[list[str], list[Span]]:
+    """Puts "there is" in the place of "you can see", and leaves out "if you look"."""
+    out: list[str] = []
+    where: list[Span] = []
+    i = 0
+    while i < len(tokens):
+        end = i + 1
+        while tokens[i] in _VIEWERS and end < len(tokens) and tokens[end] in AUXILIARIES:
+            end += 1
+        if tokens[i : i + 3] == ["if", "you", "look"]:
+            i += 3
+        elif tokens[i] in _VIEWERS and end < len(tokens) and tokens[end] in _SEES:
+            out += ["there", "is"]
+            where += [spans[i], spans[end]]
+            i = end + 1
+        else:
+            out.append(tokens[i])
+            where.append(spans[i])
+            i += 1
+    return out, where
 
 
 def _owns_nothing(text: str, i: int) -> bool:
@@ -164,6 +201,7 @@ class Reader:
         self.holders: list[int] = []  # who holds "a cup in one hand", for what is "in the other"
         self.bearing = Bearing(self.mentions, self.said)  # "a table with a vase with flowers"
         self.bearer: list[int] = []  # of what comes "with" it
+        self.outer: list[int] = []  # subject of the clause around "on which a cat sits"
         self.scenery: Link | None = None  # "next to a road": of what the road is "with"
         self.on_scenery = False  # "... with a truck on it": on what is no object
         self.room = False  # "a bathroom with a sink and a towel on the door": the towel is
@@ -198,6 +236,7 @@ class Reader:
         self.verb = ""
         self.verb_span = (0, 0)
         self.finite = self.relative = self.negated = self.trait = False
+        self.fronted = False  # "perched on a post is ...": the subject follows
 
     def _step(self, tokens: Sequence[str], i: int) -> int:
         token = tokens[i]
@@ -215,8 +254,12 @@ class Reader:
         if place is None and token == "with" and tokens[i - 1 : i] and tokens[i - 1] in COPULAS:
             place = Place(i + 1, ("next to",))  # "the cat is with the dog"
         if place is not None:
+            if self._take_relative(tokens, i, place):
+                return place.end + (place.reference == "object")
             self._take_place(tokens, i, place)
             return place.end
+        if token == "both" and looks_like_participle(tokens[i + 1] if i + 1 < len(tokens) else ""):
+            return i + 1  # "a man and a dog, both running"
         if token == "both" and self.waiting is not None and noun_phrase(tokens, i) is None:
             self._take_pronoun(tokens, i)
             return i + 1
@@ -298,6 +341,10 @@ class Reader:
     def _take_verb(self, tokens: Sequence[str], i: int) -> None:
         verb = tokens[i]
         finite = verb in AUXILIARIES or verb.endswith("s")
+        self.fronted = not finite and all(map(is_adverb, tokens[:i]))
+        if finite and self.outer and self.joint == ",":
+            self._begin_clause(self.outer)  # "a box, on which a cat sits, is ..."
+            self.outer = []
         if self.relative:
             self.relative = False
         elif finite and self.head and not self.finite:
@@ -312,6 +359,8 @@ class Reader:
         if joins and self.verb and self.verb not in AUXILIARIES and self.subject:
             # "wearing a hat and holding a cup": the same subject.
             self.last, self.role, self.joint = self.subject, "subject", ""
+        elif joins and tokens[i - 1] == "," and self.role == "subject":
+            self.joint = ""  # "a man, wearing a hat, ..."
         elif self.role == "object" and (self.trait or (self.joined and not finite)):
             if finite or not self._acts(self.last):
                 self.subject, self.last, self.role = self.head, self.head, "subject"
@@ -370,9 +419,12 @@ class Reader:
         looks = link is not None and link.names == ("facing",) and link.references == self.latest
         if looks and self.role == "adjunct" and not self.joint:
             return self.latest  # "looking at a goldfish in a bowl"
-        around = place.names == ("around",) and i == self.phrase_end
-        if around and link is not None and link.rests and link.names != ("inside",):
-            return self.latest  # "sitting on benches around a table"
+        if i == self.phrase_end and link is not None and link.rests and link.names != ("inside",):
+            if place.names == ("around",):
+                return self.latest  # "sitting on benches around a table"
+            stacks = place.names == ("on",) and self.role == "adjunct" and not link.reverse
+            if stacks and link.references == self.latest:
+                return self.latest  # "a pizza on a pan on a stove"
         if self.joint or self.verb:
             return self.subject or self.last
         facing = place.names == ("facing",)
@@ -393,6 +445,8 @@ class Reader:
     def _take_place(self, tokens: Sequence[str], i: int, place: Place) -> None:
         if is_known_verb(tokens[i]) and tokens[i].endswith("s"):
             self._take_verb(tokens, i)  # "a man on a horse looks at a car"
+        if place.reference == "canvas" and tokens[i - 1 : i] and tokens[i - 1] in _DIRECTED:
+            return  # "facing left"
         opens = bool(self.joint) or not self.last
         bare = place.bare and not needs_object(tokens, place.end)
         following = tokens[place.end] if place.end < len(tokens) else ""
@@ -413,7 +467,7 @@ class Reader:
         beside = place.names[:1] in _BESIDE and place.reference == "object"
         if not (beside or place.reverse) or pronoun:
             self.bearing.withdraw(subjects)
-        orphan = not subjects and bool(self.verb) and self.joint != "while"
+        orphan = not subjects and bool(self.verb) and self.joint != "while" and not self.fronted
         self.before = self.subject
         if self.role == "object":
             self.subject = subjects
@@ -432,7 +486,7 @@ class Reader:
             return  # "with grass in the background"
         if place.reference == "canvas" and not negated:
             after = place.end + (tokens[place.end : place.end + 1] == [","])
-            while after < len(tokens) and is_verb(tokens[after]):
+            while after < len(tokens) and (is_verb(tokens[after]) or tokens[after] == "there"):
                 after += 1
             if opens and noun_phrase(tokens, after) is not None:
                 self.side = place.side, span
@@ -448,6 +502,8 @@ class Reader:
         elif place.reference not in ("object", "canvas"):
             found = self._reference(place.reference, link)
             found = found or self._resolve(place.reference, subjects)
+            if not found and link.opens and inverts(tokens, place.end, fronted=link.fronted):
+                found = self._resolve(place.reference, [])  # "a dog, and to its left a cat"
             self._link(tokens, place.end, link, found)
         elif place.reference == "object" and needs_object(tokens, place.end):
             self.waiting = None if orphan else link
@@ -455,6 +511,20 @@ class Reader:
             # "the bird below", "leaving it behind": below what the sentence is about.
             other = self.bearing.bearer_of(subjects) or self._other_than(subjects)
             self.said.relate(link, subjects, other)
+
+    def _take_relative(self, tokens: Sequence[str], i: int, place: Place) -> bool:
+        """ "a box on which a cat sits", "a chair to whose right stands a lamp"."""
+        following = tokens[place.end] if place.end < len(tokens) else ""
+        which = place.reference == "object" and following in ("which", "whom")
+        if not self.latest or not (which or place.reference == "whose"):
+            return False
+        self._await_subject(Link(place.names, [], self._span(i, place.end), self.latest))
+        return True
+
+    def _await_subject(self, link: Link) -> None:
+        """What comes next is in a relation to what came last; then the clause goes on."""
+        self.outer = self.outer or self.head
+        self.inverted, self.waiting, self.joint, self.preposition = link, None, "", ""
 
     def _other_side_of(self, place: Place, subjects: list[int]) -> list[int]:
         """ "a dog is to the left of a bench, and a cat is on the right": of the bench."""
@@ -548,8 +618,14 @@ class Reader:
         elif owner == "'s" and owned in BODY_PARTS:
             end += 2  # "on the cat's back"
         elif owner == "'s":
-            self._mention(phrase)  # "the cat's bowl": the sentence is about the bowl
+            alive = singular_noun(phrase.noun) in ANIMALS | PEOPLE
+            if alive or phrase.determiner not in ("a", "an"):  # "a ship's wheel" has no ship
+                self._mention(phrase)  # "the cat's bowl": the sentence is about the bowl
             return end
+        aside = self._end_of_aside(tokens, phrase)
+        if aside:
+            self.ignored_end = aside
+            return aside
         if self._take_row(phrase) or self._take_body_part(phrase):
             self.ignored_end = end
             return end
@@ -575,6 +651,19 @@ class Reader:
             return end + 1
         return end
 
+    def _end_of_aside(self, tokens: Sequence[str], phrase: NounPhrase) -> int:
+        """Where "[a ship,] its sails billowing", "[a drone,] its propellers a blur" end; or 0."""
+        if phrase.determiner not in POSSESSIVES - {"'s", "whose"} or self.waiting is not None:
+            return 0
+        alive = singular_noun(phrase.noun) in ANIMALS | PEOPLE
+        if alive or self.preposition or not (self.joint == "," or phrase.start == 0):
+            return 0
+        following = tokens[phrase.end] if phrase.end < len(tokens) else ""
+        if looks_like_participle(following):
+            return phrase.end + 1
+        other = noun_phrase(tokens, phrase.end) if following in ("a", "an") else None
+        return other.end if other is not None else 0
+
     def _take_row(self, phrase: NounPhrase) -> bool:
         """ "three dogs in a row" """
         name = _ROWS.get(phrase.words[-1])
@@ -590,12 +679,19 @@ class Reader:
         """ "has its head on a pillow" speaks of the cat; "in his hand" says who holds it."""
         link, last = self.waiting, phrase.words[-1]
         owned = phrase.determiner in POSSESSIVES - {"'s"} and last in BODY_PARTS
+        if phrase.determiner == "whose" and link is not None and self.latest:
+            link.references, link.subjects = self.latest, []
+            self._await_subject(link)  # "a hut, on whose roof a stork sits"
+            return True
         one = phrase.count == 1 or phrase.other or phrase.determiner == "each"
         if one and last in HELD_IN and link is not None and link.names == ("inside",):
             self._hold(link, self._resolve("their", link.subjects))  # "in one hand"
             return True
         if not owned:
             return False
+        if link is None and phrase.determiner == "whose":
+            self.relative = True  # "a dog whose ears are long is ..."
+            return True
         if link is None:
             spoken_of = self.verb and not (self.joint or self.preposition) and self.subject
             if not spoken_of or self.role != "subject":
@@ -629,7 +725,7 @@ class Reader:
         end = i + (tokens[i] in ("the", "one", "another"))
         end += tokens[end : end + 1] == ["other"]
         alone = end > i and tokens[end - 1] in ("one", "another", "other")
-        alone &= is_boundary(tokens, end)
+        alone &= is_boundary(tokens, end) or self._acts_alone(tokens, end)
         link = self.waiting
         if alone and self.holders and link and link.names == ("inside",):
             self._hold(link, self.holders)  # "a cup in one hand and a fork in the other"
@@ -644,6 +740,14 @@ class Reader:
             self._place_in_clause(tokens, end, [member], False)
         self.joint, self.preposition, self.waiting = "", "", None
         return end
+
+    def _acts_alone(self, tokens: Sequence[str], i: int) -> bool:
+        """ "two dogs, one standing on a chair", but "one standing dog"."""
+        return (
+            i < len(tokens)
+            and (is_known_verb(tokens[i]) or looks_like_participle(tokens[i]))
+            and (is_boundary(tokens, i + 1) or find(tokens, i) is not None)
+        )
 
     def _pass_over(self, phrase: NounPhrase) -> None:
         """Reads a noun phrase that is no object."""
@@ -680,7 +784,9 @@ class Reader:
         self.trait = bare and bool(self.head) and not self.mentions[self.head[0]].bare
         # "above the fork and the knife", "next to a hat, book and blanket"
         goes_on = self.joint == "and" and find(tokens, end) is None
-        goes_on = (goes_on or (listed and self.trait)) and not followed_by_verb
+        # ... but "next to a queen, throne behind the queen" begins anew.
+        alone = self.trait and (self.joint == "and" or find(tokens, end) is None)
+        goes_on = (goes_on or (listed and alone)) and not followed_by_verb
         # "a man wearing a hat and a scarf stands"
         carried = complete is not None and complete.names in (("worn by",), ("held by",))
         worn = carried and self.joint == "and" and finite and not self.finite
@@ -694,6 +800,8 @@ class Reader:
                 link.names, link.reverse = ("worn by",), True  # "a girl in a blue dress"
             self._link(tokens, end, link, ids)
             self.last, self.role = ids, "object" if link.lists else "adjunct"
+        elif self.inverted is not None and not self.inverted.subjects and self.joint == "and":
+            self.inverted.references = self.inverted.references + ids  # "between a and b is ..."
         elif self.inverted is not None and (goes_on or not self.inverted.subjects):
             # "above the dog is a cat [and a bird]"
             self.said.relate(self.inverted, ids, self.inverted.references)
@@ -770,6 +878,7 @@ class Reader:
         shown = [["from"], ["taken"], *([word] for word in SHOWING)]
         within = self.waiting is not None and self.waiting.names[:1] in [("inside",), ("on",)]
         within = within or self.preposition in ("at", "through", "across")
+        within = within or tokens[phrase.start - 1 : phrase.start] == ["at"]
         if head in PLACES and within:
             return False
         if self._is_scenery(phrase) and (
@@ -811,9 +920,12 @@ class Reader:
             sentence=self.sentence,
             subject=self.subject,
             latest=self.latest,
+            related=self.waiting is not None,
         )
 
     def _is_scenery(self, phrase: NounPhrase) -> bool:
+        if phrase.noun in IN_THE_SKY and phrase.determiner in ("a", "an"):
+            return False  # "a red sun", but "in the sun"
         return phrase.noun in SCENERY or singular_noun(phrase.noun) in SCENERY_COMPOUNDS
 
     def _reference(self, pronoun: str, link: Link) -> list[int]:
@@ -866,7 +978,8 @@ class Reader:
                 one = pronoun == "them" and self.mentions[group[0]].kind in MEN | WOMEN
                 fits = plural or (person and not one)
             else:
-                fits = not person and len(group) == 1
+                one = len(group) == 1 and not self.known.is_one_of_several(group[0])
+                fits = one and not person
             if fits:
                 return list(group)
         here = [i for i, mention in enumerate(self.mentions) if mention.sentence == self.sentence]

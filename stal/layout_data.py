@@ -14,10 +14,11 @@ from typing import Any
 
 from stal.layout import Box, Statement
 from stal.prompts import parse
+from stal.typical_sizes import Thing, things
 from stal.words import article
 
-NOUNS = Path(__file__).parent / "assets" / "layout" / "nouns.tsv"
 _MOST = 12  # objects of an example
+_CONTRAST = 40  # of two composed things, the larger's extent over the smaller's
 
 Boxes = tuple[Box | None, ...]
 
@@ -186,49 +187,42 @@ def side_of(a: Box, b: Box) -> str | None:
     return "above" if dy < 0 else "below"
 
 
-def read_nouns(path: Path = NOUNS) -> list[dict[str, Any]]:
-    """The table of everyday things: noun, width, height, over_ground (metres), settings."""
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line[:1] != "#"]
-    names = lines[0].split("\t")
-    rows: list[dict[str, Any]] = [
-        dict(zip(names, line.split("\t"), strict=True)) for line in lines[1:]
-    ]
-    for row in rows:
-        row.update({key: float(row[key]) for key in ("width", "height", "over_ground")})
-        row["settings"] = row["settings"].split()
-    return rows
-
-
 def compose(n: int, *, seed: int) -> list[Example]:
     """Scenes of one to five everyday things that stand on one ground, seen by one camera.
 
     A thing of height h at distance d is h / d large, and its foot lies the lower in the picture
-    the nearer it is. Pictures flatter the small: sizes count with the power 0.6.
+    the nearer it is. Pictures flatter the small: sizes count with the power 0.6. Things much
+    smaller than the first are not met with it.
     """
     rng = random.Random(seed)
-    settings: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for row in read_nouns():
-        for setting in row["settings"]:
-            settings[setting].append(row)
+    settings: dict[str, list[Thing]] = defaultdict(list)
+    for thing in things().values():
+        for setting in thing.settings:
+            settings[setting].append(thing)
     return [_compose_one(settings[rng.choice(sorted(settings))], rng) for _ in range(n)]
 
 
-def _compose_one(things: Sequence[dict[str, Any]], rng: random.Random) -> Example:
+def _compose_one(known: Sequence[Thing], rng: random.Random) -> Example:
     aspect = math.exp(rng.uniform(math.log(0.5), math.log(2.0)))
-    chosen = rng.sample(things, min(rng.randint(1, 5), len(things)))
+    first = rng.choice(known)
+    alike = [
+        each
+        for each in known
+        if each is not first and 1 / _CONTRAST < each.extent / first.extent < _CONTRAST
+    ]
+    chosen = [first, *rng.sample(alike, min(rng.randint(0, 4), len(alike)))]
     if rng.random() < 0.2:
-        chosen += [chosen[0]] * rng.randint(1, 3)
-    largest = max(max(row["width"], row["height"]) for row in chosen)
+        chosen += [first] * rng.randint(1, 3)
+    largest = max(each.extent for each in chosen)
     view = rng.uniform(0.35, 0.75)  # share of the canvas that the largest thing takes
     horizon = rng.uniform(0.3, 0.6)
     placed: list[tuple[str, Box]] = []
-    for row in chosen:
+    for thing in chosen:
         near = rng.uniform(0.5, 1.0)  # 1 / distance
-        unit = view * near * (max(row["width"], row["height"]) / largest) ** 0.6
-        unit /= max(row["width"], row["height"])
-        w = min(0.95, max(0.04, row["width"] * unit / math.sqrt(aspect)))
-        h = min(0.95, max(0.04, row["height"] * unit * math.sqrt(aspect)))
-        lift = min(1.0, row["over_ground"] / largest) * view * near
+        unit = view * near * (thing.extent / largest) ** 0.6 / thing.extent
+        w = min(0.95, max(0.04, thing.width * unit / math.sqrt(aspect)))
+        h = min(0.95, max(0.04, thing.height * unit * math.sqrt(aspect)))
+        lift = min(1.0, thing.over_ground / largest) * view * near
         foot = horizon + (0.97 - horizon) * near - lift
         best: Box | None = None
         for _ in range(8):  # somewhere free, if there is such a place
@@ -238,7 +232,7 @@ def _compose_one(things: Sequence[dict[str, Any]], rng: random.Random) -> Exampl
             if not any(_meet(best, other) for _, other in placed):
                 break
         assert best is not None
-        placed.append((row["noun"], best))
+        placed.append((thing.noun, best))
     return _described(placed, aspect, 0, rng)
 
 

@@ -14,6 +14,7 @@ from stal.relations import NOWHERE, Side
 from stal.words import (
     ALWAYS_PLURAL,
     DEFINITE,
+    KINDS,
     LESS,
     MORE,
     POSSESSIVES,
@@ -102,13 +103,14 @@ class Mentions:
         sentence: int,
         subject: Sequence[int],
         latest: Sequence[int],
+        related: bool = False,
     ) -> list[int]:
         """The objects that a noun phrase speaks of: earlier ones, or new ones.
 
         span: of the phrase in the text. sentence: its number. subject: what its clause is about.
-        latest: the objects of the noun phrase before.
+        latest: the objects of the noun phrase before. related: whether words of place wait for it.
         """
-        earlier = self._earlier(phrase, sentence, subject)
+        earlier = self._earlier(phrase, sentence, subject, related)
         if earlier:
             return earlier
         words, noun, count = phrase.words, phrase.noun, self._number(phrase, latest) or 0
@@ -164,8 +166,13 @@ class Mentions:
             return phrase.count
         return max(2, number + 1) if sign > 0 else max(1, min(2, number - 1))
 
-    def _earlier(self, phrase: NounPhrase, sentence: int, subject: Sequence[int]) -> list[int]:
-        """Objects that a definite phrase, or a bare one in a later sentence, names again."""
+    def _earlier(
+        self, phrase: NounPhrase, sentence: int, subject: Sequence[int], related: bool
+    ) -> list[int]:
+        """Objects that a definite phrase names again, or a bare one in a later sentence.
+
+        Also a bare one in a text without articles: "cup left of plate, fork right of plate".
+        """
         definite = phrase.determiner in DEFINITE | {"both", "all", "each"}
         owned = phrase.determiner in POSSESSIVES - {"'s"}
         if phrase.determiner and not (definite or owned):
@@ -177,15 +184,32 @@ class Mentions:
                 continue
             have = set(mention.attributes)
             same = attributes <= have
-            again = mention.sentence < sentence and attributes == have
+            again = mention.sentence < sentence or (related and mention.bare)
+            again &= attributes == have
             if same and (definite or again) and not (phrase.other and index in subject):
                 found.append(index)
+        if not (found or attributes or phrase.other or " " in noun) and definite:
+            found = self._called(noun)
         if len(found) < 2:
             return found
         if is_plural(phrase.words[-1]) and phrase.words[-1] not in ALWAYS_PLURAL:
             return found[: min(phrase.count or _MOST_COUNTED, _MOST_COUNTED)]
         exact = [index for index in found if set(self.items[index].attributes) == attributes]
         return (exact or found)[-1:]
+
+    def _called(self, noun: str) -> list[int]:
+        """The latest object with a longer or a narrower name: a dustbin is "the bin"."""
+        for index in reversed(range(len(self.items))):
+            kind = self.items[index].kind.split(" ")[-1]
+            longer = len(noun) > 2 and (kind.endswith(noun) or kind.startswith(noun))
+            if longer or kind in KINDS.get(noun, ()):
+                return [index]
+        return []
+
+    def is_one_of_several(self, index: int) -> bool:
+        """Whether a counted plural named it."""
+        span = self.items[index].span
+        return any(other.span == span for i, other in enumerate(self.items) if i != index)
 
     def describe(self, subject: Sequence[int], words: Sequence[str]) -> None:
         """ "a circle that is red": an attribute after the noun."""

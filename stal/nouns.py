@@ -103,6 +103,8 @@ def noun_phrase(
         token = tokens[i]
         if (words and find(tokens, i) is not None) or (end is not None and i >= end):
             break
+        if words and tuple(tokens[i : i + 3]) == ("side", "by", "side"):
+            break
         if end is None and _ends_phrase(tokens, i, words, determiner, count, joined):
             verb = not is_adverb(token)
             break
@@ -189,6 +191,11 @@ def _joins_adjectives(tokens: Sequence[str], i: int, words: Sequence[str], deter
         ends = is_boundary(tokens, i + 1) or is_boundary(tokens, i + 2)
         if not ends and find(tokens, i + 2) is None and not is_verb(tokens[i + 1]):
             return True
+    if determiner and tokens[i] == "and" and len(words) == 1 and is_adjective(words[0]):
+        # "a warm and inviting glow"
+        participle = looks_like_participle(tokens[i + 1]) and not is_boundary(tokens, i + 2)
+        if participle and find(tokens, i + 2) is None:
+            return True
     known = all(is_adjective(word) or word in ("and", ",", "&") for word in words)
     return (
         known
@@ -241,6 +248,9 @@ def _ends_phrase(
         return True
     if word in VERB_STEMS and (is_plural(words[-1]) or (joined and find(tokens, i + 1))):
         return True  # "the scissors rest"
+    following = tokens[i + 1] if i + 1 < len(tokens) else ""
+    if word in VERB_STEMS and (following in ("a", "an") or is_number(following)):
+        return True  # "on either side of the door stand two lamps"
     verb_after = tokens[i + 1 : i + 2] and is_known_verb(tokens[i + 1])
     passive = is_plural(words[-1]) and word.endswith("ed")  # "two girls cooked dinner"
     if looks_like_participle(word) and (after or passive or verb_after):
@@ -292,11 +302,16 @@ def needs_object(tokens: Sequence[str], i: int) -> bool:
 
 
 def inverts(tokens: Sequence[str], i: int, *, fronted: bool) -> bool:
-    """Whether the subject follows: "above the dog [is a cat]", fronted "to its left [, a cat]"."""
+    """Whether the subject follows: "above the dog [is a cat]", fronted "to its left [, a cat]".
+
+    Two noun phrases in a row are no other construction: "behind the bus [a cyclist]".
+    """
     comma = fronted and tokens[i : i + 1] == [","]
     i += comma
     i += tokens[i : i + 1] == ["there"]
-    if i >= len(tokens) or not (comma or is_verb(tokens[i])):
+    while i < len(tokens) and is_adverb(tokens[i]):
+        i += 1
+    if i >= len(tokens) or not (comma or is_verb(tokens[i]) or tokens[i] in ("a", "an")):
         return False
     phrase = noun_phrase(tokens, i + is_verb(tokens[i]))
     return phrase is not None and bool(phrase.determiner or phrase.count)

@@ -14,7 +14,8 @@ def _list(text: str, separator: str | None = None) -> list[str]:
     return text.split(separator)
 
 
-def _words(text: str) -> frozenset[str]:
+def word_set(text: str) -> frozenset[str]:
+    """The words of a text, between spaces."""
     return frozenset(_list(text))
 
 
@@ -40,52 +41,78 @@ QUANTITIES = {
 }
 UNCOUNTED = (2, 9)  # "red shoes"
 
-POSSESSIVES = _words("my your his her its their our whose someone's 's")
-DEFINITE = _words("the this these those")
+POSSESSIVES = word_set("my your his her its their our whose someone's 's")
+DEFINITE = word_set("the this these those")
 DETERMINERS = (
-    _words("a an no any another each every both either all other second")
+    word_set("a an no any another each every both either all other second")
     | POSSESSIVES
     | frozenset(QUANTITIES)
     | DEFINITE
 )
-PERSONAL = _words("he him she her his")
-PLURAL_PRONOUNS = _words("they them their both")
-PRONOUNS = _words("it they them he him she her")
-MASCULINE = _words("he him his")
-WOMEN = _words(
+PERSONAL = word_set("he him she her his")
+PLURAL_PRONOUNS = word_set("they them their both")
+PRONOUNS = word_set("it they them he him she her")
+MASCULINE = word_set("he him his")
+WOMEN = word_set(
     "woman girl lady mother daughter sister grandmother wife queen princess bride witch waitress"
     " actress mermaid"
 )
-MEN = _words(
+MEN = word_set(
     "man boy guy gentleman father son brother grandfather husband king prince groom wizard monk"
     " cowboy fisherman policeman fireman businessman waiter"
 )
+# What a later definite phrase may call it: "a pigeon ... the bird".
+KINDS = {
+    "bird": word_set(
+        "pigeon dove sparrow robin owl eagle hawk falcon crow raven magpie parrot parakeet toucan"
+        " seagull gull duck goose swan chicken hen rooster turkey peacock flamingo heron stork"
+        " crane pelican penguin ostrich canary finch wren hummingbird woodpecker kingfisher"
+    ),
+    "dog": word_set(
+        "puppy terrier poodle beagle bulldog dachshund corgi husky labrador retriever collie pug"
+        " dalmatian greyhound spaniel hound shepherd"
+    ),
+    "cat": word_set("kitten tabby siamese persian"),
+    "boat": word_set("ship yacht canoe kayak dinghy ferry gondola schooner raft"),
+    "ship": word_set("boat schooner galleon yacht"),
+    "car": word_set("taxi cab sedan limousine convertible van jeep"),
+    "plane": word_set("jet"),
+    "bike": word_set("bicycle motorcycle"),
+    "sofa": word_set("couch"),
+    "couch": word_set("sofa"),
+    "fridge": word_set("refrigerator"),
+    "tv": word_set("television"),
+    "cup": word_set("mug"),
+    "flower": word_set("rose tulip daisy sunflower lily orchid daffodil"),
+    "fruit": word_set("apple orange banana pear lemon peach pineapple"),
+    "fish": word_set("goldfish shark trout salmon"),
+}
 PEOPLE = (
     WOMEN
     | MEN
-    | _words(
+    | word_set(
         "person child kid baby toddler teenager adult someone people men women children skier"
         " surfer skater snowboarder cyclist biker hiker player rider driver pilot worker chef"
         " farmer soldier knight pirate astronaut doctor nurse teacher student artist painter"
         " musician singer dancer clown officer firefighter"
     )
 )
-ANIMALS = _words(
+ANIMALS = word_set(
     "animal dog puppy cat kitten bird horse pony foal cow bull calf sheep lamb goat pig elephant"
     " bear zebra giraffe lion tiger deer fox wolf monkey rabbit mouse duck goose swan chicken owl"
     " parrot eagle pigeon seagull penguin dolphin turtle frog"
 )
-NEGATIONS = _words("not never without nor neither except")
-COPULAS = _words("is are was were be being been isn't aren't wasn't weren't")
-AUXILIARIES = COPULAS | _words(
+NEGATIONS = word_set("not never without nor neither except")
+COPULAS = word_set("is are was were be being been isn't aren't wasn't weren't")
+AUXILIARIES = COPULAS | word_set(
     "am has have had do does did can could will would may might must shall should"
     " don't doesn't didn't can't won't hasn't haven't"
 )
-CONJUNCTIONS = _words(", and & or nor plus")
-CLAUSE_BREAKS = _words("while whereas but as because so when if although though")
-RELATIVES = _words("which that who whom")
+CONJUNCTIONS = word_set(", and & or nor plus")
+CLAUSE_BREAKS = word_set("while whereas but as because so when if although though")
+RELATIVES = word_set("which that who whom")
 # The noun phrase after these is what the next words of place speak about ("with a dog below it").
-WITH = _words("with by having featuring including plus")
+WITH = word_set("with by having featuring including plus")
 FUNCTION_WORDS = (
     DETERMINERS
     | PRONOUNS
@@ -95,7 +122,7 @@ FUNCTION_WORDS = (
     | RELATIVES
     | WITH
     | NEGATIONS
-    | _words(
+    | word_set(
         "of to in on at from for inside within into onto upon over under underneath"
         " beneath above below atop beside besides near nearby alongside between behind around"
         " about across through along against toward towards off up down out like than during past"
@@ -107,12 +134,12 @@ FUNCTION_WORDS = (
     )
 )
 
-COLOURS = _words(
+COLOURS = word_set(
     "red green blue yellow orange purple pink cyan magenta white black gray grey brown beige"
     " gold golden silver turquoise violet maroon navy teal crimson scarlet tan"
 )
 PURE_COLOURS = COLOURS - {"orange", "violet"}  # these are things as well
-ADJECTIVES = COLOURS | _words(
+ADJECTIVES = COLOURS | word_set(
     "big small large little tiny huge giant tall short long wide narrow thick thin round"
     " circular rectangular triangular oval new old young wooden metal metallic plastic golden"
     " rubber leather fluffy soft hard rough smooth shiny bright dark pale colorful colourful"
@@ -122,127 +149,143 @@ ADJECTIVES = COLOURS | _words(
     " strong deep steep quiet vast tough vibrant gnarled broken upside-down upright high aloft idle"
 )
 # "with its mouth open"
-AFTER_NOUN = _words("open closed shut ajar asleep awake")
+AFTER_NOUN = word_set("open closed shut ajar asleep awake")
 # "'s" after these is a verb.
-CONTRACTED = _words("it he she that there what here who where let")
-MORE = _words("more greater larger higher bigger")
-LESS = _words("less fewer smaller lower")
+CONTRACTED = word_set("it he she that there what here who where let")
+MORE = word_set("more greater larger higher bigger")
+LESS = word_set("less fewer smaller lower")
 # Verbs that describe: no object follows.
-LOOKS = COPULAS | _words("look looks looking looked seem seems seemed appears appeared")
+LOOKS = COPULAS | word_set("look looks looking looked seem seems seemed appears appeared")
 
 # Words in -ing and -ed that are nouns.
-NOT_VERBS = _words(
+NOT_VERBS = word_set(
     "building painting ceiling wedding clothing evening morning drawing railing bedding"
     " earring pudding lightning dumpling duckling bread hundred thread king wing ring string"
     " sibling awning stocking"
 )
-VERB_STEMS = _words(
-    "sit stand lie lay rest hang float hover fly run walk perch place locate situate position"
-    " park hold ride wear carry eat drive sleep graze lean look watch swim jump play stack"
-    " mount move point face tower soar surround appear contain show touch cover drift balance"
-    " gallop trot scurry suspend tuck nestle install prop pull push chase grow travel wait"
-    " greet observe stay remain seat hide climb throw catch kick hit feed drink read use cast"
-    " arrange sandwich flank top dangle glide pass leave rise roll slide spin dance sail"
-    " cross fill enclose attach connect gather reach grip clutch cradle straddle hug"
+VERB_STEMS = word_set(
+    "sit stand lie lay rest hang float hover fly run walk perch place locate situate position park"
+    " hold ride wear carry eat drive sleep graze lean look watch swim jump play stack mount move"
+    " point face tower soar surround appear contain show touch cover drift balance gallop trot"
+    " scurry suspend tuck nestle install prop pull push chase grow travel wait greet observe stay"
+    " remain seat hide climb throw catch kick hit feed drink read use cast arrange sandwich flank"
+    " top dangle glide pass leave rise roll slide spin dance sail cross fill enclose attach connect"
+    " gather reach grip clutch cradle straddle hug crouch loom lounge peer gleam glisten glitter"
+    " glimmer shimmer sparkle twinkle flicker flutter hum buzz whistle scowl stare gaze glance peek"
+    " lurk prowl guard waddle wriggle snuggle nuzzle huddle cuddle snooze doze slumber munch nibble"
+    " chew sniff lick bark purr growl howl chirp smile grin frown laugh wander roam stroll sprint"
+    " crawl slither scuttle scamper hop leap bounce plunge swoop orbit sway droop drape sprawl"
+    " recline relax bask soak bathe bob submerge emerge jut protrude kneel squat bend stoop slouch"
+    " slump tilt teeter wobble topple tumble overlook dominate adorn decorate occupy inhabit"
+    " accompany join follow haul tug drag hoist spill pour drip gush simmer sizzle blaze glow shine"
+    " burn reflect illuminate thrive bloom sprout flourish wade chug rumble skid scratch pounce"
+    " forage roost alight settle dwell linger loiter pose flap coil curl wrap bury cascade clamber"
+    " ascend descend approach hunch squeeze wedge moor tether fasten hitch pin fluff preen await"
+    " snore lodge turn"
 )
-_IRREGULAR_VERBS = _words(
+_IRREGULAR_VERBS = word_set(
     "sat stood lay lain laid slung hung flew flown ran held rode ridden wore worn ate eaten"
     " drove driven slept threw thrown caught hid hidden made seen saw seems seem lit stuck set"
     " lying dying tying shone grew fell swam blew drew gave took taken came went kept led fed spun"
     " swung leapt crept broke sang sank rang sped fought dug stole woke wound met sent slid swept"
-    " tore wove wrote shook froze built brought"
+    " tore wove wrote shook froze built brought come comes grown forgotten"
 )
 # What lies where is told by "parked by a car" but not by "driven by a man".
-POSTURES = _words(
+POSTURES = word_set(
     "parked seated located positioned placed situated stacked stored perched mounted stopped"
     " installed nestled tucked curled"
 )
 
 # Nouns of the frame, of time and of thought: nothing that gets a place of its own.
-NOT_OBJECTS = _words(
-    "background backdrop foreground scene scenery canvas left right top bottom upper lower"
-    " middle center centre corner side front back edge end half distance air"
-    " mid-air midair way style order position direction contrast"
-    " nothing something anything everything else other others rest place area vicinity"
-    " atmosphere touch turn shade day night time color colour shape size composition"
-    " setting focal number amount quantity nap daylight daytime look expression minute minutes"
-    " hours taste scent smell aroma hue hues movement movements beauty artstation detail details"
-    " sound moment trip voice voices wind breeze melody music ambiance adventure fun"
-    " lighting resolution quality masterpiece bokeh 4k 8k hd"
+NOT_OBJECTS = word_set(
+    "background backdrop foreground scene scenery canvas left right top bottom upper lower middle"
+    " center centre corner side front back edge end half distance air mid-air midair way style"
+    " order position direction contrast nothing something anything everything else other others"
+    " rest place area vicinity atmosphere touch turn shade day night time color colour shape size"
+    " composition setting focal number amount quantity nap daylight daytime look expression minute"
+    " minutes age tune song owner glow blur sheen rain mist fog spot world heavens everyone"
+    " somebody nobody anybody hours taste scent smell aroma hue hues movement movements beauty"
+    " artstation detail details sound moment trip voice voices wind breeze melody music ambiance"
+    " adventure fun lighting resolution quality masterpiece bokeh 4k 8k hd"
 )
-PICTURES = _words(
+PICTURES = word_set(
     "photo photograph picture image painting drawing illustration render rendering sketch"
-    " portrait closeup close-up close view shot snapshot collage"
+    " portrait closeup close-up close view shot snapshot collage poster artwork art rendition"
+    " watercolor watercolour"
 )
 SHOWING = ("of", "with", "showing", "containing", "featuring")
-CANVASES = PICTURES | _words("scene canvas frame")
-THE_CANVAS = _words("photo photograph picture image canvas frame scene")
+CANVASES = PICTURES | word_set("scene canvas frame")
+THE_CANVAS = word_set("photo photograph picture image canvas frame scene")
 # Surroundings; not objects where something is in, on or along them.
-SCENERY = _words(
+SCENERY = word_set(
     "sky ground floor room street road field grass park beach water ocean sea forest meadow"
-    " sidewalk kitchen bathroom bedroom lot snow slope hill track tracks sand"
-    " yard desert city wall sun row line column light display space wild"
+    " sidewalk pavement lawn driveway horizon ice surf waves kitchen bathroom bedroom lot snow"
+    " slope hill track tracks sand yard desert city wall sun row line column light display space"
+    " wild"
 )
+IN_THE_SKY = word_set("sun")  # surroundings unless there is one of them
 # Things, but surroundings of what is in or on them.
-PLACES = _words(
+PLACES = word_set(
     "building station zoo enclosure pasture river lake pool pond dirt mud garden hotel aquarium"
     " classroom library garage campsite campground hangar highway lounge office restaurant store"
-    " airport stadium arena farm alley shore coast stage runway harbor harbour countryside village"
-    " town jungle hall hallway barnyard courtyard"
+    " intersection crossroads backyard attic basement corridor airport stadium arena farm alley"
+    " shore coast stage runway harbor harbour countryside village town jungle hall hallway barnyard"
+    " courtyard"
 )
-BACKDROPS = _words("window door gate fence hedge")
+BACKDROPS = word_set("window door gate fence hedge")
 SCENERY_COMPOUNDS = ("living room", "parking lot", "train station")
-BODY_PARTS = _words(
+BODY_PARTS = word_set(
     "hand hands arm arms foot feet leg legs shoulder shoulders head heads back face eyes mouth"
     " side lap wings wing tail tails fur body paw paws nose noses hair skin tongue beak ears neck"
-    " stomach belly chest knee knees"
+    " stomach belly chest knee knees jaw jaws claw claws horns antlers mane feathers whiskers"
+    " hooves fins fingers teeth fangs"
 )
-HELD_IN = _words("hand hands arm arms paw paws mouth")
-CARRIED_OVER = _words("shoulder arm back")
-FEET = _words("feet foot")
+HELD_IN = word_set("hand hands arm arms paw paws mouth")
+CARRIED_OVER = word_set("shoulder arm back")
+FEET = word_set("feet foot")
 # Parts that are seen with their whole: "the hood of a car" is a car.
-PARTS = _words(
+PARTS = word_set(
     "seat lid tire tires wheel wheels hood roof bumper windshield fender trunk cushion cushions"
     " handlebar handlebars handle peel shade edge tip base top bottom middle back front underside"
     " surface side pipe end rim slice slices texture"
-) | (BODY_PARTS - _words("hand hands foot feet"))
+) | (BODY_PARTS - word_set("hand hands foot feet"))
 # ... and the nouns before which they are: "a toilet seat" is a toilet, a computer keyboard is none.
-_VEHICLES = _words("car cars truck bus van motorcycle bike bicycle train scooter side")
+_VEHICLES = word_set("car cars truck bus van motorcycle bike bicycle train scooter side")
 PARTS_OF = {
     **dict.fromkeys(_list("tire tires wheel wheels hood roof bumper mirror trunk"), _VEHICLES),
     **dict.fromkeys(_list("handlebar handlebars windshield fender"), _VEHICLES),
-    "seat": _VEHICLES | _words("toilet chair couch bench"),
-    **dict.fromkeys(("lid", "bowl", "tank"), _words("toilet")),
-    **dict.fromkeys(("cushion", "cushions"), _words("couch sofa chair")),
-    **dict.fromkeys(("slice", "slices"), _words("pizza cake bread lemon orange apple cheese")),
-    "peel": _words("orange banana apple lemon"),
-    "keyboard": _words("laptop laptops"),
-    "screen": _words("laptop laptops"),
-    "top": _words("stove table counter desk"),
-    "frame": _words("bed window door"),
-    "spread": _words("bed"),
+    "seat": _VEHICLES | word_set("toilet chair couch bench"),
+    **dict.fromkeys(("lid", "bowl", "tank"), word_set("toilet")),
+    **dict.fromkeys(("cushion", "cushions"), word_set("couch sofa chair")),
+    **dict.fromkeys(("slice", "slices"), word_set("pizza cake bread lemon orange apple cheese")),
+    "peel": word_set("orange banana apple lemon"),
+    "keyboard": word_set("laptop laptops"),
+    "screen": word_set("laptop laptops"),
+    "top": word_set("stove table counter desk"),
+    "frame": word_set("bed window door"),
+    "spread": word_set("bed"),
 }
 # What comes "with" these is in them, and what comes with those on them, ...
-CONTAINERS = _words(
+CONTAINERS = word_set(
     "vase bowl cup mug glass pot basket box crate bucket jar pitcher bag sack backpack suitcase"
     " drawer cage aquarium tub bathtub pan wallet handbag purse flowerpot planter bin barrel nest"
     " wheelbarrow"
 )
-SURFACES = _words(
+SURFACES = word_set(
     "table desk shelf bookshelf tray plate counter countertop saucer platter windowsill cake"
 )
 # ... but what stands on the floor is beside them, and parts have no place of their own.
-STANDING = _words(
+STANDING = word_set(
     "chair stool bench sofa couch armchair bed table desk counter cabinet shelf bookshelf window"
     " door"
 )
-INSEPARABLE = _words("handle lid label leg drawer edge rim top pattern design face wheel logo")
-CLOTHES = _words(
+INSEPARABLE = word_set("handle lid label leg drawer edge rim top pattern design face wheel logo")
+CLOTHES = word_set(
     "dress shirt t-shirt hat helmet suit coat jacket hoodie sweater uniform jeans pants shorts"
     " glasses sunglasses cap scarf skirt gown robe vest costume clothes clothing gear outfit"
     " kimono tuxedo apron pajamas swimsuit bikini cloak armor armour"
 )
-PORTIONS = _words(
+PORTIONS = word_set(
     "slice piece stalk head bunch group herd flock pile stack bouquet pair set couple row lot"
     " bit cluster variety number kind type sort crowd pack team gang"
 )
@@ -274,11 +317,11 @@ HEAD_FIRST = {
     ("television", "set"),
     ("television", "screen"),
 }
-ALWAYS_PLURAL = _words(
+ALWAYS_PLURAL = word_set(
     "scissors skis pants jeans shorts trousers glasses sunglasses goggles binoculars tongs"
     " pliers headphones shoes boots gloves socks"
 )
-_SINGULAR_IN_S = _words(
+_SINGULAR_IN_S = word_set(
     "bus gas lens canvas iris atlas tennis chess sports christmas series species perhaps always"
 )
 _IRREGULAR_PLURALS = {

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from stal.layout import Layout
-from stal.layout_data import compose, read_coco, read_nouns, read_nsr1k, shapes, side_of
+from stal.layout_data import compose, read_coco, read_nsr1k, shapes, side_of
 from stal.layout_predictor import (
     EDGE_FEATURES,
     WEIGHTS,
@@ -268,12 +268,6 @@ def test_composed_scenes_say_what_is_true(scenes):
             side = side_of(example.boxes[i], example.boxes[j])
             assert side == name or (name == "next to" and side in ("left of", "right of"))
     assert scenes(5, seed=1) == scenes(5, seed=1)
-
-
-def test_the_table_of_nouns_has_sizes():
-    rows = read_nouns()
-    assert len({row["noun"] for row in rows}) == len(rows) > 80
-    assert all(row["width"] > 0 and row["height"] > 0 and row["settings"] for row in rows)
 
 
 def test_training_learns_and_loads(nsr1k, tmp_path):

@@ -792,6 +792,154 @@ CASES: dict[str, list[tuple[str, list[str], list[str]]]] = {
         ("seven ducks swam in the pond", ["a duck"] * 7, []),
         ("a duck beside a pond", ["a duck", "a pond"], ["0 next to 1"]),
     ],
+    "style tags": [
+        (
+            "a fox next to a lantern, golden hour, film grain, 4k",
+            ["a fox", "a lantern"],
+            ["0 next to 1"],
+        ),
+        (
+            "a red apple left of a green pear, studio lighting, by Ada Lovelace, trending now",
+            ["a red apple", "a green pear"],
+            ["0 left of 1"],
+        ),
+        (
+            "cinematic shot | an owl on a branch | volumetric light",
+            ["an owl", "a branch"],
+            ["0 on 1"],
+        ),
+        ("Isometric room: a bed left of a desk, low poly", ["a bed", "a desk"], ["0 left of 1"]),
+        ("a dog, a cat and a bird, in the style of Monet", ["a dog", "a cat", "a bird"], []),
+        ("a fox, a film poster and a lamp", ["a fox", "a film poster", "a lamp"], []),
+    ],
+    "fronted participles": [
+        ("Perched atop a fence post is a robin.", ["a fence post", "a robin"], ["1 above 0"]),
+        ("Parked behind a barn, a tractor rusts.", ["a barn", "a tractor"], ["1 behind 0"]),
+        (
+            "Quietly sleeping beneath the table are two cats.",
+            ["a table", "a cat", "a cat"],
+            ["1 below 0", "2 below 0"],
+        ),
+    ],
+    "relative clauses with words of place": [
+        ("a box on which a cat sits", ["a box", "a cat"], ["1 on 0"]),
+        (
+            "a table, under which a dog sleeps, is next to a sofa",
+            ["a table", "a dog", "a sofa"],
+            ["1 below 0", "0 next to 2"],
+        ),
+        ("a tower, to whose right a bridge stands", ["a tower", "a bridge"], ["1 right of 0"]),
+        (
+            "a hut, on whose roof a stork sits, is left of a well",
+            ["a hut", "a stork", "a well"],
+            ["1 on 0", "0 left of 2"],
+        ),
+    ],
+    "asides about parts": [
+        (
+            "a windmill, its sails turning, stands left of a barn",
+            ["a windmill", "a barn"],
+            ["0 left of 1"],
+        ),
+        (
+            "a dog, its tongue hanging out, sits next to a cat",
+            ["a dog", "a cat"],
+            ["0 next to 1"],
+        ),
+    ],
+    "who looks": [
+        ("Above the sofa we see a painting.", ["a sofa", "a painting"], ["1 above 0"]),
+        (
+            "If you look behind the car, you will find a bicycle.",
+            ["a car", "a bicycle"],
+            ["1 behind 0"],
+        ),
+        (
+            "On the left you can see a lamp, and on the right a chair.",
+            ["a lamp", "a chair"],
+            ["0 left of 1"],
+        ),
+    ],
+    "directions are no places": [
+        ("a zebra facing left next to a lion", ["a zebra", "a lion"], ["0 next to 1"]),
+        ("a man looking to the right and a dog", ["a man", "a dog"], []),
+        ("two zebras, one facing left", ["a zebra", "a zebra"], []),
+    ],
+    "members that act": [
+        ("two dogs, one standing on a chair", ["a dog", "a dog", "a chair"], ["0 on 2"]),
+        (
+            "two women, one holding an umbrella and one wearing a hat",
+            ["a woman", "a woman", "an umbrella", "a hat"],
+            ["2 held by 0", "3 worn by 1"],
+        ),
+        ("one standing dog and one cat", ["a standing dog", "a cat"], []),
+    ],
+    "things on things": [
+        ("a pizza on a pan on a stove", ["a pizza", "a pan", "a stove"], ["0 on 1", "1 on 2"]),
+        ("a cup on a book on a table", ["a cup", "a book", "a table"], ["0 on 1", "1 on 2"]),
+    ],
+    "shorter and wider names": [
+        (
+            "a dustbin next to a bench, and a cat on top of the bin",
+            ["a dustbin", "a bench", "a cat"],
+            ["0 next to 1", "2 above 0"],
+        ),
+        (
+            "a poodle and a parrot; the bird is above the dog",
+            ["a poodle", "a parrot"],
+            ["1 above 0"],
+        ),
+    ],
+    "no articles": [
+        (
+            "cup left of plate, fork right of plate",
+            ["a cup", "a plate", "a fork"],
+            ["0 left of 1", "2 right of 1"],
+        ),
+        ("dog under table, cat on table", ["a dog", "a table", "a cat"], ["0 below 1", "2 on 1"]),
+    ],
+    "in the sky": [
+        ("a red sun above a mountain", ["a red sun", "a mountain"], ["0 above 1"]),
+        ("a cat in the sun next to a chair", ["a cat", "a chair"], ["0 next to 1"]),
+    ],
+    "owners": [
+        ("a ship's wheel next to a barrel", ["a wheel", "a barrel"], ["0 next to 1"]),
+        ("the dog's bowl left of a cat", ["a dog", "a bowl", "a cat"], ["1 left of 2"]),
+    ],
+    "side by side": [
+        ("a cup and a saucer side by side", ["a cup", "a saucer"], ["0 next to 1"]),
+        (
+            "two chairs side by side behind a table",
+            ["a chair", "a chair", "a table"],
+            ["0 next to 1", "0 behind 2", "1 behind 2"],
+        ),
+    ],
+    "subjects right after words of place": [
+        ("behind the bus a cyclist", ["a bus", "a cyclist"], ["1 behind 0"]),
+        ("Under a tree a fox sleeps.", ["a tree", "a fox"], ["1 below 0"]),
+        (
+            "On either side of the door stand two lamps.",
+            ["a door", "a lamp", "a lamp"],
+            ["1 next to 0", "2 next to 0"],
+        ),
+        (
+            "Between a lamp and a plant is a sofa.",
+            ["a lamp", "a plant", "a sofa"],
+            ["2 between 0", "2 between 1"],
+        ),
+    ],
+    "both of a pair": [
+        (
+            "a man and a dog, both running, left of a car",
+            ["a man", "a dog", "a car"],
+            ["0 left of 2", "1 left of 2"],
+        ),
+        (
+            "a cat and a dog, both under a table",
+            ["a cat", "a dog", "a table"],
+            ["0 below 2", "1 below 2"],
+        ),
+    ],
     "verbs that no list knows": [
         ("two girls cooked dinner", ["a girl", "a girl", "a dinner"], []),
         (
@@ -860,6 +1008,9 @@ def test_comparison_fixes_a_vague_number(text: str, dogs: int, cats: int) -> Non
         ("In the background, a ship passes an island.", [(None, None, -1), NOWHERE]),
         ("a girl with trees in the background", [NOWHERE, (None, None, -1)]),
         ("In the foreground stands a horse.", [(None, None, 1)]),
+        ("On the left there is a lamp.", [(-1, None, None)]),
+        ("On the right, you can see a lamp.", [(1, None, None)]),
+        ("a zebra facing left", [NOWHERE]),
         ("a lamp in the lower right corner of the image", [(1, 1, None)]),
         ("The cat isn't on the left.", [NOWHERE]),
         ("a dog with a cat to its left", [NOWHERE, NOWHERE]),

@@ -1,0 +1,62 @@
+"""How large everyday things are: the table `assets/layout/nouns.tsv`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from pathlib import Path
+
+from stal.words import singular_noun
+
+NOUNS = Path(__file__).parent / "assets" / "layout" / "nouns.tsv"
+
+
+@dataclass(frozen=True)
+class Thing:
+    """A row of the table.
+
+    Attributes:
+        noun: what it is called.
+        width, height: as usually seen, in metres.
+        over_ground: height of its lower edge over the ground, in metres.
+        settings: where it is met.
+    """
+
+    noun: str
+    width: float
+    height: float
+    over_ground: float
+    settings: tuple[str, ...]
+
+    @property
+    def extent(self) -> float:
+        """The larger of width and height."""
+        return max(self.width, self.height)
+
+
+@cache
+def things() -> dict[str, Thing]:
+    """The table, by noun."""
+    lines = [line for line in NOUNS.read_text(encoding="utf-8").splitlines() if line[:1] != "#"]
+    found = {}
+    for line in lines[1:]:
+        noun, width, height, over_ground, settings = line.split("\t")
+        found[noun] = Thing(
+            noun, float(width), float(height), float(over_ground), tuple(settings.split())
+        )
+    return found
+
+
+@lru_cache(maxsize=65536)
+def thing_of(noun: str) -> Thing | None:
+    """The row of a noun, in singular or plural, or of what it is a kind of ("polar bear"); or None.
+
+    The last words of a compound say what it is.
+    """
+    words = noun.lower().split()
+    for start in range(len(words)):
+        kind = " ".join(words[start:])
+        found = things().get(kind) or things().get(singular_noun(kind))
+        if found is not None:
+            return found
+    return None

@@ -1,0 +1,22 @@
+"""The table of everyday things."""
+
+import pytest
+
+from stal.typical_sizes import NOUNS, thing_of, things
+
+
+def test_the_table_has_every_noun_once_with_a_size_and_a_setting():
+    rows = [line for line in NOUNS.read_text(encoding="utf-8").splitlines() if line[:1] != "#"]
+    assert len(things()) == len(rows) - 1 > 80
+    for thing in things().values():
+        assert min(thing.width, thing.height) > 0 <= thing.over_ground
+        assert thing.settings
+
+
+@pytest.mark.parametrize(
+    ("noun", "known"),
+    [("cup", "cup"), ("cups", "cup"), ("polar bear", "bear"), ("Dog", "dog"), ("gizmo", None)],
+)
+def test_a_noun_is_found_by_its_last_words(noun, known):
+    found = thing_of(noun)
+    assert (found and found.noun) == known

@@ -32,6 +32,7 @@ from stal.layout import Box, Contour, Layout, PlacedObject, Statement, place
 from stal.projection import project
 from stal.prompts import Description
 from stal.relations import GEOMETRY
+from stal.typical_sizes import thing_of
 
 BUNDLED = Path(__file__).parent / "assets" / "layout"
 WEIGHTS = "layout_predictor.safetensors"
@@ -47,7 +48,8 @@ _CONTACTS = ("beside", "apart", "touching", "overlapping", "inside", "around")
 # then whether both have the same phrase. The first two columns are a's side along x.
 _ONE_WAY = 6 + len(_CONTACTS)
 EDGE_FEATURES = 2 * _ONE_WAY + 1
-_CONTEXT = 4  # beside the phrase: twins (2), log aspect, log number of objects
+_SIZES = 5  # what `_sizes` says of an object
+_CONTEXT = 4 + _SIZES  # beside the phrase: sizes, twins (2), log aspect, log number of objects
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ class Tokens:
     Attributes:
         phrases: (phrase, noun) an object.
         edges: (n, n, EDGE_FEATURES) float32.
+        sizes: (n, 5) float32, what `stal.typical_sizes` knows of the nouns.
         twins: (n, 2) float32, which of the objects of one phrase it is, in [0, 1] from left to
             right, and 1 / their number.
         aspect: width / height of the canvas.
@@ -76,6 +79,7 @@ class Tokens:
 
     phrases: tuple[tuple[str, str], ...]
     edges: Tensor
+    sizes: Tensor
     twins: Tensor
     aspect: float
 
@@ -99,7 +103,27 @@ def tokens_of(
             place_in_row = rank / (len(group) - 1) if len(group) > 1 else 0.5
             twins[index] = torch.tensor([place_in_row, 1 / len(group)])
             edges[index, group, -1] = 1.0
-    return Tokens(tuple(phrases), edges, twins, aspect)
+    return Tokens(tuple(phrases), edges, _sizes(phrases), twins, aspect)
+
+
+def _sizes(phrases: Sequence[tuple[str, str]]) -> Tensor:
+    """Of each object: 1 if its size is known, how large it is and as a share of the largest one,
+    its aspect, and its height over the ground; in logarithms, 0 where nothing is known."""
+    known = [thing_of(noun) for _, noun in phrases]
+    largest = max((thing.extent for thing in known if thing), default=1.0)
+    rows = [
+        (
+            1.0,
+            math.log(thing.extent) / 3,
+            math.log(thing.extent / largest) / 2,
+            math.log(thing.width / thing.height),
+            math.log1p(thing.over_ground),
+        )
+        if thing
+        else (0.0,) * _SIZES
+        for thing in known
+    ]
+    return torch.tensor(rows)
 
 
 @lru_cache
@@ -115,7 +139,7 @@ def flip(tokens: Tokens) -> Tokens:
     for start in (0, _ONE_WAY):
         order[start], order[start + 1] = order[start + 1], order[start]
     twins = torch.stack((1 - tokens.twins[:, 0], tokens.twins[:, 1]), dim=1)
-    return Tokens(tokens.phrases, tokens.edges[:, :, order], twins, tokens.aspect)
+    return Tokens(tokens.phrases, tokens.edges[:, :, order], tokens.sizes, twins, tokens.aspect)
 
 
 class NGramEncoder(nn.Module):
@@ -278,6 +302,7 @@ class Network(nn.Module):
             count = len(tokens.phrases)
             edges[row, :count, :count] = tokens.edges
             absent[row, :count] = False
+            x[row, :count, -_CONTEXT:-4] = tokens.sizes
             x[row, :count, -4:-2] = tokens.twins
             x[row, :count, -2] = math.log(tokens.aspect)
             x[row, :count, -1] = math.log(count)

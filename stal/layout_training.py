@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -41,6 +41,7 @@ SAVE_EVERY = 250  # steps
 _STATE = "training.safetensors"
 # What a batch consists of: annotated pictures, composed scenes, shapes.
 _SHARES = (0.5, 0.2, 0.3)
+_BLUR = 0.6  # of the logarithm of a size
 
 
 @dataclass(frozen=True)
@@ -155,16 +156,28 @@ def target_of(example: Example) -> Tensor:
 
 
 def _augment(example: Example, rng: random.Random) -> tuple[Tokens, Tensor]:
-    """Tokens and target, mirrored half the time; real pictures are also cut to another aspect."""
+    """Tokens and target, mirrored half the time; real pictures are also cut to another aspect.
+
+    The sizes of things are blurred, lest nouns be told apart by them.
+    """
     boxes, aspect = example.boxes, example.aspect
     if example.image and rng.random() < 0.3:
         boxes, aspect = _crop(boxes, aspect, rng)
     plain = Example(example.phrases, example.relations, boxes, aspect)
     tokens, z = tokens_of(plain.phrases, plain.relations, aspect=aspect), target_of(plain)
+    tokens = replace(tokens, sizes=_blur(tokens.sizes, rng))
     if rng.random() < 0.5:
         tokens = flip(tokens)
         z[:, 0] = 1 - z[:, 0]
     return tokens, z
+
+
+def _blur(sizes: Tensor, rng: random.Random) -> Tensor:
+    """Other things of the kind, and another scale of them all."""
+    scale = rng.gauss(0, _BLUR)
+    errors = [(rng.gauss(0, _BLUR), rng.gauss(0, _BLUR / 2)) for _ in sizes]
+    rows = [(0.0, (size + scale) / 3, size / 2, aspect, 0.0) for size, aspect in errors]
+    return sizes + torch.tensor(rows) * sizes[:, :1]
 
 
 def _crop(

@@ -42,6 +42,7 @@ _CROWDED = 1.3  # no room is looked for if boxes with it take this many canvases
 _SPREAD_STARTS, _SPREAD_ROUNDS, _JITTER = 8, 40, 0.25
 _STARTS, _FULL = 4, 0.5  # tries, and the share of the canvas that boxes can take without a squeeze
 _SWEEPS, _GROWTH = 12, 1.15  # of growing again, and how much at most in one
+_NEAR = 0.06  # how near the corner, or the middle, what is "in the corner" starts
 _SMALLEST, _LARGEST = 0.04, 0.96
 
 
@@ -122,10 +123,10 @@ def project(
     side with what else is on it; what is inside lies inside; "behind" and "in front of" overlap but
     do not hide; what is held overlaps its holder, no higher than the middle unless more is stated.
     All other boxes are kept apart, all lie in the canvas, and objects with a place on the canvas
-    ("in the top left corner") have their centre in that third of it, or in the upper half where
-    they are in the background and the lower in the foreground. Relations that contradict earlier
-    ones are left out. Boxes that had to move keep more than the least distance where the canvas has
-    the room.
+    ("on the left") have their centre in that third of it, or in the upper half where they are in
+    the background and the lower in the foreground; what is in a corner or in the middle is near it
+    where nothing else is in the way. Relations that contradict earlier ones are left out. Boxes
+    that had to move keep more than the least distance where the canvas has the room.
     If straight lines cannot be had, the orders alone are kept; if nothing is found in 100
     rounds, they are kept by a row and a column of its own for each box. Only fixed boxes and
     contradictions leave relations that `stal.layout.Layout.violated` lists.
@@ -148,7 +149,15 @@ def project(
     free = np.array([i not in fixed for i in range(n)])
     centre, size = (edges[:, :2] + edges[:, 2:]) / 2, edges[:, 2:] - edges[:, :2]
     size = np.where(free[:, None], size.clip(_SMALLEST, _LARGEST), size)
-    low, high = _bounds(sides or [NOWHERE] * n)
+    sides = sides or [NOWHERE] * n
+    low, high = _bounds(sides)
+    for index in free.nonzero()[0].tolist():
+        x, y, _ = sides[index]
+        if x is not None and y is not None:
+            near = size[index] / 2 + _NEAR
+            for axis, side in enumerate((x, y)):
+                ends = [(0.5 - _NEAR, 0.5 + _NEAR), (1 - near[axis], 1.0), (0.0, near[axis])][side]
+                centre[index, axis] = centre[index, axis].clip(*ends)
     # What is in a thing stands on the same side of others as the thing.
     anchor = list(range(n))
     for i, name, j in relations:

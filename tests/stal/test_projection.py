@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from stal.layout import Layout, PlacedObject
 from stal.projection import project
 from stal.prompts import PREDICATES
+from stal.relations import NOWHERE
 
 SAME = (0.3, 0.3, 0.7, 0.7)
 
@@ -206,6 +207,20 @@ def test_a_place_on_the_canvas_is_kept():
     ((x0, y0, x1, y1),) = project([SAME], [], sides=[(-1, 1, None)])
     assert (x0 + x1) / 2 <= 0.34
     assert (y0 + y1) / 2 >= 0.66
+
+
+def test_what_is_in_a_corner_is_near_it():
+    ((_, y0, x1, _),) = project([(0.35, 0.35, 0.65, 0.65)], [], sides=[(1, -1, None)])
+    assert x1 > 0.93
+    assert y0 < 0.07
+
+
+def test_what_is_beyond_a_corner_still_has_room():
+    relations, sides = [(0, "left of", 1)], [NOWHERE, (-1, -1, None)]
+    star, moon = boxes = project([SAME, SAME], relations, sides=sides)
+    assert layout_of(boxes, relations).violated == ()
+    assert star[2] <= moon[0]
+    assert moon[0] + moon[2] <= 0.67
 
 
 def test_boxes_that_fulfil_everything_do_not_move():

@@ -208,6 +208,7 @@ class Reader:
         self.side: tuple[Side, Span] | None = None  # "on the left": of the noun phrase after it
         self.sided: list[Sided] = []
         self.phrase_end = -1  # where the latest noun phrase ended
+        self.added = False  # whether a comma and no "and" was before it
         self.ignored_end = -1  # where the latest phrase that is no object ended
         self.backdrop_end = -1  # ... if it came with something: "with grass in the background"
         self._begin_clause([])
@@ -415,6 +416,8 @@ class Reader:
                     return [*link.subjects, *self.last]
             if self.joint == "," and self.head and not (link is not None and link.lists):
                 return self.head  # "a house with a garden, next to a lake"
+            if self.added and i == self.phrase_end and (pronoun or place.reference != "object"):
+                return self.latest  # "a plate with a burger, a fork to its left"
             return self.last
         looks = link is not None and link.names == ("facing",) and link.references == self.latest
         if looks and self.role == "adjunct" and not self.joint:
@@ -640,7 +643,7 @@ class Reader:
             self.room = tokens[end] == "with"
             return end + 1
         ids = self.latest = self._mention(phrase)
-        self.phrase_end = end
+        self.phrase_end, self.added = end, tokens[i - 1 : i] == [","]
         if self.side is not None:
             self.sided.append(Sided(ids, self.side[0], [], self.side[1]))
         self._place_in_clause(tokens, end, ids, bare, verb=phrase.verb and end == phrase.end)

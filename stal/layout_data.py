@@ -18,7 +18,6 @@ from stal.typical_sizes import Thing, things
 from stal.words import article
 
 _MOST = 12  # objects of an example
-_CONTRAST = 40  # of two composed things, the larger's extent over the smaller's
 
 Boxes = tuple[Box | None, ...]
 
@@ -191,8 +190,7 @@ def compose(n: int, *, seed: int) -> list[Example]:
     """Scenes of one to five everyday things that stand on one ground, seen by one camera.
 
     A thing of height h at distance d is h / d large, and its foot lies the lower in the picture
-    the nearer it is. Pictures flatter the small: sizes count with the power 0.6. Things much
-    smaller than the first are not met with it.
+    the nearer it is, but small things come out larger than that, by `stal.typical_sizes`.
     """
     rng = random.Random(seed)
     settings: dict[str, list[Thing]] = defaultdict(list)
@@ -204,22 +202,16 @@ def compose(n: int, *, seed: int) -> list[Example]:
 
 def _compose_one(known: Sequence[Thing], rng: random.Random) -> Example:
     aspect = math.exp(rng.uniform(math.log(0.5), math.log(2.0)))
-    first = rng.choice(known)
-    alike = [
-        each
-        for each in known
-        if each is not first and 1 / _CONTRAST < each.extent / first.extent < _CONTRAST
-    ]
-    chosen = [first, *rng.sample(alike, min(rng.randint(0, 4), len(alike)))]
+    chosen = rng.sample(known, min(rng.randint(1, 5), len(known)))
     if rng.random() < 0.2:
-        chosen += [first] * rng.randint(1, 3)
+        chosen += [chosen[0]] * rng.randint(1, 3)
     largest = max(each.extent for each in chosen)
     view = rng.uniform(0.35, 0.75)  # share of the canvas that the largest thing takes
     horizon = rng.uniform(0.3, 0.6)
     placed: list[tuple[str, Box]] = []
     for thing in chosen:
         near = rng.uniform(0.5, 1.0)  # 1 / distance
-        unit = view * near * (thing.extent / largest) ** 0.6 / thing.extent
+        unit = view * near * thing.share(largest) / thing.extent
         w = min(0.95, max(0.04, thing.width * unit / math.sqrt(aspect)))
         h = min(0.95, max(0.04, thing.height * unit * math.sqrt(aspect)))
         lift = min(1.0, thing.over_ground / largest) * view * near

@@ -115,7 +115,7 @@ def _sizes(phrases: Sequence[tuple[str, str]]) -> Tensor:
         (
             1.0,
             math.log(thing.extent) / 3,
-            math.log(thing.extent / largest) / 2,
+            math.log(thing.share(largest)),
             math.log(thing.width / thing.height),
             math.log1p(thing.over_ground),
         )
@@ -492,6 +492,21 @@ def _tokens(description: Description, aspect: float) -> Tokens:
     return tokens_of(phrases, relations, aspect=aspect)
 
 
+def _aligned(z: Tensor, description: Description) -> Tensor:
+    """Puts the members of a row ("five penguins in a row") on one line, and of a column too."""
+    z = z.clone()
+    objects = description.objects
+    for axis, names in enumerate((("above", "below"), ("left of", "right of"))):
+        rows: dict[tuple[int, int], set[int]] = {}
+        for relation in description.relations:
+            span = objects[relation.subject].span
+            if relation.predicate in names and span == objects[relation.object].span:
+                rows.setdefault(span, set()).update((relation.subject, relation.object))
+        for row in rows.values():
+            z[list(row), axis] = z[list(row), axis].mean()
+    return z
+
+
 def _finish(
     description: Description,
     mixture: Mixture,
@@ -506,7 +521,7 @@ def _finish(
     sides = [each.position for each in description.objects]
     ranked: list[tuple[float, int, Layout]] = []
     for index, z in enumerate(samples[:, :n]):
-        boxes = boxes_of(z)
+        boxes = boxes_of(_aligned(z, description) if projected else z)
         if projected:
             boxes = project(boxes, relations, aspect=aspect, fixed=fixed, sides=sides)
         else:

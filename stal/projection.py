@@ -354,18 +354,29 @@ def _spread(
 
     A box inside another one comes back no larger than that allows.
 
-    Boxes in one line, which the canvas is too short for, only leave it from another start.
+    Boxes in one line get there sooner from all over the canvas; where it is too short for them,
+    they only leave the line from another start.
     """
     if (size + room).prod(1).sum() > _CROWDED and not rows.inner.any():
         return None
     rng = np.random.default_rng(0)
-    starts = [centre]
-    for trial in range(_SPREAD_STARTS - 1):
+    starts = [centre, np.where(free[:, None], _stretched(centre, size, room), centre)]
+    for trial in range(_SPREAD_STARTS - 2):
         near = centre + rng.normal(0.0, _JITTER, centre.shape)
         elsewhere = rng.uniform(*bounds)
         starts.append(np.where(free[:, None], near if trial % 2 else elsewhere, centre))
     done, new, kept = _settle(np.stack(starts), size, free, rows, related, bounds, room)
     return (new, kept) if done else None
+
+
+def _stretched(centre: Array, size: Array, room: float) -> Array:
+    """The same arrangement, over the whole canvas."""
+    border = size.max(0) / 2 + room / 3
+    low, span = centre.min(0), np.ptp(centre, axis=0)
+    wider = (span > _NEAR) & (span < 1 - 2 * border)
+    return np.where(
+        wider, border + (centre - low) / np.maximum(span, _NEAR) * (1 - 2 * border), centre
+    )
 
 
 def _settle(

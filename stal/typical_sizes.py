@@ -8,6 +8,9 @@ from pathlib import Path
 
 from stal.words import singular_noun
 
+_FLATTERY = 0.5
+_CONTRAST = 20
+
 NOUNS = Path(__file__).parent / "assets" / "layout" / "nouns.tsv"
 
 
@@ -32,6 +35,13 @@ class Thing:
     def extent(self) -> float:
         """The larger of width and height."""
         return max(self.width, self.height)
+
+    def share(self, largest: float) -> float:
+        """How large it is in pictures with things of that extent, in metres, as a share of theirs.
+
+        Pictures flatter the small: whoever photographs a mouse and an elephant goes near the mouse.
+        """
+        return max(self.extent / largest, 1 / _CONTRAST) ** _FLATTERY
 
 
 @cache

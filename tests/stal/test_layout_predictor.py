@@ -154,6 +154,15 @@ def test_predicted_relations_hold(text):
     assert all(0 < placed.score <= 1 for placed in layout.objects)
 
 
+@pytest.mark.parametrize(
+    ("prompt", "axis"), [("five penguins in a row", 1), ("two cups, one above the other", 0)]
+)
+def test_a_row_and_a_column_are_straight(prompt, axis):
+    boxes = [each.box for each in predict(parse(prompt)).objects]
+    middles = [box[axis] + box[axis + 2] for box in boxes]
+    assert max(middles) - min(middles) < 0.02
+
+
 def test_samples_differ_obey_and_are_ranked():
     (layouts,) = LayoutPredictor.load().predict([parse(PROMPTS[0])], samples=8, seed=3)
     assert len({layout.objects for layout in layouts}) == 8

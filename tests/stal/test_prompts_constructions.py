@@ -928,6 +928,18 @@ CASES: dict[str, list[tuple[str, list[str], list[str]]]] = {
             ["2 between 0", "2 between 1"],
         ),
     ],
+    "one more thing and its place": [
+        (
+            "a plate with a burger, a fork to its left and a knife to its right",
+            ["a plate", "a burger", "a fork", "a knife"],
+            ["1 on 0", "2 left of 0", "3 right of 0"],
+        ),
+        (
+            "a table with a lamp, a chair to the left of it",
+            ["a table", "a lamp", "a chair"],
+            ["1 on 0", "2 left of 0"],
+        ),
+    ],
     "both of a pair": [
         (
             "a man and a dog, both running, left of a car",

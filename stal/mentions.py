@@ -184,7 +184,8 @@ class Mentions:
                 continue
             have = set(mention.attributes)
             same = attributes <= have
-            again = mention.sentence < sentence or (related and mention.bare)
+            again = mention.sentence < sentence
+            again |= related and mention.bare and index not in subject
             again &= attributes == have
             if same and (definite or again) and not (phrase.other and index in subject):
                 found.append(index)

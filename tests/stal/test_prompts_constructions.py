@@ -896,6 +896,7 @@ CASES: dict[str, list[tuple[str, list[str], list[str]]]] = {
             ["a cup", "a plate", "a fork"],
             ["0 left of 1", "2 right of 1"],
         ),
+        ("dog next to dog", ["a dog", "a dog"], ["0 next to 1"]),
         ("dog under table, cat on table", ["a dog", "a table", "a cat"], ["0 below 1", "2 on 1"]),
     ],
     "in the sky": [

@@ -321,24 +321,24 @@ def _search(
     A box that is wedged between others that want to meet would have to vanish. Where one shrinks
     more than the crowd explains, it starts again elsewhere, and the best of a few tries is kept.
     """
-    rng = np.random.default_rng(0)
     crowd = min(1.0, math.sqrt(_FULL / max(float(size.prod(1).sum()), 1e-9)))
-    best: tuple[float, Array, Array] | None = None
-    start = centre
-    for _ in range(_STARTS):
-        done, new, scaled = _settle(start[None], size, free, rows, related, bounds)
-        lost = 1 - np.sqrt(scaled.prod(1) / size.prod(1))
-        stuck = free & (lost > 1 - 0.7 * crowd)
-        if done:
-            cost = float((lost**2).sum() + ((new - centre) ** 2).sum())
-            if best is None or cost < best[0]:
-                best = cost, new, scaled
-            if not stuck.any():
-                break
-        else:
-            stuck = free
-        start = np.where(stuck[:, None], rng.uniform(*bounds), centre)
-    return best and best[1:]
+    enough = 0.7 * crowd
+    full = _fitted(size, free, rows)
+    done, first, scaled = _settle(centre[None], size, free, rows, related, bounds, enough=enough)
+    kept = np.sqrt(scaled.prod(1) / full.prod(1))
+    stuck = free & (kept < enough) if done else free
+    if not stuck.any():
+        return (first, scaled) if done else None
+    elsewhere = np.random.default_rng(0).uniform(*bounds, size=(_STARTS - 1, *centre.shape))
+    starts = np.where(stuck[:, None], elsewhere, centre)
+    again, other, shrunk = _settle(starts, size, free, rows, related, bounds, enough=enough)
+    found = [(first, scaled)] * done + [(other, shrunk)] * again
+
+    def cost(new: tuple[Array, Array]) -> float:
+        lost = 1 - np.sqrt(new[1].prod(1) / full.prod(1))
+        return float((lost**2).sum() + ((new[0] - centre) ** 2).sum())
+
+    return min(found, key=cost, default=None)
 
 
 def _spread(
@@ -387,13 +387,15 @@ def _settle(
     related: Mapping[frozenset[int], float],
     bounds: tuple[Array, Array],
     room: float = 0.0,
+    enough: float = 1.0,
 ) -> tuple[bool, Array, Array]:
     """Whether everything is fulfilled, and the centres and sizes at the end.
 
-    centre: (starts, boxes, 2), each of which is settled on its own, all at once; the first that
-        fulfils everything counts, or else the first.
+    centre: (starts, boxes, 2), each of which is settled on its own, all at once, until one
+        fulfils everything and those before it cannot; the one that shrinks least counts.
     room: more than 0 keeps boxes so far apart, and a third of that from the border of the canvas,
         and leaves their sizes alone.
+    enough: the scale with which no box is too small; others go on while one is.
     """
     starts, n, _ = centre.shape
     full = _fitted(size, free, rows)
@@ -441,7 +443,7 @@ def _settle(
         bad = lack > _TOLERANCE
         done = np.logical_not(bad.any(1))
         rest = (bad & (moves > 0)).any(1)
-        if not rest.any() or done[: rest.argmax()].any():
+        if not rest.any() or (done & (scale >= enough).all(1))[: rest.argmax()].any():
             break
         norm = (normal**2).sum(-1) * moves
         if give:
@@ -460,7 +462,7 @@ def _settle(
         if give:
             shrunk = total(-give * step * rate_i, -give * step * rate_j)
             scale = (scale + 1.5 * shrunk / count).clip(smallest, 1.0)
-    best = int(done.argmax())
+    best = int(np.where(done, scale.min(1), 0.0).argmax())
     centre, size = centre[best], full * scale[best][:, None]
     if not done[best]:
         return False, centre.clip(size / 2, 1 - size / 2), size

@@ -331,7 +331,9 @@ def _search(
         return (first, scaled) if done else None
     elsewhere = np.random.default_rng(0).uniform(*bounds, size=(_STARTS - 1, *centre.shape))
     starts = np.where(stuck[:, None], elsewhere, centre)
-    again, other, shrunk = _settle(starts, size, free, rows, related, bounds, enough=enough)
+    again, other, shrunk = _settle(
+        starts, size, free, rows, related, bounds, enough=enough, origin=centre
+    )
     found = [(first, scaled)] * done + [(other, shrunk)] * again
 
     def cost(new: tuple[Array, Array]) -> float:
@@ -388,16 +390,19 @@ def _settle(
     bounds: tuple[Array, Array],
     room: float = 0.0,
     enough: float = 1.0,
+    origin: Array | None = None,
 ) -> tuple[bool, Array, Array]:
     """Whether everything is fulfilled, and the centres and sizes at the end.
 
     centre: (starts, boxes, 2), each of which is settled on its own, all at once, until one
-        fulfils everything and those before it cannot; the one that shrinks least counts.
+        fulfils everything and those before it cannot; of these the one counts that shrinks least
+        and is nearest to `origin`, or to the first start.
     room: more than 0 keeps boxes so far apart, and a third of that from the border of the canvas,
         and leaves their sizes alone.
     enough: the scale with which no box is too small; others go on while one is.
     """
     starts, n, _ = centre.shape
+    origin = centre[0] if origin is None else origin
     full = _fitted(size, free, rows)
     first, second = np.triu_indices(n, 1)
     gaps = np.array(
@@ -462,7 +467,8 @@ def _settle(
         if give:
             shrunk = total(-give * step * rate_i, -give * step * rate_j)
             scale = (scale + 1.5 * shrunk / count).clip(smallest, 1.0)
-    best = int(np.where(done, scale.min(1), 0.0).argmax())
+    cost = ((1 - scale) ** 2).sum(1) + ((centre - origin) ** 2).sum((1, 2))
+    best = int(np.where(done, cost, np.inf).argmin())
     centre, size = centre[best], full * scale[best][:, None]
     if not done[best]:
         return False, centre.clip(size / 2, 1 - size / 2), size

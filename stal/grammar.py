@@ -14,6 +14,7 @@ from stal.bearing import Bearing
 from stal.mentions import Mention, Mentions, Span
 from stal.nouns import NounPhrase, find_noun, inverts, needs_object, noun_phrase
 from stal.relations import SIDES, VERBS, Place, Side, find, side_names
+from stal.rewording import reword
 from stal.statements import OPPOSITE, Link, Sided, Statement, Statements
 from stal.style_tags import without_tags
 from stal.words import (
@@ -70,14 +71,19 @@ from stal.words import (
 
 _TOKEN = re.compile(r"\w+(?:[-'’]\w+)*['’]?|[^\w\s]|\n")
 _SENTENCE_ENDS = frozenset(".!?;\n")
-_VIEWERS = frozenset(("you", "you'll", "we", "we'll", "i", "one"))
-_SEES = frozenset(("see", "find", "spot", "notice", "observe"))
 _DIRECTED = word_set(
     "facing faces faced looking looks turning turned pointing points pointed heading headed leaning"
     " gazing staring glancing"
 )
+_BORNE = [("worn by",), ("held by",)]
 _HAS = frozenset(("has", "have", "had", "having"))
 _ROWS = {"row": "left of", "line": "left of", "column": "above", "stack": "above", "pile": "above"}
+_ORDERS = {
+    "from left to right": "left of",
+    "from right to left": "right of",
+    "from top to bottom": "above",
+    "from bottom to top": "below",
+}
 # "a kitchen with two chairs" is a picture of two chairs.
 _HAVING = [[word] for word in ("with", "has", "have", "having", "containing", "filled", "where")]
 # Said of what rests on or in something, not of that something: "a mouse on a desk next to a cup".
@@ -123,30 +129,9 @@ def read(text: str, reader: Reader | None = None) -> tuple[list[Mention], dict[S
 
 
 def _read_sentence(reader: Reader, tokens: Sequence[str], spans: Sequence[Span]) -> None:
-    kept = without_tags(tokens)
-    reader.read(*_without_viewer([tokens[i] for i in kept], [spans[i] for i in kept]))
-
-
-def _without_viewer(tokens: list[str], spans: list[Span]) -> tuple[list[str], list[Span]]:
-    """Puts "there is" in the place of "you can see", and leaves out "if you look"."""
-    out: list[str] = []
-    where: list[Span] = []
-    i = 0
-    while i < len(tokens):
-        end = i + 1
-        while tokens[i] in _VIEWERS and end < len(tokens) and tokens[end] in AUXILIARIES:
-            end += 1
-        if tokens[i : i + 3] == ["if", "you", "look"]:
-            i += 3
-        elif tokens[i] in _VIEWERS and end < len(tokens) and tokens[end] in _SEES:
-            out += ["there", "is"]
-            where += [spans[i], spans[end]]
-            i = end + 1
-        else:
-            out.append(tokens[i])
-            where.append(spans[i])
-            i += 1
-    return out, where
+    words = reword(tokens, spans)
+    words = [words[i] for i in without_tags([token for token, _ in words])]
+    reader.read([token for token, _ in words], [span for _, span in words])
 
 
 def _owns_nothing(text: str, i: int) -> bool:
@@ -208,7 +193,7 @@ class Reader:
         self.side: tuple[Side, Span] | None = None  # "on the left": of the noun phrase after it
         self.sided: list[Sided] = []
         self.phrase_end = -1  # where the latest noun phrase ended
-        self.added = False  # whether a comma and no "and" was before it
+        self.preceding = ""  # the token before it
         self.ignored_end = -1  # where the latest phrase that is no object ended
         self.backdrop_end = -1  # ... if it came with something: "with grass in the background"
         self._begin_clause([])
@@ -251,6 +236,11 @@ class Reader:
         if ahead == ("side", "by", "side") and tokens[i + 3 : i + 4] != ["with"]:
             self.said.relate_neighbours(self.last, ("next to",), self._span(i, i + 3))
             return i + 3
+        order = _ORDERS.get(" ".join(tokens[i : i + 4]))
+        if order is not None:
+            group = self.subject if self.role == "adjunct" else self.last
+            self.said.relate_neighbours(group, (order,), self._span(i, i + 4))
+            return i + 4
         place = None if self._is_agent(tokens, i) else find(tokens, i)
         if place is None and token == "with" and tokens[i - 1 : i] and tokens[i - 1] in COPULAS:
             place = Place(i + 1, ("next to",))  # "the cat is with the dog"
@@ -264,7 +254,9 @@ class Reader:
         if token == "both" and self.waiting is not None and noun_phrase(tokens, i) is None:
             self._take_pronoun(tokens, i)
             return i + 1
-        if token in PRONOUNS and not (token == "her" and not is_boundary(tokens, i + 1)):
+        hers = token == "her" and not is_boundary(tokens, i + 1)
+        hers = hers and not (is_known_verb(tokens[i + 1]) and inverts(tokens, i + 1, fronted=False))
+        if token in PRONOUNS and not hers:
             self._take_pronoun(tokens, i)
             return i + 1
         end = self._take_member(tokens, i)
@@ -387,6 +379,9 @@ class Reader:
         if self._are_people(self.latest):
             return True
         people = self._are_people(self.subject)
+        alive = all(self.mentions[index].kind in ANIMALS for index in self.latest)
+        if alive and verb in ("wearing", "holding", "carrying") and not people:
+            return True  # "a dog next to a cat wearing a scarf"
         return _holds(verb) and not people and self.bearing.can_bear(self.latest)
 
     def _are_people(self, ids: Sequence[int]) -> bool:
@@ -414,9 +409,11 @@ class Reader:
                 rides, holds = link.names == ("on",), link.names == ("held by",) and link.reverse
                 if rides or (holds and beside):
                     return [*link.subjects, *self.last]
-            if self.joint == "," and self.head and not (link is not None and link.lists):
+            listed = link is not None and link.lists and link.names not in _BORNE
+            if self.joint == "," and self.head and not listed:
                 return self.head  # "a house with a garden, next to a lake"
-            if self.added and i == self.phrase_end and (pronoun or place.reference != "object"):
+            another = self.preceding == "," and i == self.phrase_end
+            if another and (pronoun or place.reference != "object"):
                 return self.latest  # "a plate with a burger, a fork to its left"
             return self.last
         looks = link is not None and link.names == ("facing",) and link.references == self.latest
@@ -442,6 +439,7 @@ class Reader:
         if self.role == "subject" and place.reference == "object" and not self.room:
             # "a lamp and a cup on a shelf", but "a lamp to its left, a cup on a shelf"
             placed = {subject for subject, _, _ in self.said.relations}
+            placed.update(index for each in self.sided for index in each.subjects)
             return [i for i in self.last if i in self.latest or i not in placed]
         return self.latest
 
@@ -462,8 +460,8 @@ class Reader:
             subjects = (
                 self.subject
             )  # "a car passing them from the left", "looks from under a bench"
-        if self.trait and self.role == "object" and pronoun:
-            subjects = self.last
+        if self.role == "object" and ((self.trait and pronoun) or tokens[i] in ("into", "onto")):
+            subjects = self.last  # "pouring coffee into a mug"
         middle = place.reference == "canvas" and set(place.side) == {0, None}
         if middle and self.bearing.bearer_of(subjects):
             return  # "a table with a vase in the middle": on it
@@ -600,6 +598,16 @@ class Reader:
             if phrase.words[-1] != "orange":
                 self.waiting = None
                 return end
+        if (
+            phrase.words[-1] == "one"
+            and phrase.determiner in ("a", "an")
+            and self._is_member(tokens, i)
+        ):
+            # "two cats, a black one and a white one"
+            member = self.known.members.pop(0)
+            self.known.describe([member], phrase.words[:-1])
+            self._take_one(tokens, end, member)
+            return end
         before = ["", "", *tokens[max(0, i - 2) : i]][-2:]
         bare = not phrase.determiner and phrase.count is None
         if bare and before[1] in LOOKS and before[0] != "there":
@@ -643,7 +651,9 @@ class Reader:
             self.room = tokens[end] == "with"
             return end + 1
         ids = self.latest = self._mention(phrase)
-        self.phrase_end, self.added = end, tokens[i - 1 : i] == [","]
+        self.phrase_end, self.preceding = end, tokens[i - 1] if i else ""
+        if phrase.group in _ROWS:
+            self.said.relate_row(ids, _ROWS[phrase.group], self._span(i, end))
         if self.side is not None:
             self.sided.append(Sided(ids, self.side[0], [], self.side[1]))
         self._place_in_clause(tokens, end, ids, bare, verb=phrase.verb and end == phrase.end)
@@ -733,16 +743,35 @@ class Reader:
         if alone and self.holders and link and link.names == ("inside",):
             self._hold(link, self.holders)  # "a cup in one hand and a fork in the other"
             return end
-        if not (alone and self.known.members):
+        if not alone:
             return None
-        member = self.known.members.pop(0)
+        if not self.known.members and tokens[i] == "another" and self.head:
+            noun = self.mentions[self.head[0]].noun.split(" ")
+            phrase = NounPhrase(i, end, "a", None, noun)
+            find_noun(phrase)
+            return self._take_noun_phrase(tokens, phrase)
+        if not self.known.members:
+            return None
+        self._take_one(tokens, end, self.known.members.pop(0))
+        return end
+
+    def _is_member(self, tokens: Sequence[str], i: int) -> bool:
+        """Whether what begins at i can be one of the plural before: it comes right after it."""
+        left = self.known.members
+        begun = bool(left) and self.mentions[left[0]].index > 0
+        return (
+            bool(left)
+            and i > 0
+            and (tokens[i - 1] in (",", ":") or (begun and self.joint == "and"))
+        )
+
+    def _take_one(self, tokens: Sequence[str], end: int, member: int) -> None:
         self.latest = [member]
         if self.joint == "," or self.waiting is None:
             self._begin_clause([member])
         else:
             self._place_in_clause(tokens, end, [member], False)
         self.joint, self.preposition, self.waiting = "", "", None
-        return end
 
     def _acts_alone(self, tokens: Sequence[str], i: int) -> bool:
         """ "two dogs, one standing on a chair", but "one standing dog"."""
@@ -790,8 +819,10 @@ class Reader:
         # ... but "next to a queen, throne behind the queen" begins anew.
         alone = self.trait and (self.joint == "and" or find(tokens, end) is None)
         goes_on = (goes_on or (listed and alone)) and not followed_by_verb
+        bare_list = bare and self.preceding == "," and bool(self.head)
+        anew = bare_list and self.mentions[self.head[0]].bare and find(tokens, end) is not None
         # "a man wearing a hat and a scarf stands"
-        carried = complete is not None and complete.names in (("worn by",), ("held by",))
+        carried = complete is not None and complete.names in _BORNE
         worn = carried and self.joint == "and" and finite and not self.finite
         if self.waiting is not None:
             link = self.waiting
@@ -803,7 +834,7 @@ class Reader:
                 link.names, link.reverse = ("worn by",), True  # "a girl in a blue dress"
             self._link(tokens, end, link, ids)
             self.last, self.role = ids, "object" if link.lists else "adjunct"
-        elif self.inverted is not None and not self.inverted.subjects and self.joint == "and":
+        elif self.inverted and not self.inverted.subjects and self.preceding == "and":
             self.inverted.references = self.inverted.references + ids  # "between a and b is ..."
         elif self.inverted is not None and (goes_on or not self.inverted.subjects):
             # "above the dog is a cat [and a bird]"
@@ -820,6 +851,8 @@ class Reader:
                 self.aside = complete.references
             self.last, self.role, self.joined = ids, "object", True
             self.bearing.take(self.bearer, ids, self.verb_span)
+        elif anew:
+            self._begin_clause(ids)  # "woman holding umbrella, car on left"
         elif listed and self.role == "object" and self.last and (worn or not finite):
             if complete is not None and complete.lists:
                 self.said.relate(complete, complete.subjects, ids)
@@ -829,6 +862,8 @@ class Reader:
             self.said.relate(complete, complete.subjects, ids)
             complete.references = complete.references + ids
             self.last = self.last + ids
+        elif listed and self.role == "subject" and set(ids) < set(self.last):
+            self._begin_clause(ids)  # "a cat and a dog, the cat on a mat"
         elif listed and self.role == "subject" and not self.verb and self.last:
             self.last = self.last + ids
             self.main = self.last if self.main == self.subject else self.main

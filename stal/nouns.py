@@ -53,6 +53,7 @@ class NounPhrase:
     verb: bool = False  # the word after it is a verb
     of: str = ""  # " of water" in "a glass of water"
     portion: str = ""  # "a slice of" in "a slice of pizza"
+    group: str = ""  # "row" in "a row of three dogs"
     other: bool = False  # "the other dog"
     as_many: bool = False  # "the same number of dogs"
     noun: str = ""
@@ -153,6 +154,8 @@ def _with_of(
     if singular(words[-1]) in PORTIONS and not inner.portion:
         inner.start = phrase.start
         if inner.count is not None and inner.count > 1:
+            inner.count *= phrase.count or 1  # "two rows of three apples"
+            inner.group = words[-1]
             inner.determiner = determiner if determiner in DEFINITE else ""
             return inner  # "a group of four giraffes"
         amount = " ".join([determiner or article(words[0]), *words, "of"])
@@ -231,6 +234,8 @@ def _ends_phrase(
     bare = not determiner and count is None
     if not words and bare:
         participle = after and looks_like_participle(word)
+        if i and tokens[i - 1] in ("with", "without") and word.endswith("s"):
+            return False  # "without leaves"
         return is_known_verb(word) or participle or is_adverb(word)
     if bare and words and is_known_verb(word) and all(map(is_adjective, words)):
         return after  # "dressed in pink sitting on a chair"

@@ -17,7 +17,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -412,8 +411,11 @@ def _settle(
     # The half-spaces, then the pairs to be kept apart, each with its two boxes.
     i, j = np.concatenate((rows.i, first)), np.concatenate((rows.j, second))
     stated = len(rows.i)
-    ends = np.concatenate((i, j)) + n * np.arange(starts)[:, None]
     move_i, move_j = free[i].astype(float), free[j].astype(float)
+    # (boxes, rows): which rows a box is an end of, and which way it moves for one.
+    ends_i, ends_j = (np.arange(n)[:, None] == end for end in (i, j))
+    ends = (ends_i | ends_j).astype(float)
+    ways = ends_j * move_j - ends_i * move_i
     moves = move_i + move_j
     normal = np.zeros((starts, len(i), 2))
     normal[:, :stated] = rows.normal
@@ -421,12 +423,6 @@ def _settle(
     stretch_i[:, :stated], stretch_j[:, :stated] = rows.k_i, rows.k_j
     scale = np.ones((starts, n))
     smallest = np.minimum(1.0, _SMALLEST / full.min(1))
-
-    def total(at_i: Array, at_j: Array) -> Array:
-        """Sums over what each box is an end of."""
-        values = np.concatenate((at_i, at_j), axis=1)
-        sums: NDArray[Any] = np.bincount(ends.ravel(), values.ravel(), starts * n)
-        return sums.reshape(starts, n)
 
     for round_ in range(_SPREAD_ROUNDS if room else _ROUNDS):
         give = 0.0 if room or round_ < _FREE_ROUNDS else 1 / _STIFFNESS
@@ -458,15 +454,11 @@ def _settle(
             rate_j = move_j * (stretch_j * full[j]).sum(-1)
             norm = norm + give * (rate_i**2 + rate_j**2)
         step = np.where(bad, lack, 0.0) / np.maximum(norm, 1e-9)
-        one = bad.astype(float)
-        count = np.maximum(total(one, one), 1.5)
-        push = normal * step[:, :, None]
-        for axis in (0, 1):
-            moved = total(-push[:, :, axis] * move_i, push[:, :, axis] * move_j)
-            centre[:, :, axis] += 1.5 * moved / count
+        often = 1.5 / np.maximum(bad @ ends.T, 1.5)
+        centre = centre + (ways @ (normal * step[:, :, None])) * often[:, :, None]
         if give:
-            shrunk = total(-give * step * rate_i, -give * step * rate_j)
-            scale = (scale + 1.5 * shrunk / count).clip(smallest, 1.0)
+            shrunk = (step * rate_i) @ ends_i.T + (step * rate_j) @ ends_j.T
+            scale = (scale - give * shrunk * often).clip(smallest, 1.0)
     cost = ((1 - scale) ** 2).sum(1) + ((centre - origin) ** 2).sum((1, 2))
     best = int(np.where(done, cost, np.inf).argmin())
     centre, size = centre[best], full * scale[best][:, None]

@@ -73,6 +73,7 @@ TABLE = (
         "next to | beside | besides | near | near to | nearby to | near by | close to | by"
         " | alongside | adjacent to | side by side with | on side of | on the side of"
         " | at the side of | to the side of | by the side of | on either side of | on both sides of"
+        " | on each side of"
         " | at | next | past | along | adjoining | in the vicinity of",
     ),
     Row(
@@ -137,7 +138,9 @@ TABLE = (
         "facing",
         Geometry(),
         "facing | looking at | looks at | look at | looked at | toward | towards | facing toward"
-        " | up at | down at | over at",
+        " | up at | down at | over at | staring at | gazing at | peering at | glaring at"
+        " | pointing at | aiming at | waving at | smiling at | laughing at | shouting at"
+        " | howling at | barking at | hissing at | growling at | roaring at",
     ),
     Row("facing away from", Geometry(), "facing away from | looking away from"),
     Row("parallel to", Geometry(), "parallel to | congruent to | congruent with | congruent"),
@@ -285,7 +288,11 @@ def _side(tokens: Sequence[str], i: int) -> Place | None:
         if not all(part in SIDES for part in parts):
             break
         for part in parts:
-            side = [old if new is None else new for old, new in zip(side, SIDES[part], strict=True)]
+            middle = SIDES[part] == SIDES["middle"] and side != [None] * 3  # "top centre"
+            side = [
+                old if new is None or (middle and old is not None) else new
+                for old, new in zip(side, SIDES[part], strict=True)
+            ]
         i += 1
     if i == first:
         return None

@@ -53,8 +53,10 @@ _STYLES = word_set(
 # ... and with a word before them, for alone they are things.
 _PICTURES = word_set(
     "photo picture image painting drawing sketch cartoon comic poster collage mosaic film movie"
-    " light lights shot shadow shadows rays smoke sky background backdrop"
+    " light lights shot line lines outlines shadow shadows rays smoke sky background backdrop"
 )
+_MEDIA = word_set("oil watercolor watercolour ink pencil acrylic charcoal gouache pastel tempera")
+_GROUNDS = word_set("paper canvas board wood linen silk")
 # ... and begins with.
 _OPENINGS = (
     ["by"],
@@ -118,9 +120,13 @@ def _is_style(words: Sequence[str]) -> bool:
         return False
     if any(list(words[: len(opening)]) == opening for opening in _OPENINGS):
         return not _has_article(words[4:] if words[0] == "in" else words)
+    if words[0] in _MEDIA and words[1:2] == ["on"] and words[-1] in _GROUNDS:
+        return True  # "watercolor on paper"
+    if is_number(words[-1]):
+        words = words[:-1]  # "unreal engine 5"
     if _has_article(words) or any(find(words, i) for i in range(len(words))):
         return False
-    last = words[-1]
+    last = words[-1] if words else ""
     return last in _STYLES or last.endswith(_ENDINGS) or (len(words) > 1 and last in _PICTURES)
 
 

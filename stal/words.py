@@ -105,7 +105,7 @@ ANIMALS = word_set(
 NEGATIONS = word_set("not never without nor neither except")
 COPULAS = word_set("is are was were be being been isn't aren't wasn't weren't")
 AUXILIARIES = COPULAS | word_set(
-    "am has have had do does did can could will would may might must shall should"
+    "am has have had do does did could will would may might must shall should"
     " don't doesn't didn't can't won't hasn't haven't"
 )
 CONJUNCTIONS = word_set(", and & or nor plus")
@@ -287,7 +287,7 @@ CLOTHES = word_set(
 )
 PORTIONS = word_set(
     "slice piece stalk head bunch group herd flock pile stack bouquet pair set couple row lot"
-    " bit cluster variety number kind type sort crowd pack team gang"
+    " line column bit cluster variety number kind type sort crowd pack team gang"
 )
 COMPOUNDS = frozenset(
     tuple(words.split())

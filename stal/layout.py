@@ -101,13 +101,16 @@ class Layout:
 
         "left of" compares the centres' x, "above" and "on" their y; two boxes are "next to" each
         other when neither's centre lies over or under the other box, and one has another on a side
-        ("between") when they are so or lie as clearly above each other. What relations say of
-        contact and depth (`stal.relations.GEOMETRY`) is not checked: "inside" always holds.
+        ("between") when they are so or lie as clearly above each other. The box of what touches,
+        holds or hides a thing meets that one's, a thing has its centre in what it is inside, and
+        so does one in what is around it, unless several things are (`stal.relations.GEOMETRY`);
+        all of this within 0.03 of the canvas. Depth is not checked.
         """
+        around = Counter(j for _, name, j in self.relations if GEOMETRY[name].contact == "around")
         return tuple(
-            relation
-            for relation in self.relations
-            if not _holds(self.objects[relation[0]].box, relation[1], self.objects[relation[2]].box)
+            (i, name, j)
+            for i, name, j in self.relations
+            if not _holds(self.objects[i].box, name, self.objects[j].box, ring=around[j] > 1)
         )
 
     def say(self, relation: Statement) -> str:
@@ -329,15 +332,26 @@ def _dump_lines(items: Sequence[Any]) -> str:
     return "[\n    " + ",\n    ".join(map(_dumps, items)) + "\n  ]"
 
 
-def _holds(a: Box, predicate: str, b: Box) -> bool:
+_MEETS = 0.03  # how far apart boxes that touch may be
+
+
+def _holds(a: Box, predicate: str, b: Box, *, ring: bool) -> bool:
+    """ring: several things are around b, each on a side of it."""
     # Twice the distances of the centres; 0 for equal boxes whatever the rounding.
     dx = (a[0] + a[2]) - (b[0] + b[2])
     dy = (a[1] + a[3]) - (b[1] + b[3])
     geometry = GEOMETRY[predicate]
-    if geometry.contact == "beside":
+    contact = geometry.contact
+    if contact == "beside":
         apart = abs(dx) > max(a[2] - a[0], b[2] - b[0])
         return apart or (predicate == "between" and abs(dy) > max(a[3] - a[1], b[3] - b[1]))
-    return dx * geometry.dx > 0 if geometry.dx else dy * geometry.dy > 0 if geometry.dy else True
+    if (geometry.dx and dx * geometry.dx <= 0) or (geometry.dy and dy * geometry.dy <= 0):
+        return False
+    if contact == "inside" or (contact == "around" and not ring):
+        x0, y0, x1, y1 = b if contact == "inside" else a
+        return abs(dx) <= x1 - x0 + 2 * _MEETS and abs(dy) <= y1 - y0 + 2 * _MEETS
+    gap = max(max(a[k], b[k]) - min(a[k + 2], b[k + 2]) for k in (0, 1))
+    return gap > 0 if contact == "apart" else gap <= _MEETS or not contact or contact == "around"
 
 
 # Side of a box, as a share of the square root of the canvas area, by number of objects; from five
@@ -363,7 +377,7 @@ def place(description: Description, *, aspect: float = 1.0, seed: int = 0) -> La
     left if nothing else is said of the three. The other relations of `stal.relations` speak of
     overlap, contact and depth, which disjoint boxes cannot show: they are ignored, and their
     objects are placed like unrelated ones, in free cells. A relation that contradicts earlier ones
-    is left out: `Layout.violated` lists it and the rest holds.
+    is left out and the rest holds. `Layout.violated` lists what was left out or ignored.
 
     Args:
         description: what `stal.prompts.parse` gives.

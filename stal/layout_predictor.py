@@ -35,6 +35,7 @@ from stal.relations import GEOMETRY
 from stal.typical_sizes import thing_of
 
 BUNDLED = Path(__file__).parent / "assets" / "layout"
+_UNEQUAL = 0.5  # of the differences in size within a counted plural, what is kept
 WEIGHTS = "layout_predictor.safetensors"
 # Larger crowds go to `stal.layout.place`: nothing like them was trained on.
 MAX_OBJECTS = 24
@@ -493,9 +494,16 @@ def _tokens(description: Description, aspect: float) -> Tokens:
 
 
 def _aligned(z: Tensor, description: Description) -> Tensor:
-    """Puts the members of a row ("five penguins in a row") on one line, and of a column too."""
+    """Makes the members of a counted plural more equal in size than they were drawn.
+
+    Those of a row ("five penguins in a row") are put on one line, and of a column too.
+    """
     z = z.clone()
     objects = description.objects
+    for span in {each.span for each in objects}:
+        group = [index for index, each in enumerate(objects) if each.span == span]
+        sizes = z[group, 2:]
+        z[group, 2:] = sizes.mean(0) + (sizes - sizes.mean(0)) * _UNEQUAL
     for axis, names in enumerate((("above", "below"), ("left of", "right of"))):
         rows: dict[tuple[int, int], set[int]] = {}
         for relation in description.relations:

@@ -157,15 +157,11 @@ def project(
             for axis, side in enumerate((x, y)):
                 ends = [(0.5 - _NEAR, 0.5 + _NEAR), (1 - near[axis], 1.0), (0.0, near[axis])][side]
                 centre[index, axis] = centre[index, axis].clip(*ends)
-    # What is in a thing stands on the same side of others as the thing.
-    anchor = list(range(n))
-    for i, name, j in relations:
-        within = {"inside": (i, j), "around": (j, i)}.get(GEOMETRY[name].contact)
-        if within is not None:
-            anchor[within[0]] = within[1]
-    across = centre[anchor, 0]
-    relations = [*relations, *_neighbours(relations, across)]
-    orders = orders_of(relations, n, lambda i, j: bool(across[i] <= across[j]))
+    across = centre[:, 0]
+    relations = _rings(relations, across)
+    roots = across[_roots(relations, n)]
+    relations += _neighbours(relations, across)
+    orders = orders_of(relations, n, lambda i, j: (roots[i], across[i]) <= (roots[j], across[j]))
     found = None
     for straight in (True, False):
         rows, related = _rows(relations, orders, aspect, straight)
@@ -198,6 +194,39 @@ def project(
         fixed[i] if i in fixed else (float(x0), float(y0), float(x1), float(y1))
         for i, (x0, y0, x1, y1) in enumerate(out.round(6))
     ]
+
+
+def _rings(relations: Sequence[Statement], across: Array) -> list[Statement]:
+    """Where several things are around one, each has a side of it."""
+    rings: dict[int, list[int]] = {}
+    for i, name, j in relations:
+        if GEOMETRY[name].contact == "around" and i != j:
+            rings.setdefault(j, []).append(i)
+    sides = {}
+    for j, ring in rings.items():
+        ring.sort(key=lambda i: (across[i], i))
+        for rank, i in enumerate(ring if ring[1:] else ()):
+            ends = {0: "left of", len(ring) - 1: "right of"}
+            sides[i, j] = ends.get(rank, ("above", "below")[rank % 2])
+    return [
+        (i, sides.get((i, j), name) if GEOMETRY[name].contact == "around" else name, j)
+        for i, name, j in relations
+    ]
+
+
+def _roots(relations: Sequence[Statement], n: int) -> list[int]:
+    """What each thing is in or on, or is held by; it stands on that one's side of others."""
+    within = {}
+    for i, name, j in relations:
+        contact = GEOMETRY[name].contact
+        if contact == "inside" or name in ("on", "held by"):
+            within[i] = j
+        elif contact == "around":
+            within[j] = i
+    roots = list(range(n))
+    for _ in range(n):
+        roots = [within.get(root, root) for root in roots]
+    return roots
 
 
 def _neighbours(relations: Sequence[Statement], across: Array) -> list[Statement]:

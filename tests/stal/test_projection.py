@@ -140,7 +140,44 @@ def test_what_is_held_is_no_higher_than_the_middle_of_its_holder():
 
 def test_what_is_held_is_lifted_where_more_is_said():
     relations = [(0, "held by", 1), (0, "above", 2), (2, "above", 1)]
-    assert layout_of(project([SAME] * 3, relations), relations).violated == ()
+    layout = layout_of(project([SAME] * 3, relations), relations)
+    assert layout.violated == ((0, "held by", 1),)  # there is no way to hold it up there
+
+
+@pytest.mark.parametrize(
+    ("predicate", "box"),
+    [
+        ("inside", (0.0, 0.1, 0.2, 0.3)),
+        ("around", (0.0, 0.1, 0.2, 0.3)),
+        ("on", (0.4, 0.0, 0.6, 0.2)),
+        ("held by", (0.0, 0.4, 0.2, 0.6)),
+        ("behind", (0.0, 0.4, 0.2, 0.6)),
+        ("touching", (0.0, 0.4, 0.2, 0.6)),
+        ("far from", (0.4, 0.3, 0.6, 0.5)),
+    ],
+)
+def test_contact_that_is_missing_is_named(predicate, box):
+    relations = [(0, predicate, 1)]
+    boxes = [box, (0.3, 0.3, 0.7, 0.7)]
+    assert layout_of(boxes, relations).violated == tuple(relations)
+    assert layout_of(project(boxes, relations), relations).violated == ()
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 5])
+def test_several_things_around_one_are_on_its_sides(count):
+    relations = [(i, "around", count) for i in range(count)]
+    boxes = [(x, 0.4, x + 0.15, 0.55) for x in (0.1, 0.3, 0.5, 0.7, 0.8)[:count]]
+    *ring, middle = project([*boxes, (0.4, 0.4, 0.6, 0.6)], relations)
+    assert layout_of([*ring, middle], relations).violated == ()
+    assert not any(meet(each, middle) for each in ring)
+    assert min(each[0] for each in ring) < middle[0]
+    assert max(each[2] for each in ring) > middle[2]
+
+
+def test_who_rides_a_thing_stands_on_its_side_of_others():
+    relations = [(0, "on", 1), (0, "next to", 2), (1, "next to", 2)]
+    boxes = [(0.1, 0.1, 0.3, 0.4), (0.7, 0.4, 1.0, 0.8), (0.4, 0.3, 0.6, 0.7)]
+    assert layout_of(project(boxes, relations), relations).violated == ()
 
 
 @pytest.mark.parametrize("things", [2, 3, 4])

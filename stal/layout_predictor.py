@@ -110,7 +110,7 @@ def tokens_of(
 def _sizes(phrases: Sequence[tuple[str, str]]) -> Tensor:
     """Of each object: 1 if its size is known, how large it is and as a share of the largest one,
     its aspect, and its height over the ground; in logarithms, 0 where nothing is known."""
-    known = [thing_of(noun) for _, noun in phrases]
+    known = [thing_of(noun, phrase) for phrase, noun in phrases]
     largest = max((thing.extent for thing in known if thing), default=1.0)
     rows = [
         (

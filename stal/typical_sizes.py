@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
 
 from stal.words import singular_noun
 
+# What an adjective makes of a width and height.
+_ADJECTIVES = {
+    **dict.fromkeys(("tiny", "miniature", "mini", "minuscule"), 0.4),
+    **dict.fromkeys(("small", "little", "baby", "young"), 0.7),
+    **dict.fromkeys(("large", "big", "oversized"), 1.4),
+    **dict.fromkeys(("huge", "giant", "gigantic", "enormous", "massive"), 2.5),
+}
 _FLATTERY = 0.5
 _CONTRAST = 20
 
@@ -58,15 +66,17 @@ def things() -> dict[str, Thing]:
 
 
 @lru_cache(maxsize=65536)
-def thing_of(noun: str) -> Thing | None:
+def thing_of(noun: str, phrase: str = "") -> Thing | None:
     """The row of a noun, in singular or plural, or of what it is a kind of ("polar bear"); or None.
 
-    The last words of a compound say what it is.
+    The last words of a compound say what it is. The adjectives of its phrase ("a tiny cup") change
+    the size.
     """
     words = noun.lower().split()
     for start in range(len(words)):
         kind = " ".join(words[start:])
         found = things().get(kind) or things().get(singular_noun(kind))
         if found is not None:
-            return found
+            by = math.prod(_ADJECTIVES.get(word, 1.0) for word in phrase.lower().split())
+            return replace(found, width=by * found.width, height=by * found.height)
     return None

@@ -20,3 +20,9 @@ def test_the_table_has_every_noun_once_with_a_size_and_a_setting():
 def test_a_noun_is_found_by_its_last_words(noun, known):
     found = thing_of(noun)
     assert (found and found.noun) == known
+
+
+def test_adjectives_change_the_size():
+    cup, tiny, huge = (thing_of("cup", f"a {each}cup") for each in ("", "tiny ", "huge "))
+    assert tiny.extent < cup.extent < huge.extent
+    assert tiny.width / tiny.height == pytest.approx(cup.width / cup.height)

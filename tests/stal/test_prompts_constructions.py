@@ -941,6 +941,96 @@ CASES: dict[str, list[tuple[str, list[str], list[str]]]] = {
             ["1 on 0", "2 left of 0"],
         ),
     ],
+    "requests": [
+        ("Draw a cat next to a dog", ["a cat", "a dog"], ["0 next to 1"]),
+        ("Generate an image of a cat above a dog", ["a cat", "a dog"], ["0 above 1"]),
+        ("I want a cat on a sofa, please", ["a cat", "a sofa"], ["0 on 1"]),
+        ("In this picture, a dog sits next to a cat.", ["a dog", "a cat"], ["0 next to 1"]),
+        ("Please draw two cats.", ["a cat", "a cat"], []),
+    ],
+    "labels": [
+        ("left: a cactus, right: a palm tree", ["a cactus", "a palm tree"], ["0 left of 1"]),
+        ("Top left: a sun; bottom right: a car", ["a sun", "a car"], []),
+    ],
+    "rows of things": [
+        ("a row of three penguins", ["a penguin"] * 3, ["0 left of 1", "1 left of 2"]),
+        ("a column of two boxes", ["a box", "a box"], ["0 above 1"]),
+        ("two rows of three apples", ["an apple"] * 6, []),
+        (
+            "from left to right: a fork, a plate and a knife",
+            ["a fork", "a plate", "a knife"],
+            ["0 left of 1", "1 left of 2"],
+        ),
+        ("a fork and a plate from right to left", ["a fork", "a plate"], ["0 right of 1"]),
+    ],
+    "cans and leaves": [
+        ("a red can next to a green can", ["a red can", "a green can"], ["0 next to 1"]),
+        ("a trash can right of a bench", ["a trash can", "a bench"], ["0 right of 1"]),
+        ("a cat can be seen on a sofa", ["a cat", "a sofa"], ["0 on 1"]),
+        ("a tree without leaves left of a house", ["a tree", "a house"], ["0 left of 1"]),
+    ],
+    "each has its own place": [
+        (
+            "a cat in the top left corner and a dog on a sofa",
+            ["a cat", "a dog", "a sofa"],
+            ["1 on 2"],
+        ),
+        (
+            "a cat and a dog, the cat on a mat and the dog on a rug",
+            ["a cat", "a dog", "a mat", "a rug"],
+            ["0 on 2", "1 on 3"],
+        ),
+        (
+            "a statue, to its left a fountain and to its right a bench",
+            ["a statue", "a fountain", "a bench"],
+            ["1 left of 0", "2 right of 0"],
+        ),
+        (
+            "a dog wearing a hat next to a cat wearing a scarf",
+            ["a dog", "a hat", "a cat", "a scarf"],
+            ["1 worn by 0", "0 next to 2", "3 worn by 2"],
+        ),
+        (
+            "woman holding umbrella, car on left",
+            ["a woman", "an umbrella", "a car"],
+            ["1 held by 0"],
+        ),
+        (
+            "a squirrel holding an acorn, on a stump",
+            ["a squirrel", "an acorn", "a stump"],
+            ["1 held by 0", "0 on 2"],
+        ),
+    ],
+    "one and another": [
+        ("two cats, a black one and a white one", ["a black cat", "a white cat"], []),
+        (
+            "three balls: a red one, a blue one and a green one",
+            ["a red ball", "a blue ball", "a green ball"],
+            [],
+        ),
+        (
+            "one apple on a plate and another in a bowl",
+            ["an apple", "a plate", "an apple", "a bowl"],
+            ["0 on 1", "2 inside 3"],
+        ),
+        (
+            "two circles and a red square next to a blue one",
+            ["a circle", "a circle", "a red square", "a blue square"],
+            ["0 next to 3", "1 next to 3", "2 next to 3"],
+        ),
+    ],
+    "what is poured": [
+        ("a robot pouring coffee into a mug", ["a robot", "a coffee", "a mug"], ["1 inside 2"]),
+        ("a girl putting a ball into a box", ["a girl", "a ball", "a box"], ["1 inside 2"]),
+    ],
+    "little words of degree": [
+        ("a bottle a little to the right of a bowl", ["a bottle", "a bowl"], ["0 right of 1"]),
+        ("a bottle a bit below a bowl", ["a bottle", "a bowl"], ["0 below 1"]),
+    ],
+    "who stands beside her": [
+        ("a queen, and beside her stands a boy", ["a queen", "a boy"], ["1 next to 0"]),
+        ("a queen with a cup in her hand", ["a queen", "a cup"], ["1 held by 0"]),
+    ],
     "both of a pair": [
         (
             "a man and a dog, both running, left of a car",
@@ -1021,6 +1111,8 @@ def test_comparison_fixes_a_vague_number(text: str, dogs: int, cats: int) -> Non
         ("In the background, a ship passes an island.", [(None, None, -1), NOWHERE]),
         ("a girl with trees in the background", [NOWHERE, (None, None, -1)]),
         ("In the foreground stands a horse.", [(None, None, 1)]),
+        ("a cat in the top center", [(0, -1, None)]),
+        ("Left: a dog. Right: a cat.", [(-1, None, None), (1, None, None)]),
         ("On the left there is a lamp.", [(-1, None, None)]),
         ("On the right, you can see a lamp.", [(1, None, None)]),
         ("a zebra facing left", [NOWHERE]),

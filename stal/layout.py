@@ -290,7 +290,9 @@ def _check_keys(
             raise ValueError(f'{where} must have "{key}", got {_list_keys(data)}')
     for key in data:
         if key not in required and key not in optional:
-            raise ValueError(f'{where} must not have "{key}", only {_list_keys(required)}')
+            raise ValueError(
+                f'{where} must not have "{key}", only {_list_keys([*required, *optional])}'
+            )
 
 
 def _list_keys(keys: Mapping[str, Any] | Sequence[str]) -> str:

@@ -39,6 +39,10 @@ _ROOMS = (0.16, 0.12, 0.05)
 _CROWDED = 1.3  # no room is looked for if boxes with it take this many canvases
 # Looking for that room: starts, rounds of each, and how far starts stray.
 _SPREAD_STARTS, _SPREAD_ROUNDS, _JITTER = 8, 40, 0.25
+_MANY, _SEAT = (
+    4,
+    0.11,
+)  # things on one that are laid out in a row, and what it is widened to for each
 _STARTS, _FULL = 4, 0.5  # tries, and the share of the canvas that boxes can take without a squeeze
 _SWEEPS, _GROWTH = 12, 1.15  # of growing again, and how much at most in one
 _NEAR = 0.06  # how near the corner, or the middle, what is "in the corner" starts
@@ -160,6 +164,7 @@ def project(
     across = centre[:, 0]
     relations = _rings(relations, across)
     roots = across[_roots(relations, n)]
+    _lay_out(relations, centre, size, free)
     relations += _neighbours(relations, across)
     orders = orders_of(relations, n, lambda i, j: (roots[i], across[i]) <= (roots[j], across[j]))
     found = None
@@ -212,6 +217,27 @@ def _rings(relations: Sequence[Statement], across: Array) -> list[Statement]:
         (i, sides.get((i, j), name) if GEOMETRY[name].contact == "around" else name, j)
         for i, name, j in relations
     ]
+
+
+def _lay_out(
+    relations: Sequence[Statement], centre: Array, size: Array, free: NDArray[np.bool_]
+) -> None:
+    """Puts many things on one in a row on it, in place; they do not find there by themselves."""
+    borne: dict[int, list[int]] = {}
+    for i, name, j in relations:
+        if name == "on" and free[i] and i != j:
+            borne.setdefault(j, []).append(i)
+    for j, group in borne.items():
+        if len(group) < _MANY:
+            continue
+        group.sort(key=lambda i: (centre[i, 0], i))
+        if free[j]:
+            size[j, 0] = max(size[j, 0], min(_LARGEST, _SEAT * len(group)))
+            centre[j, 0] = centre[j, 0].clip(size[j, 0] / 2, 1 - size[j, 0] / 2)
+        seat = size[j, 0] / len(group)
+        size[group] *= min(1.0, 0.95 * (seat - _GAP) / float(size[group, 0].max()))
+        centre[group, 0] = centre[j, 0] + (np.arange(len(group)) + 0.5 - len(group) / 2) * seat
+        centre[group, 1] = centre[j, 1] - size[j, 1] / 2 - size[group, 1] / 2
 
 
 def _roots(relations: Sequence[Statement], n: int) -> list[int]:
@@ -321,6 +347,10 @@ def _rows(
             rows += _within(i, j, 0.5, -0.5)
         elif kind == "overlapping":
             rows += _within(i, j, 0.4, 0.4)
+            far, near = (i, j) if GEOMETRY[name].depth < 0 else (j, i)
+            if straight and name != "held by" and far not in orders[1].reach[near]:
+                # What is farther away stands higher in a picture.
+                rows.append((far, near, (0.0, 1.0), 0.0, (0.0, 0.05), (0.0, 0.05)))
             if name == "held by" and j not in orders[1].reach[i]:
                 # A hand is at the height of the holder's middle, or hangs below it.
                 rows.append((j, i, (0.0, 1.0), 0.0, (0.0, 0.05), (0.0, 0.0)))

@@ -392,7 +392,10 @@ BAD_JSON = {
     "object": (document(objects=["a dog"]), r"objects\[0\] must be an object, got 'a dog'"),
     "no box": (document(objects=[{"phrase": "a", "noun": "a"}]), r'objects\[0\] must have "box"'),
     "phrase": (with_object(phrase=1), r"objects\[0\]\.phrase must be a string, got 1"),
-    "typo": (with_object(scores=1), r'objects\[0\] must not have "scores", only "phrase"'),
+    "typo": (
+        with_object(scores=1),
+        r'objects\[0\] must not have "scores", only "phrase", "noun", "box", "score"',
+    ),
     "box outside": (
         with_object(box=[0.1, 0.2, 1.5, 0.4]),
         r"objects\[0\]\.box must lie inside \[0, 1\], got \[0\.1, 0\.2, 1\.5, 0\.4\]",

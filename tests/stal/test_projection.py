@@ -174,6 +174,23 @@ def test_several_things_around_one_are_on_its_sides(count):
     assert max(each[2] for each in ring) > middle[2]
 
 
+@pytest.mark.parametrize("count", [4, 8])
+def test_many_things_find_room_on_one(count):
+    relations = [(i, "on", count) for i in range(count)]
+    *borne, table = project([(0.3, 0.2, 0.5, 0.4)] * count + [(0.3, 0.5, 0.7, 0.8)], relations)
+    assert layout_of([*borne, table], relations).violated == ()
+    assert len({round(box[3], 2) for box in borne}) == 1
+
+
+def test_what_is_behind_stands_higher_unless_more_is_said():
+    boxes = [(0.3, 0.5, 0.6, 0.9), (0.3, 0.4, 0.6, 0.8)]
+    for predicate, far in (("behind", 0), ("in front of", 1)):
+        found = project(boxes, [(0, predicate, 1)])
+        assert found[far][1] + found[far][3] < found[1 - far][1] + found[1 - far][3]
+    relations = [(0, "behind", 1), (1, "above", 0)]
+    assert layout_of(project(boxes, relations), relations).violated in ((), (relations[0],))
+
+
 def test_who_rides_a_thing_stands_on_its_side_of_others():
     relations = [(0, "on", 1), (0, "next to", 2), (1, "next to", 2)]
     boxes = [(0.1, 0.1, 0.3, 0.4), (0.7, 0.4, 1.0, 0.8), (0.4, 0.3, 0.6, 0.7)]

@@ -457,7 +457,7 @@ def orders_of(
 
     Args:
         relations: statements of n objects.
-        left_first: of two objects "next to" each other, whether the first shall be the left one.
+        left_first: of two objects "next to" or "far from" each other, whether the first shall be the left one.
     """
     next_of: tuple[list[set[int]], list[set[int]]] = (
         [set() for _ in range(n)],
@@ -480,7 +480,9 @@ def orders_of(
         for axis, sign in enumerate((geometry.dx, geometry.dy)):
             if sign:
                 add(axis, *((i, j) if sign < 0 else (j, i)))
-    beside = [r for r in relations if GEOMETRY[r[1]].contact == "beside" and r[0] != r[2]]
+    # What is far from a thing is still on the same ground.
+    beside = [r for r in relations if GEOMETRY[r[1]].contact in ("beside", "apart")]
+    beside = [r for r in beside if r[0] != r[2]]
     flanked: set[int] = set()  # what has something on its left already
     for i, predicate, j in beside:
         related = next_of[0][i] & {j} | next_of[0][j] & {i}

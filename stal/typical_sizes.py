@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
 
-from stal.words import singular_noun
+from stal.words import KINDS, MEN, PEOPLE, WOMEN, singular_noun
 
 # What an adjective makes of a width and height.
 _ADJECTIVES = {
@@ -65,6 +65,14 @@ def things() -> dict[str, Thing]:
     return found
 
 
+def _kind_of(noun: str) -> str:
+    """ "man" for "wizard", "bird" for "finch"; "" where nothing is known."""
+    for kind, nouns in (("man", MEN), ("woman", WOMEN), ("person", PEOPLE), *KINDS.items()):
+        if noun in nouns:
+            return kind
+    return ""
+
+
 @lru_cache(maxsize=65536)
 def thing_of(noun: str, phrase: str = "") -> Thing | None:
     """The row of a noun, in singular or plural, or of what it is a kind of ("polar bear"); or None.
@@ -76,6 +84,7 @@ def thing_of(noun: str, phrase: str = "") -> Thing | None:
     for start in range(len(words)):
         kind = " ".join(words[start:])
         found = things().get(kind) or things().get(singular_noun(kind))
+        found = found or things().get(_kind_of(singular_noun(kind)))
         if found is not None:
             by = math.prod(_ADJECTIVES.get(word, 1.0) for word in phrase.lower().split())
             return replace(found, width=by * found.width, height=by * found.height)

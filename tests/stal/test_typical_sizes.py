@@ -15,7 +15,15 @@ def test_the_table_has_every_noun_once_with_a_size_and_a_setting():
 
 @pytest.mark.parametrize(
     ("noun", "known"),
-    [("cup", "cup"), ("cups", "cup"), ("polar bear", "bear"), ("Dog", "dog"), ("gizmo", None)],
+    [
+        ("cup", "cup"),
+        ("cups", "cup"),
+        ("polar bear", "bear"),
+        ("Dog", "dog"),
+        ("wizards", "man"),
+        ("finch", "bird"),
+        ("gizmo", None),
+    ],
 )
 def test_a_noun_is_found_by_its_last_words(noun, known):
     found = thing_of(noun)

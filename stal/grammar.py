@@ -543,6 +543,11 @@ class Reader:
                 return
             inverted = link.opens and inverts(tokens, i + 1, fronted=link.fronted)
             besides = [] if inverted else link.subjects
+            if link.names == ("between",) and set(self.latest) < set(besides):
+                link.subjects, besides = (
+                    self.latest,
+                    self.latest,
+                )  # "two pillows and a cat between them"
             if listed := self._reference(tokens[i], link):
                 found = listed
             elif tokens[i] == "both" or link.names == ("between",):

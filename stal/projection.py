@@ -123,16 +123,17 @@ def project(
 
     "left of", "above" and their kin order two centres, within 39 degrees of straight in pixels and
     in fractions of the canvas, and keep the boxes apart; what is "on" a thing touches it, side by
-    side with what else is on it; what is inside lies inside; "behind" and "in front of" overlap but
-    do not hide; what is held overlaps its holder, no higher than the middle unless more is stated.
+    side with what else is on it; what is inside lies inside; several things around one have a side
+    of it each; "behind" and "in front of" overlap but do not hide, the farther one higher; what is
+    held overlaps its holder, no higher than the middle unless more is stated.
     All other boxes are kept apart, all lie in the canvas, and objects with a place on the canvas
     ("on the left") have their centre in that third of it, or in the upper half where they are in
     the background and the lower in the foreground; what is in a corner or in the middle is near it
     where nothing else is in the way. Relations that contradict earlier ones are left out. Boxes
     that had to move keep more than the least distance where the canvas has the room.
     If straight lines cannot be had, the orders alone are kept; if nothing is found in 100
-    rounds, they are kept by a row and a column of its own for each box. Only fixed boxes and
-    contradictions leave relations that `stal.layout.Layout.violated` lists.
+    rounds, they are kept by a row and a column of its own for each box, which may not touch what
+    they should. `stal.layout.Layout.violated` lists all that does not hold in the end.
 
     Args:
         boxes: (x0, y0, x1, y1), fractions of the canvas; they may leave it.

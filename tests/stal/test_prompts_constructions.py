@@ -1019,6 +1019,18 @@ CASES: dict[str, list[tuple[str, list[str], list[str]]]] = {
             ["0 next to 3", "1 next to 3", "2 next to 3"],
         ),
     ],
+    "between them": [
+        (
+            "a bed with two pillows and a cat between them",
+            ["a bed", "a pillow", "a pillow", "a cat"],
+            ["3 between 1", "3 between 2"],
+        ),
+        (
+            "a dog and a cat with a ball between them",
+            ["a dog", "a cat", "a ball"],
+            ["2 between 0", "2 between 1"],
+        ),
+    ],
     "what is poured": [
         ("a robot pouring coffee into a mug", ["a robot", "a coffee", "a mug"], ["1 inside 2"]),
         ("a girl putting a ball into a box", ["a girl", "a ball", "a box"], ["1 inside 2"]),

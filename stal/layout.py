@@ -457,7 +457,8 @@ def orders_of(
 
     Args:
         relations: statements of n objects.
-        left_first: of two objects "next to" or "far from" each other, whether the first shall be the left one.
+        left_first: of two objects "next to" or "far from" each other, whether the first shall be
+            the left one.
     """
     next_of: tuple[list[set[int]], list[set[int]]] = (
         [set() for _ in range(n)],

@@ -14,7 +14,7 @@ from stal.bearing import Bearing
 from stal.mentions import Mention, Mentions, Span
 from stal.nouns import NounPhrase, find_noun, inverts, needs_object, noun_phrase
 from stal.relations import SIDES, VERBS, Place, Side, find, side_names
-from stal.rewording import reword
+from stal.rewording import ORDERS, reword
 from stal.statements import OPPOSITE, Link, Sided, Statement, Statements
 from stal.style_tags import without_tags
 from stal.words import (
@@ -78,12 +78,6 @@ _DIRECTED = word_set(
 _BORNE = [("worn by",), ("held by",)]
 _HAS = frozenset(("has", "have", "had", "having"))
 _ROWS = {"row": "left of", "line": "left of", "column": "above", "stack": "above", "pile": "above"}
-_ORDERS = {
-    "from left to right": "left of",
-    "from right to left": "right of",
-    "from top to bottom": "above",
-    "from bottom to top": "below",
-}
 # "a kitchen with two chairs" is a picture of two chairs.
 _HAVING = [[word] for word in ("with", "has", "have", "having", "containing", "filled", "where")]
 # Said of what rests on or in something, not of that something: "a mouse on a desk next to a cup".
@@ -236,7 +230,7 @@ class Reader:
         if ahead == ("side", "by", "side") and tokens[i + 3 : i + 4] != ["with"]:
             self.said.relate_neighbours(self.last, ("next to",), self._span(i, i + 3))
             return i + 3
-        order = _ORDERS.get(" ".join(tokens[i : i + 4]))
+        order = ORDERS.get(" ".join(tokens[i : i + 4]))
         if order is not None:
             group = self.subject if self.role == "adjunct" else self.last
             self.said.relate_neighbours(group, (order,), self._span(i, i + 4))
@@ -671,11 +665,13 @@ class Reader:
 
     def _end_of_aside(self, tokens: Sequence[str], phrase: NounPhrase) -> int:
         """Where "[a ship,] its sails billowing", "[a drone,] its propellers a blur" end; or 0."""
-        if phrase.determiner not in POSSESSIVES - {"'s", "whose"} or self.waiting is not None:
+        if phrase.determiner not in ("its", "their") or self.waiting is not None:
             return 0
         alive = singular_noun(phrase.noun) in ANIMALS | PEOPLE
         if alive or self.preposition or not (self.joint == "," or phrase.start == 0):
             return 0
+        if phrase.start == 0 and tokens[phrase.end + 1 : phrase.end + 2] != [","]:
+            return 0  # "its sails billowing, a ship ..."
         following = tokens[phrase.end] if phrase.end < len(tokens) else ""
         if looks_like_participle(following):
             return phrase.end + 1

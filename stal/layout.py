@@ -99,12 +99,13 @@ class Layout:
     def violated(self) -> tuple[Statement, ...]:
         """The relations that the boxes do not fulfil, e.g. since others contradict them.
 
-        "left of" compares the centres' x, "above" and "on" their y; two boxes are "next to" each
-        other when neither's centre lies over or under the other box, and one has another on a side
-        ("between") when they are so or lie as clearly above each other. The box of what touches,
-        holds or hides a thing meets that one's, a thing has its centre in what it is inside, and
-        so does one in what is around it, unless several things are (`stal.relations.GEOMETRY`);
-        all of this within 0.03 of the canvas. Depth is not checked.
+        "left of" compares the centres' x, "above" and "on" their y. Two boxes are "next to" each
+        other when neither's centre lies over or under the other box; one has another on a side
+        ("between") when they are so or lie as clearly above each other. What is inside another
+        thing has its centre in that one's box; a single thing around another has that one's centre
+        in its box; what touches, holds or hides another meets its box (these three to within 0.03
+        of the canvas); what is "far from" or "outside" another does not. Depth is not checked, nor
+        where several things around one are.
         """
         around = Counter(j for _, name, j in self.relations if GEOMETRY[name].contact == "around")
         return tuple(
@@ -376,10 +377,11 @@ def place(description: Description, *, aspect: float = 1.0, seed: int = 0) -> La
     positions go in half cells. "left of" and "right of" order the x of two boxes and keep their
     x-extents apart, at the same height where that is possible; "above", "on" and "below" likewise
     in y; "next to" is left or right of; what is "between" two others has the first of them on its
-    left if nothing else is said of the three. The other relations of `stal.relations` speak of
-    overlap, contact and depth, which disjoint boxes cannot show: they are ignored, and their
-    objects are placed like unrelated ones, in free cells. A relation that contradicts earlier ones
-    is left out and the rest holds. `Layout.violated` lists what was left out or ignored.
+    left if nothing else is said of the three, and what is "far from" another has a side of it. The
+    other relations of `stal.relations` speak of overlap, contact and depth, which disjoint boxes
+    cannot show: they are ignored, and their objects are placed like unrelated ones, in free cells.
+    A relation that contradicts earlier ones is left out and the rest holds. `Layout.violated` lists
+    what was left out, and contact that is missing.
 
     Args:
         description: what `stal.prompts.parse` gives.

@@ -49,6 +49,7 @@ _CONTACTS = ("beside", "apart", "touching", "overlapping", "inside", "around")
 # then whether both have the same phrase. The first two columns are a's side along x.
 _ONE_WAY = 6 + len(_CONTACTS)
 EDGE_FEATURES = 2 * _ONE_WAY + 1
+EXTENTS = 3.0  # what logarithms of metres are divided by
 _SIZES = 5  # what `_sizes` says of an object
 _CONTEXT = 4 + _SIZES  # beside the phrase: sizes, twins (2), log aspect, log number of objects
 
@@ -115,7 +116,7 @@ def _sizes(phrases: Sequence[tuple[str, str]]) -> Tensor:
     rows = [
         (
             1.0,
-            math.log(thing.extent) / 3,
+            math.log(thing.extent) / EXTENTS,
             math.log(thing.share(largest)),
             math.log(thing.width / thing.height),
             math.log1p(thing.over_ground),
@@ -528,7 +529,9 @@ def _finish(
     relations = tuple((r.subject, r.predicate, r.object) for r in description.relations)
     sides = [each.position for each in description.objects]
     ranked: list[tuple[float, int, Layout]] = []
-    for index, z in enumerate(samples[:, :n]):
+    for index, z in enumerate(samples[:, :n].clone()):
+        for thing, box in (fixed or {}).items():
+            z[thing] = normal_form([box])[0]
         boxes = boxes_of(_aligned(z, description) if projected else z)
         if projected:
             boxes = project(boxes, relations, aspect=aspect, fixed=fixed, sides=sides)

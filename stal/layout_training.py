@@ -23,6 +23,7 @@ from stal.files import write_atomic
 from stal.layout import Box
 from stal.layout_data import Example, compose, read_coco, read_nsr1k, shapes
 from stal.layout_predictor import (
+    EXTENTS,
     WEIGHTS,
     Config,
     Mixture,
@@ -35,13 +36,14 @@ from stal.layout_predictor import (
     tokens_of,
 )
 from stal.relations import GEOMETRY
+from stal.typical_sizes import FLATTERY
 
 FOLDS = 5
 SAVE_EVERY = 250  # steps
 _STATE = "training.safetensors"
 # What a batch consists of: annotated pictures, composed scenes, shapes.
 _SHARES = (0.5, 0.2, 0.3)
-_BLUR = 0.6  # of the logarithm of a size
+_BLUR = 0.6  # standard deviation of the error of a size's logarithm
 
 
 @dataclass(frozen=True)
@@ -173,10 +175,12 @@ def _augment(example: Example, rng: random.Random) -> tuple[Tokens, Tensor]:
 
 
 def _blur(sizes: Tensor, rng: random.Random) -> Tensor:
-    """Other things of the kind, and another scale of them all."""
+    """The typical sizes, (n, 5), with errors: of each thing's size and aspect, and of all sizes."""
     scale = rng.gauss(0, _BLUR)
     errors = [(rng.gauss(0, _BLUR), rng.gauss(0, _BLUR / 2)) for _ in sizes]
-    rows = [(0.0, (size + scale) / 3, size / 2, aspect, 0.0) for size, aspect in errors]
+    rows = [
+        (0.0, (size + scale) / EXTENTS, size * FLATTERY, aspect, 0.0) for size, aspect in errors
+    ]
     return sizes + torch.tensor(rows) * sizes[:, :1]
 
 

@@ -11,15 +11,18 @@ from dataclasses import dataclass
 
 from stal.nouns import NounPhrase, noun_phrase
 from stal.relations import NOWHERE, Side
+from stal.typical_sizes import thing_of
 from stal.words import (
     ALWAYS_PLURAL,
     DEFINITE,
+    FIRST_PARTS,
     KINDS,
     LESS,
     MORE,
     POSSESSIVES,
     QUANTITIES,
     UNCOUNTED,
+    VERB_STEMS,
     article,
     is_plural,
     is_word,
@@ -30,6 +33,16 @@ from stal.words import (
 Span = tuple[int, int]
 
 _MOST_COUNTED = 20
+
+
+def _shortens(short: str, noun: str) -> bool:
+    """Whether a noun is called so: a bathtub "the tub", but no elephant "the ant"."""
+    if len(short) < 3 or short == noun:
+        return False
+    if noun.endswith(short):
+        rest = noun[: -len(short)]
+        return rest in FIRST_PARTS or rest in VERB_STEMS or thing_of(rest) is not None
+    return noun.startswith(short) and thing_of(short) is None
 
 
 @dataclass
@@ -190,7 +203,7 @@ class Mentions:
             if same and (definite or again) and not (phrase.other and index in subject):
                 found.append(index)
         if not (found or attributes or phrase.other or " " in noun) and definite:
-            found = self._called(noun)
+            found = self._called(noun, subject if related else ())
         if len(found) < 2:
             return found
         if is_plural(phrase.words[-1]) and phrase.words[-1] not in ALWAYS_PLURAL:
@@ -198,12 +211,12 @@ class Mentions:
         exact = [index for index in found if set(self.items[index].attributes) == attributes]
         return (exact or found)[-1:]
 
-    def _called(self, noun: str) -> list[int]:
+    def _called(self, noun: str, but: Sequence[int]) -> list[int]:
         """The latest object with a longer or a narrower name: a dustbin is "the bin"."""
         for index in reversed(range(len(self.items))):
             kind = self.items[index].kind.split(" ")[-1]
-            longer = len(noun) > 2 and (kind.endswith(noun) or kind.startswith(noun))
-            if longer or kind in KINDS.get(noun, ()):
+            named = kind in KINDS.get(noun, ()) or _shortens(noun, kind)
+            if named and index not in but:
                 return [index]
         return []
 

@@ -309,7 +309,7 @@ def needs_object(tokens: Sequence[str], i: int) -> bool:
 def inverts(tokens: Sequence[str], i: int, *, fronted: bool) -> bool:
     """Whether the subject follows: "above the dog [is a cat]", fronted "to its left [, a cat]".
 
-    Two noun phrases in a row are no other construction: "behind the bus [a cyclist]".
+    A noun phrase right after the place is the subject: "behind the bus [a cyclist]".
     """
     comma = fronted and tokens[i : i + 1] == [","]
     i += comma

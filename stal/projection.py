@@ -39,10 +39,8 @@ _ROOMS = (0.16, 0.12, 0.05)
 _CROWDED = 1.3  # no room is looked for if boxes with it take this many canvases
 # Looking for that room: starts, rounds of each, and how far starts stray.
 _SPREAD_STARTS, _SPREAD_ROUNDS, _JITTER = 8, 40, 0.25
-_MANY, _SEAT = (
-    4,
-    0.11,
-)  # things on one that are laid out in a row, and what it is widened to for each
+_MANY = 4  # from so many things on one, they are laid out in a row,
+_SEAT = 0.11  # and it is widened to so much for each
 _STARTS, _FULL = 4, 0.5  # tries, and the share of the canvas that boxes can take without a squeeze
 _SWEEPS, _GROWTH = 12, 1.15  # of growing again, and how much at most in one
 _NEAR = 0.06  # how near the corner, or the middle, what is "in the corner" starts
@@ -162,7 +160,7 @@ def project(
             for axis, side in enumerate((x, y)):
                 ends = [(0.5 - _NEAR, 0.5 + _NEAR), (1 - near[axis], 1.0), (0.0, near[axis])][side]
                 centre[index, axis] = centre[index, axis].clip(*ends)
-    across = centre[:, 0]
+    across = centre[:, 0].copy()
     relations = _rings(relations, across)
     roots = across[_roots(relations, n)]
     _lay_out(relations, centre, size, free)
@@ -236,13 +234,18 @@ def _lay_out(
             size[j, 0] = max(size[j, 0], min(_LARGEST, _SEAT * len(group)))
             centre[j, 0] = centre[j, 0].clip(size[j, 0] / 2, 1 - size[j, 0] / 2)
         seat = size[j, 0] / len(group)
+        if seat < 2 * _GAP:
+            continue
         size[group] *= min(1.0, 0.95 * (seat - _GAP) / float(size[group, 0].max()))
         centre[group, 0] = centre[j, 0] + (np.arange(len(group)) + 0.5 - len(group) / 2) * seat
         centre[group, 1] = centre[j, 1] - size[j, 1] / 2 - size[group, 1] / 2
 
 
 def _roots(relations: Sequence[Statement], n: int) -> list[int]:
-    """What each thing is in or on, or is held by; it stands on that one's side of others."""
+    """What each thing is in or on, or is held by, and so on to the last of them.
+
+    It stands on that one's side of others.
+    """
     within = {}
     for i, name, j in relations:
         contact = GEOMETRY[name].contact
@@ -454,8 +457,8 @@ def _settle(
     """Whether everything is fulfilled, and the centres and sizes at the end.
 
     centre: (starts, boxes, 2), each of which is settled on its own, all at once, until one
-        fulfils everything and those before it cannot; of these the one counts that shrinks least
-        and is nearest to `origin`, or to the first start.
+        fulfils everything and those before it have nothing left that can move; of these the one
+        counts that shrinks least and is nearest to `origin`, or to the first start.
     room: more than 0 keeps boxes so far apart, and a third of that from the border of the canvas,
         and leaves their sizes alone.
     enough: the scale with which no box is too small; others go on while one is.

@@ -14,6 +14,7 @@ from stal.words import (
     THE_CANVAS,
     VERB_STEMS,
     is_adjective,
+    is_boundary,
     is_number,
     word_set,
 )
@@ -24,16 +25,22 @@ _VIEWERS = word_set("you you'll we we'll i one")
 _SEES = word_set("see find spot notice observe")
 _REQUESTS = word_set(
     "draw paint create generate make show render design sketch depict illustrate produce give"
-    " imagine picture visualize visualise put place add compose want need like"
+    " imagine picture visualize visualise put place add compose"
 )
-_ASKS = word_set("please can could would you we i i'd let's lets let us me want need like to see")
+# Those that are nothing else, and so ask for "cats" too.
+_PLAIN_REQUESTS = word_set("draw create generate depict illustrate imagine visualize visualise")
+_WISHES = word_set("want need like")
+_ASKERS = word_set("we i i'd would")
+_POLITE = word_set("please can could would you we i i'd let's lets let us me to see")
 _AFTER_CAN = word_set("be have also only not just clearly easily")
-_ORDERS = {
-    ("from", "left", "to", "right"),
-    ("from", "right", "to", "left"),
-    ("from", "top", "to", "bottom"),
-    ("from", "bottom", "to", "top"),
+ORDERS = {
+    "from left to right": "left of",
+    "from right to left": "right of",
+    "from top to bottom": "above",
+    "from bottom to top": "below",
 }
+# Kinds of cans.
+_CANS = word_set("tin watering soda garbage trash rubbish beer paint spray oil milk gas jerry soup")
 
 
 def reword(tokens: Sequence[str], spans: Sequence[tuple[int, int]]) -> list[Word]:
@@ -51,18 +58,22 @@ def _without_request(words: list[Word]) -> list[Word]:
     if pictured and tokens[2] in THE_CANVAS and tokens[3] == ",":
         return words[4:]
     i, asked = 0, False
-    while i < len(tokens) and tokens[i] in _ASKS | _REQUESTS:
-        asked |= tokens[i] in _REQUESTS
+    while i < len(tokens):
+        wishes = tokens[i] in _WISHES and i > 0 and tokens[i - 1] in _ASKERS
+        if not wishes and tokens[i] not in _POLITE | _REQUESTS:
+            break
+        asked |= wishes or tokens[i] in _REQUESTS
         i += 1
-    if not asked or not i < len(tokens):
+    if not asked or i == len(tokens):
         return words
     starts = tokens[i] in DETERMINERS or is_number(tokens[i])
-    return words[i:] if starts or tokens[i - 1] in ("me", "us") else words
+    plain = tokens[i - 1] in _PLAIN_REQUESTS and not is_boundary(tokens, i)
+    return words[i:] if starts or plain or tokens[i - 1] in ("me", "us") else words
 
 
 def _with_order_last(words: list[Word]) -> list[Word]:
     """ "From left to right: a cat and a dog" is "a cat and a dog from left to right"."""
-    if tuple(token for token, _ in words[:4]) not in _ORDERS:
+    if " ".join(token for token, _ in words[:4]) not in ORDERS:
         return words
     rest = words[4:]
     while rest and rest[0][0] in (",", ":", "there", "is", "are"):
@@ -132,5 +143,5 @@ def _plain(words: list[Word]) -> list[Word]:
 
 def _is_modal(tokens: Sequence[str], i: int) -> bool:
     before, after = tokens[i - 1] if i else "", tokens[i + 1] if i + 1 < len(tokens) else ""
-    thing = before in DETERMINERS or is_number(before) or is_adjective(before)
+    thing = before in DETERMINERS | _CANS or is_number(before) or is_adjective(before)
     return after in _AFTER_CAN or (after in VERB_STEMS and not thing)

@@ -65,7 +65,7 @@ _OPENINGS = (
     ["in", "the", "style", "of"],
     ["inspired", "by"],
 )
-_ENDINGS = ("ism", "ist", "istic", "esque", "punk", "core", "wave", "graphy", "scape")
+_ENDINGS = ("ism", "istic", "esque", "punk", "graphy", "scape")
 _CONCRETE = ANIMALS | PEOPLE | MEN | WOMEN | CLOTHES | CONTAINERS | SURFACES
 
 
@@ -74,10 +74,9 @@ def without_tags(tokens: Sequence[str]) -> list[int]:
     fragments = _fragments(tokens)
     kept = [not _is_style(tokens[start:end]) for start, end in fragments]
     end = fragments[0][1]
-    if tokens[end : end + 1] == [":"] and not _has_article(tokens[:end]):
+    lists = end + 1 < len(tokens) and is_number(tokens[end + 1])  # "cats: one black, one white"
+    if tokens[end : end + 1] == [":"] and not (lists or _has_article(tokens[:end])):
         kept[0] = _states(tokens[:end])  # "Isometric room: a bed left of a desk"
-    if len(kept) > 1 and not any(kept):
-        return []
     articles = [_has_article(tokens[start:end]) for start, end in fragments]
     stated = [_states(tokens[start:end]) for start, end in fragments]
     # From the end on: the first that is not alone ends the tags.
@@ -127,7 +126,9 @@ def _is_style(words: Sequence[str]) -> bool:
     if _has_article(words) or any(find(words, i) for i in range(len(words))):
         return False
     last = words[-1] if words else ""
-    return last in _STYLES or last.endswith(_ENDINGS) or (len(words) > 1 and last in _PICTURES)
+    if last in _STYLES or (len(words) > 1 and last in _PICTURES):
+        return True
+    return last.endswith(_ENDINGS) and not ("and" in words or _is_thing(words))
 
 
 def _may_be_tag(words: Sequence[str]) -> bool:
@@ -137,4 +138,8 @@ def _may_be_tag(words: Sequence[str]) -> bool:
     last = words[-1]
     if is_adjective(last) or is_adverb(last):
         return True
-    return not (is_plural(last) or singular(last) in _CONCRETE or thing_of(" ".join(words)))
+    return not (is_plural(last) or _is_thing(words))
+
+
+def _is_thing(words: Sequence[str]) -> bool:
+    return singular(words[-1]) in _CONCRETE or thing_of(" ".join(words)) is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
@@ -12,11 +13,13 @@ from stal.words import KINDS, MEN, PEOPLE, WOMEN, singular_noun
 # What an adjective makes of a width and height.
 _ADJECTIVES = {
     **dict.fromkeys(("tiny", "miniature", "mini", "minuscule"), 0.4),
-    **dict.fromkeys(("small", "little", "baby", "young"), 0.7),
+    **dict.fromkeys(("small", "little"), 0.7),
     **dict.fromkeys(("large", "big", "oversized"), 1.4),
     **dict.fromkeys(("huge", "giant", "gigantic", "enormous", "massive"), 2.5),
 }
-_FLATTERY = 0.5
+# Sizes in pictures go with this power of those in metres, down to 1 / _CONTRAST of the largest
+# thing; chosen so that the smallest, a fifth as large as the largest, can still be drawn.
+FLATTERY = 0.5
 _CONTRAST = 20
 
 NOUNS = Path(__file__).parent / "assets" / "layout" / "nouns.tsv"
@@ -49,7 +52,7 @@ class Thing:
 
         Pictures flatter the small: whoever photographs a mouse and an elephant goes near the mouse.
         """
-        return max(self.extent / largest, 1 / _CONTRAST) ** _FLATTERY
+        return max(self.extent / largest, 1 / _CONTRAST) ** FLATTERY
 
 
 @cache
@@ -86,6 +89,7 @@ def thing_of(noun: str, phrase: str = "") -> Thing | None:
         found = things().get(kind) or things().get(singular_noun(kind))
         found = found or things().get(_kind_of(singular_noun(kind)))
         if found is not None:
-            by = math.prod(_ADJECTIVES.get(word, 1.0) for word in phrase.lower().split())
+            described = re.findall(r"[\w-]+", phrase.lower())
+            by = math.prod(_ADJECTIVES.get(word, 1.0) for word in described if word not in words)
             return replace(found, width=by * found.width, height=by * found.height)
     return None

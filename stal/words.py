@@ -76,17 +76,23 @@ KINDS = {
     "boat": word_set("ship yacht canoe kayak dinghy ferry gondola schooner raft"),
     "ship": word_set("boat schooner galleon yacht"),
     "car": word_set("taxi cab sedan limousine convertible van jeep"),
-    "plane": word_set("jet"),
-    "bike": word_set("bicycle motorcycle"),
+    "plane": word_set("jet airplane aeroplane seaplane"),
+    "bike": word_set("bicycle motorcycle motorbike"),
     "sofa": word_set("couch"),
     "couch": word_set("sofa"),
     "fridge": word_set("refrigerator"),
     "tv": word_set("television"),
+    "amp": word_set("amplifier"),
     "cup": word_set("mug"),
-    "flower": word_set("rose tulip daisy sunflower lily orchid daffodil"),
+    "flower": word_set("rose tulip daisy sunflower cornflower lily orchid daffodil"),
     "fruit": word_set("apple orange banana pear lemon peach pineapple"),
     "fish": word_set("goldfish shark trout salmon"),
 }
+# What nouns begin with that are called by their end: a telephone is "the phone".
+FIRST_PARTS = word_set(
+    "tele bath dust sail motor row speed sea arm wheel rain sun gold over snow white black back"
+    " base volley micro under tooth grand steam type wind wood"
+)
 PEOPLE = (
     WOMEN
     | MEN

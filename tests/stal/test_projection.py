@@ -182,6 +182,12 @@ def test_many_things_find_room_on_one(count):
     assert len({round(box[3], 2) for box in borne}) == 1
 
 
+def test_more_things_than_a_narrow_one_can_bear_keep_their_sizes_positive():
+    relations = [(i, "on", 4) for i in range(4)]
+    boxes = project([SAME] * 5, relations, fixed={4: (0.45, 0.4, 0.52, 0.9)})
+    assert all(x0 < x1 and y0 < y1 for x0, y0, x1, y1 in boxes)
+
+
 def test_what_is_behind_stands_higher_unless_more_is_said():
     boxes = [(0.3, 0.5, 0.6, 0.9), (0.3, 0.4, 0.6, 0.8)]
     for predicate, far in (("behind", 0), ("in front of", 1)):

@@ -812,6 +812,11 @@ CASES: dict[str, list[tuple[str, list[str], list[str]]]] = {
         ("a dog, a cat and a bird, in the style of Monet", ["a dog", "a cat", "a bird"], []),
         ("a fox, a film poster and a lamp", ["a fox", "a film poster", "a lamp"], []),
     ],
+    "tags and things": [
+        ("a dog and cyclist", ["a dog", "a cyclist"], []),
+        ("cat, microwave, dog", ["a cat", "a microwave", "a dog"], []),
+        ("cats: one black, one white", ["cats"], []),
+    ],
     "fronted participles": [
         ("Perched atop a fence post is a robin.", ["a fence post", "a robin"], ["1 above 0"]),
         ("Parked behind a barn, a tractor rusts.", ["a barn", "a tractor"], ["1 behind 0"]),
@@ -841,6 +846,12 @@ CASES: dict[str, list[tuple[str, list[str], list[str]]]] = {
             ["a windmill", "a barn"],
             ["0 left of 1"],
         ),
+        (
+            "Its sails billowing, the schooner passes in front of an iceberg.",
+            ["a schooner", "an iceberg"],
+            ["0 in front of 1"],
+        ),
+        ("her laptop sitting on a desk", ["a laptop", "a desk"], ["0 on 1"]),
         (
             "a dog, its tongue hanging out, sits next to a cat",
             ["a dog", "a cat"],
@@ -944,6 +955,7 @@ CASES: dict[str, list[tuple[str, list[str], list[str]]]] = {
     "requests": [
         ("Draw a cat next to a dog", ["a cat", "a dog"], ["0 next to 1"]),
         ("Generate an image of a cat above a dog", ["a cat", "a dog"], ["0 above 1"]),
+        ("draw cats", ["cats"], []),
         ("I want a cat on a sofa, please", ["a cat", "a sofa"], ["0 on 1"]),
         ("In this picture, a dog sits next to a cat.", ["a dog", "a cat"], ["0 next to 1"]),
         ("Please draw two cats.", ["a cat", "a cat"], []),
@@ -966,6 +978,11 @@ CASES: dict[str, list[tuple[str, list[str], list[str]]]] = {
     "cans and leaves": [
         ("a red can next to a green can", ["a red can", "a green can"], ["0 next to 1"]),
         ("a trash can right of a bench", ["a trash can", "a bench"], ["0 right of 1"]),
+        (
+            "a watering can sits next to a tree",
+            ["a watering can", "a tree"],
+            ["0 next to 1"],
+        ),
         ("a cat can be seen on a sofa", ["a cat", "a sofa"], ["0 on 1"]),
         ("a tree without leaves left of a house", ["a tree", "a house"], ["0 left of 1"]),
     ],

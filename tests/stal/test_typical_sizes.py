@@ -33,4 +33,5 @@ def test_a_noun_is_found_by_its_last_words(noun, known):
 def test_adjectives_change_the_size():
     cup, tiny, huge = (thing_of("cup", f"a {each}cup") for each in ("", "tiny ", "huge "))
     assert tiny.extent < cup.extent < huge.extent
+    assert thing_of("cup", "a tiny, red cup") == tiny
     assert tiny.width / tiny.height == pytest.approx(cup.width / cup.height)

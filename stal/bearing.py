@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from stal.mentions import Mention, Span
 from stal.statements import Link, Statements
-from stal.words import CONTAINERS, INSEPARABLE, PEOPLE, STANDING, SURFACES
+from stal.words import ANIMALS, CONTAINERS, INSEPARABLE, PEOPLE, STANDING, SURFACES, WORN
 
 
 class Bearing:
@@ -69,9 +69,13 @@ class Bearing:
             self._said.withdraw(link, [index for index in ids if index in link.subjects])
 
     def _name(self, bearer: Sequence[int], ids: Sequence[int]) -> str | None:
-        if not ids or not self.can_bear(bearer):
+        if not ids or not bearer:
             return None
         noun = self._last_word(ids)
+        if noun in WORN and {self._last_word([i]) for i in bearer} <= ANIMALS | PEOPLE:
+            return "worn by"
+        if not self.can_bear(bearer):
+            return None
         if noun in INSEPARABLE or noun in PEOPLE:
             return None
         if self._last_word(bearer) in CONTAINERS:

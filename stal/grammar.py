@@ -14,7 +14,7 @@ from stal.bearing import Bearing
 from stal.mentions import Mention, Mentions, Span
 from stal.nouns import NounPhrase, find_noun, inverts, needs_object, noun_phrase
 from stal.relations import SIDES, VERBS, Place, Side, find, side_names
-from stal.rewording import ORDERS, reword
+from stal.rewording import ORDERS, reword, without_markup
 from stal.statements import OPPOSITE, Link, Sided, Statement, Statements
 from stal.style_tags import without_tags
 from stal.words import (
@@ -29,6 +29,7 @@ from stal.words import (
     CONJUNCTIONS,
     CONTRACTED,
     COPULAS,
+    DEFINITE,
     DETERMINERS,
     FUNCTION_WORDS,
     HELD_IN,
@@ -38,6 +39,7 @@ from stal.words import (
     MEN,
     NEGATIONS,
     NOT_OBJECTS,
+    OWN_PARTS,
     PEOPLE,
     PERSONAL,
     PICTURES,
@@ -56,20 +58,26 @@ from stal.words import (
     VERB_STEMS,
     WITH,
     WOMEN,
+    WORN,
     is_adjective,
     is_adverb,
     is_boundary,
     is_known_verb,
+    is_number,
     is_plural,
     is_verb,
     looks_like_participle,
+    number_of,
     singular,
     singular_noun,
     verb_stem,
     word_set,
 )
 
-_TOKEN = re.compile(r"\w+(?:[-'’]\w+)*['’]?|[^\w\s]|\n")
+_TOKEN = re.compile(
+    r"(?<!\w)f/\d+(?:\.\d+)?|\d+(?:[./]\d+)+\w*|\d+(?=(?:girl|boy)s?\b)"  # f/1.8, 1/200s, 1girl
+    r"|\w+(?:[-'’]\w+)*['’]?|[^\w\s]|\n"
+)
 _SENTENCE_ENDS = frozenset(".!?;\n")
 _DIRECTED = word_set(
     "facing faces faced looking looks turning turned pointing points pointed heading headed leaning"
@@ -77,6 +85,15 @@ _DIRECTED = word_set(
 )
 _BORNE = [("worn by",), ("held by",)]
 _HAS = frozenset(("has", "have", "had", "having"))
+_ORDINALS = {
+    "first": 0,
+    "former": 0,
+    "second": 1,
+    "third": 2,
+    "fourth": 3,
+    "last": -1,
+    "latter": -1,
+}
 _ROWS = {"row": "left of", "line": "left of", "column": "above", "stack": "above", "pile": "above"}
 # "a kitchen with two chairs" is a picture of two chairs.
 _HAVING = [[word] for word in ("with", "has", "have", "having", "containing", "filled", "where")]
@@ -94,6 +111,7 @@ def read(text: str, reader: Reader | None = None) -> tuple[list[Mention], dict[S
     reader = reader or Reader()
     tokens: list[str] = []
     spans: list[Span] = []
+    text = without_markup(text)
     for found in _TOKEN.finditer(text):
         token, (start, end) = found[0].lower().replace("’", "'"), found.span()
         if token in _SENTENCE_ENDS:
@@ -169,6 +187,7 @@ class Reader:
         self.joint = ""  # conjunction since then
         self.preposition = ""  # preposition since then
         self.negated = self.absent = False  # "not"; "without a hat or ..."
+        self.denied: list[int] = []  # of what the latest words of place are denied
         self.placed = False  # words of place were said of the latest noun phrase
         self.joined = False  # "with" and a noun phrase, so that a participle is said of that
         self.trait = False  # the latest noun phrase only describes: "a vase with flowers"
@@ -188,6 +207,7 @@ class Reader:
         self.sided: list[Sided] = []
         self.phrase_end = -1  # where the latest noun phrase ended
         self.preceding = ""  # the token before it
+        self.part_end = -1  # where what the latest thing comes with ended: "a cat with a long tail"
         self.ignored_end = -1  # where the latest phrase that is no object ended
         self.backdrop_end = -1  # ... if it came with something: "with grass in the background"
         self._begin_clause([])
@@ -266,7 +286,11 @@ class Reader:
         elif token in CONJUNCTIONS:
             self.joint = "," if "," in (token, self.joint) else "and"
             self.absent &= token in ("or", "nor")
+        elif token == "but" and self.denied and find(tokens, i + 1) is not None:
+            self.joint, self.waiting = "", None  # "a cat not on the table but under it"
+            return i + 1
         elif token in CLAUSE_BREAKS:
+            self.denied = []
             self.joint, self.absent = "while", False
         elif token in WITH:
             self.preposition, self.joint = "with", ""
@@ -378,6 +402,10 @@ class Reader:
             return True  # "a dog next to a cat wearing a scarf"
         return _holds(verb) and not people and self.bearing.can_bear(self.latest)
 
+    def _are_alive(self, ids: Sequence[int]) -> bool:
+        kinds = {self.mentions[index].kind.split(" ")[-1] for index in ids}
+        return bool(kinds) and kinds <= ANIMALS | PEOPLE
+
     def _are_people(self, ids: Sequence[int]) -> bool:
         return bool(ids) and all(self.mentions[index].kind in PEOPLE for index in ids)
 
@@ -445,8 +473,11 @@ class Reader:
         opens = bool(self.joint) or not self.last
         bare = place.bare and not needs_object(tokens, place.end)
         following = tokens[place.end] if place.end < len(tokens) else ""
-        pronoun = following in PRONOUNS
-        said_of = self._spoken_of(place, i, bare=bare, pronoun=pronoun)
+        on_body = following in POSSESSIVES and not {*tokens[place.end + 1 :][:1]}.isdisjoint(
+            BODY_PARTS
+        )
+        pronoun = following in PRONOUNS or on_body
+        said_of = self.denied or self._spoken_of(place, i, bare=bare, pronoun=pronoun)
         subjects = [] if self.joint == "while" else said_of
         if bare and i == self.phrase_end and self.role == "adjunct" and self.determiner == "the":
             subjects = self.latest  # "on the landscape below"
@@ -475,6 +506,7 @@ class Reader:
         if is_known_verb(tokens[i]):
             self.verb, self.verb_span = tokens[i], self.spans[i]
         negated = self.negated
+        self.denied = subjects if negated else []
         self.preposition, self.placed = "", True
         self.negated = self.absent = False
         if place.reference == "canvas" and i == self.backdrop_end:
@@ -586,9 +618,9 @@ class Reader:
     def _take_noun_phrase(self, tokens: Sequence[str], phrase: NounPhrase) -> int:
         i, end = phrase.start, phrase.end
         if not phrase.determiner and all(map(is_adjective, phrase.words)):
-            if phrase.count == 1 and self.known.members:
-                # "three balloons, one red, one blue and one green"
-                self.known.describe([self.known.members.pop(0)], phrase.words)
+            if phrase.count and len(self.known.members) >= phrase.count:
+                # "three balloons, two red and one green"
+                self.known.describe(self.known.next_members(phrase.count), phrase.words)
                 return end
             described = self.verb in COPULAS and self.waiting is None and self.role == "subject"
             if described and not self.joint:
@@ -603,9 +635,9 @@ class Reader:
             and self._is_member(tokens, i)
         ):
             # "two cats, a black one and a white one"
-            member = self.known.members.pop(0)
-            self.known.describe([member], phrase.words[:-1])
-            self._take_one(tokens, end, member)
+            member = self.known.next_members(1)
+            self.known.describe(member, phrase.words[:-1])
+            self._take_members(tokens, end, member)
             return end
         before = ["", "", *tokens[max(0, i - 2) : i]][-2:]
         bare = not phrase.determiner and phrase.count is None
@@ -638,6 +670,8 @@ class Reader:
             return aside
         if self._take_row(phrase) or self._take_body_part(phrase):
             self.ignored_end = end
+            return end
+        if self._take_part(tokens, phrase):
             return end
         if not self._is_object(tokens, phrase):
             self.backdrop_end = end if self.preposition == "with" else -1
@@ -723,6 +757,38 @@ class Reader:
             return False
         return True
 
+    def _take_part(self, tokens: Sequence[str], phrase: NounPhrase) -> bool:
+        """ "a woman with red hair", "the house has a blue door", "1girl, long hair"."""
+        last, goes_on = phrase.words[-1], self.part_end == phrase.start - 1 and bool(self.joint)
+        alive = self._are_alive(self.latest)
+        if goes_on and alive and last in WORN:
+            # "a man with a beard and a hat"
+            self.preposition, self.bearer, self.joint = "with", self.latest, ""
+        if last not in OWN_PARTS or self.waiting is not None or phrase.of or phrase.portion:
+            return False
+        following = tokens[phrase.end] if phrase.end < len(tokens) else ""
+        if last not in BODY_PARTS and self._is_verb(following, phrase.end):
+            return False  # "a house with a door leading to a garden"
+        if phrase.determiner in DEFINITE | POSSESSIVES or self.negated or self.absent:
+            return self.preposition == "with" and phrase.determiner in POSSESSIVES
+        owners: list[int] = []
+        if self.preposition == "with":
+            owners = self.bearer
+            if last in BODY_PARTS and not self._are_alive(owners) and self._are_alive(self.head):
+                owners = self.head  # "a man on a bench with long hair"
+        elif self.verb in _HAS and self.role == "subject" and not (self.joint or self.preposition):
+            owners = self.subject
+        elif goes_on or (alive and not phrase.determiner and self.joint == ","):
+            owners = self.latest
+        if not owners:
+            return False
+        words = " ".join(tokens[phrase.start : phrase.end])
+        self.known.complete(owners, words, "and" if goes_on else "with")
+        self.latest = owners
+        self.phrase_end = self.part_end = phrase.end
+        self.preposition, self.joint = "", ""
+        return True
+
     def _hold(self, link: Link, owner: list[int]) -> None:
         """ "in her hand", "over his shoulder" """
         link.names = ("held by",)
@@ -736,10 +802,15 @@ class Reader:
 
     def _take_member(self, tokens: Sequence[str], i: int) -> int | None:
         """ "two dogs, one on the left and the other on the right" """
+        end, which = self._which(tokens, i)
+        if which:
+            self._take_members(tokens, end, which)
+            return end
         end = i + (tokens[i] in ("the", "one", "another"))
         end += tokens[end : end + 1] == ["other"]
         alone = end > i and tokens[end - 1] in ("one", "another", "other")
-        alone &= is_boundary(tokens, end) or self._acts_alone(tokens, end)
+        end += 2 * (alone and tokens[end : end + 2] == ["of", "them"])
+        alone &= self._ends_there(tokens, end)
         link = self.waiting
         if alone and self.holders and link and link.names == ("inside",):
             self._hold(link, self.holders)  # "a cup in one hand and a fork in the other"
@@ -753,25 +824,55 @@ class Reader:
             return self._take_noun_phrase(tokens, phrase)
         if not self.known.members:
             return None
-        self._take_one(tokens, end, self.known.members.pop(0))
+        self._take_members(tokens, end, self.known.next_members(1))
         return end
 
-    def _is_member(self, tokens: Sequence[str], i: int) -> bool:
-        """Whether what begins at i can be one of the plural before: it comes right after it."""
+    def _which(self, tokens: Sequence[str], i: int) -> tuple[int, list[int]]:
+        """Where "the latter", "the second dog" or "two of them" ends, and what it is."""
+        nothing: tuple[int, list[int]] = i, []
+        if is_number(tokens[i]):
+            end, number = i + 1, number_of(tokens[i])
+            end += 2 * (tokens[end : end + 2] == ["of", "them"])
+            if number > 1 and self._is_member(tokens, i, number) and self._ends_there(tokens, end):
+                return end, self.known.next_members(number)
+            return nothing
+        word = tokens[i + 1] if tokens[i] == "the" and i + 1 < len(tokens) else ""
+        if word not in _ORDINALS:
+            return nothing
+        end = i + 2 + (tokens[i + 2 : i + 3] == ["one"])
+        phrase = None if self._ends_there(tokens, end) else noun_phrase(tokens, end)
+        group: Sequence[int]
+        if phrase is not None:
+            end, kind = phrase.end, singular_noun(phrase.noun)
+            group = [index for index, mention in enumerate(self.mentions) if mention.kind == kind]
+        else:
+            groups = (self.known.several, self.main, self.about, range(len(self.mentions)))
+            group = next((each for each in groups if each[1:]), [])
+            group = group[-2:] if word in ("former", "latter") else group
+        if not group[1:] or _ORDINALS[word] >= len(group):
+            return nothing
+        return end, [group[_ORDINALS[word]]]
+
+    def _ends_there(self, tokens: Sequence[str], end: int) -> bool:
+        """Whether what stands before `end` is no part of a longer noun phrase."""
+        return is_boundary(tokens, end) or self._acts_alone(tokens, end)
+
+    def _is_member(self, tokens: Sequence[str], i: int, number: int = 1) -> bool:
+        """Whether what begins at i can be some of the plural before: it comes right after it."""
         left = self.known.members
         begun = bool(left) and self.mentions[left[0]].index > 0
         return (
-            bool(left)
+            len(left) >= number
             and i > 0
             and (tokens[i - 1] in (",", ":") or (begun and self.joint == "and"))
         )
 
-    def _take_one(self, tokens: Sequence[str], end: int, member: int) -> None:
-        self.latest = [member]
+    def _take_members(self, tokens: Sequence[str], end: int, members: list[int]) -> None:
+        self.latest = members
         if self.joint == "," or self.waiting is None:
-            self._begin_clause([member])
+            self._begin_clause(members)
         else:
-            self._place_in_clause(tokens, end, [member], False)
+            self._place_in_clause(tokens, end, members, False)
         self.joint, self.preposition, self.waiting = "", "", None
 
     def _acts_alone(self, tokens: Sequence[str], i: int) -> bool:

@@ -72,11 +72,13 @@ class Mentions:
 
     Attributes:
         items: in order of mention.
-        members: of the latest counted plural, those that no "one" or "the other" took yet.
+        several: the latest counted plural, and
+        members: those of it that no "one" or "the other" took yet.
     """
 
     def __init__(self) -> None:
         self.items: list[Mention] = []
+        self.several: list[int] = []
         self.members: list[int] = []
         self._compared: dict[str, tuple[str, int]] = {}  # noun -> (noun, 1 if it is to be more)
 
@@ -163,7 +165,8 @@ class Mentions:
             for index in range(copies)
         ]
         new = list(range(len(self.items) - copies, len(self.items)))
-        self.members = list(new) if copies > 1 else self.members
+        if copies > 1:
+            self.several, self.members = list(new), list(new)
         return new
 
     def _number(self, phrase: NounPhrase, latest: Sequence[int]) -> int | None:
@@ -220,6 +223,11 @@ class Mentions:
                 return [index]
         return []
 
+    def next_members(self, number: int) -> list[int]:
+        """Takes so many of the members."""
+        taken, self.members = self.members[:number], self.members[number:]
+        return taken
+
     def is_one_of_several(self, index: int) -> bool:
         """Whether a counted plural named it."""
         span = self.items[index].span
@@ -238,3 +246,8 @@ class Mentions:
             if before[0] in ("a", "an"):
                 before[0] = article(before[1])
             mention.phrase = " ".join([*before, mention.noun])
+
+    def complete(self, owners: Sequence[int], part: str, joint: str) -> None:
+        """ "a woman with red hair and green eyes": the phrase names what is drawn with it."""
+        for index in owners:
+            self.items[index].phrase += f" {joint} {part}"

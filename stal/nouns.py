@@ -15,7 +15,7 @@ from stal.words import (
     DETERMINERS,
     HEAD_FIRST,
     NOT_VERBS,
-    NUMBERS,
+    OWN_PARTS,
     PARTS,
     PARTS_OF,
     PICTURES,
@@ -35,6 +35,7 @@ from stal.words import (
     is_word,
     looks_like_participle,
     may_be_adjective,
+    number_of,
     singular,
 )
 
@@ -81,7 +82,7 @@ def noun_phrase(
     for _ in range(4):  # "all the other two"
         token = tokens[i] if i < n else ""
         if is_number(token):
-            count = NUMBERS[token] if token in NUMBERS else int(token[:9])
+            count = number_of(token)
         elif token in ("a", "an") and tokens[i + 1 : i + 2] in (["couple"], ["pair"], ["dozen"]):
             of = tokens[i + 2 : i + 3] == ["of"]
             if not of and tokens[i + 1] != "dozen":
@@ -234,8 +235,9 @@ def _ends_phrase(
     bare = not determiner and count is None
     if not words and bare:
         participle = after and looks_like_participle(word)
-        if i and tokens[i - 1] in ("with", "without") and word.endswith("s"):
-            return False  # "without leaves"
+        comes = bool(i) and tokens[i - 1] in ("with", "without")
+        if comes and (word.endswith("s") or (not after and tokens[i + 1] in OWN_PARTS)):
+            return False  # "without leaves", "with glowing eyes"
         return is_known_verb(word) or participle or is_adverb(word)
     if bare and words and is_known_verb(word) and all(map(is_adjective, words)):
         return after  # "dressed in pink sitting on a chair"

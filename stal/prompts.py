@@ -100,9 +100,10 @@ def parse(text: str, *, engine: str = "grammar") -> Description:
 
     Counted plurals become several objects ("two red circles" is twice "a red circle"); a second
     definite mention ("... The circle is ...") and a pronoun refer to an object that is already
-    there; backgrounds, scenery ("in a field"), the picture itself ("a photo of"), style tags
-    ("golden hour, film grain, 4k"; at the end of a prompt, unknown words between commas that have
-    no article count as such) and what is said to be absent ("no dog", "without a hat") are no
+    there; parts belong to their whole ("a woman with red hair" is one object). Backgrounds, scenery
+    ("in a field"), the picture itself ("a photo of"), style tags ("golden hour, film grain, 4k"; at
+    the end of a prompt, unknown words between commas that have no article count as such), what only
+    generators read ("--ar 16:9") and what is said to be absent ("no dog", "without a hat") are no
     objects. Any text gives a description, at worst one without objects.
 
     Args:

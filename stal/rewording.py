@@ -1,16 +1,19 @@
 """Other ways of saying things, in the words that the grammar reads.
 
 "Draw a cat" asks for a cat, "you can see a cat" says that there is one, "left: a cat" where it is.
+What only picture generators read, as in "(a cat:1.3) --ar 16:9", is left out.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from stal.relations import SIDES, find
 from stal.words import (
     AUXILIARIES,
     DETERMINERS,
+    FUNCTION_WORDS,
     THE_CANVAS,
     VERB_STEMS,
     is_adjective,
@@ -41,6 +44,39 @@ ORDERS = {
 }
 # Kinds of cans.
 _CANS = word_set("tin watering soda garbage trash rubbish beer paint spray oil milk gas jerry soup")
+
+# "<lora:film:0.8>", the 1.3 of "(a cat:1.3)", and Midjourney's parameters, which end a prompt.
+_MARKUP = re.compile(
+    r"<[^<>\n]*>|:\s*\d*\.?\d+\s*(?=[)\]}])"
+    r"|(?<!\S)--(?:ar|aspect|c|chaos|cref|cw|fast|hd|iw|niji|no|p|personalize|profile|q|quality|raw"
+    r"|relax|repeat|s|seed|sref|stop|style|stylize|sw|test|tile|turbo|v|version|w|weird)\b[^\n]*"
+)
+_EMPHASIS = {"(": ")", "[": "]", "{": "}"}
+_WEIGHT_BEFORE = re.compile(r":\s*\d*\.?\d+\s*$")
+_WORD_BEFORE = re.compile(r"([\w'’-]+)\s*$")
+_FAR_ENOUGH = 32  # characters to look back
+
+
+def without_markup(text: str) -> str:
+    """The text with blanks for what only generators read, as long as before.
+
+    Brackets go where they weigh words, "a ((red) cat:1.2)", and stay where they hold an aside, "a
+    cat (on the left)".
+    """
+    out = list(_MARKUP.sub(lambda found: " " * len(found[0]), text))
+    opened: list[tuple[int, bool]] = []  # where, and whether it may hold an aside
+    for i, character in enumerate(text):
+        before = text[max(0, i - _FAR_ENOUGH) : i]
+        if character in _EMPHASIS:
+            word = _WORD_BEFORE.search(before)
+            follows = word is not None and word[1].lower()
+            aside = follows and not (follows in FUNCTION_WORDS or is_adjective(follows))
+            opened.append((i, bool(aside)))
+        elif opened and character == _EMPHASIS[text[opened[-1][0]]]:
+            start, aside = opened.pop()
+            if not aside or _WEIGHT_BEFORE.search(before):
+                out[start] = out[i] = " "
+    return "".join(out)
 
 
 def reword(tokens: Sequence[str], spans: Sequence[tuple[int, int]]) -> list[Word]:

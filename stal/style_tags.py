@@ -7,6 +7,7 @@ comes, without an article, after things that have one and a relation or a list o
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from stal.relations import find
@@ -48,7 +49,7 @@ _STYLES = word_set(
     " steampunk vaporwave synthwave retro vintage noir gothic baroque rococo renaissance victorian"
     " deco nouveau age era century life chiaroscuro sepia monochrome headshot portrait landscape"
     " panorama wide-angle fisheye analog polaroid bioluminescent dreamy moody ethereal whimsical"
-    " epic elegant intricate vivid vibrant award-winning"
+    " epic elegant intricate vivid vibrant award-winning iso eos solo"
 )
 # ... and with a word before them, for alone they are things.
 _PICTURES = word_set(
@@ -64,7 +65,13 @@ _OPENINGS = (
     ["style", "of"],
     ["in", "the", "style", "of"],
     ["inspired", "by"],
+    ["shot", "on"],
+    ["shot", "with"],
+    ["shot", "by"],
+    ["taken", "with"],
+    ["captured", "with"],
 )
+_SETTING = re.compile(r"f/[\d.]+|\d+/\d+s?|\d+mm")  # of a camera
 _ENDINGS = ("ism", "istic", "esque", "punk", "graphy", "scape")
 _CONCRETE = ANIMALS | PEOPLE | MEN | WOMEN | CLOTHES | CONTAINERS | SURFACES
 
@@ -121,6 +128,8 @@ def _is_style(words: Sequence[str]) -> bool:
         return not _has_article(words[4:] if words[0] == "in" else words)
     if words[0] in _MEDIA and words[1:2] == ["on"] and words[-1] in _GROUNDS:
         return True  # "watercolor on paper"
+    if len(words) == 1 and _SETTING.fullmatch(words[0]):
+        return True
     if is_number(words[-1]):
         words = words[:-1]  # "unreal engine 5"
     if _has_article(words) or any(find(words, i) for i in range(len(words))):

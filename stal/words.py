@@ -286,10 +286,31 @@ STANDING = word_set(
     " door"
 )
 INSEPARABLE = word_set("handle lid label leg drawer edge rim top pattern design face wheel logo")
+# What a thing is said to come with is drawn with it: "a woman with red hair", "a red roof".
+OWN_PARTS = (
+    BODY_PARTS
+    | INSEPARABLE
+    | word_set(
+        "hairs hairstyle haircut beard moustache mustache goatee stubble ponytail pigtails braid"
+        " braids bangs dreadlocks curl curls freckle freckles wrinkle wrinkles smile grin frown"
+        " expression lip lips eyebrows eyelashes tattoo tattoos scar scars trunk tusk tusks hump"
+        " humps scales stripe stripes spot spots polka-dots markings patterns fleece petal"
+        " petals stem thorns leaves branches roof roofs chimney chimneys spire dome windows door"
+        " doors handles wheels tire tires headlights seat screen sail sails mast bumper stitching"
+        " trim laces sleeves button buttons horn hoof eye ear finger tooth feather fin legs arms"
+    )
+) - word_set("side lap back")
 CLOTHES = word_set(
     "dress shirt t-shirt hat helmet suit coat jacket hoodie sweater uniform jeans pants shorts"
     " glasses sunglasses cap scarf skirt gown robe vest costume clothes clothing gear outfit"
     " kimono tuxedo apron pajamas swimsuit bikini cloak armor armour"
+)
+# ... and what is on whoever comes with it.
+WORN = CLOTHES | word_set(
+    "tie bow bowtie ribbon boots shoes sneakers sandals gloves mittens socks belt collar crown"
+    " tiara necklace earrings mask headphones goggles wig bandana turban veil headband bracelet"
+    " monocle eyepatch bonnet beanie beret blouse cardigan raincoat spacesuit overalls leggings"
+    " tights poncho shawl"
 )
 PORTIONS = word_set(
     "slice piece stalk head bunch group herd flock pile stack bouquet pair set couple row lot"
@@ -452,6 +473,11 @@ def is_word(token: str) -> bool:
 
 def is_number(token: str) -> bool:
     return token in NUMBERS or token.isdecimal()
+
+
+def number_of(token: str) -> int:
+    """Of what `is_number`; longer ones are cut."""
+    return NUMBERS[token] if token in NUMBERS else int(token[:9])
 
 
 def is_boundary(tokens: Sequence[str], i: int) -> bool:

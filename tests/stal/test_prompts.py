@@ -546,6 +546,7 @@ _VOCABULARY = re.split(
     " its them their her is are sits lying placed with and , . ; while which that to on in at of"
     " left right top middle side corner hand of above below under next near between each other"
     " side by photo picture background scene sky pair couple dozen slice no without 's both 99999"
+    " the first latter but not hair roof has --ar [ ] : 1.2 <"
     " quickly very feet from there or plus ' \" - ( ) \n"
     " isn't not nor in front behind inside surrounded row holding wearing hat its head number same"
     " as more than few background corner flanked İ ﬁ ’s",

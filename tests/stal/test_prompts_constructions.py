@@ -146,7 +146,7 @@ CASES: dict[str, list[tuple[str, list[str], list[str]]]] = {
         (
             "a girl with ribbons next to a clock",
             ["a girl", "ribbons", "a clock"],
-            ["0 next to 2"],
+            ["1 worn by 0", "0 next to 2"],
         ),
         (
             "a dog wearing a red shirt on top of a bed",
@@ -447,7 +447,7 @@ CASES: dict[str, list[tuple[str, list[str], list[str]]]] = {
             ["a jar", "a spoon", "a fork"],
             ["1 inside 0", "2 inside 0"],
         ),
-        ("a cup with a handle", ["a cup", "a handle"], []),
+        ("a cup with a handle", ["a cup with a handle"], []),
         ("two vases with a rose", ["a vase", "a vase", "a rose"], []),
     ],
     "what comes with a table is on it": [
@@ -1071,6 +1071,101 @@ CASES: dict[str, list[tuple[str, list[str], list[str]]]] = {
             ["a cat", "a dog", "a table"],
             ["0 below 2", "1 below 2"],
         ),
+    ],
+    "parts come with their whole": [
+        (
+            "a woman with red hair and green eyes next to a man with a beard",
+            ["a woman with red hair and green eyes", "a man with a beard"],
+            ["0 next to 1"],
+        ),
+        (
+            "a house with a red roof next to a tree",
+            ["a house with a red roof", "a tree"],
+            ["0 next to 1"],
+        ),
+        (
+            "The dog has floppy ears and sits next to a ball.",
+            ["a dog with floppy ears", "a ball"],
+            ["0 next to 1"],
+        ),
+        (
+            "a robot with glowing eyes holding a flower",
+            ["a robot with glowing eyes", "a flower"],
+            ["1 held by 0"],
+        ),
+        ("a man on a bench with long hair", ["a man with long hair", "a bench"], ["0 on 1"]),
+        ("a car with its door open", ["a car"], []),
+        (
+            "1girl, long hair, blue eyes, sitting on a chair",
+            ["a girl with long hair and blue eyes", "a chair"],
+            ["0 on 1"],
+        ),
+        ("a stand with a wheel sitting on it", ["a stand", "a wheel"], ["1 on 0"]),
+        ("a house with a door leading to a pond", ["a house", "a door", "a pond"], []),
+    ],
+    "clothes that somebody comes with are worn": [
+        ("a man with brown hair and a hat", ["a man with brown hair", "a hat"], ["1 worn by 0"]),
+        (
+            "a dog with a red collar on a sofa",
+            ["a dog", "a red collar", "a sofa"],
+            ["1 worn by 0", "0 on 2"],
+        ),
+        ("a chair with a hat", ["a chair", "a hat"], []),
+    ],
+    "which of them": [
+        (
+            "There is a dog and a cat. The former is to the left of the latter.",
+            ["a dog", "a cat"],
+            ["0 left of 1"],
+        ),
+        (
+            "a red ball and a blue ball, the former on a chair, the latter under a table",
+            ["a red ball", "a blue ball", "a chair", "a table"],
+            ["0 on 2", "1 below 3"],
+        ),
+        (
+            "Two dogs. The first dog is on a sofa, the second dog is under a table.",
+            ["a dog", "a dog", "a sofa", "a table"],
+            ["0 on 2", "1 below 3"],
+        ),
+        ("Two dogs: the first is black, the second is white.", ["a black dog", "a white dog"], []),
+        ("the last train on a bridge", ["a last train", "a bridge"], ["0 on 1"]),
+    ],
+    "some of them": [
+        (
+            "three cats, two of them on a sofa and one under a table",
+            ["a cat", "a cat", "a cat", "a sofa", "a table"],
+            ["0 on 3", "1 on 3", "2 below 4"],
+        ),
+        (
+            "four apples, three red and one green",
+            ["a red apple", "a red apple", "a red apple", "a green apple"],
+            [],
+        ),
+        ("two cats, three dogs", ["a cat", "a cat", "a dog", "a dog", "a dog"], []),
+    ],
+    "not here but there": [
+        ("a cat not on the table but under it", ["a cat", "a table"], ["0 below 1"]),
+        ("a dog not to the left but to the right of a tree", ["a dog", "a tree"], ["0 right of 1"]),
+        ("a chair with no cat on it but a dog", ["a chair", "a dog"], []),
+    ],
+    "what only generators read": [
+        (
+            "(a red cat:1.3) next to a ((blue) dog:1.2) <lora:film:0.8> --ar 16:9 --v 5.2",
+            ["a red cat", "a blue dog"],
+            ["0 next to 1"],
+        ),
+        (
+            "a cat (on the left) and a [dog] {on the right}",
+            ["a cat", "a dog"],
+            ["0 left of 1"],
+        ),
+        (
+            "a cat on a 1.5 meter tall stool, shot on Canon EOS R5, ISO 100, f/1.8, 1/200s",
+            ["a cat", "a 1.5 meter tall stool"],
+            ["0 on 1"],
+        ),
+        ("a fork -- and a knife", ["a fork", "a knife"], []),
     ],
     "verbs that no list knows": [
         ("two girls cooked dinner", ["a girl", "a girl", "a dinner"], []),

@@ -746,7 +746,7 @@ class Reader:
                 return False
             self.latest, self.last, self.role = self.subject, self.subject, "object"
             return True
-        owner = self._resolve(phrase.determiner, link.subjects)
+        owner = self._resolve(phrase.determiner, link.subjects, alive=True)
         # "in their left hand": which side that is depends on which way they face.
         held = link.names == ("inside",) and last in HELD_IN
         if held or (link.names == ("above",) and singular(last) in CARRIED_OVER):
@@ -1087,9 +1087,14 @@ class Reader:
         return found
 
     def _resolve(
-        self, pronoun: str, besides: Sequence[int], first: Sequence[int] = ()
+        self,
+        pronoun: str,
+        besides: Sequence[int],
+        first: Sequence[int] = (),
+        *,
+        alive: bool = False,
     ) -> list[int]:
-        """What a pronoun stands for: `first` if that fits.
+        """What a pronoun stands for: `first` if that fits, and rather what is alive if it is to be.
 
         The main subject if it fits, else the latest object that does; what the relation before
         spoke of comes first in a clause after the main one ("..., while the dog sits below it"),
@@ -1103,7 +1108,10 @@ class Reader:
             link, side = self.complete, pronoun == "its"
             groups.insert(0, link.subjects if link.rests and side else link.references)
         groups += [[index] for index in reversed(range(len(self.mentions)))]
-        for group in [list(first), *groups]:
+        groups.insert(0, list(first))
+        if alive:
+            groups.sort(key=lambda group: not self._are_alive(group))
+        for group in groups:
             if not group or not set(group).isdisjoint(besides):
                 continue
             people = [index for index in group if singular(self.mentions[index].noun) in PEOPLE]

@@ -1112,6 +1112,19 @@ CASES: dict[str, list[tuple[str, list[str], list[str]]]] = {
         ),
         ("a chair with a hat", ["a chair", "a hat"], []),
     ],
+    "only what lives has a back": [
+        (
+            "an elephant behind a small tree, a bird on its back",
+            ["an elephant", "a small tree", "a bird"],
+            ["0 behind 1", "2 on 0"],
+        ),
+        (
+            "a dragon next to a castle with a knight on its back",
+            ["a dragon", "a castle", "a knight"],
+            ["0 next to 1", "2 on 0"],
+        ),
+        ("a statue with a bird on its head", ["a statue", "a bird"], ["1 on 0"]),
+    ],
     "which of them": [
         (
             "There is a dog and a cat. The former is to the left of the latter.",

@@ -109,9 +109,9 @@ ANIMALS = word_set(
     " bear zebra giraffe lion tiger deer fox wolf monkey rabbit mouse duck goose swan chicken owl"
     " parrot eagle pigeon seagull penguin dolphin turtle frog donkey camel moose squirrel hamster"
     " hedgehog raccoon panda koala kangaroo leopard cheetah jaguar panther gorilla ape hippo rhino"
-    " otter tortoise lizard snake crocodile crab fish shark whale octopus rooster hen turkey peacock"
-    " flamingo crow raven sparrow hawk ostrich pelican butterfly bee ladybug spider dragonfly snail"
-    " dragon unicorn dinosaur robot snowman"
+    " otter tortoise lizard snake crocodile crab fish shark whale octopus rooster hen turkey"
+    " peacock flamingo crow raven sparrow hawk ostrich pelican butterfly bee ladybug spider"
+    " dragonfly snail dragon unicorn dinosaur robot snowman"
 )
 NEGATIONS = word_set("not never without nor neither except")
 COPULAS = word_set("is are was were be being been isn't aren't wasn't weren't")

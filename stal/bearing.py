@@ -10,7 +10,16 @@ from collections.abc import Sequence
 
 from stal.mentions import Mention, Span
 from stal.statements import Link, Statements
-from stal.words import ANIMALS, CONTAINERS, INSEPARABLE, PEOPLE, STANDING, SURFACES, WORN
+from stal.words import (
+    ANIMALS,
+    CONTAINERS,
+    INSEPARABLE,
+    PEOPLE,
+    STANDING,
+    SURFACES,
+    WORN,
+    is_one_of,
+)
 
 
 class Bearing:
@@ -72,7 +81,7 @@ class Bearing:
         if not ids or not bearer:
             return None
         noun = self._last_word(ids)
-        if noun in WORN and {self._last_word([i]) for i in bearer} <= ANIMALS | PEOPLE:
+        if is_one_of(noun, WORN) and {self._last_word([i]) for i in bearer} <= ANIMALS | PEOPLE:
             return "worn by"
         if not self.can_bear(bearer):
             return None

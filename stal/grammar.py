@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from stal.bearing import Bearing
 from stal.mentions import Mention, Mentions, Span
@@ -39,6 +40,7 @@ from stal.words import (
     MEN,
     NEGATIONS,
     NOT_OBJECTS,
+    OF_BODIES,
     OWN_PARTS,
     PEOPLE,
     PERSONAL,
@@ -64,6 +66,7 @@ from stal.words import (
     is_boundary,
     is_known_verb,
     is_number,
+    is_one_of,
     is_plural,
     is_verb,
     looks_like_participle,
@@ -75,8 +78,8 @@ from stal.words import (
 )
 
 _TOKEN = re.compile(
-    r"(?<!\w)f/\d+(?:\.\d+)?|\d+(?:[./]\d+)+\w*|\d+(?=(?:girl|boy)s?\b)"  # f/1.8, 1/200s, 1girl
-    r"|\w+(?:[-'’]\w+)*['’]?|[^\w\s]|\n"
+    r"(?<!\w)f/\d+(?:\.\d+)?|\d+(?:[./]\d+)+\w*"  # f/1.8, 1/200s
+    r"|\d+(?=(?i:girl|boy|woman|man)s?\b)|\w+(?:[-'’]\w+)*['’]?|[^\w\s]|\n"
 )
 _SENTENCE_ENDS = frozenset(".!?;\n")
 _DIRECTED = word_set(
@@ -91,9 +94,23 @@ _ORDINALS = {
     "second": 1,
     "third": 2,
     "fourth": 3,
+    "fifth": 4,
     "last": -1,
     "latter": -1,
 }
+# What a bracket leaves as it was: "a man (wearing a hat) and a woman".
+_CLAUSE = (
+    "subject",
+    "head",
+    "latest",
+    "last",
+    "role",
+    "verb",
+    "finite",
+    "trait",
+    "joined",
+    "bearer",
+)
 _ROWS = {"row": "left of", "line": "left of", "column": "above", "stack": "above", "pile": "above"}
 # "a kitchen with two chairs" is a picture of two chairs.
 _HAVING = [[word] for word in ("with", "has", "have", "having", "containing", "filled", "where")]
@@ -187,7 +204,9 @@ class Reader:
         self.joint = ""  # conjunction since then
         self.preposition = ""  # preposition since then
         self.negated = self.absent = False  # "not"; "without a hat or ..."
-        self.denied: list[int] = []  # of what the latest words of place are denied
+        self.denied: list[int] = []  # that "not on the table" is said of
+        self.corrected: list[int] = []  # ... and then "but under it"
+        self.outside: dict[str, Any] = {}  # what was so before a bracket
         self.placed = False  # words of place were said of the latest noun phrase
         self.joined = False  # "with" and a noun phrase, so that a participle is said of that
         self.trait = False  # the latest noun phrase only describes: "a vase with flowers"
@@ -288,13 +307,13 @@ class Reader:
             self.absent &= token in ("or", "nor")
         elif token == "but" and self.denied and find(tokens, i + 1) is not None:
             self.joint, self.waiting = "", None  # "a cat not on the table but under it"
+            self.corrected = self.denied
             return i + 1
         elif token in CLAUSE_BREAKS:
-            self.denied = []
             self.joint, self.absent = "while", False
         elif token in WITH:
             self.preposition, self.joint = "with", ""
-            self.bearer = self.latest if i == self.phrase_end else []
+            self.bearer = self._wearers(self.latest) if i == self.phrase_end else []
             self.verb_span = self.spans[i]
         elif token in AUXILIARIES:
             self._take_verb(tokens, i)
@@ -310,6 +329,11 @@ class Reader:
             elif token in FUNCTION_WORDS and token not in DETERMINERS:
                 self.preposition = token
             return i + 1
+        if token == "(":
+            self.outside = {name: getattr(self, name) for name in _CLAUSE}
+        elif token == ")" and self.outside:
+            vars(self).update(self.outside)
+            self.outside, self.phrase_end = {}, i + 1
         if token not in WITH | NEGATIONS:
             self.preposition = ""
         if token not in AUXILIARIES:
@@ -406,6 +430,11 @@ class Reader:
         kinds = {self.mentions[index].kind.split(" ")[-1] for index in ids}
         return bool(kinds) and kinds <= ANIMALS | PEOPLE
 
+    def _wearers(self, ids: list[int]) -> list[int]:
+        """ "a woman in a dress with a ponytail": the woman comes with it; or ids."""
+        worn = [link for link in self.said.relations if link[0] in ids and link[1] == "worn by"]
+        return [wearer for _, _, wearer in worn] or ids
+
     def _are_people(self, ids: Sequence[int]) -> bool:
         return bool(ids) and all(self.mentions[index].kind in PEOPLE for index in ids)
 
@@ -477,7 +506,8 @@ class Reader:
             BODY_PARTS
         )
         pronoun = following in PRONOUNS or on_body
-        said_of = self.denied or self._spoken_of(place, i, bare=bare, pronoun=pronoun)
+        said_of = self.corrected or self._spoken_of(place, i, bare=bare, pronoun=pronoun)
+        self.corrected = []
         subjects = [] if self.joint == "while" else said_of
         if bare and i == self.phrase_end and self.role == "adjunct" and self.determiner == "the":
             subjects = self.latest  # "on the landscape below"
@@ -647,6 +677,7 @@ class Reader:
             phrase.determiner = "the"  # "the horse and cow"
         self.determiner = phrase.determiner
         self._borrow_noun(tokens, phrase)
+        phrase.part = self._part_after(tokens, phrase)
         owner, owned = [*tokens[end : end + 2], "", ""][:2]
         side = SIDES.get(owned) if owner == "'s" else None
         link = self.waiting
@@ -683,6 +714,8 @@ class Reader:
                 return end
             self.room = tokens[end] == "with"
             return end + 1
+        if self.waiting is None:
+            self.denied = []
         ids = self.latest = self._mention(phrase)
         self.phrase_end, self.preceding = end, tokens[i - 1] if i else ""
         if phrase.group in _ROWS:
@@ -757,37 +790,64 @@ class Reader:
             return False
         return True
 
+    def _part_after(self, tokens: Sequence[str], phrase: NounPhrase) -> str:
+        """ "red hair" after "the woman with red hair", which tells which woman."""
+        if phrase.determiner not in DEFINITE or tokens[phrase.end : phrase.end + 1] != ["with"]:
+            return ""
+        part = noun_phrase(tokens, phrase.end + 1)
+        return " ".join(part.words) if part and is_one_of(part.words[-1], OWN_PARTS) else ""
+
     def _take_part(self, tokens: Sequence[str], phrase: NounPhrase) -> bool:
-        """ "a woman with red hair", "the house has a blue door", "1girl, long hair"."""
-        last, goes_on = phrase.words[-1], self.part_end == phrase.start - 1 and bool(self.joint)
-        alive = self._are_alive(self.latest)
-        if goes_on and alive and last in WORN:
-            # "a man with a beard and a hat"
+        """ "a woman with red hair", "the house has a blue door", "1girl, long hair".
+
+        "Its tail" and "the beard" of a man with a beard are no objects either.
+        """
+        last, words = phrase.words[-1], " ".join(phrase.words)
+        goes_on = bool(self.joint) and self.part_end == phrase.start - 1
+        listed = self.joint == "," and not phrase.determiner and self._are_alive(self.latest)
+        if is_one_of(last, WORN) and (goes_on or (listed and phrase.attributes)):
+            # "a man with a beard and a hat", "cute cat, tiny hat"
             self.preposition, self.bearer, self.joint = "with", self.latest, ""
-        if last not in OWN_PARTS or self.waiting is not None or phrase.of or phrase.portion:
+        if not is_one_of(last, OWN_PARTS) or phrase.of or phrase.portion or self.waiting:
             return False
-        following = tokens[phrase.end] if phrase.end < len(tokens) else ""
-        if last not in BODY_PARTS and self._is_verb(following, phrase.end):
+        of_body = is_one_of(last, OF_BODIES)
+        if not (of_body or phrase.attributes) and self._is_placed(tokens, phrase.end):
             return False  # "a house with a door leading to a garden"
-        if phrase.determiner in DEFINITE | POSSESSIVES or self.negated or self.absent:
-            return self.preposition == "with" and phrase.determiner in POSSESSIVES
         owners: list[int] = []
         if self.preposition == "with":
             owners = self.bearer
-            if last in BODY_PARTS and not self._are_alive(owners) and self._are_alive(self.head):
+            if of_body and not self._are_alive(owners) and self._are_alive(self.head):
                 owners = self.head  # "a man on a bench with long hair"
         elif self.verb in _HAS and self.role == "subject" and not (self.joint or self.preposition):
             owners = self.subject
-        elif goes_on or (alive and not phrase.determiner and self.joint == ","):
+        elif goes_on or listed:
             owners = self.latest
-        if not owners:
+        elif self.joint and self.joined and of_body and self._are_alive(self.bearer):
+            owners = self.bearer  # "a woman with a dress and long hair"
+        if phrase.determiner in DEFINITE | POSSESSIVES or self.negated or self.absent:
+            known = bool(owners) and all(self.mentions[index].has(words) for index in owners)
+            own = self.preposition == "with" and phrase.determiner in POSSESSIVES
+            if not (known or own):
+                return False
+        elif not owners:
             return False
-        words = " ".join(tokens[phrase.start : phrase.end])
-        self.known.complete(owners, words, "and" if goes_on else "with")
-        self.latest = owners
+        else:
+            text = " ".join(tokens[phrase.start : phrase.end])
+            self.known.complete(owners, text, words)
+        if owners:
+            self.latest = owners
+            if owners == self.head:
+                self.subject, self.last, self.role = owners, owners, "subject"
         self.phrase_end = self.part_end = phrase.end
         self.preposition, self.joint = "", ""
         return True
+
+    def _is_placed(self, tokens: Sequence[str], end: int) -> bool:
+        """Whether what ends there does something, or is at a side of its whole."""
+        if end < len(tokens) and self._is_verb(tokens[end], end):
+            return True
+        place = find(tokens, end)
+        return place is not None and place.reference == "canvas"
 
     def _hold(self, link: Link, owner: list[int]) -> None:
         """ "in her hand", "over his shoulder" """

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from stal.nouns import NounPhrase, noun_phrase
 from stal.relations import NOWHERE, Side
@@ -65,6 +65,16 @@ class Mention:
     count: tuple[int, int] = (1, 1)
     index: int = 0
     position: Side = NOWHERE
+    parts: list[str] = field(default_factory=list)
+
+    @property
+    def whole(self) -> str:
+        """The phrase and what is drawn with it: "a woman with red hair and green eyes"."""
+        return self.phrase + (f" with {' and '.join(self.parts)}" if self.parts else "")
+
+    def has(self, part: str) -> bool:
+        """Whether a part, without its article, was named."""
+        return any(f" {known}".endswith(f" {part}") for known in self.parts)
 
 
 class Mentions:
@@ -72,8 +82,8 @@ class Mentions:
 
     Attributes:
         items: in order of mention.
-        several: the latest counted plural, and
-        members: those of it that no "one" or "the other" took yet.
+        several: what the latest counted plural named.
+        members: those of `several` that no "one" or "the other" took yet.
     """
 
     def __init__(self) -> None:
@@ -207,6 +217,8 @@ class Mentions:
                 found.append(index)
         if not (found or attributes or phrase.other or " " in noun) and definite:
             found = self._called(noun, subject if related else ())
+        if phrase.part:
+            found = [index for index in found if self.items[index].has(phrase.part)] or found
         if len(found) < 2:
             return found
         if is_plural(phrase.words[-1]) and phrase.words[-1] not in ALWAYS_PLURAL:
@@ -247,7 +259,8 @@ class Mentions:
                 before[0] = article(before[1])
             mention.phrase = " ".join([*before, mention.noun])
 
-    def complete(self, owners: Sequence[int], part: str, joint: str) -> None:
-        """ "a woman with red hair and green eyes": the phrase names what is drawn with it."""
+    def complete(self, owners: Sequence[int], part: str, bare: str) -> None:
+        """ "a woman with a beard": the part is drawn with its owners. bare: without its article."""
         for index in owners:
-            self.items[index].phrase += f" {joint} {part}"
+            if not self.items[index].has(bare):
+                self.items[index].parts.append(part)

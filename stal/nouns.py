@@ -57,6 +57,7 @@ class NounPhrase:
     group: str = ""  # "row" in "a row of three dogs"
     other: bool = False  # "the other dog"
     as_many: bool = False  # "the same number of dogs"
+    part: str = ""  # "red hair" in "the woman with red hair"
     noun: str = ""
     attributes: tuple[str, ...] = ()
 
@@ -240,7 +241,8 @@ def _ends_phrase(
             return False  # "without leaves", "with glowing eyes"
         return is_known_verb(word) or participle or is_adverb(word)
     if bare and words and is_known_verb(word) and all(map(is_adjective, words)):
-        return after  # "dressed in pink sitting on a chair"
+        comes = tokens[max(0, i - len(words) - 1)] in ("with", "without") and word.endswith("s")
+        return after and not comes  # "dressed in pink sitting on a chair", "with green leaves"
     if not _has_head(words) and not (words and words[-1] == "orange" and is_known_verb(word)):
         return False
     if is_adverb(word):

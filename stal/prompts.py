@@ -124,7 +124,7 @@ def parse(text: str, *, engine: str = "grammar") -> Description:
     else:
         mentions, relations = grammar.read(text)
     objects = (
-        Object(m.phrase, m.noun, tuple(m.attributes), m.count, m.index, m.position, m.span)
+        Object(m.whole, m.noun, tuple(m.attributes), m.count, m.index, m.position, m.span)
         for m in mentions
     )
     return Description(

@@ -45,16 +45,22 @@ ORDERS = {
 # Kinds of cans.
 _CANS = word_set("tin watering soda garbage trash rubbish beer paint spray oil milk gas jerry soup")
 
-# "<lora:film:0.8>", the 1.3 of "(a cat:1.3)", and Midjourney's parameters, which end a prompt.
+# "<lora:film:0.8>", the 1.3 of "(a cat:1.3)" and "(a cat)1.3", Midjourney's parameters, whose
+# dashes editors join, and what Stable Diffusion's front ends write below a prompt.
+_NUMBER = r"(?:\d+(?:\.\d+)?|\.\d+)"
 _MARKUP = re.compile(
-    r"<[^<>\n]*>|:\s*\d*\.?\d+\s*(?=[)\]}])"
-    r"|(?<!\S)--(?:ar|aspect|c|chaos|cref|cw|fast|hd|iw|niji|no|p|personalize|profile|q|quality|raw"
-    r"|relax|repeat|s|seed|sref|stop|style|stylize|sw|test|tile|turbo|v|version|w|weird)\b[^\n]*"
+    rf"<\w+:[^<>\n]*>|:\s*{_NUMBER}\s*(?=[)\]}}])|(?<=[)\]}}]){_NUMBER}|\bembedding:\S+"
+    r"|(?:--|(?<!\d)[–—])no\s(?:(?!\s--)[^\n])*"
+    r"|(?<!\S)--(?:fast|hd|relax|tile|turbo|draft|raw)\b"
+    r"|(?:--|(?<!\d)[–—])(?:ar|aspect|c|chaos|cw|exp|iw|niji|ow|q|quality|repeat|s|seed|stop|stylize|sw"
+    rf"|v|version|w|weird)\s+{_NUMBER}(?:[:/]{_NUMBER})?\w*"
+    r"|(?<!\S)--(?:cref|oref|p|personalize|profile|sref|style|test)\b(?:\s+[^\s,-]\S*)?"
+    r"|(?<!\S)(?:Negative prompt|Steps):[\s\S]*"
 )
 _EMPHASIS = {"(": ")", "[": "]", "{": "}"}
-_WEIGHT_BEFORE = re.compile(r":\s*\d*\.?\d+\s*$")
+_WEIGHT_BEFORE = re.compile(rf":\s*{_NUMBER}\s*$")
 _WORD_BEFORE = re.compile(r"([\w'’-]+)\s*$")
-_FAR_ENOUGH = 32  # characters to look back
+_FAR_ENOUGH = 32  # characters to look back: no word or weight that matters is longer
 
 
 def without_markup(text: str) -> str:

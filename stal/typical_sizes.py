@@ -81,7 +81,7 @@ def thing_of(noun: str, phrase: str = "") -> Thing | None:
     """The row of a noun, in singular or plural, or of what it is a kind of ("polar bear"); or None.
 
     The last words of a compound say what it is. The adjectives of its phrase ("a tiny cup") change
-    the size.
+    the size; those of its parts ("a woman with a huge smile") do not.
     """
     words = noun.lower().split()
     for start in range(len(words)):
@@ -89,7 +89,7 @@ def thing_of(noun: str, phrase: str = "") -> Thing | None:
         found = things().get(kind) or things().get(singular_noun(kind))
         found = found or things().get(_kind_of(singular_noun(kind)))
         if found is not None:
-            described = re.findall(r"[\w-]+", phrase.lower())
+            described = re.findall(r"[\w-]+", phrase.lower().partition(" with ")[0])
             by = math.prod(_ADJECTIVES.get(word, 1.0) for word in described if word not in words)
             return replace(found, width=by * found.width, height=by * found.height)
     return None

@@ -7,7 +7,7 @@ what position does not tell. To teach the grammar a noun of several words, exten
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 
 
 def _list(text: str, separator: str | None = None) -> list[str]:
@@ -100,18 +100,20 @@ PEOPLE = (
         "person child kid baby toddler teenager adult someone people men women children skier"
         " surfer skater snowboarder cyclist biker hiker player rider driver pilot worker chef"
         " farmer soldier knight pirate astronaut doctor nurse teacher student artist painter"
-        " musician singer dancer clown officer firefighter"
+        " musician singer dancer clown officer firefighter samurai ninja viking elf angel fairy"
+        " vampire"
     )
 )
-# Robots and snowmen are spoken of as if they lived.
+# Robots and scarecrows are spoken of as if they lived.
 ANIMALS = word_set(
     "animal dog puppy cat kitten bird horse pony foal cow bull calf sheep lamb goat pig elephant"
     " bear zebra giraffe lion tiger deer fox wolf monkey rabbit mouse duck goose swan chicken owl"
     " parrot eagle pigeon seagull penguin dolphin turtle frog donkey camel moose squirrel hamster"
     " hedgehog raccoon panda koala kangaroo leopard cheetah jaguar panther gorilla ape hippo rhino"
+    " corgi pug poodle husky labrador beagle bulldog chihuahua retriever terrier dachshund"
     " otter tortoise lizard snake crocodile crab fish shark whale octopus rooster hen turkey"
     " peacock flamingo crow raven sparrow hawk ostrich pelican butterfly bee ladybug spider"
-    " dragonfly snail dragon unicorn dinosaur robot snowman"
+    " dragonfly snail dragon unicorn dinosaur robot snowman scarecrow skeleton alien"
 )
 NEGATIONS = word_set("not never without nor neither except")
 COPULAS = word_set("is are was were be being been isn't aren't wasn't weren't")
@@ -291,18 +293,20 @@ STANDING = word_set(
     " door"
 )
 INSEPARABLE = word_set("handle lid label leg drawer edge rim top pattern design face wheel logo")
-# What a thing is said to come with is drawn with it: "a woman with red hair", "a red roof".
+# What somebody is said to come with is drawn with them ("a woman with red hair"), ...
+OF_BODIES = BODY_PARTS | word_set(
+    "hairstyle haircut beard moustache mustache goatee stubble ponytail pigtail braid bangs"
+    " dreadlocks curl freckle wrinkle smile grin frown expression lip eyebrow eyelash tattoo scar"
+    " trunk tusk hump horn hoof eye ear finger tooth feather fin fleece"
+)
+# ... and so are the parts of things ("a red roof").
 OWN_PARTS = (
-    BODY_PARTS
+    OF_BODIES
     | INSEPARABLE
     | word_set(
-        "hairs hairstyle haircut beard moustache mustache goatee stubble ponytail pigtails braid"
-        " braids bangs dreadlocks curl curls freckle freckles wrinkle wrinkles smile grin frown"
-        " expression lip lips eyebrows eyelashes tattoo tattoos scar scars trunk tusk tusks hump"
-        " humps scales stripe stripes spot spots polka-dots markings patterns fleece petal"
-        " petals stem thorns leaves branches roof roofs chimney chimneys spire dome windows door"
-        " doors handles wheels tire tires headlights seat screen sail sails mast bumper stitching"
-        " trim laces sleeves button buttons horn hoof eye ear finger tooth feather fin legs arms"
+        "scales stripe spot polka-dots marking petal stem thorn leaf branch roof chimney spire"
+        " tower dome window door tire headlight seat screen sail mast bumper stitching trim lace"
+        " sleeve button"
     )
 ) - word_set("side lap back")
 CLOTHES = word_set(
@@ -312,10 +316,10 @@ CLOTHES = word_set(
 )
 # ... and what is on whoever comes with it.
 WORN = CLOTHES | word_set(
-    "tie bow bowtie ribbon boots shoes sneakers sandals gloves mittens socks belt collar crown"
-    " tiara necklace earrings mask headphones goggles wig bandana turban veil headband bracelet"
-    " monocle eyepatch bonnet beanie beret blouse cardigan raincoat spacesuit overalls leggings"
-    " tights poncho shawl"
+    "tie bow bowtie ribbon boot shoe sneaker sandal glove mitten sock boots shoes belt collar crown"
+    " cape watch ring hood halo tiara necklace earring mask headphones goggles wig bandana turban"
+    " veil headband bracelet monocle eyepatch bonnet beanie beret blouse cardigan raincoat"
+    " spacesuit overalls leggings tights poncho shawl"
 )
 PORTIONS = word_set(
     "slice piece stalk head bunch group herd flock pile stack bouquet pair set couple row lot"
@@ -480,8 +484,13 @@ def is_number(token: str) -> bool:
     return token in NUMBERS or token.isdecimal()
 
 
+def is_one_of(word: str, words: Set[str]) -> bool:
+    """Whether a noun, in singular or plural, is among words in the singular."""
+    return word in words or singular(word) in words
+
+
 def number_of(token: str) -> int:
-    """Of what `is_number`; longer ones are cut."""
+    """The value of a token that `is_number`, of its first nine digits."""
     return NUMBERS[token] if token in NUMBERS else int(token[:9])
 
 

@@ -259,6 +259,11 @@ class Reader:
 
     def _step(self, tokens: Sequence[str], i: int) -> int:
         token = tokens[i]
+        if token == "(" and self.waiting is None:
+            self.outside = {name: getattr(self, name) for name in _CLAUSE}
+        elif token == ")" and self.outside:
+            vars(self).update(self.outside)
+            self.outside, self.phrase_end = {}, i + 1
         ahead = tuple(tokens[i : i + 3])
         if ahead[:2] in (("each", "other"), ("one", "another")):
             if self.waiting is not None:
@@ -283,7 +288,11 @@ class Reader:
             self._take_place(tokens, i, place)
             return place.end
         if token == "both" and looks_like_participle(tokens[i + 1] if i + 1 < len(tokens) else ""):
-            return i + 1  # "a man and a dog, both running"
+            link = self.complete  # "a man and a dog, both running", "a dog next to a cat, both ..."
+            if link is not None and self.role == "adjunct" and link.references == self.last:
+                self.subject = self.last = [*link.subjects, *link.references]
+                self.role, self.joint = "subject", ""
+            return i + 1
         if token == "both" and self.waiting is not None and noun_phrase(tokens, i) is None:
             self._take_pronoun(tokens, i)
             return i + 1
@@ -329,11 +338,6 @@ class Reader:
             elif token in FUNCTION_WORDS and token not in DETERMINERS:
                 self.preposition = token
             return i + 1
-        if token == "(":
-            self.outside = {name: getattr(self, name) for name in _CLAUSE}
-        elif token == ")" and self.outside:
-            vars(self).update(self.outside)
-            self.outside, self.phrase_end = {}, i + 1
         if token not in WITH | NEGATIONS:
             self.preposition = ""
         if token not in AUXILIARIES:
@@ -399,6 +403,7 @@ class Reader:
         elif self.role == "object" and (self.trait or (self.joined and not finite)):
             if finite or not self._acts(self.last):
                 self.subject, self.last, self.role = self.head, self.head, "subject"
+                self.joint = self.joint if finite else ""
             else:
                 self.subject = self.last
         elif not finite and self._modifies_latest(verb, i):
@@ -466,6 +471,10 @@ class Reader:
             another = self.preceding == "," and i == self.phrase_end
             if another and (pronoun or place.reference != "object"):
                 return self.latest  # "a plate with a burger, a fork to its left"
+            if pronoun:
+                # "with an eyepatch and a parrot on his shoulder"
+                worn = {thing for thing, name, _ in self.said.relations if name == "worn by"}
+                return [i for i in self.last if i in self.latest or i not in worn]
             return self.last
         looks = link is not None and link.names == ("facing",) and link.references == self.latest
         if looks and self.role == "adjunct" and not self.joint:
@@ -647,13 +656,18 @@ class Reader:
 
     def _take_noun_phrase(self, tokens: Sequence[str], phrase: NounPhrase) -> int:
         i, end = phrase.start, phrase.end
-        if not phrase.determiner and all(map(is_adjective, phrase.words)):
+        described = not phrase.determiner and all(map(is_adjective, phrase.words))
+        if described and phrase.count and self.joint == "and" and self.known.are_described():
+            # "two red balloons and one green"
+            phrase.words += self.mentions[self.known.members[0]].noun.split(" ")
+            find_noun(phrase)
+        elif described:
             if phrase.count and len(self.known.members) >= phrase.count:
                 # "three balloons, two red and one green"
                 self.known.describe(self.known.next_members(phrase.count), phrase.words)
                 return end
-            described = self.verb in COPULAS and self.waiting is None and self.role == "subject"
-            if described and not self.joint:
+            is_said = self.verb in COPULAS and self.waiting is None and self.role == "subject"
+            if is_said and not self.joint:
                 self.known.describe(self.subject, phrase.words)
                 return end
             if phrase.words[-1] != "orange":
@@ -765,8 +779,9 @@ class Reader:
             self._await_subject(link)  # "a hut, on whose roof a stork sits"
             return True
         one = phrase.count == 1 or phrase.other or phrase.determiner == "each"
+        one |= not phrase.determiner and phrase.count is None and len(phrase.words) == 1
         if one and last in HELD_IN and link is not None and link.names == ("inside",):
-            self._hold(link, self._resolve("their", link.subjects))  # "in one hand"
+            self._hold(link, self._resolve("their", link.subjects))  # "in one hand", "in hand"
             return True
         if not owned:
             return False
@@ -803,11 +818,17 @@ class Reader:
         "Its tail" and "the beard" of a man with a beard are no objects either.
         """
         last, words = phrase.words[-1], " ".join(phrase.words)
+        of_verb = self.subject and tokens[phrase.start - 1 : phrase.start] == [self.verb]
+        of_verb = of_verb and self.verb not in COPULAS | _HAS and not phrase.determiner
+        if of_verb and words in BODY_PARTS:
+            return True  # "holding hands"
         goes_on = bool(self.joint) and self.part_end == phrase.start - 1
         listed = self.joint == "," and not phrase.determiner and self._are_alive(self.latest)
-        if is_one_of(last, WORN) and (goes_on or (listed and phrase.attributes)):
+        tag = self.joint == "," and not phrase.determiner and phrase.attributes
+        wearer = self.latest if goes_on or listed else self.head
+        if is_one_of(last, WORN) and self._are_alive(wearer) and (goes_on or tag):
             # "a man with a beard and a hat", "cute cat, tiny hat"
-            self.preposition, self.bearer, self.joint = "with", self.latest, ""
+            self.preposition, self.bearer, self.joint = "with", wearer, ""
         if not is_one_of(last, OWN_PARTS) or phrase.of or phrase.portion or self.waiting:
             return False
         of_body = is_one_of(last, OF_BODIES)
@@ -854,6 +875,8 @@ class Reader:
         link.names = ("held by",)
         self.holders = owner
         self._end_adjunct(link, owner)
+        if self.role == "adjunct" and owner == self.head:
+            self.subject = self.latest = owner
 
     def _end_adjunct(self, link: Link, references: list[int]) -> None:
         self.said.relate(link, link.subjects, references)
@@ -983,6 +1006,7 @@ class Reader:
         goes_on = (goes_on or (listed and alone)) and not followed_by_verb
         bare_list = bare and self.preceding == "," and bool(self.head)
         anew = bare_list and self.mentions[self.head[0]].bare and find(tokens, end) is not None
+        acts = listed and self.role == "object" and followed_by_verb and self._are_alive(ids)
         # "a man wearing a hat and a scarf stands"
         carried = complete is not None and complete.names in _BORNE
         worn = carried and self.joint == "and" and finite and not self.finite
@@ -1015,6 +1039,8 @@ class Reader:
             self.bearing.take(self.bearer, ids, self.verb_span)
         elif anew:
             self._begin_clause(ids)  # "woman holding umbrella, car on left"
+        elif acts and not (self.joined and self._are_alive(self.last)):
+            self._begin_clause(ids)  # "a man holding a cup and a dog sitting next to him"
         elif listed and self.role == "object" and self.last and (worn or not finite):
             if complete is not None and complete.lists:
                 self.said.relate(complete, complete.subjects, ids)
@@ -1074,6 +1100,9 @@ class Reader:
             return False
         if self.absent and self.joint:
             return False  # "without a hat or a coat"
+        acted_on = self.waiting is None and self.subject and not (self.joint or self.preposition)
+        if self.negated and acted_on and (_holds(self.verb) or _stated_by(self.verb)):
+            return False  # "is not wearing a hat"
         following = tokens[phrase.end : phrase.end + 2]
         shown = [["from"], ["taken"], *([word] for word in SHOWING)]
         within = self.waiting is not None and self.waiting.names[:1] in [("inside",), ("on",)]
@@ -1191,8 +1220,10 @@ class Reader:
             if fits:
                 return list(group)
         here = [i for i, mention in enumerate(self.mentions) if mention.sentence == self.sentence]
-        if pronoun == "them" and here[1:]:
-            return [index for index in here if index not in besides]
+        before = [i for i, each in enumerate(self.mentions) if each.sentence == self.sentence - 1]
+        for group in (here, before):
+            if pronoun == "them" and group[1:]:
+                return [index for index in group if index not in besides]
         return self._other_than(besides)
 
     def _latest_two(self, besides: Sequence[int]) -> list[int]:

@@ -240,6 +240,12 @@ class Mentions:
         taken, self.members = self.members[:number], self.members[number:]
         return taken
 
+    def are_described(self) -> bool:
+        """Whether the latest counted plural has attributes and none of it was taken yet."""
+        return self.members == self.several and any(
+            self.items[index].attributes for index in self.members
+        )
+
     def is_one_of_several(self, index: int) -> bool:
         """Whether a counted plural named it."""
         span = self.items[index].span

@@ -57,6 +57,7 @@ _MARKUP = re.compile(
     r"|(?<!\S)--(?:cref|oref|p|personalize|profile|sref|style|test)\b(?:\s+[^\s,-]\S*)?"
     r"|(?<!\S)(?:Negative prompt|Steps):[\s\S]*"
 )
+_BREAK = re.compile(r"(?<!\S)BREAK(?!\S)")  # of a prompt in two
 _EMPHASIS = {"(": ")", "[": "]", "{": "}"}
 _WEIGHT_BEFORE = re.compile(rf":\s*{_NUMBER}\s*$")
 _WORD_BEFORE = re.compile(r"([\w'’-]+)\s*$")
@@ -70,6 +71,8 @@ def without_markup(text: str) -> str:
     cat (on the left)".
     """
     out = list(_MARKUP.sub(lambda found: " " * len(found[0]), text))
+    for found in _BREAK.finditer(text):
+        out[found.start() : found.end()] = ".    "
     opened: list[tuple[int, bool]] = []  # where, and whether it may hold an aside
     for i, character in enumerate(text):
         before = text[max(0, i - _FAR_ENOUGH) : i]

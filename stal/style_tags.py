@@ -15,7 +15,6 @@ from stal.typical_sizes import thing_of
 from stal.words import (
     ANIMALS,
     AUXILIARIES,
-    CLOTHES,
     CONTAINERS,
     DETERMINERS,
     MEN,
@@ -24,6 +23,7 @@ from stal.words import (
     SURFACES,
     WITH,
     WOMEN,
+    WORN,
     is_adjective,
     is_adverb,
     is_known_verb,
@@ -73,7 +73,7 @@ _OPENINGS = (
 )
 _SETTING = re.compile(r"f/[\d.]+|\d+/\d+s?|\d+mm")  # of a camera
 _ENDINGS = ("ism", "istic", "esque", "punk", "graphy", "scape")
-_CONCRETE = ANIMALS | PEOPLE | MEN | WOMEN | CLOTHES | CONTAINERS | SURFACES
+_CONCRETE = ANIMALS | PEOPLE | MEN | WOMEN | WORN | CONTAINERS | SURFACES
 
 
 def without_tags(tokens: Sequence[str]) -> list[int]:

@@ -194,7 +194,7 @@ VERB_STEMS = word_set(
     " burn reflect illuminate thrive bloom sprout flourish wade chug rumble skid scratch pounce"
     " forage roost alight settle dwell linger loiter pose flap coil curl wrap bury cascade clamber"
     " ascend descend approach hunch squeeze wedge moor tether fasten hitch pin fluff preen await"
-    " snore lodge turn"
+    " snore lodge turn shake blow kiss raise breathe sip say"
 )
 _IRREGULAR_VERBS = word_set(
     "sat stood lay lain laid slung hung flew flown ran held rode ridden wore worn ate eaten"
@@ -218,8 +218,8 @@ NOT_OBJECTS = word_set(
     " composition setting focal number amount quantity nap daylight daytime look expression minute"
     " minutes age tune song owner glow blur sheen rain mist fog spot world heavens everyone"
     " somebody nobody anybody hours taste scent smell aroma hue hues movement movements beauty"
-    " artstation detail details sound moment trip voice voices wind breeze melody music ambiance"
-    " adventure fun lighting resolution quality masterpiece bokeh 4k 8k hd"
+    " artstation viewer detail details sound moment trip voice voices wind breeze melody music"
+    " ambiance adventure fun lighting resolution quality masterpiece bokeh 4k 8k hd"
 )
 PICTURES = word_set(
     "photo photograph picture image painting drawing illustration render rendering sketch"
@@ -305,7 +305,7 @@ OWN_PARTS = (
     | INSEPARABLE
     | word_set(
         "scales stripe spot polka-dots marking petal stem thorn leaf branch roof chimney spire"
-        " tower dome window door tire headlight seat screen sail mast bumper stitching trim lace"
+        " tower dome windows door tire headlight seat screen sail mast bumper stitching trim lace"
         " sleeve button"
     )
 ) - word_set("side lap back")

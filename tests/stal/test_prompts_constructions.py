@@ -1125,6 +1125,197 @@ CASES: dict[str, list[tuple[str, list[str], list[str]]]] = {
         ),
         ("a statue with a bird on its head", ["a statue", "a bird"], ["1 on 0"]),
     ],
+    "a part named again tells which": [
+        (
+            "A woman with red hair and a man. The woman with red hair is next to a car.",
+            ["a woman with red hair", "a man", "a car"],
+            ["0 next to 2"],
+        ),
+        (
+            "a girl with red hair and a girl with black hair. The girl with black hair is next to a car.",
+            ["a girl with red hair", "a girl with black hair", "a car"],
+            ["1 next to 2"],
+        ),
+        ("The cat has green eyes. The cat has green eyes.", ["a cat with green eyes"], []),
+        (
+            "A woman with red hair is on a sofa. The woman has green eyes.",
+            ["a woman with red hair and green eyes", "a sofa"],
+            ["0 on 1"],
+        ),
+        (
+            "a man with a beard is left of a dog, the man with the beard holds a cup",
+            ["a man with a beard", "a dog", "a cup"],
+            ["0 left of 1", "2 held by 0"],
+        ),
+    ],
+    "a whole with parts gets attributes": [
+        ("A cat with a long tail is black.", ["a black cat with a long tail"], []),
+        ("The house has a red roof. The house is blue.", ["a blue house with a red roof"], []),
+    ],
+    "a part with a place or a verb of its own is an object": [
+        (
+            "a house with a door on the left and a window on the right",
+            ["a house", "a door", "a window"],
+            ["1 left of 0", "2 right of 0", "1 left of 2"],
+        ),
+        (
+            "a house with a red roof on the left and a barn on the right",
+            ["a house with a red roof", "a barn"],
+            ["0 left of 1"],
+        ),
+        (
+            "a bicycle with a flat tire leaning on a fence",
+            ["a bicycle with a flat tire", "a fence"],
+            ["0 touching 1"],
+        ),
+    ],
+    "parts of who wears something": [
+        (
+            "a woman in a dress with a ponytail",
+            ["a woman with a ponytail", "a dress"],
+            ["1 worn by 0"],
+        ),
+        (
+            "a woman with a red dress and long hair",
+            ["a woman with long hair", "a red dress"],
+            ["1 worn by 0"],
+        ),
+        (
+            "a man with sunglasses and a beard next to a car",
+            ["a man with a beard", "sunglasses", "a car"],
+            ["1 worn by 0", "0 next to 2"],
+        ),
+        (
+            "cute cat, tiny hat, sitting on a pumpkin",
+            ["a cute cat", "a tiny hat", "a pumpkin"],
+            ["1 worn by 0", "0 on 2"],
+        ),
+    ],
+    "parts that read like verbs": [
+        (
+            "a tree with green leaves next to a house",
+            ["a tree with green leaves", "a house"],
+            ["0 next to 1"],
+        ),
+        (
+            "an elephant with its trunk raised standing behind a lion",
+            ["an elephant", "a lion"],
+            ["0 behind 1"],
+        ),
+        (
+            "a dragon with wings and horns breathing fire",
+            ["a dragon with wings and horns", "a fire"],
+            [],
+        ),
+        ("a man with a beard riding a horse", ["a man with a beard", "a horse"], ["0 on 1"]),
+    ],
+    "hands that hold each other are no objects": [
+        (
+            "a man and a woman holding hands under an umbrella",
+            ["a man", "a woman", "an umbrella"],
+            ["0 below 2", "1 below 2"],
+        ),
+        (
+            "a samurai in black armor, katana in hand",
+            ["a samurai", "a black armor", "a katana"],
+            ["1 worn by 0", "2 held by 0"],
+        ),
+        (
+            "a squirrel holding an acorn in its paws on top of a log",
+            ["a squirrel", "an acorn", "a log"],
+            ["1 held by 0", "0 above 2"],
+        ),
+    ],
+    "a list ends where someone acts": [
+        (
+            "a man holding a cup and a dog sitting next to him",
+            ["a man", "a cup", "a dog"],
+            ["1 held by 0", "2 next to 0"],
+        ),
+        (
+            "a man riding a horse and a dog running behind him",
+            ["a man", "a horse", "a dog"],
+            ["0 on 1", "2 behind 0"],
+        ),
+        (
+            "a boy with a kite and a girl holding a ball",
+            ["a boy", "a kite", "a girl", "a ball"],
+            ["3 held by 2"],
+        ),
+        (
+            "a table with a cat and a dog sitting on it",
+            ["a table", "a cat", "a dog"],
+            ["1 on 0", "2 on 0"],
+        ),
+    ],
+    "both do it": [
+        (
+            "a large dog next to a small cat, both wearing hats",
+            ["a large dog", "a small cat", "hats"],
+            ["0 next to 1", "2 worn by 0", "2 worn by 1"],
+        ),
+        (
+            "a cat next to a dog, both sitting on a mat",
+            ["a cat", "a dog", "a mat"],
+            ["0 next to 1", "0 on 2", "1 on 2"],
+        ),
+    ],
+    "asides in brackets": [
+        ("a man (wearing a hat) and a woman", ["a man", "a hat", "a woman"], ["1 worn by 0"]),
+        (
+            "a table (with two chairs) next to a window",
+            ["a table", "a chair", "a chair", "a window"],
+            ["0 next to 3"],
+        ),
+        ("a cat (on the left) and a dog", ["a cat", "a dog"], []),
+    ],
+    "what is not so says nothing of what follows": [
+        (
+            "a cat not on a table, a dog under a chair",
+            ["a cat", "a table", "a dog", "a chair"],
+            ["2 below 3"],
+        ),
+        (
+            "The cat is not on the sofa and the dog is on the chair.",
+            ["a cat", "a sofa", "a dog", "a chair"],
+            ["2 on 3"],
+        ),
+        ("the man is not wearing a hat", ["a man"], []),
+    ],
+    "one more of another colour": [
+        ("two red apples and one green", ["a red apple", "a red apple", "a green apple"], []),
+        ("two small dogs, one black and one white", ["a small black dog", "a small white dog"], []),
+    ],
+    "them in the next sentence": [
+        (
+            "A cat is next to a dog. A red ball is below them.",
+            ["a cat", "a dog", "a red ball"],
+            ["0 next to 1", "2 below 0", "2 below 1"],
+        ),
+        ("A man holds a cup. It is red.", ["a man", "a red cup"], ["1 held by 0"]),
+    ],
+    "what only front ends read": [
+        ("a photo of a <cat-toy> next to a book", ["a cat-toy", "a book"], ["0 next to 1"]),
+        ("a cat --ar 16:9, a dog on the left", ["a cat", "a dog"], []),
+        ("a cat—ar 16:9", ["a cat"], []),
+        ("(a cat)1.3 next to a dog", ["a cat", "a dog"], ["0 next to 1"]),
+        (
+            "a cat next to a dog BREAK a red ball below them",
+            ["a cat", "a dog", "a red ball"],
+            ["0 next to 1", "2 below 0", "2 below 1"],
+        ),
+        (
+            "a cat next to a dog. Negative prompt: blurry, bad hands. Steps: 20, Sampler: Euler a",
+            ["a cat", "a dog"],
+            ["0 next to 1"],
+        ),
+        (
+            "1Girl, long hair, looking at viewer, holding sword, red cape",
+            ["a girl with long hair", "a sword", "a red cape"],
+            ["1 held by 0", "2 worn by 0"],
+        ),
+        ("a cat --draft --exp 10 --no dogs, birds --tile", ["a cat"], []),
+    ],
     "which of them": [
         (
             "There is a dog and a cat. The former is to the left of the latter.",

@@ -1132,9 +1132,9 @@ CASES: dict[str, list[tuple[str, list[str], list[str]]]] = {
             ["0 next to 2"],
         ),
         (
-            "a girl with red hair and a girl with black hair. The girl with black hair is next to a car.",
-            ["a girl with red hair", "a girl with black hair", "a car"],
-            ["1 next to 2"],
+            "a man with red hair and a man with black hair. The man with black hair is on a car.",
+            ["a man with red hair", "a man with black hair", "a car"],
+            ["1 on 2"],
         ),
         ("The cat has green eyes. The cat has green eyes.", ["a cat with green eyes"], []),
         (

@@ -44,12 +44,14 @@ class Bearing:
         latest = self._links[-1:]
         return [i for link in latest if link.subjects == list(ids) for i in link.references]
 
-    def take(self, bearer: Sequence[int], ids: Sequence[int], span: Span) -> bool:
-        """Relates things to what they come with, if they can be in or on it."""
+    def take(
+        self, bearer: Sequence[int], ids: Sequence[int], span: Span, *, held: bool = False
+    ) -> bool:
+        """Relates things to what they come with or are held by, if they can be in or on it."""
         nested = bool(self._links) and set(bearer) <= set(self._links[-1].subjects)
         self._links = self._links if nested else []
         name = self._name(bearer, ids)
-        if name is None:
+        if name is None or (held and name == "worn by"):
             return False
         link = Link((name,), list(ids), span, list(bearer))
         self._said.relate(link, ids, bearer)

@@ -322,7 +322,7 @@ class Reader:
             self.joint, self.absent = "while", False
         elif token in WITH:
             self.preposition, self.joint = "with", ""
-            self.bearer = self._wearers(self.latest) if i == self.phrase_end else []
+            self.bearer = self.latest if i == self.phrase_end else []
             self.verb_span = self.spans[i]
         elif token in AUXILIARIES:
             self._take_verb(tokens, i)
@@ -836,7 +836,7 @@ class Reader:
             return False  # "a house with a door leading to a garden"
         owners: list[int] = []
         if self.preposition == "with":
-            owners = self.bearer
+            owners = self._wearers(self.bearer) if of_body else self.bearer
             if of_body and not self._are_alive(owners) and self._are_alive(self.head):
                 owners = self.head  # "a man on a bench with long hair"
         elif self.verb in _HAS and self.role == "subject" and not (self.joint or self.preposition):
@@ -1007,6 +1007,11 @@ class Reader:
         bare_list = bare and self.preceding == "," and bool(self.head)
         anew = bare_list and self.mentions[self.head[0]].bare and find(tokens, end) is not None
         acts = listed and self.role == "object" and followed_by_verb and self._are_alive(ids)
+        acts = acts and (
+            not self._are_alive(self.last)
+            if self.joined
+            else complete is not None and complete.references == self.last
+        )
         # "a man wearing a hat and a scarf stands"
         carried = complete is not None and complete.names in _BORNE
         worn = carried and self.joint == "and" and finite and not self.finite
@@ -1036,10 +1041,11 @@ class Reader:
             if complete is not None and complete.is_side and self.stated == 1:
                 self.aside = complete.references
             self.last, self.role, self.joined = ids, "object", True
+            self.bearer = self._wearers(self.bearer)
             self.bearing.take(self.bearer, ids, self.verb_span)
         elif anew:
             self._begin_clause(ids)  # "woman holding umbrella, car on left"
-        elif acts and not (self.joined and self._are_alive(self.last)):
+        elif acts:
             self._begin_clause(ids)  # "a man holding a cup and a dog sitting next to him"
         elif listed and self.role == "object" and self.last and (worn or not finite):
             if complete is not None and complete.lists:
@@ -1066,7 +1072,7 @@ class Reader:
     def _take_object(self, ids: list[int]) -> None:
         """ "a man holding a cup" """
         self.last, self.role = ids, "object"
-        if _holds(self.verb) and self.bearing.take(self.subject, ids, self.verb_span):
+        if _holds(self.verb) and self.bearing.take(self.subject, ids, self.verb_span, held=True):
             return
         stated = _stated_by(self.verb)
         if stated is not None:

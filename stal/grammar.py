@@ -16,7 +16,7 @@ from stal.mentions import Mention, Mentions, Span
 from stal.nouns import NounPhrase, find_noun, inverts, needs_object, noun_phrase
 from stal.relations import SIDES, VERBS, Place, Side, find, side_names
 from stal.rewording import ORDERS, reword, without_markup
-from stal.statements import OPPOSITE, Link, Sided, Statement, Statements
+from stal.statements import OPPOSITE, Link, Sided, Statement, Statements, dealt
 from stal.style_tags import without_tags
 from stal.words import (
     ANIMALS,
@@ -87,6 +87,7 @@ _DIRECTED = word_set(
     " gazing staring glancing"
 )
 _BORNE = [("worn by",), ("held by",)]
+_FOOTWEAR = word_set("boot boots shoe shoes sneaker sandal sock")
 _HAS = frozenset(("has", "have", "had", "having"))
 _ORDINALS = {
     "first": 0,
@@ -154,7 +155,7 @@ def read(text: str, reader: Reader | None = None) -> tuple[list[Mention], dict[S
                     tokens[-1] = "its"
             spans.append((start, end))
     _read_sentence(reader, tokens, spans)
-    return reader.mentions, reader.said.relations
+    return dealt(reader.mentions, reader.said.relations)
 
 
 def _read_sentence(reader: Reader, tokens: Sequence[str], spans: Sequence[Span]) -> None:
@@ -495,7 +496,8 @@ class Reader:
                 return [*link.subjects, *(link.references if both else [])]
             if link.rests and (beside or facing):
                 # "a cat on a bed next to a lamp", "a plate topped with cake next to a spoon"
-                return [*link.subjects, *(link.references if link.reverse else [])]
+                bears = link.reverse and link.names != ("worn by",)
+                return [*link.subjects, *(link.references if bears else [])]
         if self.role == "subject" and place.reference == "object" and not self.room:
             # "a lamp and a cup on a shelf", but "a lamp to its left, a cup on a shelf"
             placed = {subject for subject, _, _ in self.said.relations}
@@ -1013,14 +1015,18 @@ class Reader:
             else complete is not None and complete.references == self.last
         )
         # "a man wearing a hat and a scarf stands"
-        carried = complete is not None and complete.names in _BORNE
+        borne = complete.names if complete is not None and complete.names in _BORNE else ()
+        carried = bool(borne)
         worn = carried and self.joint == "and" and finite and not self.finite
+        # "a man wearing a hat and a woman", "a cat wearing a hat and a dog"
+        other = carried and {self.mentions[index].kind for index in ids} <= MEN | WOMEN
+        other |= borne == ("worn by",) and self._are_alive(ids)
         if self.waiting is not None:
             link = self.waiting
             if (
                 link.names == ("inside",)
                 and not link.reverse
-                and {self.mentions[i].noun for i in ids} <= CLOTHES
+                and all(is_one_of(self.mentions[i].noun, CLOTHES | _FOOTWEAR) for i in ids)
             ):
                 link.names, link.reverse = ("worn by",), True  # "a girl in a blue dress"
             self._link(tokens, end, link, ids)
@@ -1047,12 +1053,12 @@ class Reader:
             self._begin_clause(ids)  # "woman holding umbrella, car on left"
         elif acts:
             self._begin_clause(ids)  # "a man holding a cup and a dog sitting next to him"
-        elif listed and self.role == "object" and self.last and (worn or not finite):
+        elif listed and self.role == "object" and self.last and (worn or not finite) and not other:
             if complete is not None and complete.lists:
                 self.said.relate(complete, complete.subjects, ids)
             self.last = ids if self.placed else self.last + ids
             self.bearing.take_too(ids, with_article=self.joined)
-        elif self.role == "adjunct" and complete is not None and (goes_on or worn):
+        elif self.role == "adjunct" and complete is not None and (goes_on or worn) and not other:
             self.said.relate(complete, complete.subjects, ids)
             complete.references = complete.references + ids
             self.last = self.last + ids
@@ -1072,7 +1078,8 @@ class Reader:
     def _take_object(self, ids: list[int]) -> None:
         """ "a man holding a cup" """
         self.last, self.role = ids, "object"
-        if _holds(self.verb) and self.bearing.take(self.subject, ids, self.verb_span, held=True):
+        held = self.verb not in _HAS
+        if _holds(self.verb) and self.bearing.take(self.subject, ids, self.verb_span, held=held):
             return
         stated = _stated_by(self.verb)
         if stated is not None:

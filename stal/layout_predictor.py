@@ -18,8 +18,8 @@ from __future__ import annotations
 import math
 import os
 import zlib
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -32,7 +32,8 @@ from stal.layout import Box, Contour, Layout, PlacedObject, Statement, place
 from stal.projection import project
 from stal.prompts import Description
 from stal.relations import GEOMETRY
-from stal.typical_sizes import thing_of
+from stal.typical_sizes import thing_of, worn_at
+from stal.words import PEOPLE, singular_noun
 
 BUNDLED = Path(__file__).parent / "assets" / "layout"
 _UNEQUAL = 0.5  # of the differences in size within a counted plural, what is kept
@@ -546,6 +547,8 @@ def _finish(
             relations,
             aspect,
         )
+        if projected:
+            layout = _dressed(layout, fixed or {})
         logs, scores = _scores(mixture, layout)
         objects = tuple(
             PlacedObject(o.phrase, o.noun, o.box, score)
@@ -553,6 +556,30 @@ def _finish(
         )
         ranked.append((-logs, index, Layout(layout.prompt, objects, relations, aspect)))
     return [layout for _, _, layout in sorted(ranked, key=lambda item: item[:2])]
+
+
+def _dressed(layout: Layout, fixed: Container[int]) -> Layout:
+    """Moves what is worn to where it is worn, a hat to the head, if what holds still does."""
+    wearers: dict[int, list[int]] = {}
+    for i, name, j in layout.relations:
+        if name == "worn by" and i not in fixed:
+            wearers.setdefault(i, []).append(j)
+    for i, (j, *more) in wearers.items():
+        worn, wearer = layout.objects[i], layout.objects[j]
+        share = worn_at(worn.noun)
+        if share is None or more:
+            continue
+        (a0, b0, a1, b1), (x0, y0, x1, y1) = worn.box, wearer.box
+        width, height = min(a1 - a0, x1 - x0), min(b1 - b0, y1 - y0)
+        upright = singular_noun(wearer.noun).split(" ")[-1] in PEOPLE
+        left = (x0 + x1 - width) / 2 if upright else min(max(a0, x0), x1 - width)
+        top = min(max(y0 + share * (y1 - y0) - height / 2, y0), y1 - height)
+        objects = list(layout.objects)
+        objects[i] = replace(worn, box=(left, top, left + width, top + height))
+        moved = replace(layout, objects=tuple(objects))
+        if set(moved.violated) <= set(layout.violated):
+            layout = moved
+    return layout
 
 
 def _scores(mixture: Mixture, layout: Layout) -> tuple[float, list[float]]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from stal.mentions import Mention, Span
 from stal.relations import Side, side_names
+from stal.words import UNCOUNTED, article, is_for_one, is_plural, singular_noun
 
 Statement = tuple[int, str, int]
 
@@ -141,3 +142,39 @@ class Statements:
                 continue
             topic = next(filter(None, others), [])
             self.relate(Link((name,), sided.subjects, sided.span), sided.subjects, topic)
+
+
+def dealt(
+    mentions: Sequence[Mention], relations: Mapping[Statement, Span]
+) -> tuple[list[Mention], dict[Statement, Span]]:
+    """ "two women wearing red dresses": a dress for each of them."""
+    wearers: dict[int, list[int]] = {}
+    for i, name, j in relations:
+        if name == "worn by":
+            wearers.setdefault(i, []).append(j)
+    out: list[Mention] = []
+    places: list[list[int]] = []  # by mention, where it is in out
+    for i, mention in enumerate(mentions):
+        copies = len(wearers.get(i, [])) if mention.count in ((1, 1), UNCOUNTED) else 1
+        copies = max(copies, 1)
+        places.append(list(range(len(out), len(out) + copies)))
+        if copies == 1:
+            out.append(mention)
+            continue
+        noun, phrase = mention.noun, mention.phrase
+        if is_plural(noun) and not is_for_one(noun.split(" ")[-1]):
+            noun = singular_noun(noun)
+            before = phrase.removesuffix(mention.noun)
+            phrase = f"{before}{noun}"
+            phrase = f"{article(phrase.split(' ')[0])} {phrase}"
+        out += [
+            replace(mention, noun=noun, phrase=phrase, count=(1, 1), index=index)
+            for index in range(copies)
+        ]
+    said: dict[Statement, Span] = {}
+    for (i, name, j), span in relations.items():
+        subjects = places[i]
+        if name == "worn by" and subjects[1:]:
+            subjects = [places[i][wearers[i].index(j)]]
+        said.update(((a, name, b), span) for a in subjects for b in places[j] if a != b)
+    return out, said

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
 
-from stal.words import KINDS, MEN, PEOPLE, WOMEN, singular_noun
+from stal.words import KINDS, MEN, PEOPLE, WOMEN, WORN_AT, singular, singular_noun
 
 # What an adjective makes of a width and height.
 _ADJECTIVES = {
@@ -74,6 +74,12 @@ def _kind_of(noun: str) -> str:
         if noun in nouns:
             return kind
     return ""
+
+
+def worn_at(noun: str) -> float | None:
+    """How far down its wearer a thing is worn, as a share of their height, if that is known."""
+    last = noun.lower().split(" ")[-1]
+    return WORN_AT.get(last, WORN_AT.get(singular(last)))
 
 
 @lru_cache(maxsize=65536)

@@ -314,13 +314,32 @@ CLOTHES = word_set(
     " glasses sunglasses cap scarf skirt gown robe vest costume clothes clothing gear outfit"
     " kimono tuxedo apron pajamas swimsuit bikini cloak armor armour"
 )
-# ... and what is on whoever comes with it.
-WORN = CLOTHES | word_set(
-    "tie bow bowtie ribbon boot shoe sneaker sandal glove mitten sock boots shoes belt collar crown"
-    " cape watch ring hood halo tiara necklace earring mask headphones goggles wig bandana turban"
-    " veil headband bracelet monocle eyepatch bonnet beanie beret blouse cardigan raincoat"
-    " spacesuit overalls leggings tights poncho shawl"
-)
+# How far down whoever wears it a thing is, as a share of their height.
+WORN_AT = {
+    word: share
+    for share, words in (
+        (
+            0.08,
+            "hat helmet cap crown halo tiara headband headphones wig bandana turban bonnet beanie"
+            " beret hood bow veil",
+        ),
+        (0.1, "glasses sunglasses goggles monocle eyepatch mask earring"),
+        (0.2, "scarf tie bowtie ribbon collar necklace"),
+        (
+            0.38,
+            "shirt t-shirt coat jacket hoodie sweater vest armor armour shawl poncho blouse"
+            " cardigan raincoat cape cloak",
+        ),
+        (0.5, "belt watch ring glove mitten bracelet"),
+        (0.65, "skirt shorts apron"),
+        (0.72, "jeans pants leggings tights"),
+        (0.95, "boot boots shoe shoes sneaker sandal sock"),
+    )
+    for word in words.split()
+}
+_PAIRED = word_set("boots shoes sneakers sandals socks gloves mittens earrings bracelets")
+# What is on whoever comes with it.
+WORN = CLOTHES | frozenset((*WORN_AT, "spacesuit", "overalls"))
 PORTIONS = word_set(
     "slice piece stalk head bunch group herd flock pile stack bouquet pair set couple row lot"
     " line column bit cluster variety number kind type sort crowd pack team gang"
@@ -395,6 +414,11 @@ def article(word: str) -> str:
     if re.match(r"uni(?!m|n)|use|usu|eu|one|ukulele|utensil", word):
         return "a"
     return "an" if word[:1] in set("aeiou") else "a"
+
+
+def is_for_one(noun: str) -> bool:
+    """Whether a plural is what one wears: "boots", "glasses"."""
+    return noun in _PAIRED or noun in ALWAYS_PLURAL
 
 
 def is_plural(word: str) -> bool:

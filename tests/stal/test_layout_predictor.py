@@ -189,6 +189,32 @@ def test_a_crowd_is_placed():
     assert len(layout.objects) == 40
 
 
+@pytest.mark.parametrize(
+    ("prompt", "low", "high"),
+    [
+        ("a woman wearing a hat next to a tree", 0.0, 0.3),
+        ("a man with a red scarf on a bench", 0.1, 0.6),
+        ("a girl with red boots", 0.6, 1.0),
+        ("a dog wearing socks", 0.5, 1.0),
+    ],
+)
+@pytest.mark.parametrize("seed", [None, 0, 1])
+def test_what_is_worn_is_where_it_is_worn(prompt, low, high, seed):
+    layout = predict(parse(prompt), seed=seed)
+    wearer, worn = layout.objects[0].box, layout.objects[1].box
+    top, height = wearer[1], wearer[3] - wearer[1]
+    assert low <= ((worn[1] + worn[3]) / 2 - top) / height <= high
+    assert worn[0] >= wearer[0]
+    assert worn[2] <= wearer[2]
+    assert layout.violated == ()
+
+
+def test_a_fixed_hat_stays():
+    box = (0.3, 0.6, 0.4, 0.7)
+    ((layout,),) = LayoutPredictor.load().predict([parse("a man with a hat")], fixed={1: box})
+    assert layout.objects[1].box == box
+
+
 def test_fixed_boxes_are_kept():
     box = (0.5, 0.5, 0.7, 0.9)
     ((layout,),) = LayoutPredictor.load().predict([parse(PROMPTS[0])], fixed={0: box})

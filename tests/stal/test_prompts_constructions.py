@@ -1251,8 +1251,8 @@ CASES: dict[str, list[tuple[str, list[str], list[str]]]] = {
     "both do it": [
         (
             "a large dog next to a small cat, both wearing hats",
-            ["a large dog", "a small cat", "hats"],
-            ["0 next to 1", "2 worn by 0", "2 worn by 1"],
+            ["a large dog", "a small cat", "a hat", "a hat"],
+            ["0 next to 1", "2 worn by 0", "3 worn by 1"],
         ),
         (
             "a cat next to a dog, both sitting on a mat",
@@ -1315,6 +1315,27 @@ CASES: dict[str, list[tuple[str, list[str], list[str]]]] = {
             ["1 held by 0", "2 worn by 0"],
         ),
         ("a cat --draft --exp 10 --no dogs, birds --tile", ["a cat"], []),
+    ],
+    "each wears its own": [
+        (
+            "two women wearing red dresses",
+            ["a woman", "a woman", "a red dress", "a red dress"],
+            ["2 worn by 0", "3 worn by 1"],
+        ),
+        (
+            "two men in brown boots next to a car",
+            ["a man", "a man", "brown boots", "brown boots", "a car"],
+            ["2 worn by 0", "3 worn by 1", "0 next to 4", "1 next to 4"],
+        ),
+        ("a man in red shoes", ["a man", "red shoes"], ["1 worn by 0"]),
+        ("a cat wearing a hat and a dog", ["a cat", "a hat", "a dog"], ["1 worn by 0"]),
+        (
+            "a man wearing a hat and a scarf and a woman",
+            ["a man", "a hat", "a scarf", "a woman"],
+            ["1 worn by 0", "2 worn by 0"],
+        ),
+        ("a man holding a baseball glove", ["a man", "a baseball glove"], ["1 held by 0"]),
+        ("a man has yellow shoes", ["a man", "yellow shoes"], ["1 worn by 0"]),
     ],
     "which of them": [
         (

@@ -2,7 +2,7 @@
 
 import pytest
 
-from stal.typical_sizes import NOUNS, thing_of, things
+from stal.typical_sizes import NOUNS, thing_of, things, worn_at
 
 
 def test_the_table_has_every_noun_once_with_a_size_and_a_setting():
@@ -28,6 +28,18 @@ def test_the_table_has_every_noun_once_with_a_size_and_a_setting():
 def test_a_noun_is_found_by_its_last_words(noun, known):
     found = thing_of(noun)
     assert (found and found.noun) == known
+
+
+def test_parts_do_not_change_the_size():
+    assert thing_of("woman", "a woman with a huge smile") == thing_of("woman")
+    assert thing_of("woman", "a tiny woman with large eyes") == thing_of("woman", "a tiny woman")
+
+
+@pytest.mark.parametrize(
+    ("noun", "share"), [("top hat", 0.08), ("boots", 0.95), ("glasses", 0.1), ("car", None)]
+)
+def test_things_are_worn_at_a_height(noun, share):
+    assert worn_at(noun) == share
 
 
 def test_adjectives_change_the_size():

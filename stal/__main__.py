@@ -350,11 +350,11 @@ def show_layout(
     """
     if (prompt is None) == (prompts is None):
         raise typer.BadParameter("give one, or a file of them with --prompts", param_hint="PROMPT")
+    width_to_height = _aspect(aspect)
     if prompts is not None and (json_file is None or output is not None):
         raise ValueError("prompts must come with --json OUT.jsonl and without --output")
     if prompt is not None and output is None and json_file is None:
         raise ValueError("output must be given, or json, e.g. --output layout.png")
-    width_to_height = _aspect(aspect)
     pictures = [] if output is None else _numbered(output, samples)
     jsons = []
     if json_file is not None:
@@ -367,6 +367,8 @@ def show_layout(
         check_writable(path, name="json")
     if {path.resolve() for path in pictures} & {path.resolve() for path in jsons}:
         raise ValueError(f"json must be another file than output, got {json_file}")
+    if prompts is not None and prompts.resolve() in {path.resolve() for path in jsons}:
+        raise ValueError(f"json must be another file than prompts, got {json_file}")
     texts = [prompt or ""]
     if prompts is not None:
         texts = read_lines(prompts, name="prompts")
@@ -382,13 +384,15 @@ def show_layout(
     for start in range(0, len(texts), 64):
         batch = [parse(text) for text in texts[start : start + 64]]
         found += predictor.predict(batch, aspect=width_to_height, seed=seed, samples=samples)
+    for number, group in enumerate(found, 1):
+        where = "" if prompts is None else f"prompt {number}: "
+        for each in group:
+            for statement in each.violated:
+                print(f"stal: {where}cannot hold: {each.say(statement)}", file=sys.stderr)
     if prompts is not None:
         lines = [json.dumps(json.loads(each.to_json())) for group in found for each in group]
         write_atomic(jsons[0], "".join(f"{line}\n" for line in lines).encode())
         return
-    for each in found[0]:
-        for statement in each.violated:
-            print(f"stal: cannot hold: {each.say(statement)}", file=sys.stderr)
     if not found[0][0].objects:
         print("stal: nothing to place was found in the prompt", file=sys.stderr)
     contours = predictor.contours(parse(texts[0]), aspect=width_to_height) if pictures else []
@@ -412,8 +416,8 @@ def _canvas(text: str | None) -> tuple[float, float] | None:
 
 def _aspect(text: str) -> float:
     try:
-        width, _, height = text.partition(":")
-        return float(width) / float(height or 1)
+        width, colon, height = text.partition(":")
+        return float(width) / (float(height) if colon else 1.0)
     except (ValueError, ZeroDivisionError):
         raise ValueError(f"aspect must be like 16:9 or 1.5, got {text!r}") from None
 

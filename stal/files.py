@@ -40,7 +40,7 @@ def read_lines(path: str | os.PathLike[str], *, name: str) -> list[str]:
             calls it by `name`.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")
     except OSError as error:
         raise ValueError(f"{name} must be a text file, got {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:

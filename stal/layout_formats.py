@@ -17,6 +17,7 @@ import math
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,8 @@ def _read_css(text: str, prompt: str, canvas: tuple[float, float]) -> Layout:
         values: dict[str, float] = {}
         for part in filter(str.strip, found["body"].split(";")):
             name, _, value = (each.strip() for each in part.partition(":"))
+            if name in values:
+                raise ValueError(f"{where} must have one {name}, got two")
             try:
                 values[name] = float(value.removesuffix("px"))
             except ValueError:
@@ -123,13 +126,17 @@ def _read_list(text: str, prompt: str, canvas: tuple[float, float]) -> Layout:
         try:
             phrase, corner = item
             corner = [float(value) for value in corner]
-            if not isinstance(phrase, str) or len(corner) != 4:
+            if not isinstance(phrase, str) or not phrase.strip() or len(corner) != 4:
                 raise TypeError
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
+            got = repr(item)
             raise ValueError(
-                f"{where} must be (phrase, [x, y, width, height]), got {item!r}"
+                f"{where} must be (phrase, [x, y, width, height]), got"
+                f" {got if len(got) <= 80 else got[:77] + '...'}"
             ) from None
         objects.append(_placed(" ".join(phrase.split()), corner, canvas, where))
+    if not objects:
+        raise ValueError("layout must have an object, got none")
     return Layout(prompt, tuple(objects), (), canvas[0] / canvas[1])
 
 
@@ -209,13 +216,13 @@ def _read_masks(text: str, folder: Path) -> Layout:
     try:
         with Image.open(folder / name) as image:
             pixels = np.asarray(image.convert("RGB"), dtype=np.uint32)
-    except OSError as error:
-        raise ValueError(f"masks must be a picture, got {name}: {error}") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"masks must be a picture, got {name!r}: {error}") from None
     codes = (pixels[..., 0] << 16) | (pixels[..., 1] << 8) | pixels[..., 2]
     height, width = codes.shape
     aspect = data.get("aspect", width / height)
-    if isinstance(aspect, bool) or not isinstance(aspect, int | float) or not aspect > 0:
-        raise ValueError(f"aspect must be a positive number, got {aspect!r}")
+    if isinstance(aspect, bool) or not isinstance(aspect, int | float) or not 0 < aspect < 1e6:
+        raise ValueError(f"aspect must be a positive number, got {str(aspect)[:40]}")
     if abs(aspect * height - width) > 1:
         raise ValueError(
             f"masks must have the layout's aspect {aspect:g}, got {name} of {width} x {height}"
@@ -225,6 +232,9 @@ def _read_masks(text: str, folder: Path) -> Layout:
         where = f"objects[{index}]"
         if not isinstance(item, dict) or not isinstance(item.get("phrase"), str):
             raise ValueError(f'{where} must have a "phrase" and a "colour", got {item!r}')
+        for key in item:
+            if key not in ("phrase", "noun", "colour"):
+                raise ValueError(f'{where} must not have "{key}", only "phrase", "noun", "colour"')
         colour = _colour(item.get("colour"), f"{where}.colour")
         if colour in colours:
             raise ValueError(f"{where}.colour must be its own, got {item['colour']} again")
@@ -241,9 +251,18 @@ def _read_masks(text: str, folder: Path) -> Layout:
             f" #{background:06x} only, got #{int(codes[y, x]):06x} at ({x}, {y}): save it"
             " without smoothing"
         )
-    objects = tuple(PlacedObject(p, noun, outline.box, 1.0, outline) for p, noun, outline in items)
-    relations = tuple((i, name, j) for i, name, j in data.get("relations", []))
-    return Layout(data.get("prompt", ""), objects, relations, float(aspect))
+    boxes = [
+        {"phrase": phrase, "noun": noun, "box": list(outline.box)}
+        for phrase, noun, outline in items
+    ]
+    own = {"version": 1, "prompt": "", "relations": [], "aspect": float(aspect), "objects": boxes}
+    named = {key: data[key] for key in ("prompt", "relations") if key in data}
+    layout = Layout.from_json(json.dumps({**own, **named}))
+    objects = (
+        replace(each, outline=outline)
+        for each, (*_, outline) in zip(layout.objects, items, strict=True)
+    )
+    return replace(layout, objects=tuple(objects))
 
 
 def _colour(value: Any, where: str) -> int:

@@ -1,6 +1,7 @@
 """`stal layout`, `stal train-layout`, `stal evaluate-layout`: what they write, how they fail."""
 
 import json
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -44,6 +45,17 @@ def test_contradictions_are_named(run):
     code, _, err = run("layout", text, "--json", "a.json")
     assert code == 0
     assert err == "stal: cannot hold: a cat left of a dog\n"
+    Path("prompts.txt").write_text(f"a dog\n{text}\n", encoding="utf-8-sig")
+    code, _, err = run("layout", "--prompts", "prompts.txt", "--json", "a.jsonl")
+    assert (code, err) == (0, "stal: prompt 2: cannot hold: a cat left of a dog\n")
+    assert json.loads(Path("a.jsonl").read_text().splitlines()[0])["prompt"] == "a dog"
+
+
+def test_the_file_of_prompts_is_not_written_over(run):
+    Path("prompts.txt").write_text("a dog\n")
+    code, _, err = run("layout", "--prompts", "prompts.txt", "--json", "prompts.txt")
+    assert (code, "another file than prompts" in " ".join(err.split())) == (1, True)
+    assert Path("prompts.txt").read_text() == "a dog\n"
 
 
 @pytest.mark.parametrize(
@@ -55,6 +67,7 @@ def test_contradictions_are_named(run):
         ((TWO, "--output", "no/a.png"), 1, "existing folder"),
         ((TWO, "--output", "a.png", "--aspect", "wide"), 1, "aspect must be like 16:9"),
         ((TWO, "--output", "a.png", "--aspect", "1:0"), 1, "aspect must be like 16:9"),
+        ((TWO, "--output", "a.png", "--aspect", "16:"), 1, "aspect must be like 16:9"),
         ((TWO, "--output", "a.png", "--aspect", "1:100"), 1, "aspect must lie in"),
         ((TWO, "--output", "a.png", "--json", "a.png"), 1, "json must be another file"),
         ((TWO, "--output", "a.png", "--model", "none"), 1, "none"),

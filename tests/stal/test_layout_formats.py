@@ -117,6 +117,10 @@ def test_painted_masks_are_read(write, painted):
         ("[('a', [0, 0, 0, 9])]", "item 0 must have a positive width"),
         ("[f(x)]", "list must be of pairs"),
         ("[3]", "item 0 must be"),
+        ("[]", "layout must have an object, got none"),
+        ("[('', [0, 0, 9, 9])]", "item 0 must be (phrase,"),
+        (f"[('a', [0, 0, {'9' * 400}, 9])]", "item 0 must be (phrase,"),
+        ("cat {width: 3; width: 4; left: 5; top: 0}", "line 1 must have one width, got two"),
         ("[('a', [0, 0, 900, 9])]", "item 0 must lie in the canvas of 512 x 512"),
         ('{"version": 3}', 'layout must have "prompt"'),
         ('{"version": 1', "layout must be valid JSON"),
@@ -138,10 +142,12 @@ def test_other_bytes_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"masks": "none.png"}, "masks must be a picture, got none.png"),
+        ({"masks": "none.png"}, "masks must be a picture, got 'none.png'"),
         ({"masks": 3}, "must name a PNG file"),
         ({"aspect": 1.0}, "masks must have the layout's aspect 1, got masks.png of 40 x 20"),
         ({"aspect": "wide"}, "aspect must be a positive number"),
+        ({"aspect": 10**400}, "aspect must be a positive number"),
+        ({"masks": "a\0b"}, "masks must be a picture, got 'a\\x00b'"),
         ({"background": "black"}, 'background must be like "#ff0000"'),
         ({"background": "#ffffff"}, "#ffffff only, got #000000 at (0, 0)"),
         ({"objects": [{"phrase": "a dog"}]}, 'objects[0].colour must be like "#ff0000", got None'),
@@ -154,6 +160,18 @@ def test_other_bytes_are_refused(tmp_path):
         ({"objects": [PAINTED["objects"][0]]}, "got #00ff00 at (20, 5)"),
         ({"size": 3}, 'must not have "size"'),
         ({"relations": [[0, "left of", 9]]}, "relations[0]"),
+        ({"relations": 5}, "relations must be a list, got 5"),
+        ({"relations": [1]}, "relations[0] must be a list, got 1"),
+        ({"relations": [[0, "left of"]]}, "relations[0] must be [subject, predicate, object]"),
+        ({"prompt": 5}, "prompt must be a string, got 5"),
+        (
+            {"objects": [{**PAINTED["objects"][0], "noun": 5}, PAINTED["objects"][1]]},
+            "objects[0].noun must be a string, got 5",
+        ),
+        (
+            {"objects": [{**PAINTED["objects"][0], "size": 5}]},
+            'objects[0] must not have "size"',
+        ),
     ],
 )
 def test_bad_masks_are_named(write, painted, change, message):

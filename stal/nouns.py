@@ -10,6 +10,7 @@ from stal.words import (
     AFTER_NOUN,
     ALWAYS_PLURAL,
     BODY_PARTS,
+    CLOTHES,
     COMPOUNDS,
     DEFINITE,
     DETERMINERS,
@@ -239,6 +240,8 @@ def _ends_phrase(
         comes = bool(i) and tokens[i - 1] in ("with", "without")
         if comes and (word.endswith("s") or (not after and tokens[i + 1] in OWN_PARTS)):
             return False  # "without leaves", "with glowing eyes"
+        if i and tokens[i - 1] == "in" and not after and tokens[i + 1] in CLOTHES:
+            return False  # "in shining armor"
         return is_known_verb(word) or participle or is_adverb(word)
     if bare and words and is_known_verb(word) and all(map(is_adjective, words)):
         comes = tokens[max(0, i - len(words) - 1)] in ("with", "without") and word.endswith("s")
@@ -260,6 +263,8 @@ def _ends_phrase(
     following = tokens[i + 1] if i + 1 < len(tokens) else ""
     if word in VERB_STEMS and (following in ("a", "an") or is_number(following)):
         return True  # "on either side of the door stand two lamps"
+    if word.endswith("ing") and following in ("a", "an"):
+        return True  # "two children building a sandcastle"
     verb_after = tokens[i + 1 : i + 2] and is_known_verb(tokens[i + 1])
     passive = is_plural(words[-1]) and word.endswith("ed")  # "two girls cooked dinner"
     if looks_like_participle(word) and (after or passive or verb_after):

@@ -1337,6 +1337,14 @@ CASES: dict[str, list[tuple[str, list[str], list[str]]]] = {
         ("a man holding a baseball glove", ["a man", "a baseball glove"], ["1 held by 0"]),
         ("a man has yellow shoes", ["a man", "yellow shoes"], ["1 worn by 0"]),
     ],
+    "participles that look like nouns or adjectives": [
+        (
+            "two children building a sandcastle, a dog running behind them",
+            ["a child", "a child", "a sandcastle", "a dog"],
+            ["3 behind 0", "3 behind 1"],
+        ),
+        ("a knight in shining armor", ["a knight", "a shining armor"], ["1 worn by 0"]),
+    ],
     "which of them": [
         (
             "There is a dog and a cat. The former is to the left of the latter.",

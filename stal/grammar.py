@@ -1012,7 +1012,7 @@ class Reader:
         acts = acts and (
             not self._are_alive(self.last)
             if self.joined
-            else complete is not None and complete.references == self.last
+            else complete is None or complete.references == self.last
         )
         # "a man wearing a hat and a scarf stands"
         borne = complete.names if complete is not None and complete.names in _BORNE else ()

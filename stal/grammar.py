@@ -261,6 +261,7 @@ class Reader:
     def _step(self, tokens: Sequence[str], i: int) -> int:
         token = tokens[i]
         if token == "(" and self.waiting is None:
+            self.phrase_end += i == self.phrase_end
             self.outside = {name: getattr(self, name) for name in _CLAUSE}
         elif token == ")" and self.outside:
             vars(self).update(self.outside)
@@ -472,9 +473,11 @@ class Reader:
             another = self.preceding == "," and i == self.phrase_end
             if another and (pronoun or place.reference != "object"):
                 return self.latest  # "a plate with a burger, a fork to its left"
+            worn = {thing for thing, name, _ in self.said.relations if name == "worn by"}
+            if place.reference not in ("object", "canvas") and worn.issuperset(self.last):
+                return self._wearers(self.last)  # "a dog with a collar to her left"
             if pronoun:
                 # "with an eyepatch and a parrot on his shoulder"
-                worn = {thing for thing, name, _ in self.said.relations if name == "worn by"}
                 return [i for i in self.last if i in self.latest or i not in worn]
             return self.last
         looks = link is not None and link.names == ("facing",) and link.references == self.latest
@@ -1009,6 +1012,11 @@ class Reader:
         bare_list = bare and self.preceding == "," and bool(self.head)
         anew = bare_list and self.mentions[self.head[0]].bare and find(tokens, end) is not None
         acts = listed and self.role == "object" and followed_by_verb and self._are_alive(ids)
+        place, following = find(tokens, end), tokens[end] if end < len(tokens) else ""
+        if self.joint == "," and self.role == "object" and not (bare or self.joined):
+            # "a girl holding an umbrella, a dog with a ball", "..., a tree to her left"
+            acts |= place is not None and place.reference != "object"
+            acts |= self._are_alive(ids) and following not in ("", *CONJUNCTIONS)
         acts = acts and (
             not self._are_alive(self.last)
             if self.joined

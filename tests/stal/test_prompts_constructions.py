@@ -1345,6 +1345,28 @@ CASES: dict[str, list[tuple[str, list[str], list[str]]]] = {
         ),
         ("a knight in shining armor", ["a knight", "a shining armor"], ["1 worn by 0"]),
     ],
+    "after a comma comes something new": [
+        (
+            "a girl holding an umbrella, a dog with a red collar to her left",
+            ["a girl", "an umbrella", "a dog", "a red collar"],
+            ["1 held by 0", "3 worn by 2", "2 left of 0"],
+        ),
+        (
+            "a girl holding an umbrella, a tree to her left",
+            ["a girl", "an umbrella", "a tree"],
+            ["1 held by 0", "2 left of 0"],
+        ),
+        (
+            "a knight riding a horse, a castle in the background on the right",
+            ["a knight", "a horse", "a castle"],
+            ["0 on 1", "2 behind 0"],
+        ),
+        (
+            "a man holding a cup, a plate and a fork",
+            ["a man", "a cup", "a plate", "a fork"],
+            ["1 held by 0", "2 held by 0", "3 held by 0"],
+        ),
+    ],
     "which of them": [
         (
             "There is a dog and a cat. The former is to the left of the latter.",

@@ -64,8 +64,9 @@ class Bearing:
         with_article: whether only a thing without an article joins others without.
         """
         while self._links and with_article and not self._mentions[ids[0]].bare:
-            if not self._mentions[self._links[-1].subjects[0]].bare:
-                break
+            wears = self._name(self._links[-1].references, ids) == "worn by"
+            if wears or not self._mentions[self._links[-1].subjects[0]].bare:
+                break  # "a girl with boots and a hat"
             self._links = self._links[:-1]
         if self._links and self._name(self._links[-1].references, ids):
             link = self._links[-1]

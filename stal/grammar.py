@@ -293,7 +293,8 @@ class Reader:
             link = self.complete  # "a man and a dog, both running", "a dog next to a cat, both ..."
             if link is not None and self.role == "adjunct" and link.references == self.last:
                 self.subject = self.last = [*link.subjects, *link.references]
-                self.role, self.joint = "subject", ""
+                self.role = "subject"
+            self.joint = self.joint if self.role != "subject" else ""
             return i + 1
         if token == "both" and self.waiting is not None and noun_phrase(tokens, i) is None:
             self._take_pronoun(tokens, i)

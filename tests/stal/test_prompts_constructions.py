@@ -1318,6 +1318,16 @@ CASES: dict[str, list[tuple[str, list[str], list[str]]]] = {
     ],
     "each wears its own": [
         (
+            "a girl with red boots and a blue hat next to a bicycle",
+            ["a girl", "red boots", "a blue hat", "a bicycle"],
+            ["1 worn by 0", "2 worn by 0", "0 next to 3"],
+        ),
+        (
+            "a man and a woman, both wearing sunglasses, behind a table",
+            ["a man", "a woman", "sunglasses", "sunglasses", "a table"],
+            ["2 worn by 0", "3 worn by 1", "0 behind 4", "1 behind 4"],
+        ),
+        (
             "two women wearing red dresses",
             ["a woman", "a woman", "a red dress", "a red dress"],
             ["2 worn by 0", "3 worn by 1"],

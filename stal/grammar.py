@@ -722,6 +722,7 @@ class Reader:
         if self._take_row(phrase) or self._take_body_part(phrase):
             self.ignored_end = end
             return end
+        self._take_clothes(phrase)
         if self._take_part(tokens, phrase):
             return end
         if not self._is_object(tokens, phrase):
@@ -818,6 +819,21 @@ class Reader:
         part = noun_phrase(tokens, phrase.end + 1)
         return " ".join(part.words) if part and is_one_of(part.words[-1], OWN_PARTS) else ""
 
+    def _take_clothes(self, phrase: NounPhrase) -> None:
+        """ "a man with a beard and a hat", "cute cat, tiny hat": clothes as if after "with"."""
+        goes_on, listed = self._goes_on(phrase), self._is_tag(phrase)
+        wearer = self.latest if goes_on or (listed and self._are_alive(self.latest)) else self.head
+        begins = goes_on or (listed and phrase.attributes)
+        if begins and is_one_of(phrase.words[-1], WORN) and self._are_alive(wearer):
+            self.preposition, self.bearer, self.joint = "with", wearer, ""
+
+    def _goes_on(self, phrase: NounPhrase) -> bool:
+        """Whether it is one more part: "a man with a beard and ..."."""
+        return bool(self.joint) and self.part_end == phrase.start - 1
+
+    def _is_tag(self, phrase: NounPhrase) -> bool:
+        return self.joint == "," and not phrase.determiner
+
     def _take_part(self, tokens: Sequence[str], phrase: NounPhrase) -> bool:
         """ "a woman with red hair", "the house has a blue door", "1girl, long hair".
 
@@ -828,29 +844,12 @@ class Reader:
         of_verb = of_verb and self.verb not in COPULAS | _HAS and not phrase.determiner
         if of_verb and words in BODY_PARTS:
             return True  # "holding hands"
-        goes_on = bool(self.joint) and self.part_end == phrase.start - 1
-        listed = self.joint == "," and not phrase.determiner and self._are_alive(self.latest)
-        tag = self.joint == "," and not phrase.determiner and phrase.attributes
-        wearer = self.latest if goes_on or listed else self.head
-        if is_one_of(last, WORN) and self._are_alive(wearer) and (goes_on or tag):
-            # "a man with a beard and a hat", "cute cat, tiny hat"
-            self.preposition, self.bearer, self.joint = "with", wearer, ""
         if not is_one_of(last, OWN_PARTS) or phrase.of or phrase.portion or self.waiting:
             return False
         of_body = is_one_of(last, OF_BODIES)
         if not (of_body or phrase.attributes) and self._is_placed(tokens, phrase.end):
             return False  # "a house with a door leading to a garden"
-        owners: list[int] = []
-        if self.preposition == "with":
-            owners = self._wearers(self.bearer) if of_body else self.bearer
-            if of_body and not self._are_alive(owners) and self._are_alive(self.head):
-                owners = self.head  # "a man on a bench with long hair"
-        elif self.verb in _HAS and self.role == "subject" and not (self.joint or self.preposition):
-            owners = self.subject
-        elif goes_on or listed:
-            owners = self.latest
-        elif self.joint and self.joined and of_body and self._are_alive(self.bearer):
-            owners = self.bearer  # "a woman with a dress and long hair"
+        owners = self._owners(phrase, of_body=of_body)
         if phrase.determiner in DEFINITE | POSSESSIVES or self.negated or self.absent:
             known = bool(owners) and all(self.mentions[index].has(words) for index in owners)
             own = self.preposition == "with" and phrase.determiner in POSSESSIVES
@@ -868,6 +867,21 @@ class Reader:
         self.phrase_end = self.part_end = phrase.end
         self.preposition, self.joint = "", ""
         return True
+
+    def _owners(self, phrase: NounPhrase, *, of_body: bool) -> list[int]:
+        """What a part belongs to, if it is said to be a part; of_body: somebody's."""
+        if self.preposition == "with":
+            owners = self._wearers(self.bearer) if of_body else self.bearer
+            if of_body and not self._are_alive(owners) and self._are_alive(self.head):
+                return self.head  # "a man on a bench with long hair"
+            return owners
+        if self.verb in _HAS and self.role == "subject" and not (self.joint or self.preposition):
+            return self.subject
+        if self._goes_on(phrase) or (self._is_tag(phrase) and self._are_alive(self.latest)):
+            return self.latest
+        if self.joint and self.joined and of_body and self._are_alive(self.bearer):
+            return self.bearer  # "a woman with a dress and long hair"
+        return []
 
     def _is_placed(self, tokens: Sequence[str], end: int) -> bool:
         """Whether what ends there does something, or is at a side of its whole."""

@@ -26,7 +26,6 @@ from stal.words import (
     CANVASES,
     CARRIED_OVER,
     CLAUSE_BREAKS,
-    CLOTHES,
     CONJUNCTIONS,
     CONTRACTED,
     COPULAS,
@@ -79,7 +78,7 @@ from stal.words import (
 
 _TOKEN = re.compile(
     r"(?<!\w)f/\d+(?:\.\d+)?|\d+(?:[./]\d+)+\w*"  # f/1.8, 1/200s
-    r"|\d+(?=(?i:girl|boy|woman|man)s?\b)|\w+(?:[-'’]\w+)*['’]?|[^\w\s]|\n"
+    r"|\d+(?=(?i:girls?|boys?|wom[ae]n|m[ae]n)\b)|\w+(?:[-'’]\w+)*['’]?|[^\w\s]|\n"
 )
 _SENTENCE_ENDS = frozenset(".!?;\n")
 _DIRECTED = word_set(
@@ -87,7 +86,7 @@ _DIRECTED = word_set(
     " gazing staring glancing"
 )
 _BORNE = [("worn by",), ("held by",)]
-_FOOTWEAR = word_set("boot boots shoe shoes sneaker sandal sock")
+_WORN_IN = WORN - word_set("belt bow collar crown halo hood ring watch")  # "in a ring"
 _HAS = frozenset(("has", "have", "had", "having"))
 _ORDINALS = {
     "first": 0,
@@ -291,7 +290,7 @@ class Reader:
             return place.end
         if token == "both" and looks_like_participle(tokens[i + 1] if i + 1 < len(tokens) else ""):
             link = self.complete  # "a man and a dog, both running", "a dog next to a cat, both ..."
-            if link is not None and self.role == "adjunct" and link.references == self.last:
+            if link is not None and self.role != "subject" and link.references == self.last:
                 self.subject = self.last = [*link.subjects, *link.references]
                 self.role = "subject"
             self.joint = self.joint if self.role != "subject" else ""
@@ -437,6 +436,10 @@ class Reader:
     def _are_alive(self, ids: Sequence[int]) -> bool:
         kinds = {self.mentions[index].kind.split(" ")[-1] for index in ids}
         return bool(kinds) and kinds <= ANIMALS | PEOPLE
+
+    def _are_clothes(self, ids: Sequence[int]) -> bool:
+        """ "in a hat and boots", but "in a ring"."""
+        return all(is_one_of(self.mentions[i].noun.split(" ")[-1], _WORN_IN) for i in ids)
 
     def _wearers(self, ids: list[int]) -> list[int]:
         """ "a woman in a dress with a ponytail": the woman comes with it; or ids."""
@@ -722,7 +725,7 @@ class Reader:
         if self._take_row(phrase) or self._take_body_part(phrase):
             self.ignored_end = end
             return end
-        self._take_clothes(phrase)
+        self._take_clothes(tokens, phrase)
         if self._take_part(tokens, phrase):
             return end
         if not self._is_object(tokens, phrase):
@@ -819,10 +822,14 @@ class Reader:
         part = noun_phrase(tokens, phrase.end + 1)
         return " ".join(part.words) if part and is_one_of(part.words[-1], OWN_PARTS) else ""
 
-    def _take_clothes(self, phrase: NounPhrase) -> None:
+    def _take_clothes(self, tokens: Sequence[str], phrase: NounPhrase) -> None:
         """ "a man with a beard and a hat", "cute cat, tiny hat": clothes as if after "with"."""
         goes_on, listed = self._goes_on(phrase), self._is_tag(phrase)
         wearer = self.latest if goes_on or (listed and self._are_alive(self.latest)) else self.head
+        place = find(tokens, phrase.end)
+        if goes_on and place is not None and self._is_by_pronoun(tokens, place):
+            # "a man with a beard and a parrot on his shoulder"
+            self.preposition, self.bearer, self.joint = "with", self.latest, ""
         begins = goes_on or (listed and phrase.attributes)
         if begins and is_one_of(phrase.words[-1], WORN) and self._are_alive(wearer):
             self.preposition, self.bearer, self.joint = "with", wearer, ""
@@ -847,9 +854,13 @@ class Reader:
         if not is_one_of(last, OWN_PARTS) or phrase.of or phrase.portion or self.waiting:
             return False
         of_body = is_one_of(last, OF_BODIES)
-        if not (of_body or phrase.attributes) and self._is_placed(tokens, phrase.end):
+        if not of_body and self._is_placed(tokens, phrase):
             return False  # "a house with a door leading to a garden"
         owners = self._owners(phrase, of_body=of_body)
+        if self._are_alive(owners) and not of_body:
+            return False  # "a girl with a leaf in her hand"
+        if self._are_people(owners) and last in ("horn", "trunk"):
+            return False
         if phrase.determiner in DEFINITE | POSSESSIVES or self.negated or self.absent:
             known = bool(owners) and all(self.mentions[index].has(words) for index in owners)
             own = self.preposition == "with" and phrase.determiner in POSSESSIVES
@@ -883,12 +894,23 @@ class Reader:
             return self.bearer  # "a woman with a dress and long hair"
         return []
 
-    def _is_placed(self, tokens: Sequence[str], end: int) -> bool:
-        """Whether what ends there does something, or is at a side of its whole."""
+    def _is_placed(self, tokens: Sequence[str], phrase: NounPhrase) -> bool:
+        """Whether a part does something, or has a place of its own."""
+        end = phrase.end
         if end < len(tokens) and self._is_verb(tokens[end], end):
-            return True
+            return not phrase.attributes
         place = find(tokens, end)
-        return place is not None and place.reference == "canvas"
+        if place is None or self._is_by_pronoun(tokens, place):
+            return place is not None
+        # "with a door on the left", but "a house with a red roof on the left"
+        backdrop = place.reference == "canvas" and place.side[2] is not None
+        return backdrop or (place.reference == "canvas" and not phrase.attributes)
+
+    def _is_by_pronoun(self, tokens: Sequence[str], place: Place) -> bool:
+        """ "behind it", "to her left", "on his head" """
+        following = tokens[place.end] if place.end < len(tokens) else ""
+        own = following in PRONOUNS | POSSESSIVES
+        return place.reference not in ("object", "canvas") or (place.reference == "object" and own)
 
     def _hold(self, link: Link, owner: list[int]) -> None:
         """ "in her hand", "over his shoulder" """
@@ -1044,13 +1066,11 @@ class Reader:
         # "a man wearing a hat and a woman", "a cat wearing a hat and a dog"
         other = carried and {self.mentions[index].kind for index in ids} <= MEN | WOMEN
         other |= borne == ("worn by",) and self._are_alive(ids)
+        clothes = listed and borne == ("worn by",) and self._are_clothes(ids)
+        clothes = clothes and self.determiner != "the"  # "wearing a hat, the hat above ..."
         if self.waiting is not None:
             link = self.waiting
-            if (
-                link.names == ("inside",)
-                and not link.reverse
-                and all(is_one_of(self.mentions[i].noun, CLOTHES | _FOOTWEAR) for i in ids)
-            ):
+            if link.names == ("inside",) and not link.reverse and self._are_clothes(ids):
                 link.names, link.reverse = ("worn by",), True  # "a girl in a blue dress"
             self._link(tokens, end, link, ids)
             self.last, self.role = ids, "object" if link.lists else "adjunct"
@@ -1081,7 +1101,7 @@ class Reader:
                 self.said.relate(complete, complete.subjects, ids)
             self.last = ids if self.placed else self.last + ids
             self.bearing.take_too(ids, with_article=self.joined)
-        elif self.role == "adjunct" and complete is not None and (goes_on or worn) and not other:
+        elif self.role == "adjunct" and complete and not other and (goes_on or worn or clothes):
             self.said.relate(complete, complete.subjects, ids)
             complete.references = complete.references + ids
             self.last = self.last + ids

@@ -37,6 +37,7 @@ from stal.words import PEOPLE, singular_noun
 
 BUNDLED = Path(__file__).parent / "assets" / "layout"
 _UNEQUAL = 0.5  # of the differences in size within a counted plural, what is kept
+_REACH = 0.2  # what is worn at the very top or bottom of somebody is at most so high
 WEIGHTS = "layout_predictor.safetensors"
 # Larger crowds go to `stal.layout.place`: nothing like them was trained on.
 MAX_OBJECTS = 24
@@ -570,7 +571,9 @@ def _dressed(layout: Layout, fixed: Container[int]) -> Layout:
         if share is None or more:
             continue
         (a0, b0, a1, b1), (x0, y0, x1, y1) = worn.box, wearer.box
-        width, height = min(a1 - a0, x1 - x0), min(b1 - b0, y1 - y0)
+        reach = min(1.0, _REACH + 2 * min(share, 1 - share))  # shares of the wearer's height
+        scale = min(1.0, (x1 - x0) / (a1 - a0), reach * (y1 - y0) / (b1 - b0))
+        width, height = scale * (a1 - a0), scale * (b1 - b0)
         upright = singular_noun(wearer.noun).split(" ")[-1] in PEOPLE
         left = (x0 + x1 - width) / 2 if upright else min(max(a0, x0), x1 - width)
         top = min(max(y0 + share * (y1 - y0) - height / 2, y0), y1 - height)

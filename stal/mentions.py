@@ -32,7 +32,7 @@ from stal.words import (
 
 Span = tuple[int, int]
 
-_MOST_COUNTED = 20
+MOST_COUNTED = 20
 
 
 def _shortens(short: str, noun: str) -> bool:
@@ -74,7 +74,8 @@ class Mention:
 
     def has(self, part: str) -> bool:
         """Whether a part, without its article, was named."""
-        return any(f" {known}".endswith(f" {part}") for known in self.parts)
+        wanted = singular_noun(part)
+        return any(f" {singular_noun(known)}".endswith(f" {wanted}") for known in self.parts)
 
 
 class Mentions:
@@ -139,7 +140,7 @@ class Mentions:
         if earlier:
             return earlier
         words, noun, count = phrase.words, phrase.noun, self._number(phrase, latest) or 0
-        copies = count if 1 < count <= _MOST_COUNTED else 1
+        copies = count if 1 < count <= MOST_COUNTED else 1
         if phrase.determiner == "pair" and words[-1] in ALWAYS_PLURAL:
             copies, count, phrase.portion = 1, 0, "a pair of"
         one = phrase.determiner in ("a", "an", "each", "every") and not phrase.portion
@@ -150,7 +151,7 @@ class Mentions:
         numbers = (1, 1)
         if phrase.portion:
             text = f"{phrase.portion} {text}"
-        elif count > _MOST_COUNTED:
+        elif count > MOST_COUNTED:
             text, numbers = f"{count} {text}", (count, count)
         elif phrase.determiner in QUANTITIES and count == 0:
             some = "a few" if phrase.determiner == "few" else phrase.determiner
@@ -218,11 +219,14 @@ class Mentions:
         if not (found or attributes or phrase.other or " " in noun) and definite:
             found = self._called(noun, subject if related else ())
         if phrase.part:
-            found = [index for index in found if self.items[index].has(phrase.part)] or found
+            kind = phrase.part.split(" ")[-1]
+            theirs = [index for index in found if self.items[index].has(phrase.part)]
+            others = [index for index in found if not self.items[index].has(kind)]
+            found = theirs or others  # not the woman with other hair
         if len(found) < 2:
             return found
         if is_plural(phrase.words[-1]) and phrase.words[-1] not in ALWAYS_PLURAL:
-            return found[: min(phrase.count or _MOST_COUNTED, _MOST_COUNTED)]
+            return found[: min(phrase.count or MOST_COUNTED, MOST_COUNTED)]
         exact = [index for index in found if set(self.items[index].attributes) == attributes]
         return (exact or found)[-1:]
 
@@ -265,8 +269,8 @@ class Mentions:
                 before[0] = article(before[1])
             mention.phrase = " ".join([*before, mention.noun])
 
-    def complete(self, owners: Sequence[int], part: str, bare: str) -> None:
-        """ "a woman with a beard": the part is drawn with its owners. bare: without its article."""
+    def complete(self, owners: Sequence[int], part: str, name: str) -> None:
+        """ "a man with a beard": the part is drawn with its owners. name: without its article."""
         for index in owners:
-            if not self.items[index].has(bare):
+            if not self.items[index].has(name):
                 self.items[index].parts.append(part)

@@ -266,6 +266,8 @@ def _ends_phrase(
     if word.endswith("ing") and following in ("a", "an"):
         return True  # "two children building a sandcastle"
     verb_after = tokens[i + 1 : i + 2] and is_known_verb(tokens[i + 1])
+    if bare and is_plural(words[-1]) and word.endswith("ing") and looks_like_participle(word):
+        return True  # "a robot with long arms watering flowers"
     passive = is_plural(words[-1]) and word.endswith("ed")  # "two girls cooked dinner"
     if looks_like_participle(word) and (after or passive or verb_after):
         return True

@@ -49,13 +49,13 @@ _CANS = word_set("tin watering soda garbage trash rubbish beer paint spray oil m
 # dashes editors join, and what Stable Diffusion's front ends write below a prompt.
 _NUMBER = r"(?:\d+(?:\.\d+)?|\.\d+)"
 _MARKUP = re.compile(
-    rf"<\w+:[^<>\n]*>|:\s*{_NUMBER}\s*(?=[)\]}}])|(?<=[)\]}}]){_NUMBER}|\bembedding:\S+"
-    r"|(?:--|(?<!\d)[–—])no\s(?:(?!\s--)[^\n])*"
+    rf"<\w+:[^<>\n]*>|:\s*{_NUMBER}\s*(?=[)\]}}])|(?<=[)\]}}])\d*\.\d+|\bembedding:[\w./-]+"
+    r"|(?<!\S)(?:--|[–—])no\s(?:(?!\s--)[^\n])*"
     r"|(?<!\S)--(?:fast|hd|relax|tile|turbo|draft|raw)\b"
     r"|(?:--|(?<!\d)[–—])(?:ar|aspect|c|chaos|cw|exp|iw|niji|ow|q|quality|repeat|s|seed|stop|stylize|sw"
     rf"|v|version|w|weird)\s+{_NUMBER}(?:[:/]{_NUMBER})?\w*"
     r"|(?<!\S)--(?:cref|oref|p|personalize|profile|sref|style|test)\b(?:\s+[^\s,-]\S*)?"
-    r"|(?<!\S)(?:Negative prompt|Steps):[\s\S]*"
+    r"|(?<!\S)(?:Negative prompt:|Steps:\s*\d)[\s\S]*"
 )
 _BREAK = re.compile(r"(?<!\S)BREAK(?!\S)")  # of a prompt in two
 _EMPHASIS = {"(": ")", "[": "]", "{": "}"}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
-from stal.mentions import Mention, Span
+from stal.mentions import MOST_COUNTED, Mention, Span
 from stal.relations import Side, side_names
 from stal.words import UNCOUNTED, article, is_for_one, is_plural, singular_noun
 
@@ -152,6 +153,8 @@ def dealt(
     for i, name, j in relations:
         if name == "worn by":
             wearers.setdefault(i, []).append(j)
+    if len(mentions) + sum(len(each) - 1 for each in wearers.values()) > MOST_COUNTED:
+        return list(mentions), dict(relations)
     out: list[Mention] = []
     places: list[list[int]] = []  # by mention, where it is in out
     for i, mention in enumerate(mentions):
@@ -164,8 +167,7 @@ def dealt(
         noun, phrase = mention.noun, mention.phrase
         if is_plural(noun) and not is_for_one(noun.split(" ")[-1]):
             noun = singular_noun(noun)
-            before = phrase.removesuffix(mention.noun)
-            phrase = f"{before}{noun}"
+            phrase = phrase.replace(mention.noun, noun, 1)
             phrase = f"{article(phrase.split(' ')[0])} {phrase}"
         out += [
             replace(mention, noun=noun, phrase=phrase, count=(1, 1), index=index)
@@ -176,5 +178,8 @@ def dealt(
         subjects = places[i]
         if name == "worn by" and subjects[1:]:
             subjects = [places[i][wearers[i].index(j)]]
-        said.update(((a, name, b), span) for a in subjects for b in places[j] if a != b)
+        pairs: Iterable[tuple[int, int]] = itertools.product(subjects, places[j])
+        if subjects[1:] and wearers.get(j) == wearers[i]:
+            pairs = zip(subjects, places[j], strict=True)  # each tie over its own shirt
+        said.update(((a, name, b), span) for a, b in pairs)
     return out, said

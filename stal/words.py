@@ -101,7 +101,9 @@ PEOPLE = (
         " surfer skater snowboarder cyclist biker hiker player rider driver pilot worker chef"
         " farmer soldier knight pirate astronaut doctor nurse teacher student artist painter"
         " musician singer dancer clown officer firefighter samurai ninja viking elf angel fairy"
-        " vampire"
+        " vampire couple customer guest visitor passenger tourist traveler photographer gardener"
+        " baker butcher hunter warrior detective superhero magician bartender barista athlete"
+        " runner swimmer mechanic carpenter ballerina scientist engineer"
     )
 )
 # Robots and scarecrows are spoken of as if they lived.
@@ -172,7 +174,7 @@ LOOKS = COPULAS | word_set("look looks looking looked seem seems seemed appears 
 
 # Words in -ing and -ed that are nouns.
 NOT_VERBS = word_set(
-    "building painting ceiling wedding clothing evening morning drawing railing bedding"
+    "viking building painting ceiling wedding clothing evening morning drawing railing bedding"
     " earring pudding lightning dumpling duckling bread hundred thread king wing ring string"
     " sibling awning stocking"
 )
@@ -297,14 +299,14 @@ INSEPARABLE = word_set("handle lid label leg drawer edge rim top pattern design 
 OF_BODIES = BODY_PARTS | word_set(
     "hairstyle haircut beard moustache mustache goatee stubble ponytail pigtail braid bangs"
     " dreadlocks curl freckle wrinkle smile grin frown expression lip eyebrow eyelash tattoo scar"
-    " trunk tusk hump horn hoof eye ear finger tooth feather fin fleece"
+    " spot stripe scales marking trunk tusk hump horn hoof eye ear finger tooth feather fin fleece"
 )
 # ... and so are the parts of things ("a red roof").
 OWN_PARTS = (
     OF_BODIES
     | INSEPARABLE
     | word_set(
-        "scales stripe spot polka-dots marking petal stem thorn leaf branch roof chimney spire"
+        "polka-dots petal stem thorn leaf branch roof chimney spire"
         " tower dome windows door tire headlight seat screen sail mast bumper stitching trim lace"
         " sleeve button"
     )
@@ -330,8 +332,13 @@ WORN_AT = {
             "shirt t-shirt coat jacket hoodie sweater vest armor armour shawl poncho blouse"
             " cardigan raincoat cape cloak",
         ),
+        (
+            0.55,
+            "dress gown robe kimono suit costume uniform outfit tuxedo pajamas swimsuit bikini"
+            " spacesuit overalls suspenders",
+        ),
         (0.5, "belt watch ring glove mitten bracelet"),
-        (0.65, "skirt shorts apron"),
+        (0.65, "skirt tutu shorts apron"),
         (0.72, "jeans pants leggings tights"),
         (0.95, "boot boots shoe shoes sneaker sandal sock"),
     )
@@ -339,7 +346,7 @@ WORN_AT = {
 }
 _PAIRED = word_set("boots shoes sneakers sandals socks gloves mittens earrings bracelets")
 # What is on whoever comes with it.
-WORN = CLOTHES | frozenset((*WORN_AT, "spacesuit", "overalls"))
+WORN = CLOTHES | frozenset(WORN_AT)
 PORTIONS = word_set(
     "slice piece stalk head bunch group herd flock pile stack bouquet pair set couple row lot"
     " line column bit cluster variety number kind type sort crowd pack team gang"
@@ -509,7 +516,7 @@ def is_number(token: str) -> bool:
 
 
 def is_one_of(word: str, words: Set[str]) -> bool:
-    """Whether a noun, in singular or plural, is among words in the singular."""
+    """Whether a noun, as it is or in the singular, is among the words."""
     return word in words or singular(word) in words
 
 

@@ -1377,6 +1377,125 @@ CASES: dict[str, list[tuple[str, list[str], list[str]]]] = {
             ["1 held by 0", "2 held by 0", "3 held by 0"],
         ),
     ],
+    "a part with its own place is an object": [
+        ("a man with a tall tower behind him", ["a man", "a tall tower"], ["1 behind 0"]),
+        ("a woman with a red door behind her", ["a woman", "a red door"], ["1 behind 0"]),
+        (
+            "two cats with a big screen between them",
+            ["a cat", "a cat", "a big screen"],
+            ["2 between 0", "2 between 1"],
+        ),
+        ("a man with a branch in his hand", ["a man", "a branch"], ["1 held by 0"]),
+        (
+            "a dog next to a house with a red door behind it",
+            ["a dog", "a house", "a red door"],
+            ["0 next to 1", "2 behind 0"],
+        ),
+        ("a viking with a horn and a shield", ["a viking", "a horn", "a shield"], []),
+        (
+            "The white dog with black spots is in a basket.",
+            ["a white dog with black spots", "a basket"],
+            ["0 inside 1"],
+        ),
+    ],
+    "more than a part": [
+        (
+            "a man with a beard and a parrot on his shoulder",
+            ["a man with a beard", "a parrot"],
+            ["1 on 0"],
+        ),
+        (
+            "a clown with a red nose and a balloon in his hand",
+            ["a clown with a red nose", "a balloon"],
+            ["1 held by 0"],
+        ),
+        (
+            "a woman with blond hair and a cup in her hands sits next to a dog",
+            ["a woman with blond hair", "a cup", "a dog"],
+            ["1 held by 0", "0 next to 2"],
+        ),
+        (
+            "a house with a red roof and a tree next to it",
+            ["a house with a red roof", "a tree"],
+            ["1 next to 0"],
+        ),
+        (
+            "a woman with red hair and a man with a hat",
+            ["a woman with red hair", "a man", "a hat"],
+            ["2 worn by 1"],
+        ),
+    ],
+    "clothes of several": [
+        (
+            "three girls wearing dresses of silk",
+            ["a girl", "a girl", "a girl", "a dress of silk", "a dress of silk", "a dress of silk"],
+            ["3 worn by 0", "4 worn by 1", "5 worn by 2"],
+        ),
+        (
+            "two men wearing shirts and ties, the ties over the shirts",
+            ["a man", "a man", "a shirt", "a shirt", "a tie", "a tie"],
+            ["2 worn by 0", "3 worn by 1", "4 worn by 0", "5 worn by 1", "4 above 2", "5 above 3"],
+        ),
+        (
+            "two girls in kimonos and sandals holding umbrellas",
+            ["a girl", "a girl", "a kimono", "a kimono", "sandals", "sandals", "umbrellas"],
+            [
+                "2 worn by 0",
+                "3 worn by 1",
+                "4 worn by 0",
+                "5 worn by 1",
+                "6 held by 0",
+                "6 held by 1",
+            ],
+        ),
+        (
+            "A mother holding a baby, both wearing pink hats",
+            ["a mother", "a baby", "a pink hat", "a pink hat"],
+            ["1 held by 0", "2 worn by 0", "3 worn by 1"],
+        ),
+        (
+            "a man wearing a shirt and a tie next to a man wearing a hoodie",
+            ["a man", "a shirt", "a tie", "a man", "a hoodie"],
+            ["1 worn by 0", "2 worn by 0", "0 next to 3", "4 worn by 3"],
+        ),
+        (
+            "A man in a red shirt and black pants resting on a bench.",
+            ["a man", "a red shirt", "black pants", "a bench"],
+            ["1 worn by 0", "2 worn by 0", "0 on 3"],
+        ),
+        (
+            "a woman in a yellow raincoat next to a black dog",
+            ["a woman", "a yellow raincoat", "a black dog"],
+            ["1 worn by 0", "0 next to 2"],
+        ),
+    ],
+    "another with other parts": [
+        (
+            "the woman with red hair is next to the woman with black hair",
+            ["a woman with red hair", "a woman with black hair"],
+            ["0 next to 1"],
+        ),
+        (
+            "two men with beards, the man with the beard holds a cup",
+            ["a man with beards", "a man with beards", "a cup"],
+            ["2 held by 1"],
+        ),
+    ],
+    "prose that looks like markup": [
+        ("A quiet street—no cars, a red house on a hill", ["a quiet street", "a red house"], []),
+        ("(a cat)2 dogs", ["a cat", "a dog", "a dog"], []),
+        ("embedding:foo,red cat", ["a red cat"], []),
+        ("2women and 1man", ["a woman", "a woman", "a man"], []),
+    ],
+    "things that do something": [
+        (
+            "A photographer with a camera around his neck standing to the left of a bride",
+            ["a photographer", "a camera", "a bride"],
+            ["0 left of 2"],
+        ),
+        ("a viking blowing a horn", ["a viking", "a horn"], []),
+        ("a boy with long arms catching a ball", ["a boy with long arms", "a ball"], []),
+    ],
     "which of them": [
         (
             "There is a dog and a cat. The former is to the left of the latter.",

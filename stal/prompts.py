@@ -100,7 +100,8 @@ def parse(text: str, *, engine: str = "grammar") -> Description:
 
     Counted plurals become several objects ("two red circles" is twice "a red circle"); a second
     definite mention ("... The circle is ...") and a pronoun refer to an object that is already
-    there; parts belong to their whole ("a woman with red hair" is one object). Backgrounds, scenery
+    there; parts belong to their whole ("a woman with red hair" is one object), and clothes come one
+    for each ("two women wearing red dresses" are four). Backgrounds, scenery
     ("in a field"), the picture itself ("a photo of"), style tags ("golden hour, film grain, 4k"; at
     the end of a prompt, unknown words between commas that have no article count as such), what only
     generators read ("--ar 16:9") and what is said to be absent ("no dog", "without a hat") are no

@@ -162,7 +162,7 @@ class Layout:
             ) from None
         except RecursionError:
             raise ValueError("layout must be valid JSON of this format, got deep nesting") from None
-        _check_keys(data, "layout", ("version", "prompt", "objects", "relations", "aspect"))
+        check_keys(data, "layout", ("version", "prompt", "objects", "relations", "aspect"))
         version = data["version"]
         if isinstance(version, bool) or version not in (1, VERSION):
             raise ValueError(f"version must be 1 or {VERSION}, got {version!r}")
@@ -170,7 +170,7 @@ class Layout:
         objects = []
         for index, item in enumerate(_typed(data["objects"], list, "objects")):
             where = f"objects[{index}]"
-            _check_keys(item, where, ("phrase", "noun", "box"), optional=optional)
+            check_keys(item, where, ("phrase", "noun", "box"), optional=optional)
             box = _typed(item["box"], list, f"{where}.box")
             if len(box) != 4:
                 raise ValueError(f"{where}.box must be [x0, y0, x1, y1], got {box}")
@@ -253,9 +253,9 @@ def _read_shape(value: Any, box: Box, where: str) -> Outline | None:
         return check_polygon(corners, where)
     if not isinstance(value, dict):
         raise ValueError(
-            f'{where} must be "{ELLIPSE}", a list of corners or painted cells, got {_short(value)}'
+            f'{where} must be "{ELLIPSE}", a list of corners or painted cells, got {short(value)}'
         )
-    _check_keys(value, where, ("height", "width", "runs"))
+    check_keys(value, where, ("height", "width", "runs"))
     height, width = (_typed(value[key], int, f"{where}.{key}") for key in ("height", "width"))
     runs = tuple(_typed(n, int, f"{where}.runs") for n in _typed(value["runs"], list, where))
     if min(height, width) < 1 or min(runs, default=0) < 0 or sum(runs) != height * width:
@@ -282,9 +282,10 @@ def _check_relations(relations: Sequence[Statement], n: int) -> None:
             )
 
 
-def _check_keys(
+def check_keys(
     data: Any, where: str, required: Sequence[str], *, optional: Sequence[str] = ()
 ) -> None:
+    """Raises ValueError unless data is a JSON object with these keys."""
     _typed(data, dict, where)
     for key in required:
         if key not in data:
@@ -305,20 +306,21 @@ _JSON_NAMES = {dict: "an object", list: "a list", str: "a string", int: "an inte
 
 def _typed(value: Any, kind: type, where: str) -> Any:
     if not isinstance(value, kind) or isinstance(value, bool):
-        raise ValueError(f"{where} must be {_JSON_NAMES[kind]}, got {_short(value)}")
+        raise ValueError(f"{where} must be {_JSON_NAMES[kind]}, got {short(value)}")
     return value
 
 
 def _number(value: Any, where: str) -> float:
     if not isinstance(value, int | float) or isinstance(value, bool):
-        raise ValueError(f"{where} must be a number, got {_short(value)}")
+        raise ValueError(f"{where} must be a number, got {short(value)}")
     try:
         return float(value)
     except OverflowError:
-        raise ValueError(f"{where} must be a finite number, got {_short(value)}") from None
+        raise ValueError(f"{where} must be a finite number, got {short(value)}") from None
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """A value as error messages show it."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 

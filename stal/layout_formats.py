@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from stal.layout import Layout, PlacedObject
+from stal.layout import Layout, PlacedObject, check_keys, short
 from stal.outlines import Painted
 from stal.words import article
 
@@ -129,10 +129,8 @@ def _read_list(text: str, prompt: str, canvas: tuple[float, float]) -> Layout:
             if not isinstance(phrase, str) or not phrase.strip() or len(corner) != 4:
                 raise TypeError
         except (TypeError, ValueError, OverflowError):
-            got = repr(item)
             raise ValueError(
-                f"{where} must be (phrase, [x, y, width, height]), got"
-                f" {got if len(got) <= 80 else got[:77] + '...'}"
+                f"{where} must be (phrase, [x, y, width, height]), got {short(item)}"
             ) from None
         objects.append(_placed(" ".join(phrase.split()), corner, canvas, where))
     if not objects:
@@ -222,7 +220,7 @@ def _read_masks(text: str, folder: Path) -> Layout:
     height, width = codes.shape
     aspect = data.get("aspect", width / height)
     if isinstance(aspect, bool) or not isinstance(aspect, int | float) or not 0 < aspect < 1e6:
-        raise ValueError(f"aspect must be a positive number, got {str(aspect)[:40]}")
+        raise ValueError(f"aspect must be a positive number, got {short(aspect)}")
     if abs(aspect * height - width) > 1:
         raise ValueError(
             f"masks must have the layout's aspect {aspect:g}, got {name} of {width} x {height}"
@@ -231,10 +229,8 @@ def _read_masks(text: str, folder: Path) -> Layout:
     for index, item in enumerate(data["objects"]):
         where = f"objects[{index}]"
         if not isinstance(item, dict) or not isinstance(item.get("phrase"), str):
-            raise ValueError(f'{where} must have a "phrase" and a "colour", got {item!r}')
-        for key in item:
-            if key not in ("phrase", "noun", "colour"):
-                raise ValueError(f'{where} must not have "{key}", only "phrase", "noun", "colour"')
+            raise ValueError(f'{where} must have a "phrase" and a "colour", got {short(item)}')
+        check_keys(item, where, ("phrase",), optional=("noun", "colour"))
         colour = _colour(item.get("colour"), f"{where}.colour")
         if colour in colours:
             raise ValueError(f"{where}.colour must be its own, got {item['colour']} again")

@@ -10,7 +10,6 @@ from stal.words import (
     AFTER_NOUN,
     ALWAYS_PLURAL,
     BODY_PARTS,
-    CLOTHES,
     COMPOUNDS,
     DEFINITE,
     DETERMINERS,
@@ -25,6 +24,7 @@ from stal.words import (
     PRONOUNS,
     SCENERY,
     VERB_STEMS,
+    WORN,
     article,
     is_adjective,
     is_adverb,
@@ -240,7 +240,7 @@ def _ends_phrase(
         comes = bool(i) and tokens[i - 1] in ("with", "without")
         if comes and (word.endswith("s") or (not after and tokens[i + 1] in OWN_PARTS)):
             return False  # "without leaves", "with glowing eyes"
-        if i and tokens[i - 1] == "in" and not after and tokens[i + 1] in CLOTHES:
+        if i and tokens[i - 1] == "in" and not after and tokens[i + 1] in WORN:
             return False  # "in shining armor"
         return is_known_verb(word) or participle or is_adverb(word)
     if bare and words and is_known_verb(word) and all(map(is_adjective, words)):

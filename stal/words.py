@@ -311,11 +311,6 @@ OWN_PARTS = (
         " sleeve button"
     )
 ) - word_set("side lap back")
-CLOTHES = word_set(
-    "dress shirt t-shirt hat helmet suit coat jacket hoodie sweater uniform jeans pants shorts"
-    " glasses sunglasses cap scarf skirt gown robe vest costume clothes clothing gear outfit"
-    " kimono tuxedo apron pajamas swimsuit bikini cloak armor armour"
-)
 # How far down whoever wears it a thing is, as a share of their height.
 WORN_AT = {
     word: share
@@ -346,7 +341,7 @@ WORN_AT = {
 }
 _PAIRED = word_set("boots shoes sneakers sandals socks gloves mittens earrings bracelets")
 # What is on whoever comes with it.
-WORN = CLOTHES | frozenset(WORN_AT)
+WORN = frozenset(WORN_AT) | word_set("clothes clothing gear")
 PORTIONS = word_set(
     "slice piece stalk head bunch group herd flock pile stack bouquet pair set couple row lot"
     " line column bit cluster variety number kind type sort crowd pack team gang"

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from stal.evaluation.layout import matches, read_gpt
-from stal.layout import Box, Layout, PlacedObject, Statement
+from stal.layout import Box, Layout, PlacedObject, Statement, short
 from stal.prompts import PREDICATES, Description, Object, article, parse
 
 # 7Bench's boxes are pixels of this square.
@@ -183,7 +183,7 @@ def _coco_cases(path: Path, annotations: Any) -> list[Case]:
     for index, item in enumerate(annotations):
         where = f"{path}: annotations[{index}]"
         if not isinstance(item, dict) or not isinstance(item.get("caption"), str):
-            raise ValueError(f'{where} must have a "caption", got {_short(item)}')
+            raise ValueError(f'{where} must have a "caption", got {short(item)}')
         prompt = " ".join(item["caption"].split())
         if prompt:
             cases.setdefault(item.get("image_id", index), parsed(prompt, where=where))
@@ -198,10 +198,10 @@ def _geneval_case(line: str, where: str) -> Case:
     except json.JSONDecodeError as error:
         raise ValueError(f"{where} {rule}, got: {error.msg.lower()}") from None
     if not isinstance(item, dict) or not isinstance(item.get("prompt"), str):
-        raise ValueError(f"{where} {rule}, got {_short(item)}")
+        raise ValueError(f"{where} {rule}, got {short(item)}")
     include = item.get("include")
     if not isinstance(include, list):
-        raise ValueError(f"{where} {rule}, got {_short(item)}")
+        raise ValueError(f"{where} {rule}, got {short(item)}")
     objects: list[Object] = []
     # The first object of each entry, which positions refer to.
     first: list[int] = []
@@ -311,8 +311,3 @@ def boxes_of(case: Case, layout: Layout) -> list[Box | None]:
             left.remove(best)
         boxes.append(None if best is None else best.box)
     return boxes
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

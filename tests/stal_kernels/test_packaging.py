@@ -43,12 +43,14 @@ def builder(tmp_path_factory) -> Path:
 def run(
     *command: str | Path, cwd: Path | None = None, environment: dict[str, str] | None = None
 ) -> str:
+    # What PYTHONPATH names would be found before what is installed.
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     result = subprocess.run(
         [str(part) for part in command],
         cwd=cwd,
         capture_output=True,
         text=True,
-        env={**os.environ, **(environment or {})},
+        env={**inherited, **(environment or {})},
     )
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout + result.stderr

@@ -22,12 +22,12 @@ import typer
 from timing import machine
 from tqdm import tqdm
 
-from stal import clip
 from stal.evaluation.harness import Meter
+from stal.model import clip
+from stal.model.unet import UNet
+from stal.model.unet_config import UNetConfig
 from stal.optimize import Options, online, trajectory
 from stal.pipeline import Pipeline, Settings, bundled_model
-from stal.unet import UNet
-from stal.unet_config import UNetConfig
 
 PROMPT = "a red circle to the left of a blue square"
 

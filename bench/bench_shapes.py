@@ -21,13 +21,13 @@ import typer
 from timing import machine
 from tqdm import tqdm
 
-from stal.evaluation.layout import interval
+from stal.evaluation.parsing import interval
 from stal.layout import Layout, place
-from stal.layout_predictor import predict
+from stal.layout.predictor import predict
 from stal.pipeline import Pipeline, Result, Settings
 from stal.prompts import parse
+from stal.shapes.cases import Case, Verdict, draw_cases, judge
 from stal.shapes.detector import detect
-from stal.shapes.judge import Case, Verdict, draw_cases, judge
 
 _SETTINGS = {
     "plain": Settings(attention="plain"),

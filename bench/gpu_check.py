@@ -45,8 +45,8 @@ from cost_model import predicted_ms, work
 from timing import captured, gpu_times, interleave, machine
 
 from stal_kernels import backends, blended_attention, blended_attention_ragged
+from stal_kernels.backends.triton.compile import KERNELS, Variant, compile_variant
 from stal_kernels.testing import CASES, Case, Example, assert_within_twice_plain, example, results
-from stal_kernels.triton_compile import KERNELS, Variant, compile_variant
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 # A dtype and what torch.set_float32_matmul_precision allows its products to be.
@@ -232,7 +232,7 @@ def isolated(check: Callable[..., str], *arguments: Any) -> str:
 
 
 def machine_code(capability: int, workers: int) -> str:
-    """Looks for code that is known to be wrong (stal_kernels.triton_compile.undefined_registers).
+    """Looks for code that is known to be wrong (`compile.undefined_registers`).
 
     Runs of the case table need not show it: what a register holds by chance decides.
     """

@@ -3,13 +3,13 @@
     python bench/tune_triton.py --write                            on the GPU that is there
     python bench/tune_triton.py --capability 90 --kernels forward  without one
 
-From the table's tile (stal_kernels/triton_tiles.json) the search changes one choice at a time and
-goes on from the best, --rounds times. A candidate that spills registers, finds no room in shared
-memory or becomes wrong code (Compiled.undefined) is out, at any of the lengths and forms in which
-the kernel is shipped. On a GPU the fastest wins, and --write puts it into the table with the GPU's
-name; --budget stops a search that lasts too long between two rows, with what it has found so far.
-Without a GPU the figures to compare are printed (multiply-adds issued over useful ones, occupancy),
-and --write replaces only tiles that do not fit. Needs torch and triton alone.
+From the table's tile (stal_kernels/backends/triton/tiles.json) the search changes one choice at a
+time and goes on from the best, --rounds times. A candidate that spills registers, finds no room in
+shared memory or becomes wrong code (Compiled.undefined) is out, at any of the lengths and forms in
+which the kernel is shipped. On a GPU the fastest wins, and --write puts it into the table with the
+GPU's name; --budget stops a search that lasts too long between two rows, with what it has found so
+far. Without a GPU the figures to compare are printed (multiply-adds issued over useful ones,
+occupancy), and --write replaces only tiles that do not fit. Needs torch and triton alone.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from timing import gpu_times
 
 from stal_kernels.backends import triton
 from stal_kernels.backends.triton import TABLE, Row, Tile
-from stal_kernels.triton_compile import (
+from stal_kernels.backends.triton.compile import (
     KERNELS,
     SHARED_MEMORY,
     Compiled,

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stal import picture, weight_commands
-from stal.evaluation.command import evaluate
+from stal import picture
+from stal.cli import weights as weight_commands
+from stal.cli.evaluate import evaluate
 from stal.files import check_writable, read_lines, write_atomic
 from stal.layout import Layout
 
@@ -124,7 +125,7 @@ def generate(
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
 ) -> None:
     """Draw a picture of PROMPT."""
-    from stal.layout_formats import read_layout
+    from stal.layout.formats import read_layout
 
     if prompt is None and source is None:
         raise typer.BadParameter("give one, or a picture with --from", param_hint="PROMPT")
@@ -189,7 +190,7 @@ def _weights(text: str, resample: bool) -> list[float] | Callable[[int, int], An
         if not Path(text).is_file():
             rule = "be numbers like 1,0.5 or an existing file"
             raise ValueError(f"weights must {rule}, got {text!r}") from None
-    from stal.weight_files import load_weights
+    from stal.weights.files import load_weights
 
     return load_weights(text, resample=resample)
 
@@ -280,7 +281,7 @@ def _draw(
 
 def _optimized(drawing: Drawing, search: dict[str, Any], *, device: str, quiet: bool) -> Result:
     """Draws with weights that CLIP chose; what was done goes into the settings."""
-    from stal import clip
+    from stal.model import clip
     from stal.optimize import Options, online, trajectory
     from stal.pipeline import clip_folder
 
@@ -315,7 +316,7 @@ def train_shapes(
     ] = None,
 ) -> None:
     """Train the bundled model of coloured shapes; a killed run resumes where it stopped."""
-    from stal.shapes.training import STAGES, train
+    from stal.training.shapes import STAGES, train
 
     every = STAGES if start is None else tuple(name for name in STAGES if name != "vae")
     train(output, stages=tuple(stage) if stage else every, seed=seed, start=start)
@@ -376,7 +377,7 @@ def show_layout(
         raise ValueError("prompt must not be empty, e.g. 'a cat under a desk'")
 
     from stal.layout import sketch
-    from stal.layout_predictor import LayoutPredictor
+    from stal.layout.predictor import LayoutPredictor
     from stal.prompts import parse
 
     predictor = LayoutPredictor.load(model, text_encoder=text_encoder)
@@ -452,7 +453,7 @@ def train_layout(
 
     from dataclasses import replace
 
-    from stal.layout_training import Plan, train
+    from stal.training.layout import Plan, train
 
     plan = Plan(fold=fold, seed=seed)
     plan = replace(plan, steps=steps or plan.steps, relative=plan.relative if relative else 0.0)
@@ -474,7 +475,7 @@ def train_layout(
 )
 def evaluate_layout(context: typer.Context) -> None:
     """Score the prompt parser and the layout predictor on labelled sets."""
-    from stal.evaluation.layout import main as evaluate
+    from stal.evaluation.parsing import main as evaluate
 
     evaluation = typer.Typer(
         add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False

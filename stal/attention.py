@@ -1,4 +1,4 @@
-"""Cross-attention functions for the `attention` argument of `stal.unet`: the only caller of the op.
+"""Cross-attention functions for the UNet's `attention` argument: the only caller of the op.
 
 Each is called as `attention(name, q, module, height, width)` with q of shape
 (batch, heads, height * width, head_dim) and returns a tensor like q. Prompts are one table for the

@@ -23,12 +23,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from stal.checkpoint import read_json
-from stal.clip import Clip, crops
 from stal.files import write_atomic
+from stal.model.checkpoint import read_json
+from stal.model.clip import Clip, crops
 from stal.pipeline import Drawing
 from stal.sampler import Schedule
-from stal.weight_files import VERSION, WeightSchedule, knots_to_weights
+from stal.weights.files import VERSION, WeightSchedule, knots_to_weights
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Options:
     epochs: drawings of the whole trajectory, each followed by an update but the last.
     lr: learning rate of Adam.
     crop_weight: weight of the crops' sum in the loss.
-    margin: of a crop, see `stal.clip.crops`.
+    margin: of a crop, see `stal.model.clip.crops`.
     patience: epochs without a better loss after which a run stops.
     """
 

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from stal import sampler as samplers
 from stal.attention import Blend, Blended, Plain, Prompts, check_reference
-from stal.checkpoint import Components, load_components, read_json, resolve
 from stal.layout import Layout
-from stal.layout_predictor import predict
+from stal.layout.predictor import predict
+from stal.model.checkpoint import Components, load_components, read_json, resolve
 from stal.prompts import Description, parse
 from stal.weights import (
     MODES,
@@ -135,7 +135,7 @@ class Pipeline:
         result.images[0].save("circle.png")
 
     Args:
-        components: the networks, see `stal.checkpoint.load_components`.
+        components: the networks, see `stal.model.checkpoint.load_components`.
         defaults: settings used where a call gives none.
         name: how the model was named, for the settings of a result.
 
@@ -226,7 +226,7 @@ class Pipeline:
         Args:
             prompt: the global description D; its noun phrases are the local ones.
             layout: where the objects go, a `Layout` or its JSON; by default what
-                `stal.layout_predictor.predict` gives for the prompt.
+                `stal.layout.predictor.predict` gives for the prompt.
             seed: image i is drawn from the noise of seed + i, whatever the batch around it; or one
                 seed an image.
             generator: CPU generators to draw the noise from instead of seeds, one an image.
@@ -242,7 +242,7 @@ class Pipeline:
                 as a multiple of the mean weight; the model's default if None, 0 where the
                 reference is no prompt.
             weights: (steps, objects) or (objects,), or a function weights(steps, objects), such as
-                those of `stal.weight_files`; by attention and rule if None.
+                those of `stal.weights.files`; by attention and rule if None.
             sampler: a name in `stal.sampler.SAMPLERS`; the one the model was saved with if None.
             eta: share of fresh noise of the sampler ddim, in [0, 1].
             steps: transitions of the sampler; the model's default if None.

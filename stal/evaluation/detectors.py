@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-    from stal.clip import Clip
+    from stal.model.clip import Clip
 
 # One list of detections an image; wanted are the objects of its prompt.
 Detector = Callable[[Sequence["Image"], Sequence[Sequence[Object]]], list[list[Detection]]]
@@ -107,7 +107,7 @@ def zero_shot(
 def _load(folder: Path, device: Any) -> tuple[str, Any, Any]:
     from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
 
-    from stal.checkpoint import read_json
+    from stal.model.checkpoint import read_json
 
     if not folder.is_dir():
         raise ValueError(f"detector must be shapes or a folder with a model, got {folder}")
@@ -196,7 +196,7 @@ def _with_attributes(
 ) -> list[Detection]:
     import torch
 
-    from stal.clip import crops
+    from stal.model.clip import crops
 
     words = list(dict.fromkeys(word for each in objects for word in each.attributes))
     if not finds or not words:

@@ -35,7 +35,7 @@ if sys.platform != "win32":  # where two runs in one folder go unnoticed
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from stal.clip import Clip
+    from stal.model.clip import Clip
     from stal.pipeline import Pipeline, Result, Settings
 
 VERSION = 2
@@ -221,7 +221,7 @@ def clip_scores(image: Image, layout: Layout, scorer: Clip) -> tuple[float, list
     """Cosine similarity of the picture and its prompt, and of each box's crop and its object."""
     import torch
 
-    from stal.clip import crops
+    from stal.model.clip import crops
 
     with torch.inference_mode():
         whole = pixels(image)

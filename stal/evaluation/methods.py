@@ -9,14 +9,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from stal.clip import Clip, load
 from stal.evaluation.baselines.attend_and_excite import attend_and_excite
 from stal.evaluation.baselines.boxdiff import boxdiff
 from stal.evaluation.baselines.composable import composable
 from stal.evaluation.baselines.multidiffusion import multidiffusion
 from stal.evaluation.baselines.structured import structured
 from stal.layout import Layout
-from stal.layout_predictor import predict
+from stal.layout.predictor import predict
+from stal.model.clip import Clip, load
 from stal.optimize import RELEASED, Options, online, trajectory
 from stal.pipeline import UNCONDITIONAL, Pipeline, Result, Settings, clip_folder
 from stal.prompts import parse

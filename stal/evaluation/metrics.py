@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from stal.layout import Box, Statement
+from stal.layout import Box
+from stal.layout.layout import Statement
 from stal.prompts import Object
 from stal.relations import GEOMETRY
 

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stal.evaluation.layout import matches, read_gpt
-from stal.layout import Box, Layout, PlacedObject, Statement, short
+from stal.evaluation.parsing import matches, read_gpt
+from stal.layout import Box, Layout, PlacedObject
+from stal.layout.layout import Statement, short
 from stal.prompts import PREDICATES, Description, Object, article, parse
 
 # 7Bench's boxes are pixels of this square.
@@ -120,7 +121,7 @@ def _shapes_cases(source: str) -> list[Case]:
     if found is None or not int(found[1]):
         raise ValueError(f"prompts must be like shapes:100:2,3,4, got {source}")
 
-    from stal.shapes.judge import draw_cases
+    from stal.shapes.cases import draw_cases
     from stal.shapes.scenes import MAX_OBJECTS
 
     counts = [int(digit) for digit in (found[2] or "2,3,4").split(",")]

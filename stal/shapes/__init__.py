@@ -1,1 +1,1 @@
-"""The bundled world of coloured shapes: scenes, captions, an exact detector, training."""
+"""The bundled world of coloured shapes: scenes, captions, an exact detector."""

@@ -27,9 +27,9 @@ from transformers import (
 )
 
 from stal.__main__ import main
-from stal.clip import Clip, Preprocessing
+from stal.model.clip import Clip, Preprocessing
 from stal.pipeline import Pipeline
-from stal.shapes.training import MAX_TOKENS, write_tokenizer
+from stal.training.shapes import MAX_TOKENS, write_tokenizer
 
 # A busy machine is no failure.
 settings.register_profile("stal", deadline=None)

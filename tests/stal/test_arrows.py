@@ -37,7 +37,7 @@ def importers(package: str) -> set[str]:
 
 
 def test_the_search_finds_imports():
-    assert "stal.unet" in importers("torch")
+    assert "stal.model.unet" in importers("torch")
     # Inside a function, and as a name of its package.
     assert "stal.picture" in importers("PIL")
     assert "stal.pipeline" in importers("stal.sampler")
@@ -48,7 +48,7 @@ def test_only_attention_calls_the_kernels():
 
 
 def test_samplers_do_not_know_the_network():
-    assert imports_of(MODULES["stal.sampler"]).isdisjoint({"stal.unet", "stal.pipeline"})
+    assert imports_of(MODULES["stal.sampler"]).isdisjoint({"stal.model.unet", "stal.pipeline"})
 
 
 def test_only_the_integrations_import_themselves():
@@ -80,7 +80,13 @@ def test_no_pickle():
     assert loads == set()
 
 
-NETWORKS = {"stal.unet", "stal.checkpoint", "stal.pipeline", "diffusers", "transformers"}
+NETWORKS = {
+    "stal.model.unet",
+    "stal.model.checkpoint",
+    "stal.pipeline",
+    "diffusers",
+    "transformers",
+}
 KERNELS = {"stal_kernels", "stal.attention"}
 
 
@@ -91,16 +97,16 @@ KERNELS = {"stal_kernels", "stal.attention"}
         ("stal.__main__", {"torch", "numpy", "PIL", *NETWORKS, *KERNELS}),
         ("stal.prompts", {"torch", "numpy", "PIL", "stal.layout"}),
         ("stal.layout", {"torch", "numpy", "PIL", *NETWORKS, *KERNELS}),
-        ("stal.projection", {"torch", "PIL", *NETWORKS, *KERNELS}),
-        ("stal.layout_predictor", {"stal.layout_training", *NETWORKS, *KERNELS}),
+        ("stal.layout.projection", {"torch", "PIL", *NETWORKS, *KERNELS}),
+        ("stal.layout.predictor", {"stal.training.layout", *NETWORKS, *KERNELS}),
         ("stal.weights", {"stal.layout", "stal.sampler", *NETWORKS, *KERNELS}),
         ("stal.sampler", {"stal.weights", *NETWORKS, *KERNELS}),
         ("stal.attention", {"stal.sampler", *NETWORKS}),
-        ("stal.unet", {"stal.weights", "stal.layout", "stal.sampler", "diffusers", *KERNELS}),
+        ("stal.model.unet", {"stal.weights", "stal.layout", "stal.sampler", "diffusers", *KERNELS}),
         ("stal.pipeline", {"diffusers", "PIL", "typer", "stal.shapes"}),
-        ("stal.clip", {"stal.pipeline", "stal.weights", "open_clip", *KERNELS}),
+        ("stal.model.clip", {"stal.pipeline", "stal.weights", "open_clip", *KERNELS}),
         ("stal.optimize", {"stal.shapes", "open_clip", "diffusers"}),
-        ("stal.shapes.judge", {*NETWORKS, *KERNELS}),
+        ("stal.shapes.cases", {*NETWORKS, *KERNELS}),
     ],
 )
 def test_imports_in_a_fresh_interpreter(module, forbidden):

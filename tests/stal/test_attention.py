@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from stal.attention import Blend, Blended, Plain, Prompts, Recording
 from stal.layout import Layout, PlacedObject, masks
-from stal.unet import Attention
+from stal.model.unet import Attention
 
 NAME = "down_blocks.0.attentions.0.transformer_blocks.0.attn2"
 HEADS, HEAD_DIM, WIDTH, SEQLEN_K, TABLE = 2, 8, 6, 11, 9

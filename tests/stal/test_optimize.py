@@ -17,7 +17,7 @@ from stal.optimize import (
 )
 from stal.pipeline import Pipeline, Settings
 from stal.sampler import SAMPLERS
-from stal.weight_files import WeightSchedule
+from stal.weights.files import WeightSchedule
 
 # Not the local prompt itself, so that weights matter under the convex rule too.
 ONE = "a green star on a white background"

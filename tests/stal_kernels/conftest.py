@@ -62,7 +62,7 @@ def _prepare_once():
         return
     from triton.runtime import interpreter
 
-    original, prepared = interpreter._patch_lang, {"stal_kernels.triton_kernels"}
+    original, prepared = interpreter._patch_lang, {"stal_kernels.backends.triton.kernels"}
 
     def call(self, *args, **kwargs):
         if self.fn.__module__ not in prepared:

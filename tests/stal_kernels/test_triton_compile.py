@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from stal_kernels.triton_compile import (
+from stal_kernels.backends.triton.compile import (
     KERNELS,
     SHARED_MEMORY,
     Compiled,

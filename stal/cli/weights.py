@@ -1,0 +1,129 @@
+"""`stal plot` and `stal fit-schedule`: weights as a figure, and a schedule for many prompts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stal.files import check_writable, read_lines
+
+
+def plot(
+    source: Annotated[
+        Path, typer.Argument(help="Weights file, schedule, or what `stal generate` wrote.")
+    ],
+    output: Annotated[Path, typer.Option(help="A .png, .svg or .pdf.")] = Path("weights.png"),
+) -> None:
+    """Draw the weights over the steps, a line an object."""
+    check_writable(output)
+    _check_apart(output, source=source)
+
+    from stal.weights import plot as weight_plot
+
+    try:
+        weight_plot.plot(source, output)
+    except ImportError as error:
+        raise ValueError("matplotlib must be installed: pip install 'stal[plot]'") from error
+    print(output, flush=True)
+
+
+def fit_schedule(
+    output: Annotated[Path, typer.Option(help="JSON file to write.")] = Path("schedule.json"),
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="File of prompts, one a line; the shapes world's if absent."),
+    ] = None,
+    shapes: Annotated[
+        int, typer.Option(min=1, help="Prompts of the shapes world for each number of objects.")
+    ] = 64,
+    model: Annotated[
+        str | None, typer.Option(help="Diffusers folder or hub name; the bundled model if absent.")
+    ] = None,
+    clip: Annotated[
+        Path | None, typer.Option(help="Folder of a CLIP model; clip in the model's if absent.")
+    ] = None,
+    start: Annotated[
+        Path | None, typer.Option(help="Schedule to start from; the default weights if absent.")
+    ] = None,
+    knots: Annotated[int, typer.Option(min=1, help="Values over time, without --start.")] = 4,
+    epochs: Annotated[int, typer.Option(min=1)] = 4,
+    lr: Annotated[float, typer.Option(help="Adam's.")] = 0.05,
+    crop_weight: Annotated[float, typer.Option(help="Weight of the crops in the loss.")] = 5.0,
+    batch: Annotated[int, typer.Option(min=1, help="Prompts an update looks at.")] = 16,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the noise, and of the shapes world's prompts.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")] = "cpu",
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
+) -> None:
+    """Fit one schedule of weights to many prompts by CLIP.
+
+    The run is kept beside the output and goes on from there if it is killed.
+    `stal generate PROMPT --weights schedule.json` draws with the result.
+    """
+    check_writable(output)
+    _check_apart(output, prompts=prompts)
+    # Before anything slow begins.
+    texts = (
+        _shapes_prompts(shapes, seed) if prompts is None else read_lines(prompts, name="prompts")
+    )
+
+    from stal.model.clip import load
+    from stal.optimize import Options, schedule
+    from stal.pipeline import UNCONDITIONAL, Pipeline, Settings, clip_folder
+    from stal.weights import default_weights
+    from stal.weights.files import WeightSchedule
+
+    pipe = Pipeline.from_pretrained(model, device=device)
+    scorer = load(clip or clip_folder(pipe), device=device)
+    settings = Settings(steps=steps)
+    drawings = [
+        pipe.prepare(
+            texts[i : i + batch],
+            settings,
+            seed=[seed + i + j for j in range(len(texts[i : i + batch]))],
+        )
+        for i in range(0, len(texts), batch)
+    ]
+    sizes = {len(job.layout.objects) for drawing in drawings for job in drawing.jobs} - {0}
+    if not sizes:
+        raise ValueError("prompts must name objects to place, got none that does")
+    if start is None:
+        prompt_reference = pipe.defaults.reference != UNCONDITIONAL
+        first = WeightSchedule(
+            {
+                n: tuple(
+                    default_weights(knots, n, reference_is_prompt=prompt_reference)[:, 0].tolist()
+                )
+                for n in sizes
+            }
+        )
+    else:
+        first = WeightSchedule.load(start)
+    options = Options(epochs=epochs, lr=lr, crop_weight=crop_weight)
+    run = output.with_suffix(".run.json")
+    found, losses = schedule(drawings, scorer, options, start=first, path=run, quiet=quiet)
+    about = {
+        "model": pipe.name,
+        "prompts": f"{len(texts)} of {prompts.name if prompts else 'the shapes world'}",
+        "steps": drawings[0].schedule.steps,
+        "losses": losses,
+    }
+    WeightSchedule(found.knots, about).save(output)
+    print(output, flush=True)
+
+
+def _shapes_prompts(each: int, seed: int) -> list[str]:
+    """Prompts of the training split with 1 to 4 objects, mixed."""
+    from stal.shapes.cases import draw_cases
+
+    groups = [draw_cases(each, objects=n, seed=seed, held_out=False) for n in range(1, 5)]
+    return [case.prompt for cases in zip(*groups, strict=True) for case in cases]
+
+
+def _check_apart(output: Path, **inputs: Path | None) -> None:
+    """Raises ValueError if writing the output would replace what is read."""
+    for name, path in inputs.items():
+        if path is not None and path.resolve() == output.resolve():
+            raise ValueError(f"output must be another file than {name}, got {output}")

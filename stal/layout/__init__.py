@@ -1,0 +1,17 @@
+"""Where each object goes: boxes on the canvas, their masks, their JSON, a picture of them.
+
+`stal.layout.predictor`, which learned where things go, is not among these names: it needs torch.
+"""
+
+from stal.layout.layout import (
+    Box,
+    Layout,
+    PlacedObject,
+    draw,
+    hard_masks,
+    masks,
+    place,
+    sketch,
+)
+
+__all__ = ["Box", "Layout", "PlacedObject", "draw", "hard_masks", "masks", "place", "sketch"]

@@ -1,0 +1,1 @@
+"""The networks: the handwritten UNet, and what reads them from diffusers folders."""

@@ -1,0 +1,316 @@
+"""Reading diffusers folders: safetensors only, every weight accounted for, errors in one sentence.
+
+stable-diffusion/
+    model_index.json                        the class of the pipeline and of each part
+    unet/, vae/                             config.json, diffusion_pytorch_model.safetensors
+    text_encoder/, text_encoder_2/ (XL)     config.json, model.safetensors
+    tokenizer/, tokenizer_2/ (XL)
+    scheduler/scheduler_config.json
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+    from stal.model.unet import UNet
+
+# The parts of each pipeline, and the class that is implemented; None where only files are read.
+SD_PARTS = {
+    "unet": "UNet2DConditionModel",
+    "vae": "AutoencoderKL",
+    "text_encoder": "CLIPTextModel",
+    "tokenizer": None,
+    "scheduler": None,
+}
+XL_PARTS = {"text_encoder_2": "CLIPTextModelWithProjection", "tokenizer_2": None}
+PIPELINES: dict[str, dict[str, str | None]] = {
+    "StableDiffusionPipeline": SD_PARTS,
+    "StableDiffusionXLPipeline": SD_PARTS | XL_PARTS,
+}
+PICKLE_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+
+
+@dataclass(frozen=True)
+class Components:
+    """A diffusers folder in memory: modules in evaluation mode, their weights without gradient."""
+
+    pipeline_class: str  # "StableDiffusionPipeline" or "StableDiffusionXLPipeline"
+    unet: UNet
+    vae: Any  # diffusers.AutoencoderKL, which has no types
+    tokenizer: CLIPTokenizer
+    text_encoder: CLIPTextModel
+    tokenizer_2: CLIPTokenizer | None  # XL only, as text_encoder_2
+    text_encoder_2: CLIPTextModelWithProjection | None
+    scheduler_config: dict[str, Any]
+    # Of XL: a negative prompt that is not given is encoded as zeros, not as the empty prompt.
+    force_zeros_for_empty_prompt: bool
+
+
+def resolve(name_or_folder: str | Path) -> Path:
+    """The local folder of a model: an existing folder as it is, otherwise a hub name "owner/model".
+
+    A hub name is downloaded into huggingface_hub's cache, or found there: weights in safetensors
+    (the full-precision variant if there is one), JSON and text files of the parts that are used.
+
+    Raises ValueError if it is neither, OSError if the hub does not deliver.
+    """
+    name, path = str(name_or_folder), Path(name_or_folder).expanduser()
+    if name and path.is_dir():
+        return path
+    if path.is_file():
+        _refuse_pickle([path], path)
+        fix = "convert it with diffusers' from_single_file(file).save_pretrained(folder)"
+        raise ValueError(f"model must be a diffusers folder, got the file {path}: {fix}")
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
+        rule = "be an existing folder or a hub name owner/model"
+        raise ValueError(f"model must {rule}, got {name!r}")
+
+    from huggingface_hub import snapshot_download
+
+    def download(allow: Iterable[str], ignore: Iterable[str]) -> Path:
+        try:
+            return Path(snapshot_download(name, allow_patterns=[*allow], ignore_patterns=[*ignore]))
+        except Exception as error:  # the hub's own, and those of two HTTP libraries
+            reason = f"{type(error).__name__}: {_first_line(error)}"
+            raise OSError(f"{name!r} is no local folder, and the hub gave: {reason}") from error
+
+    parts = SD_PARTS | XL_PARTS
+    files = ["model_index.json"]
+    files += [f"{part}/*.{suffix}" for part in parts for suffix in ("safetensors", "json", "txt")]
+    folder = download(files, ["*.fp16*", "*.non_ema*"])
+    models = [part for part in parts if (folder / part / "config.json").is_file()]
+    half = [part for part in models if not any((folder / part).glob("*.safetensors"))]
+    if half:
+        variant = [f"{part}/*.fp16*.safetensors" for part in half]
+        variant += [f"{part}/*.fp16*.json" for part in half]
+        folder = download(variant, ["*.non_ema*"])
+    return folder
+
+
+def load_components(
+    folder: str | Path, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+) -> Components:
+    """Reads a Stable Diffusion 1.x, 2.x or XL folder; `resolve` gives it for a hub name.
+
+    Every floating-point weight is converted to dtype, whatever the files hold. Weights are frozen:
+    gradients reach inputs and the attention argument, not them.
+
+    Raises ValueError if the folder, or a part of it, is not what this package implements.
+    """
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+    from stal.model import unet
+
+    folder = Path(folder)
+    index = read_model_index(folder)
+    is_xl = "text_encoder_2" in PIPELINES[index["_class_name"]]
+    text_encoder_2 = tokenizer_2 = None
+    if is_xl:
+        tokenizer_2 = load_tokenizer(folder / "tokenizer_2")
+        text_encoder_2 = _load_text_encoder(
+            folder / "text_encoder_2", CLIPTextModelWithProjection, dtype, device
+        )
+    network = unet.from_pretrained(folder / "unet", dtype=dtype, device=device)
+    return Components(
+        pipeline_class=index["_class_name"],
+        unet=network.requires_grad_(False),
+        vae=_load_vae(folder / "vae", dtype, device),
+        tokenizer=load_tokenizer(folder / "tokenizer"),
+        text_encoder=_load_text_encoder(folder / "text_encoder", CLIPTextModel, dtype, device),
+        tokenizer_2=tokenizer_2,
+        text_encoder_2=text_encoder_2,
+        scheduler_config=read_json(folder / "scheduler" / "scheduler_config.json"),
+        force_zeros_for_empty_prompt=is_xl and index.get("force_zeros_for_empty_prompt", True),
+    )
+
+
+def read_model_index(folder: str | Path) -> dict[str, Any]:
+    """model_index.json of a folder whose pipeline, and every part of it, is implemented.
+
+    Raises ValueError otherwise, naming what is not.
+    """
+    folder = Path(folder)
+    if not (folder / "model_index.json").is_file():
+        is_part = (folder.parent / "model_index.json").is_file()
+        hint = "; give the folder above it" if is_part else ""
+        rule = "be a diffusers folder (one that holds model_index.json)"
+        raise ValueError(f"model must {rule}, got {folder}{hint}")
+    index = read_json(folder / "model_index.json")
+    pipeline = index.get("_class_name")
+    if pipeline not in PIPELINES:
+        raise ValueError(f"model must be a {' or '.join(PIPELINES)}, got {pipeline} in {folder}")
+    for part, class_name in PIPELINES[pipeline].items():
+        entry = index.get(part)  # [library, class], or null
+        found = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
+        if found is None or found != (class_name or found):
+            rule = f"be of class {class_name}" if class_name else "be present"
+            raise ValueError(f"{part} must {rule} in model_index.json of {folder}, got {entry}")
+        if not (folder / part).is_dir():
+            raise ValueError(f"{folder} must hold the folder {part}, which its index names")
+    return index
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises ValueError, naming the file, if there is none."""
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path} must be a JSON file, got no such file")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} must be JSON, got {_first_line(error)}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} must be a JSON object, got {type(value).__name__}")
+    return value
+
+
+def load_safetensors(
+    source: str | Path,
+    *,
+    name: str = "diffusion_pytorch_model",
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+) -> dict[str, Tensor]:
+    """Every tensor of a safetensors file, or of the weights called name in a folder.
+
+    A folder may hold one file, shards with an index, or only the fp16 variant of either. Floating
+    point is converted to dtype; None keeps it as stored. A CPU tensor that needs no conversion may
+    be a map of the file, which must then stay as it is.
+
+    Raises ValueError if there is no such file, or it is not (complete) safetensors.
+    """
+    tensors: dict[str, Tensor] = {}
+    for file in _weight_files(Path(source), name):
+        try:
+            with safe_open(file, framework="pt", device=str(device)) as opened:
+                for key in opened.keys():  # noqa: SIM118 - it is no mapping
+                    tensor = opened.get_tensor(key)
+                    tensors[key] = tensor.to(dtype) if tensor.is_floating_point() else tensor
+        except SafetensorError as error:
+            got = f"{_first_line(error)}; fetch it again"
+            raise ValueError(f"{file} must be a complete safetensors file, got {got}") from error
+    return tensors
+
+
+def load_state(module: nn.Module, state: Mapping[str, Tensor], *, source: str | Path) -> None:
+    """Makes the tensors of state the parameters and buffers of module, all of them and no others.
+
+    Assigns, so the module may be on the meta device. source names the origin in errors.
+    Raises ValueError for missing, unexpected and misshapen tensors, naming them.
+    """
+    expected = module.state_dict()
+    missing = [key for key in expected if key not in state]
+    unexpected = [key for key in state if key not in expected]
+    if missing or unexpected:
+        got = [
+            f"{len(keys)} {what} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
+            for what, keys in (("missing", missing), ("unexpected", unexpected))
+            if keys
+        ]
+        rule = f"hold the weights of {type(module).__name__} as its config.json says"
+        raise ValueError(f"{source} must {rule}, got {' and '.join(got)}")
+    wrong = [key for key in expected if expected[key].shape != state[key].shape]
+    if wrong:
+        key, more = wrong[0], f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+        want, got_shape = tuple(expected[key].shape), tuple(state[key].shape)
+        rule = f"have shape {want} as the config.json of {source} says"
+        raise ValueError(f"{key}{more} must {rule}, got {got_shape}")
+    module.load_state_dict(state, strict=True, assign=True)
+
+
+def _weight_files(source: Path, name: str) -> list[Path]:
+    if source.is_file():
+        _refuse_pickle([source], source)
+        return [source]
+    for variant in ("", ".fp16"):
+        single = source / f"{name}{variant}.safetensors"
+        if single.is_file():
+            return [single]
+        index = source / f"{name}.safetensors.index{variant}.json"
+        if index.is_file():
+            shards = sorted(set(read_json(index).get("weight_map", {}).values()))
+            for shard in shards:
+                if Path(shard).name != shard or not (source / shard).is_file():
+                    what = f"the shard {shard} that {index.name} names"
+                    raise ValueError(f"{source} must hold {what}, got no such file")
+            return [source / shard for shard in shards]
+    _refuse_pickle(source.iterdir() if source.is_dir() else (), source)
+    raise ValueError(f"{source} must hold {name}.safetensors (or its shards), got no such file")
+
+
+def _refuse_pickle(files: Iterable[Path], source: Path) -> None:
+    pickles = sorted(file.name for file in files if file.suffix in PICKLE_SUFFIXES)
+    if pickles:
+        fix = (
+            "a pickle can run any code; if you trust it, convert it once with diffusers: "
+            "StableDiffusionPipeline.from_pretrained(old_folder).save_pretrained(new_folder)"
+        )
+        raise ValueError(f"{source} must hold safetensors, got only {', '.join(pickles)}: {fix}")
+
+
+def _load_vae(folder: Path, dtype: torch.dtype, device: str | torch.device) -> Any:
+    from diffusers import AutoencoderKL
+
+    config = read_json(folder / "config.json")
+    with torch.device("meta"):
+        vae = AutoencoderKL.from_config(config)
+    # Autoencoders of Stable Diffusion 1.x name the projections of their attention differently.
+    old = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+    state = {
+        re.sub(r"\.(query|key|value|proj_attn)\.", lambda m: f".{old[m[1]]}.", key): tensor
+        for key, tensor in load_safetensors(folder, dtype=dtype, device=device).items()
+    }
+    load_state(vae, state, source=folder)
+    return vae.eval().requires_grad_(False)
+
+
+def _load_text_encoder(
+    folder: Path, model_class: Any, dtype: torch.dtype, device: str | torch.device
+) -> Any:
+    """transformers 5 saves `CLIPTextModel` without the prefix "text_model.", 4 with it."""
+    from transformers import CLIPTextConfig
+
+    read_json(folder / "config.json")
+    with torch.device("meta"):
+        model = model_class(CLIPTextConfig.from_pretrained(folder, local_files_only=True))
+    names, prefix, state = set(model.state_dict()), "text_model.", {}
+    for key, tensor in load_safetensors(folder, name="model", dtype=dtype, device=device).items():
+        if not key.endswith("embeddings.position_ids"):  # a constant that transformers once saved
+            spellings = (key, key.removeprefix(prefix), prefix + key)
+            state[next((s for s in spellings if s in names), key)] = tensor
+    load_state(model, state, source=folder)
+    for module in model.modules():
+        if isinstance(getattr(module, "position_ids", None), Tensor):
+            # No weight, so still on the meta device.
+            count = module.position_ids.shape[-1]
+            module.position_ids = torch.arange(count, device=device).expand(1, -1)
+    return model.eval().requires_grad_(False)
+
+
+def load_tokenizer(folder: Path) -> CLIPTokenizer:
+    from transformers import CLIPTokenizer
+
+    # Without these transformers makes an empty vocabulary and says nothing.
+    if not ((folder / "tokenizer.json").is_file() or (folder / "vocab.json").is_file()):
+        raise ValueError(f"{folder} must hold tokenizer.json or vocab.json, got neither")
+    try:
+        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # whatever transformers and tokenizers make of a broken file
+        got = _first_line(error)
+        raise ValueError(f"{folder} must hold a CLIP tokenizer, got {got}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

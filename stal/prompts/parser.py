@@ -1,0 +1,58 @@
+"""From a sentence to the objects that it names and the relations that it states.
+
+    parse("a red circle to the left of a blue square")
+
+gives the objects "a red circle" and "a blue square" and the relation (0, "left of", 1): the global
+description D and the local descriptions L_1..L_K of Wu et al. (arXiv 2304.03869), and what a
+layout has to satisfy.
+
+To teach the parser a wording or a relation, extend the table of `stal.relations`; a noun of several
+words, `stal.prompts.words.COMPOUNDS`.
+"""
+
+from __future__ import annotations
+
+from stal.prompts import grammar
+from stal.prompts.description import Description, Object, Relation
+
+ENGINES = ("grammar", "spacy")
+
+
+def parse(text: str, *, engine: str = "grammar") -> Description:
+    """Reads a prompt of one or more English sentences.
+
+    Counted plurals become several objects ("two red circles" is twice "a red circle"); a second
+    definite mention ("... The circle is ...") and a pronoun refer to an object that is already
+    there; parts belong to their whole ("a woman with red hair" is one object), and clothes come one
+    for each ("two women wearing red dresses" are four). Backgrounds, scenery
+    ("in a field"), the picture itself ("a photo of"), style tags ("golden hour, film grain, 4k"; at
+    the end of a prompt, unknown words between commas that have no article count as such), what only
+    generators read ("--ar 16:9") and what is said to be absent ("no dog", "without a hat") are no
+    objects. Any text gives a description, at worst one without objects.
+
+    Args:
+        text: the prompt.
+        engine: "grammar", which needs nothing else, or "spacy", which takes noun phrases, verbs and
+            what depends on what from the English pipeline of spaCy that is installed.
+
+    Raises:
+        ValueError: an unknown engine.
+        ImportError: "spacy" without spaCy or an English pipeline; the message says how to get them.
+    """
+    if engine not in ENGINES:
+        raise ValueError(f"engine must be one of {', '.join(ENGINES)}, got {engine!r}")
+    if engine == "spacy":
+        from stal.prompts import spacy_engine
+
+        mentions, relations = spacy_engine.read(text)
+    else:
+        mentions, relations = grammar.read(text)
+    objects = (
+        Object(m.whole, m.noun, tuple(m.attributes), m.count, m.index, m.position, m.span)
+        for m in mentions
+    )
+    return Description(
+        text,
+        tuple(objects),
+        tuple(Relation(i, name, j, span) for (i, name, j), span in relations.items()),
+    )

@@ -1,0 +1,1 @@
+"""Everything that learns from data: the bundled model and the layout predictor."""

@@ -1,0 +1,313 @@
+"""Trains the layout predictor: negative log-likelihood of boxes, and of stated differences.
+
+    L = -mean log p(z_i) - lambda mean_{(i, j) stated} log p(c_i - c_j)
+
+The second term is the relative-position objective after Wu et al. (arXiv 2304.03869): the density
+of the difference of two objects' centres, a mixture over all pairs of their components.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from stal.files import write_atomic
+from stal.layout import Box
+from stal.layout.predictor import (
+    EXTENTS,
+    WEIGHTS,
+    Config,
+    Mixture,
+    Network,
+    PhraseEncoder,
+    Tokens,
+    flip,
+    metadata_of,
+    normal_form,
+    tokens_of,
+)
+from stal.prompts.things import FLATTERY
+from stal.relations import GEOMETRY
+from stal.training.layout_data import Example, compose, read_coco, read_nsr1k, shapes
+
+FOLDS = 5
+SAVE_EVERY = 250  # steps
+_STATE = "training.safetensors"
+# What a batch consists of: annotated pictures, composed scenes, shapes.
+_SHARES = (0.5, 0.2, 0.3)
+_BLUR = 0.6  # standard deviation of the error of a size's logarithm
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to train.
+
+    Attributes:
+        steps, batch, learning_rate: of AdamW; the rate falls to 0 along a cosine.
+        relative: lambda, 0 to train without the relative-position objective.
+        composed: scenes drawn from the table of everyday things, and as many of shapes.
+        fold: pictures whose id is this modulo `FOLDS` are only validated on; None trains on all,
+            and validates on what it trains on.
+        seed: of everything.
+    """
+
+    steps: int = 400
+    batch: int = 48
+    learning_rate: float = 2e-3
+    relative: float = 0.5
+    composed: int = 2000
+    fold: int | None = None
+    seed: int = 0
+
+
+def train(
+    output: Path,
+    plan: Plan,
+    *,
+    nsr1k: Sequence[Path] = (),
+    annotations: Path | None = None,
+    captions: Path | None = None,
+    text_encoder: Path | None = None,
+    quiet: bool = False,
+) -> dict[str, float]:
+    """Trains and writes the weights to a folder; a killed run goes on where it stopped.
+
+    text_encoder: diffusers folder whose text encoder embeds the phrases; n-grams if None.
+
+    Returns:
+        "nll" an object and "relations", the share of stated sides that hold between the modes, of
+        annotated pictures: those held out if there is a fold.
+
+    Raises:
+        ValueError: nothing to train on, a file that is not what it should be, or a checkpoint of
+            another plan.
+    """
+    from tqdm import tqdm
+
+    if plan.fold is not None and not 0 <= plan.fold < FOLDS:
+        raise ValueError(f"fold must be in 0 .. {FOLDS - 1}, got {plan.fold}")
+    if plan.steps < 1:
+        raise ValueError(f"steps must be positive, got {plan.steps}")
+    encoder: PhraseEncoder | None = None
+    if text_encoder is not None:
+        from stal.layout.phrase_encoder import TextEncoder
+
+        encoder = TextEncoder.load(text_encoder)
+    real = [example for path in nsr1k for example in read_nsr1k(path)]
+    if annotations is not None:
+        real += read_coco(annotations, captions)
+    if not real:
+        raise ValueError("train-layout must be given annotated pictures: --nsr1k or --annotations")
+    held = [each for each in real if plan.fold is None or each.image % FOLDS == plan.fold]
+    kept = [each for each in real if plan.fold is None or each.image % FOLDS != plan.fold]
+    composed = compose(plan.composed, seed=plan.seed), shapes(plan.composed, seed=plan.seed)
+    pools = [pool for pool in (kept, *composed) if pool]
+    torch.manual_seed(plan.seed)
+    network = Network(Config(), encoder)
+    run = f"{plan!r} {network.encoder.identity}"
+    optimizer = torch.optim.AdamW(network.parameters(), plan.learning_rate, weight_decay=0.05)
+    output.mkdir(parents=True, exist_ok=True)
+    names = [name for name, _ in network.named_parameters()]
+    start = _resume(output / _STATE, network, optimizer, run, names)
+    with tqdm(range(start, plan.steps), initial=start, total=plan.steps, disable=quiet) as bar:
+        for step in bar:
+            rate = 0.5 * (1 + math.cos(math.pi * step / plan.steps)) * min(1.0, (step + 1) / 50)
+            for group in optimizer.param_groups:
+                group["lr"] = plan.learning_rate * rate
+            # All that is random follows from the step: a resumed run draws what a whole one does.
+            rng = random.Random(plan.seed * 1_000_003 + step)
+            torch.manual_seed(rng.getrandbits(31))
+            batch = [_augment(rng.choice(pool), rng) for pool in _choose(pools, plan.batch, rng)]
+            network.train()
+            loss = _loss(network([tokens for tokens, _ in batch]), batch, plan.relative)
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+            optimizer.step()
+            if (step + 1) % 25 == 0:
+                bar.set_postfix(loss=f"{loss.item():.3f}")
+            if (step + 1) % SAVE_EVERY == 0 and step + 1 < plan.steps:
+                _save_state(output / _STATE, network, optimizer, run, names, step + 1)
+    scores = validate(network, held)
+    extra = {"fold": plan.fold, "relative": plan.relative, "steps": plan.steps, **scores}
+    weights = {name: value.contiguous() for name, value in network.state_dict().items()}
+    write_atomic(output / WEIGHTS, save(weights, metadata_of(network, extra)))
+    (output / _STATE).unlink(missing_ok=True)
+    return scores
+
+
+def _choose(pools: Sequence[list[Example]], n: int, rng: random.Random) -> list[list[Example]]:
+    return rng.choices(pools, _SHARES[: len(pools)], k=n)
+
+
+def target_of(example: Example) -> Tensor:
+    """z of every object, NaN where the box is not known: (n, 4) float32."""
+    z = torch.full((len(example.boxes), 4), float("nan"))
+    known = [i for i, box in enumerate(example.boxes) if box is not None]
+    if known:
+        z[known] = normal_form([box for box in example.boxes if box is not None])
+    return z
+
+
+def _augment(example: Example, rng: random.Random) -> tuple[Tokens, Tensor]:
+    """Tokens and target, mirrored half the time; real pictures are also cut to another aspect.
+
+    The sizes of things are blurred, lest nouns be told apart by them.
+    """
+    boxes, aspect = example.boxes, example.aspect
+    if example.image and rng.random() < 0.3:
+        boxes, aspect = _crop(boxes, aspect, rng)
+    plain = Example(example.phrases, example.relations, boxes, aspect)
+    tokens, z = tokens_of(plain.phrases, plain.relations, aspect=aspect), target_of(plain)
+    tokens = replace(tokens, sizes=_blur(tokens.sizes, rng))
+    if rng.random() < 0.5:
+        tokens = flip(tokens)
+        z[:, 0] = 1 - z[:, 0]
+    return tokens, z
+
+
+def _blur(sizes: Tensor, rng: random.Random) -> Tensor:
+    """The typical sizes, (n, 5), with errors: of each thing's size and aspect, and of all sizes."""
+    scale = rng.gauss(0, _BLUR)
+    errors = [(rng.gauss(0, _BLUR), rng.gauss(0, _BLUR / 2)) for _ in sizes]
+    rows = [
+        (0.0, (size + scale) / EXTENTS, size * FLATTERY, aspect, 0.0) for size, aspect in errors
+    ]
+    return sizes + torch.tensor(rows) * sizes[:, :1]
+
+
+def _crop(
+    boxes: Sequence[Box | None], aspect: float, rng: random.Random
+) -> tuple[tuple[Box | None, ...], float]:
+    """A strip of the picture, along one axis, that holds every known box."""
+    axis = rng.randrange(2)
+    known = [box for box in boxes if box is not None]
+    low = rng.uniform(0, min(box[axis] for box in known))
+    high = rng.uniform(max(box[axis + 2] for box in known), 1)
+
+    def cut(box: Box) -> Box:
+        edges = list(box)
+        for k in (axis, axis + 2):
+            edges[k] = (edges[k] - low) / (high - low)
+        return edges[0], edges[1], edges[2], edges[3]
+
+    scaled = aspect * (high - low) if axis == 0 else aspect / (high - low)
+    return tuple(box and cut(box) for box in boxes), scaled
+
+
+def _loss(mixture: Mixture, batch: Sequence[tuple[Tokens, Tensor]], relative: float) -> Tensor:
+    z = torch.nn.utils.rnn.pad_sequence(
+        [each for _, each in batch], batch_first=True, padding_value=float("nan")
+    )
+    known = ~z.isnan().any(-1)
+    filled = z.nan_to_num()
+    loss = -mixture.log_prob(filled)[known].mean()
+    if not relative:
+        return loss
+    # A pair is stated where an edge says anything of it but that the two are twins.
+    pairs = [
+        (row, i, j)
+        for row, (tokens, _) in enumerate(batch)
+        for i, j in tokens.edges[:, :, :12].any(-1).nonzero().tolist()
+        if known[row, i] and known[row, j]
+    ]
+    if pairs:
+        row, i, j = torch.tensor(pairs).unbind(1)
+        delta = (filled[row, i] - filled[row, j])[:, :2]
+        loss = loss - relative * mixture.log_prob_difference(row, i, j, delta).mean()
+    return loss
+
+
+@torch.inference_mode()
+def log_probs(network: Network, examples: Sequence[Example]) -> list[list[float]]:
+    """log p of each known box, by example."""
+    network.eval()
+    out: list[list[float]] = []
+    for start in range(0, len(examples), 64):
+        part = examples[start : start + 64]
+        mixture = network([tokens_of(e.phrases, e.relations, aspect=e.aspect) for e in part])
+        targets = [target_of(each) for each in part]
+        z = torch.nn.utils.rnn.pad_sequence(targets, batch_first=True, padding_value=float("nan"))
+        logs = mixture.log_prob(z.nan_to_num())
+        for row, target in enumerate(targets):
+            out.append(logs[row, : len(target)][~target.isnan().any(-1)].tolist())
+    return out
+
+
+@torch.inference_mode()
+def modes(network: Network, examples: Sequence[Example]) -> list[Tensor]:
+    """The likeliest z of each object, by example: (n, 4) float32."""
+    network.eval()
+    out: list[Tensor] = []
+    for start in range(0, len(examples), 64):
+        part = examples[start : start + 64]
+        mixture = network([tokens_of(e.phrases, e.relations, aspect=e.aspect) for e in part])
+        out += [mode[: len(e.boxes)] for mode, e in zip(mixture.mode(), part, strict=True)]
+    return out
+
+
+def validate(network: Network, examples: Sequence[Example]) -> dict[str, float]:
+    """ "nll" an object, and "relations", the share of stated sides that the modes fulfil."""
+    logs = [value for each in log_probs(network, examples) for value in each]
+    held = stated = 0
+    for example, mode in zip(examples, modes(network, examples), strict=True):
+        for i, name, j in example.relations:
+            g = GEOMETRY[name]
+            delta = mode[i] - mode[j]
+            if g.dx or g.dy:
+                stated += 1
+                held += bool((delta[0] * g.dx > 0) if g.dx else (delta[1] * g.dy > 0))
+    return {
+        "nll": -sum(logs) / max(len(logs), 1),
+        "relations": held / stated if stated else float("nan"),
+    }
+
+
+def _save_state(
+    path: Path,
+    network: Network,
+    optimizer: torch.optim.Optimizer,
+    run: str,
+    names: Sequence[str],
+    step: int,
+) -> None:
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in zip(names, network.parameters(), strict=True):
+        state = optimizer.state[parameter]
+        tensors[name] = parameter.detach()
+        tensors[f"{name}/first"] = state["exp_avg"]
+        tensors[f"{name}/second"] = state["exp_avg_sq"]
+    write_atomic(path, save(tensors, {"plan": run, "step": str(step)}))
+
+
+def _resume(
+    path: Path,
+    network: Network,
+    optimizer: torch.optim.Optimizer,
+    run: str,
+    names: Sequence[str],
+) -> int:
+    """The step to go on from, 0 where there is nothing to resume."""
+    if not path.exists():
+        return 0
+    with safe_open(path, "pt") as file:
+        metadata: Mapping[str, str] = file.metadata()
+        if metadata["plan"] != run:
+            raise ValueError(f"{path} must be of the same plan, got {metadata['plan']}: delete it")
+        step = int(metadata["step"])
+        for name, parameter in zip(names, network.parameters(), strict=True):
+            parameter.data.copy_(file.get_tensor(name))
+            optimizer.state[parameter] = {
+                "step": torch.tensor(float(step)),
+                "exp_avg": file.get_tensor(f"{name}/first"),
+                "exp_avg_sq": file.get_tensor(f"{name}/second"),
+            }
+    return step

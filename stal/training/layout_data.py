@@ -1,0 +1,249 @@
+"""Layouts to learn from: NSR-1K, COCO, scenes composed from a table of everyday things, shapes."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from stal.layout import Box
+from stal.layout.layout import Statement
+from stal.prompts import parse
+from stal.prompts.things import Thing, things
+from stal.prompts.words import article
+
+_MOST = 12  # objects of an example
+
+Boxes = tuple[Box | None, ...]
+
+
+@dataclass(frozen=True)
+class Example:
+    """A scene: what is said of it, and where its objects are.
+
+    Attributes:
+        phrases: (phrase, noun) an object.
+        relations: what is stated, with indices into phrases.
+        boxes: by object, fractions of the canvas; None where it is not known.
+        aspect: width / height of the canvas.
+        image: of which picture; 0 for composed scenes.
+    """
+
+    phrases: tuple[tuple[str, str], ...]
+    relations: tuple[Statement, ...]
+    boxes: Boxes
+    aspect: float = 1.0
+    image: int = 0
+
+
+def read_nsr1k(path: Path) -> list[Example]:
+    """NSR-1K's spatial or counting set: captions with COCO boxes [x, y, w, h] on a square canvas.
+
+    Raises:
+        ValueError: not such a file, or a box without area; the message names the item.
+    """
+    items = _read_json(path)
+    if not isinstance(items, list):
+        raise ValueError(f"{path} must be a list of captions, got {type(items).__name__}")
+    examples = []
+    for index, item in enumerate(items):
+        where = f"{path}: item {index}"
+        try:
+            things = item["object_list"] if "object_list" in item else [item["obj1"], item["obj2"]]
+            named = [(str(name), _from_corner(box, where)) for name, box in things]
+            example = _from_caption(item["prompt"], named, 1.0, int(item["image_id"]))
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{where} must be a caption of NSR-1K, got {error!r}") from None
+        if example is not None:
+            examples.append(example)
+    return examples
+
+
+def read_coco(annotations: Path, captions: Path | None) -> list[Example]:
+    """COCO's instances, described by its captions or else by relations of its boxes.
+
+    Raises:
+        ValueError: not such files, or no box in them.
+    """
+    data = _read_json(annotations)
+    try:
+        categories = {each["id"]: each["name"] for each in data["categories"]}
+        sizes = {each["id"]: (each["width"], each["height"]) for each in data["images"]}
+        things: dict[int, list[tuple[str, Box]]] = defaultdict(list)
+        for index, each in enumerate(data["annotations"]):
+            x, y, w, h = each["bbox"]
+            if each.get("iscrowd") or not (w > 0 and h > 0):
+                continue
+            width, height = sizes[each["image_id"]]
+            box = [x / width, y / height, w / width, h / height]
+            where = f"{annotations}: annotation {index}"
+            name = categories[each["category_id"]]
+            things[each["image_id"]].append((name, _from_corner(box, where)))
+        texts = _read_json(captions)["annotations"] if captions else []
+        said = [(each["image_id"], each["caption"]) for each in texts]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{annotations} must be in COCO's format, got {error!r}") from None
+    if not things:
+        raise ValueError(f"{annotations} must have boxes, got none")
+    examples = []
+    for image, caption in said:
+        width, height = sizes.get(image, (1, 1))
+        example = _from_caption(caption, things.get(image, []), width / height, image)
+        if example is not None:
+            examples.append(example)
+    if captions is None:
+        rng = random.Random(0)
+        for image, named in things.items():
+            width, height = sizes[image]
+            largest = sorted(named, key=lambda each: -_area(each[1]))[:_MOST]
+            examples.append(_described(largest, width / height, image, rng))
+    return examples
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{path} must be JSON, got {error.msg} in line {error.lineno}, column {error.colno}"
+        ) from None
+
+
+def _from_corner(box: Sequence[float], where: str) -> Box:
+    x, y, w, h = map(float, box)
+    if not (w > 0 and h > 0 and x >= -0.01 and y >= -0.01 and x + w <= 1.01 and y + h <= 1.01):
+        raise ValueError(f"{where} must have a box [x, y, w, h] in the canvas, got {list(box)}")
+    return max(x, 0.0), max(y, 0.0), min(x + w, 1.0), min(y + h, 1.0)
+
+
+def _area(box: Box) -> float:
+    return (box[2] - box[0]) * (box[3] - box[1])
+
+
+def _from_caption(
+    text: str, named: Sequence[tuple[str, Box]], aspect: float, image: int
+) -> Example | None:
+    """The parsed caption with the boxes of what it names; None if it names nothing that has one.
+
+    Objects of one noun take their boxes from left to right, the largest ones if there are more.
+    """
+    found = parse(text)
+    if not 0 < len(found.objects) <= _MOST:
+        return None
+    boxes: list[Box | None] = [None] * len(found.objects)
+    by_name: dict[str, list[Box]] = defaultdict(list)
+    for name, box in named:
+        by_name[name].append(box)
+    nouns = [each.noun for each in found.objects]
+    for name, those in by_name.items():
+        close = get_close_matches(name, nouns, n=1)
+        indices = [i for i, noun in enumerate(nouns) if noun in close and boxes[i] is None]
+        kept = sorted(those, key=_area, reverse=True)[: len(indices)]
+        for i, box in zip(indices, sorted(kept, key=lambda b: b[0] + b[2]), strict=False):
+            boxes[i] = box
+    if not any(boxes):
+        return None
+    phrases = tuple((each.phrase, each.noun) for each in found.objects)
+    relations = tuple((r.subject, r.predicate, r.object) for r in found.relations)
+    return Example(phrases, relations, tuple(boxes), aspect, image)
+
+
+def _described(
+    named: Sequence[tuple[str, Box]], aspect: float, image: int, rng: random.Random
+) -> Example:
+    """Objects in random order with a relation or two that clearly hold."""
+    order = list(named)
+    rng.shuffle(order)
+    # Twins come from left to right, as the predictor expects them.
+    for twin in {name for name, _ in order}:
+        places = [i for i, each in enumerate(order) if each[0] == twin]
+        group = sorted((order[i] for i in places), key=lambda each: each[1][0] + each[1][2])
+        for i, each in zip(places, group, strict=True):
+            order[i] = each
+    boxes = [box for _, box in order]
+    relations = []
+    for i in range(len(order) - 1):
+        name = side_of(boxes[i], boxes[i + 1])
+        if name is not None and rng.random() < 0.6:
+            beside = name in ("left of", "right of") and rng.random() < 0.3
+            relations.append((i, "next to" if beside else name, i + 1))
+    phrases = tuple((f"{article(name)} {name}", name) for name, _ in order)
+    return Example(phrases, tuple(relations), tuple(boxes), aspect, image)
+
+
+def side_of(a: Box, b: Box) -> str | None:
+    """Where a clearly lies as seen from b, or None."""
+    dx, dy = (a[0] + a[2] - b[0] - b[2]) / 2, (a[1] + a[3] - b[1] - b[3]) / 2
+    if abs(abs(dx) - abs(dy)) < 0.05:
+        return None
+    if abs(dx) > abs(dy):
+        return "left of" if dx < 0 else "right of"
+    return "above" if dy < 0 else "below"
+
+
+def compose(n: int, *, seed: int) -> list[Example]:
+    """Scenes of one to five everyday things that stand on one ground, seen by one camera.
+
+    A thing of height h at distance d is h / d large, and its foot lies the lower in the picture
+    the nearer it is, but small things come out larger than that, by `stal.prompts.things`.
+    """
+    rng = random.Random(seed)
+    settings: dict[str, list[Thing]] = defaultdict(list)
+    for thing in things().values():
+        for setting in thing.settings:
+            settings[setting].append(thing)
+    return [_compose_one(settings[rng.choice(sorted(settings))], rng) for _ in range(n)]
+
+
+def _compose_one(known: Sequence[Thing], rng: random.Random) -> Example:
+    aspect = math.exp(rng.uniform(math.log(0.5), math.log(2.0)))
+    chosen = rng.sample(known, min(rng.randint(1, 5), len(known)))
+    if rng.random() < 0.2:
+        chosen += [chosen[0]] * rng.randint(1, 3)
+    largest = max(each.extent for each in chosen)
+    view = rng.uniform(0.35, 0.75)  # share of the canvas that the largest thing takes
+    horizon = rng.uniform(0.3, 0.6)
+    placed: list[tuple[str, Box]] = []
+    for thing in chosen:
+        near = rng.uniform(0.5, 1.0)  # 1 / distance
+        unit = view * near * thing.share(largest) / thing.extent
+        w = min(0.95, max(0.04, thing.width * unit / math.sqrt(aspect)))
+        h = min(0.95, max(0.04, thing.height * unit * math.sqrt(aspect)))
+        lift = min(1.0, thing.over_ground / largest) * view * near
+        foot = horizon + (0.97 - horizon) * near - lift
+        best: Box | None = None
+        for _ in range(8):  # somewhere free, if there is such a place
+            x0 = rng.uniform(0, 1 - w)
+            y1 = min(0.98, max(h + 0.01, foot + rng.uniform(-0.05, 0.05)))
+            best = (x0, y1 - h, x0 + w, y1)
+            if not any(_meet(best, other) for _, other in placed):
+                break
+        assert best is not None
+        placed.append((thing.noun, best))
+    return _described(placed, aspect, 0, rng)
+
+
+def _meet(a: Box, b: Box) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def shapes(n: int, *, seed: int) -> list[Example]:
+    """Scenes of the bundled world of shapes."""
+    from stal.shapes.scenes import draw_scenes
+
+    rng = random.Random(seed)
+    scenes = draw_scenes(n, seed=seed, counts=(1, 2, 2, 3, 3, 4, 4))
+    examples = []
+    for scene in range(n):
+        count = int(scenes.count[scene])
+        named = [(scenes.phrase(scene, i), scenes.box(scene, i)) for i in range(count)]
+        example = _described(named, 1.0, 0, rng)
+        phrases = tuple((noun, noun.rsplit(" ", 1)[1]) for _, noun in example.phrases)
+        examples.append(Example(phrases, example.relations, example.boxes))
+    return examples

@@ -1,0 +1,716 @@
+"""What runs on the GPU for backends/triton: blended attention, forward and backward.
+
+Importing this module imports triton, so it is imported when the backend is first asked for.
+
+One program of `forward` and `pixel_gradients` owns BLOCK_Q pixels of one head of one batch
+element. It reads its rows of q (and dout) once and walks the prompts of its batch element: the
+scores of a row live in registers as float32, the row is divided by its sum and multiplied by its
+weight before the second product, and all prompts add into one float32 accumulator, which is
+stored once. A prompt that exists at none of the tile's pixels is skipped, so its keys and values
+are not read. One program of `prompt_gradients` owns one head of one prompt and walks pixels.
+
+Programs are numbered tile first, then head, then batch element: programs that run at the same
+time share keys and values, which then come from L2. `prompt_gradients` counts prompts first, since
+what its programs share are pixels.
+
+Axes that are no power of two are cut into pieces that are (77 keys: 64 + 16; head_dim 40: 32 + 16):
+a matrix is a tuple of tiles, and products are issued piece by piece.
+
+Rows of an absent prompt, keys beyond a length and pixels beyond seqlen_q never meet a product as
+anything but 0 or in a row that is thrown away, so that a NaN there stays there. Where a prompt
+exists at some pixels of a tile only, the others keep their accumulator by selection, not by a
+product with 0.
+
+Arguments that several kernels share:
+
+    q, dout, out, dq    (batch, heads, seqlen_q, head_dim)  strides b, h, n
+    k, v, dk, dv        (batch, prompts, heads, seqlen_k, head_dim)  strides b, p, h, l
+                        RAGGED: (table, heads, seqlen_k, head_dim), b unused
+    weight, region      (batch, prompts, seqlen_q) or RAGGED: (entries, seqlen_q)  strides b, p, n
+    r, m, factor        (heads, entries, seqlen_q) float32, contiguous; entries = batch * prompts
+                        in the dense form. r = rowsum(A * G), m = max(scale * scores) and
+                        factor = weight / rowsum(exp2(scale * scores - m)), each of one row
+    scale               of the scores, with log2(e) folded in, positive; NEGATIVE flips the scores
+    STRIDE              a factor of the strides of all head_dim matrices, divided out by the host
+    WIDE                offsets within the keys of one head, or a tile of pixels, need 64 bits
+    D_PIECES            how head_dim is cut; K_PIECES how one tile of keys is
+    TILED               keys come in tiles of sum(K_PIECES) instead of all at once
+    PRECISION           of float32 products: "ieee" or "tf32"
+"""
+
+# mypy: disable-error-code="assignment"
+# A tuple of tiles grows piece by piece.
+
+import triton
+import triton.language as tl
+
+# Arguments are grouped by what they belong to.
+# fmt: off
+
+# A kernel is compiled for its constants alone: sizes and strides change from layer to layer.
+_SIZES = [
+    "batch", "prompts", "heads", "entries", "seqlen_q", "seqlen_k", "size",
+    "tiles", "key_tiles", "splits", "blocks",
+    "stride_qb", "stride_qh", "stride_qn",
+    "stride_kb", "stride_kp", "stride_kh", "stride_kl",
+    "stride_vb", "stride_vp", "stride_vh", "stride_vl",
+    "stride_wb", "stride_wp", "stride_wn",
+    "stride_rb", "stride_rp", "stride_rn",
+    "stride_ob", "stride_op", "stride_oh", "stride_ol", "stride_on",
+    "stride_gb", "stride_gh", "stride_gn",
+    "stride_dqb", "stride_dqh", "stride_dqn",
+    "stride_dks", "stride_dkb", "stride_dkp", "stride_dkh", "stride_dkl",
+    "stride_dvs", "stride_dvb", "stride_dvp", "stride_dvh", "stride_dvl",
+]
+
+
+@triton.constexpr_function
+def _start(pieces, i):
+    return sum(pieces[:i])
+
+
+@triton.constexpr_function
+def _size(pieces, i):
+    return pieces[i]
+
+
+@triton.constexpr_function
+def _total(pieces):
+    return sum(pieces)
+
+
+@triton.jit
+def _pointers(
+    base, first, stride,
+    ROWS: tl.constexpr, D_PIECES: tl.constexpr, i: tl.constexpr, WIDE: tl.constexpr,
+):
+    """Piece i of head_dim of the rows from `first` on.
+
+    The part that differs between threads depends on the shape alone, so that one set of registers
+    serves all tiles of a shape; where a tile begins is a scalar.
+    """
+    rows = tl.arange(0, ROWS).to(tl.int64) if WIDE else tl.arange(0, ROWS)
+    within = rows[:, None] * stride + tl.arange(0, _size(D_PIECES, i))[None, :]
+    begin = tl.cast(first, tl.int64) if WIDE else first
+    return base + begin * stride + _start(D_PIECES, i) + within
+
+
+@triton.jit
+def _inside(rows, HEAD_DIM: tl.constexpr, D_PIECES: tl.constexpr, i: tl.constexpr):
+    """Which elements of piece i of head_dim are there, of rows that are."""
+    inside = rows[:, None]
+    if _start(D_PIECES, i) + _size(D_PIECES, i) > HEAD_DIM:
+        columns = tl.arange(0, _size(D_PIECES, i))
+        inside = inside & (columns < HEAD_DIM - _start(D_PIECES, i))[None, :]
+    return inside
+
+
+@triton.jit
+def _tf32(x):
+    """x rounded to the mantissa that tf32 products read: they would cut off the rest of it."""
+    bits = x.to(tl.int32, bitcast=True)
+    rounded = ((bits + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
+    # The carry would make a number of some NaN.
+    return tl.where(x == x, rounded, x)
+
+
+@triton.jit
+def _factor(x, dtype: tl.constexpr, PRECISION: tl.constexpr):
+    """x as a factor of a product in a dtype and precision."""
+    return _tf32(x) if PRECISION == "tf32" else x.to(dtype)
+
+
+@triton.jit
+def _load_tile(
+    base, first, stride, rows,
+    HEAD_DIM: tl.constexpr, D_PIECES: tl.constexpr, i: tl.constexpr, WIDE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Piece i of head_dim of the rows from `first` on, 0 where `rows` is False: for products."""
+    pointers = _pointers(base, first, stride, rows.shape[0], D_PIECES, i, WIDE)
+    tile = tl.load(pointers, mask=_inside(rows, HEAD_DIM, D_PIECES, i), other=0.0)
+    return _factor(tile, tile.dtype, PRECISION)
+
+
+@triton.jit
+def _load_rows(
+    base, first, stride, rows,
+    HEAD_DIM: tl.constexpr, D_PIECES: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
+):
+    """All pieces of head_dim of the rows from `first` on, 0 where `rows` is False."""
+    tiles = ()
+    for i in tl.static_range(len(D_PIECES)):
+        tiles += (_load_tile(base, first, stride, rows, HEAD_DIM, D_PIECES, i, WIDE, PRECISION),)
+    return tiles
+
+
+@triton.jit
+def _store_rows(
+    base, first, stride, rows, tiles, factor,
+    HEAD_DIM: tl.constexpr, D_PIECES: tl.constexpr, WIDE: tl.constexpr,
+):
+    """Stores factor * tiles in the rows from `first` on, where `rows` is True."""
+    for i in tl.static_range(len(D_PIECES)):
+        pointers = _pointers(base, first, stride, rows.shape[0], D_PIECES, i, WIDE)
+        values = (tiles[i] * factor).to(base.dtype.element_ty)
+        tl.store(pointers, values, mask=_inside(rows, HEAD_DIM, D_PIECES, i))
+
+
+@triton.jit
+def _zeros(ROWS: tl.constexpr, D_PIECES: tl.constexpr):
+    tiles = ()
+    for i in tl.static_range(len(D_PIECES)):
+        tiles += (tl.zeros((ROWS, _size(D_PIECES, i)), tl.float32),)
+    return tiles
+
+
+@triton.jit
+def _products(
+    a, b, stride, first, length,
+    HEAD_DIM: tl.constexpr, D_PIECES: tl.constexpr, K_PIECES: tl.constexpr, WIDE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """a @ b.T for one tile of keys, the rows of b: a product for each piece of keys.
+
+    All keys take their turn with one piece of head_dim before the next one is needed in registers.
+    """
+    products = ()
+    for i in tl.static_range(len(D_PIECES)):
+        sums = ()
+        for j in tl.static_range(len(K_PIECES)):
+            key = first + _start(K_PIECES, j)
+            keys = tl.arange(0, _size(K_PIECES, j)) < length - key
+            b_tile = _load_tile(b, key, stride, keys, HEAD_DIM, D_PIECES, i, WIDE, PRECISION)
+            if i == 0:
+                sums += (tl.dot(a[i], tl.trans(b_tile), input_precision=PRECISION),)
+            else:
+                sums += (tl.dot(a[i], tl.trans(b_tile), products[j], input_precision=PRECISION),)
+        products = sums
+    return products
+
+
+@triton.jit
+def _add_products(
+    a, b, stride, first, length, total, exists,
+    HEAD_DIM: tl.constexpr, D_PIECES: tl.constexpr, K_PIECES: tl.constexpr, WIDE: tl.constexpr,
+    PRECISION: tl.constexpr, SELECT: tl.constexpr,
+):
+    """total + a @ b for one tile of keys, the columns of a; with SELECT, only rows that exist."""
+    sums = ()
+    for i in tl.static_range(len(D_PIECES)):
+        piece = total[i]
+        for j in tl.static_range(len(K_PIECES)):
+            key = first + _start(K_PIECES, j)
+            keys = tl.arange(0, _size(K_PIECES, j)) < length - key
+            b_tile = _load_tile(b, key, stride, keys, HEAD_DIM, D_PIECES, i, WIDE, PRECISION)
+            a_tile = _factor(a[j], b_tile.dtype, PRECISION)
+            piece = tl.dot(a_tile, b_tile, piece, input_precision=PRECISION)
+        sums += (tl.where(exists[:, None], piece, total[i]) if SELECT else piece,)
+    return sums
+
+
+@triton.jit
+def _add_weighted(own, factor, total, exists, SELECT: tl.constexpr):
+    """total + factor * own, a factor a row; with SELECT, only rows that exist."""
+    sums = ()
+    for i in tl.static_range(len(own)):
+        piece = total[i] + own[i] * factor[:, None]
+        sums += (tl.where(exists[:, None], piece, total[i]) if SELECT else piece,)
+    return sums
+
+
+@triton.jit
+def _masked(scores, keys, NEGATIVE: tl.constexpr):
+    if NEGATIVE:
+        scores = -scores
+    return tl.where(keys[None, :], scores, float("-inf"))
+
+
+@triton.jit
+def _scores(
+    q, k,
+    stride_kl,
+    first, length,
+    HEAD_DIM: tl.constexpr, D_PIECES: tl.constexpr, K_PIECES: tl.constexpr, WIDE: tl.constexpr,
+    NEGATIVE: tl.constexpr, PRECISION: tl.constexpr,
+):
+    """q @ k.T for one tile of keys, -inf beyond the length."""
+    products = _products(
+        q, k, stride_kl, first, length, HEAD_DIM, D_PIECES, K_PIECES, WIDE, PRECISION
+    )
+    scores = ()
+    for j in tl.static_range(len(K_PIECES)):
+        keys = tl.arange(0, _size(K_PIECES, j)) < length - first - _start(K_PIECES, j)
+        scores += (_masked(products[j], keys, NEGATIVE),)
+    return scores
+
+
+@triton.jit
+def _row_max(scores, scale):
+    largest = tl.max(scores[0], 1)
+    for j in tl.static_range(1, len(scores)):
+        largest = tl.maximum(largest, tl.max(scores[j], 1))
+    return largest * scale
+
+
+@triton.jit
+def _exp2(scores, scale, m):
+    """exp2(scale * scores - m) and its sum over a row."""
+    p = ()
+    total = tl.zeros_like(m)
+    for j in tl.static_range(len(scores)):
+        p_piece = tl.math.exp2(scores[j] * scale - m[:, None])
+        total += tl.sum(p_piece, 1)
+        p += (p_piece,)
+    return p, total
+
+
+@triton.jit
+def _weighted(p, factor):
+    """factor * p, a factor a row."""
+    weighted = ()
+    for j in tl.static_range(len(p)):
+        weighted += (p[j] * factor[:, None],)
+    return weighted
+
+
+@triton.jit
+def _attend(
+    q, k, v,
+    stride_kl, stride_vl,
+    weight, exists, total, scale, length,
+    HEAD_DIM: tl.constexpr, D_PIECES: tl.constexpr, K_PIECES: tl.constexpr, TILED: tl.constexpr,
+    WIDE: tl.constexpr, NEGATIVE: tl.constexpr, PRECISION: tl.constexpr, SELECT: tl.constexpr,
+):
+    """total + weight * softmax(q @ k.T) @ v for one prompt; with SELECT, only rows that exist."""
+    if TILED:
+        m = tl.full(weight.shape, float("-inf"), tl.float32)
+        rowsum = tl.zeros_like(m)
+        own = _zeros(weight.shape[0], D_PIECES)
+        for first in range(0, length, _total(K_PIECES)):
+            scores = _scores(
+                q, k, stride_kl, first, length,
+                HEAD_DIM, D_PIECES, K_PIECES, WIDE, NEGATIVE, PRECISION,
+            )
+            m_before = m
+            m = tl.maximum(m, _row_max(scores, scale))
+            p, tile_sum = _exp2(scores, scale, m)
+            shrink = tl.math.exp2(m_before - m)
+            rowsum = rowsum * shrink + tile_sum
+            shrunk = ()
+            for i in tl.static_range(len(D_PIECES)):
+                shrunk += (own[i] * shrink[:, None],)
+            own = shrunk
+            own = _add_products(
+                p, v, stride_vl, first, length, own, exists,
+                HEAD_DIM, D_PIECES, K_PIECES, WIDE, PRECISION, False,
+            )
+        result = _add_weighted(own, weight / rowsum, total, exists, SELECT)
+    else:
+        scores = _scores(
+            q, k, stride_kl, 0, length, HEAD_DIM, D_PIECES, K_PIECES, WIDE, NEGATIVE, PRECISION
+        )
+        p, rowsum = _exp2(scores, scale, _row_max(scores, scale))
+        result = _add_products(
+            _weighted(p, weight / rowsum), v, stride_vl, 0, length, total, exists,
+            HEAD_DIM, D_PIECES, K_PIECES, WIDE, PRECISION, SELECT,
+        )
+    return result
+
+
+@triton.jit
+def _exists(region, n, stride_rn, possible, HAS_REGION: tl.constexpr):
+    """At which of the pixels n a prompt exists."""
+    if HAS_REGION:
+        possible = tl.load(region + n.to(tl.int64) * stride_rn, mask=possible, other=0) != 0
+    return possible
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def forward(
+    q, k, v, weight, region, prompt_ids, offsets, key_lengths, out,
+    scale, prompts, heads, seqlen_q, seqlen_k, tiles,
+    stride_qb, stride_qh, stride_qn, stride_kb, stride_kp, stride_kh, stride_kl, stride_vb,
+    stride_vp, stride_vh, stride_vl, stride_wb, stride_wp, stride_wn, stride_rb, stride_rp,
+    stride_rn, stride_ob, stride_oh, stride_on,
+    HEAD_DIM: tl.constexpr, D_PIECES: tl.constexpr, K_PIECES: tl.constexpr, TILED: tl.constexpr,
+    RAGGED: tl.constexpr, HAS_REGION: tl.constexpr, HAS_LENGTHS: tl.constexpr,
+    NEGATIVE: tl.constexpr, STRIDE: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+):
+    """out = sum_p weight_p * softmax(q @ k_p.T) @ v_p for BLOCK_Q pixels of one head."""
+    program = tl.program_id(0)
+    n = program % tiles * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    pixel = tl.cast(program % tiles * BLOCK_Q, tl.int64)
+    h = (program // tiles % heads).to(tl.int64)
+    b = (program // tiles // heads).to(tl.int64)
+    inside = n < seqlen_q
+    q += (b * stride_qb + h * stride_qh) * STRIDE
+    k += h * stride_kh * STRIDE
+    v += h * stride_vh * STRIDE
+    if RAGGED:
+        first = tl.load(offsets + b).to(tl.int64)
+        count = (tl.load(offsets + b + 1) - first).to(tl.int32)
+        weight += first * stride_wp
+        region += first * stride_rp
+        prompt_ids += first
+    else:
+        count = prompts
+        k += b * stride_kb * STRIDE
+        v += b * stride_vb * STRIDE
+        weight += b * stride_wb
+        region += b * stride_rb
+
+    q_tiles = _load_rows(q, pixel, stride_qn * STRIDE, inside, HEAD_DIM, D_PIECES, WIDE, PRECISION)
+    total = _zeros(BLOCK_Q, D_PIECES)
+    for entry in range(count):
+        p = tl.cast(entry, tl.int64)
+        row = tl.load(prompt_ids + p).to(tl.int64) if RAGGED else p
+        length = tl.load(key_lengths + row) if HAS_LENGTHS else seqlen_k
+        possible = inside & (length > 0) if HAS_LENGTHS else inside
+        exists = _exists(region + p * stride_rp, n, stride_rn, possible, HAS_REGION)
+        here = weight + p * stride_wp + n.to(tl.int64) * stride_wn
+        w = tl.load(here, mask=exists, other=0.0)
+        if tl.max(exists.to(tl.int32), 0) > 0 if HAS_REGION or HAS_LENGTHS else True:
+            total = _attend(
+                q_tiles, k + row * stride_kp * STRIDE, v + row * stride_vp * STRIDE,
+                stride_kl * STRIDE, stride_vl * STRIDE,
+                w, exists, total, scale, length,
+                HEAD_DIM, D_PIECES, K_PIECES, TILED, WIDE, NEGATIVE, PRECISION, HAS_REGION,
+            )
+    out += (b * stride_ob + h * stride_oh) * STRIDE
+    _store_rows(out, pixel, stride_on * STRIDE, inside, total, 1.0, HEAD_DIM, D_PIECES, WIDE)
+
+
+@triton.jit
+def _row_dot(p, g, like):
+    """rowsum(p * g)."""
+    total = tl.zeros_like(like)
+    for j in tl.static_range(len(p)):
+        total += tl.sum(p[j] * g[j], 1)
+    return total
+
+
+@triton.jit
+def _score_gradient(p, g, r):
+    """dS = p * (g - r)."""
+    ds = ()
+    for j in tl.static_range(len(p)):
+        ds += (p[j] * (g[j] - r[:, None]),)
+    return ds
+
+
+@triton.jit
+def _differentiate(
+    q, dout, k, v,
+    stride_kl, stride_vl,
+    weight, exists, total, scale, length,
+    HEAD_DIM: tl.constexpr, D_PIECES: tl.constexpr, K_PIECES: tl.constexpr, TILED: tl.constexpr,
+    WIDE: tl.constexpr, NEGATIVE: tl.constexpr, PRECISION: tl.constexpr, SELECT: tl.constexpr,
+    WANT_DQ: tl.constexpr,
+):
+    """total + dS @ k (with SELECT, only rows that exist), r, m and factor for one prompt."""
+    m = tl.full(weight.shape, float("-inf"), tl.float32)
+    rowsum = tl.zeros_like(m)
+    r = tl.zeros_like(m)
+    if TILED:
+        # r needs whole rows: one walk over the keys for the sums, one for dq.
+        for first in range(0, length, _total(K_PIECES)):
+            scores = _scores(
+                q, k, stride_kl, first, length,
+                HEAD_DIM, D_PIECES, K_PIECES, WIDE, NEGATIVE, PRECISION,
+            )
+            g = _products(
+                dout, v, stride_vl, first, length, HEAD_DIM, D_PIECES, K_PIECES, WIDE, PRECISION
+            )
+            m_before = m
+            m = tl.maximum(m, _row_max(scores, scale))
+            p, tile_sum = _exp2(scores, scale, m)
+            shrink = tl.math.exp2(m_before - m)
+            rowsum = rowsum * shrink + tile_sum
+            r = r * shrink + _row_dot(p, g, m)
+        r = r / rowsum
+        if WANT_DQ:
+            # A sum over the keys of all prompts would show its rounding errors in float32.
+            SEPARATE: tl.constexpr = k.dtype.element_ty == tl.float32
+            own = _zeros(weight.shape[0], D_PIECES) if SEPARATE else total
+            factor = weight / rowsum
+            for first in range(0, length, _total(K_PIECES)):
+                scores = _scores(
+                    q, k, stride_kl, first, length,
+                    HEAD_DIM, D_PIECES, K_PIECES, WIDE, NEGATIVE, PRECISION,
+                )
+                g = _products(
+                    dout, v, stride_vl, first, length, HEAD_DIM, D_PIECES, K_PIECES, WIDE, PRECISION
+                )
+                p, _ = _exp2(scores, scale, m)
+                ds = _score_gradient(p if SEPARATE else _weighted(p, factor), g, r)
+                own = _add_products(
+                    ds, k, stride_kl, first, length, own, exists,
+                    HEAD_DIM, D_PIECES, K_PIECES, WIDE, PRECISION, SELECT and not SEPARATE,
+                )
+            total = _add_weighted(own, factor, total, exists, SELECT) if SEPARATE else own
+    else:
+        scores = _scores(
+            q, k, stride_kl, 0, length, HEAD_DIM, D_PIECES, K_PIECES, WIDE, NEGATIVE, PRECISION
+        )
+        g = _products(dout, v, stride_vl, 0, length, HEAD_DIM, D_PIECES, K_PIECES, WIDE, PRECISION)
+        m = _row_max(scores, scale)
+        p, rowsum = _exp2(scores, scale, m)
+        r = _row_dot(p, g, m) / rowsum
+        if WANT_DQ:
+            ds = _score_gradient(_weighted(p, weight / rowsum), g, r)
+            total = _add_products(
+                ds, k, stride_kl, 0, length, total, exists,
+                HEAD_DIM, D_PIECES, K_PIECES, WIDE, PRECISION, SELECT,
+            )
+    return total, r, m, weight / rowsum
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def pixel_gradients(
+    q, k, v, weight, region, prompt_ids, offsets, key_lengths, dout, dq, r, m, factor,
+    scale, dq_scale, prompts, heads, entries, seqlen_q, seqlen_k, tiles,
+    stride_qb, stride_qh, stride_qn, stride_kb, stride_kp, stride_kh, stride_kl, stride_vb,
+    stride_vp, stride_vh, stride_vl, stride_wb, stride_wp, stride_wn, stride_rb, stride_rp,
+    stride_rn, stride_gb, stride_gh, stride_gn, stride_dqb, stride_dqh, stride_dqn,
+    HEAD_DIM: tl.constexpr, D_PIECES: tl.constexpr, K_PIECES: tl.constexpr, TILED: tl.constexpr,
+    RAGGED: tl.constexpr, HAS_REGION: tl.constexpr, HAS_LENGTHS: tl.constexpr,
+    NEGATIVE: tl.constexpr, STRIDE: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
+    WANT_DQ: tl.constexpr, WANT_R: tl.constexpr, WANT_ROWS: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+):
+    """dq, r, and m and factor, as far as wanted, for BLOCK_Q pixels of one head.
+
+    dq = dq_scale * sum_p dS_p @ k_p with dS = weight * A * (G - r), G = dout @ v.T and
+    r = rowsum(A * G), which is dweight before the sum over heads.
+    """
+    program = tl.program_id(0)
+    n = program % tiles * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    pixel = tl.cast(program % tiles * BLOCK_Q, tl.int64)
+    h = (program // tiles % heads).to(tl.int64)
+    b = (program // tiles // heads).to(tl.int64)
+    inside = n < seqlen_q
+    q += (b * stride_qb + h * stride_qh) * STRIDE
+    dout += (b * stride_gb + h * stride_gh) * STRIDE
+    k += h * stride_kh * STRIDE
+    v += h * stride_vh * STRIDE
+    if RAGGED:
+        first = tl.load(offsets + b).to(tl.int64)
+        count = (tl.load(offsets + b + 1) - first).to(tl.int32)
+        weight += first * stride_wp
+        region += first * stride_rp
+        prompt_ids += first
+    else:
+        first = b * prompts
+        count = prompts
+        k += b * stride_kb * STRIDE
+        v += b * stride_vb * STRIDE
+        weight += b * stride_wb
+        region += b * stride_rb
+
+    q_tiles = _load_rows(q, pixel, stride_qn * STRIDE, inside, HEAD_DIM, D_PIECES, WIDE, PRECISION)
+    dout_tiles = _load_rows(
+        dout, pixel, stride_gn * STRIDE, inside, HEAD_DIM, D_PIECES, WIDE, PRECISION
+    )
+    total = _zeros(BLOCK_Q, D_PIECES)
+    for entry in range(count):
+        p = tl.cast(entry, tl.int64)
+        row = tl.load(prompt_ids + p).to(tl.int64) if RAGGED else p
+        length = tl.load(key_lengths + row) if HAS_LENGTHS else seqlen_k
+        possible = inside & (length > 0) if HAS_LENGTHS else inside
+        exists = _exists(region + p * stride_rp, n, stride_rn, possible, HAS_REGION)
+        here = weight + p * stride_wp + n.to(tl.int64) * stride_wn
+        w = tl.load(here, mask=exists, other=0.0)
+        r_here = tl.zeros((BLOCK_Q,), tl.float32)
+        m_here = tl.zeros((BLOCK_Q,), tl.float32)
+        factor_here = tl.zeros((BLOCK_Q,), tl.float32)
+        if tl.max(exists.to(tl.int32), 0) > 0 if HAS_REGION or HAS_LENGTHS else True:
+            total, r_here, m_here, factor_here = _differentiate(
+                q_tiles, dout_tiles, k + row * stride_kp * STRIDE, v + row * stride_vp * STRIDE,
+                stride_kl * STRIDE, stride_vl * STRIDE,
+                w, exists, total, scale, length,
+                HEAD_DIM, D_PIECES, K_PIECES, TILED, WIDE, NEGATIVE, PRECISION, HAS_REGION, WANT_DQ,
+            )
+        stat = (h * entries + first + p) * seqlen_q + n
+        if WANT_R:
+            tl.store(r + stat, tl.where(exists, r_here, 0.0), mask=inside)
+        if WANT_ROWS:
+            tl.store(m + stat, m_here, mask=inside)
+            tl.store(factor + stat, factor_here, mask=inside)
+    if WANT_DQ:
+        dq += (b * stride_dqb + h * stride_dqh) * STRIDE
+        _store_rows(
+            dq, pixel, stride_dqn * STRIDE, inside, total, dq_scale, HEAD_DIM, D_PIECES, WIDE
+        )
+
+
+@triton.jit
+def _owner(offsets, entry, batch, BLOCK: tl.constexpr):
+    """The batch element whose entries hold `entry`: how many elements end at or before it."""
+    b = 0
+    for start in range(0, batch, BLOCK):
+        i = start + tl.arange(0, BLOCK)
+        ends = tl.load(offsets + 1 + i, mask=i < batch, other=entry + 1)
+        b += tl.sum((ends <= entry).to(tl.int32), 0)
+    return b
+
+
+@triton.jit
+def _dot_rows(a, b, PRECISION: tl.constexpr):
+    """a @ b.T, summed over the pieces of head_dim."""
+    product = tl.dot(a[0], tl.trans(b[0]), input_precision=PRECISION)
+    for i in tl.static_range(1, len(a)):
+        product = tl.dot(a[i], tl.trans(b[i]), product, input_precision=PRECISION)
+    return product
+
+
+@triton.jit
+def _add_product(a, b, total, PRECISION: tl.constexpr):
+    """total + a @ b for every piece of head_dim."""
+    sums = ()
+    for i in tl.static_range(len(b)):
+        sums += (tl.dot(a, b[i], total[i], input_precision=PRECISION),)
+    return sums
+
+
+@triton.jit
+def _add_pixels(
+    q, dout, k, v, exists, r, m, factor, dk, dv, scale, first, length,
+    K_PIECES: tl.constexpr, NEGATIVE: tl.constexpr, PRECISION: tl.constexpr,
+):
+    """dk + dS.T @ q and dv + (weight * A).T @ dout of one tile of pixels and one of keys."""
+    dk_sums, dv_sums = (), ()
+    for j in tl.static_range(len(K_PIECES)):
+        keys = tl.arange(0, _size(K_PIECES, j)) < length - first - _start(K_PIECES, j)
+        scores = _masked(_dot_rows(q, k[j], PRECISION), keys, NEGATIVE)
+        g = _dot_rows(dout, v[j], PRECISION)
+        p = tl.math.exp2(scores * scale - m[:, None]) * factor[:, None]
+        p = tl.where(exists[:, None], p, 0.0)
+        ds = p * (g - r[:, None])
+        p = tl.trans(_factor(p, q[0].dtype, PRECISION))
+        dv_sums += (_add_product(p, dout, dv[j], PRECISION),)
+        ds = tl.trans(_factor(ds, q[0].dtype, PRECISION))
+        dk_sums += (_add_product(ds, q, dk[j], PRECISION),)
+    return dk_sums, dv_sums
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def prompt_gradients(
+    q, k, v, region, prompt_ids, offsets, key_lengths, dout, r, m, factor, dk, dv,
+    scale, dk_scale, batch, prompts, heads, entries, seqlen_q, seqlen_k, key_tiles, splits, tiles,
+    stride_qb, stride_qh, stride_qn, stride_kb, stride_kp, stride_kh, stride_kl, stride_vb,
+    stride_vp, stride_vh, stride_vl, stride_rb, stride_rp,
+    stride_rn, stride_gb, stride_gh, stride_gn, stride_dks, stride_dkb, stride_dkp, stride_dkh,
+    stride_dkl, stride_dvs, stride_dvb, stride_dvp, stride_dvh, stride_dvl,
+    HEAD_DIM: tl.constexpr, D_PIECES: tl.constexpr, K_PIECES: tl.constexpr, RAGGED: tl.constexpr,
+    HAS_REGION: tl.constexpr, HAS_LENGTHS: tl.constexpr, NEGATIVE: tl.constexpr,
+    STRIDE: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr, BLOCK_Q: tl.constexpr,
+):
+    """dk and dv of one tile of keys of one entry and head, from one part of `splits` of the pixels.
+
+    The pixels of a part are `tiles` tiles. dk, dv are the gradients themselves where there is one
+    part and no table, and float32 parts (splits, entries, heads, seqlen_k, head_dim) otherwise,
+    which `sum_parts` adds in a fixed order.
+    """
+    program = tl.program_id(0)
+    entry = program % entries
+    key_tile = program // entries % key_tiles
+    split = program // entries // key_tiles % splits
+    h = (program // entries // key_tiles // splits).to(tl.int64)
+    if RAGGED:
+        b = _owner(offsets, entry, batch, 128).to(tl.int64)
+        row = tl.load(prompt_ids + entry).to(tl.int64)
+        p = entry.to(tl.int64)
+    else:
+        b = (entry // prompts).to(tl.int64)
+        row = (entry % prompts).to(tl.int64)
+        p = row
+        k += b * stride_kb * STRIDE
+        v += b * stride_vb * STRIDE
+        region += b * stride_rb
+        dk += b * stride_dkb * STRIDE
+        dv += b * stride_dvb * STRIDE
+    q += (b * stride_qb + h * stride_qh) * STRIDE
+    dout += (b * stride_gb + h * stride_gh) * STRIDE
+    k += (row * stride_kp + h * stride_kh) * STRIDE
+    v += (row * stride_vp + h * stride_vh) * STRIDE
+    dk += (split.to(tl.int64) * stride_dks + p * stride_dkp + h * stride_dkh) * STRIDE
+    dv += (split.to(tl.int64) * stride_dvs + p * stride_dvp + h * stride_dvh) * STRIDE
+    length = tl.load(key_lengths + row) if HAS_LENGTHS else seqlen_k
+    first_key = key_tile * _total(K_PIECES)
+    first_tile = split * tiles
+    last_tile = tl.minimum(first_tile + tiles, tl.cdiv(seqlen_q, BLOCK_Q))
+    if HAS_LENGTHS:
+        last_tile = tl.where(first_key < length, last_tile, first_tile)
+
+    k_tiles, v_tiles = (), ()
+    dk_total, dv_total = (), ()
+    for j in tl.static_range(len(K_PIECES)):
+        key = first_key + _start(K_PIECES, j)
+        keys = tl.arange(0, _size(K_PIECES, j)) < length - key
+        k_tiles += (
+            _load_rows(k, key, stride_kl * STRIDE, keys, HEAD_DIM, D_PIECES, WIDE, PRECISION),
+        )
+        v_tiles += (
+            _load_rows(v, key, stride_vl * STRIDE, keys, HEAD_DIM, D_PIECES, WIDE, PRECISION),
+        )
+        dk_total += (_zeros(_size(K_PIECES, j), D_PIECES),)
+        dv_total += (_zeros(_size(K_PIECES, j), D_PIECES),)
+    for tile in range(first_tile, last_tile):
+        n = tile * BLOCK_Q + tl.arange(0, BLOCK_Q)
+        pixel = tl.cast(tile * BLOCK_Q, tl.int64)
+        exists = _exists(region + p * stride_rp, n, stride_rn, n < seqlen_q, HAS_REGION)
+        if tl.max(exists.to(tl.int32), 0) > 0 if HAS_REGION else True:
+            stat = (h * entries + entry) * seqlen_q + n
+            q_tiles = _load_rows(
+                q, pixel, stride_qn * STRIDE, exists, HEAD_DIM, D_PIECES, WIDE, PRECISION
+            )
+            dout_tiles = _load_rows(
+                dout, pixel, stride_gn * STRIDE, exists, HEAD_DIM, D_PIECES, WIDE, PRECISION
+            )
+            dk_total, dv_total = _add_pixels(
+                q_tiles, dout_tiles, k_tiles, v_tiles, exists,
+                tl.load(r + stat, mask=exists, other=0.0),
+                tl.load(m + stat, mask=exists, other=0.0),
+                tl.load(factor + stat, mask=exists, other=0.0),
+                dk_total, dv_total, scale, first_key, length, K_PIECES, NEGATIVE, PRECISION,
+            )
+    for j in tl.static_range(len(K_PIECES)):
+        key = first_key + _start(K_PIECES, j)
+        keys = tl.arange(0, _size(K_PIECES, j)) < seqlen_k - key
+        _store_rows(
+            dk, key, stride_dkl * STRIDE, keys, dk_total[j], dk_scale, HEAD_DIM, D_PIECES, WIDE
+        )
+        _store_rows(dv, key, stride_dvl * STRIDE, keys, dv_total[j], 1.0, HEAD_DIM, D_PIECES, WIDE)
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def sum_parts(
+    parts, prompt_ids, out, prompts, heads, entries, splits, size, blocks,
+    stride_ob, stride_op, stride_oh, stride_ol,
+    HEAD_DIM: tl.constexpr, RAGGED: tl.constexpr, BLOCK: tl.constexpr,
+):
+    """BLOCK elements of dk or dv of one prompt and head: the parts of all entries that name it.
+
+    parts is (splits, entries, heads, size) float32, size = seqlen_k * HEAD_DIM. Entries are added
+    in their order, and the parts of each in theirs.
+    """
+    program = tl.program_id(0)
+    element = program % blocks * BLOCK + tl.arange(0, BLOCK)
+    h = (program // blocks % heads).to(tl.int64)
+    row = program // blocks // heads
+    inside = element < size
+    total = tl.zeros((BLOCK,), tl.float32)
+    for entry in range(0 if RAGGED else row, entries if RAGGED else row + 1):
+        if tl.load(prompt_ids + entry) == row if RAGGED else True:
+            for split in range(splits):
+                index = (tl.cast(split, tl.int64) * entries + entry) * heads + h
+                total += tl.load(parts + index * size + element, mask=inside, other=0.0)
+    if RAGGED:
+        out += row.to(tl.int64) * stride_op
+    else:
+        out += (row // prompts).to(tl.int64) * stride_ob + (row % prompts).to(tl.int64) * stride_op
+    out += h * stride_oh
+    here = out + (element // HEAD_DIM).to(tl.int64) * stride_ol + element % HEAD_DIM
+    tl.store(here, total.to(out.dtype.element_ty), mask=inside)

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from stal.checked_json import read_json
 from stal.files import write_atomic
-from stal.model.checkpoint import read_json
 from stal.model.clip import Clip, crops
 from stal.pipeline import Drawing
 from stal.sampler import Schedule

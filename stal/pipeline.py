@@ -19,9 +19,10 @@ from torch import Tensor
 
 from stal import sampler as samplers
 from stal.attention import Blend, Blended, Plain, Prompts, check_reference
+from stal.checked_json import read_json
 from stal.layout import Layout
 from stal.layout.predictor import predict
-from stal.model.checkpoint import Components, load_components, read_json, resolve
+from stal.model.checkpoint import Components, load_components, resolve
 from stal.prompts import Description, parse
 from stal.weights import (
     MODES,

@@ -107,7 +107,7 @@ def zero_shot(
 def _load(folder: Path, device: Any) -> tuple[str, Any, Any]:
     from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
 
-    from stal.model.checkpoint import read_json
+    from stal.checked_json import read_json
 
     if not folder.is_dir():
         raise ValueError(f"detector must be shapes or a folder with a model, got {folder}")

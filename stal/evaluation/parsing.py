@@ -237,7 +237,7 @@ def states(found: Description, i: int, predicate: str, j: int) -> bool:
                 seen.add(k)
                 stack.append(k)
         return second in seen
-    stated = {(r.subject, r.predicate, r.object) for r in found.relations}
+    stated = set(found.statements)
     if predicate == "next to":
         names = ("next to", "left of", "right of", "between", "touching")
         return any((a, name, b) in stated for name in names for a, b in ((i, j), (j, i)))
@@ -323,7 +323,7 @@ def placers(
             w, h = rng.uniform(0.1, 0.5), rng.uniform(0.1, 0.5)
             x, y = rng.uniform(0, 1 - w), rng.uniform(0, 1 - h)
             boxes.append((x, y, x + w, y + h))
-        relations = tuple((r.subject, r.predicate, r.object) for r in found.relations)
+        relations = found.statements
         if projected:
             boxes = project(boxes, relations)
         objects = (

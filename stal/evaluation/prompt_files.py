@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stal.checked_json import short
 from stal.evaluation.parsing import matches, read_gpt
 from stal.layout import Box, Layout, PlacedObject
-from stal.layout.layout import Statement, short
+from stal.layout.layout import Statement
 from stal.prompts import PREDICATES, Description, Object, article, parse
 
 # 7Bench's boxes are pixels of this square.
@@ -108,7 +109,7 @@ def _by_content(path: Path, text: str) -> list[Case]:
 def parsed(prompt: str, *, kind: str = "", where: str = "") -> Case:
     """A prompt of which nothing is known but what the parser reads in it."""
     found = parse(prompt)
-    relations = tuple((r.subject, r.predicate, r.object) for r in found.relations)
+    relations = found.statements
     return Case(prompt, found.objects, relations, None, kind or _count(found.objects), where)
 
 

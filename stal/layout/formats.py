@@ -23,8 +23,9 @@ from typing import Any
 
 import numpy as np
 
+from stal.checked_json import check_keys, short
 from stal.layout.coverage import Painted
-from stal.layout.layout import Layout, PlacedObject, check_keys, short
+from stal.layout.layout import Layout, PlacedObject
 from stal.prompts.words import article
 
 CSS_CANVAS = 64.0

@@ -12,13 +12,13 @@ import json
 import math
 import os
 import random
-import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stal.checked_json import check_keys, dump_lines, dumps, number, short, typed
 from stal.files import write_atomic
 from stal.layout.coverage import (
     ELLIPSE,
@@ -137,10 +137,10 @@ class Layout:
         shaped = any(o.outline is not None for o in self.objects)
         lines = [
             f'  "version": {VERSION if shaped else 1}',
-            f'  "prompt": {_dumps(self.prompt)}',
-            f'  "objects": {_dump_lines(objects)}',
-            f'  "relations": {_dump_lines(self.relations)}',
-            f'  "aspect": {_dumps(self.aspect)}',
+            f'  "prompt": {dumps(self.prompt)}',
+            f'  "objects": {dump_lines(objects)}',
+            f'  "relations": {dump_lines(self.relations)}',
+            f'  "aspect": {dumps(self.aspect)}',
         ]
         return "{\n" + ",\n".join(lines) + "\n}\n"
 
@@ -176,35 +176,35 @@ class Layout:
             raise ValueError(f"version must be 1 or {VERSION}, got {version!r}")
         optional = ("score",) if version == 1 else ("score", "shape")
         objects = []
-        for index, item in enumerate(_typed(data["objects"], list, "objects")):
+        for index, item in enumerate(typed(data["objects"], list, "objects")):
             where = f"objects[{index}]"
             check_keys(item, where, ("phrase", "noun", "box"), optional=optional)
-            box = _typed(item["box"], list, f"{where}.box")
+            box = typed(item["box"], list, f"{where}.box")
             if len(box) != 4:
                 raise ValueError(f"{where}.box must be [x0, y0, x1, y1], got {box}")
-            x0, y0, x1, y1 = (_number(edge, f"{where}.box") for edge in box)
+            x0, y0, x1, y1 = (number(edge, f"{where}.box") for edge in box)
             objects.append(
                 PlacedObject(
-                    _typed(item["phrase"], str, f"{where}.phrase"),
-                    _typed(item["noun"], str, f"{where}.noun"),
+                    typed(item["phrase"], str, f"{where}.phrase"),
+                    typed(item["noun"], str, f"{where}.noun"),
                     (x0, y0, x1, y1),
-                    _number(item.get("score", 1.0), f"{where}.score"),
+                    number(item.get("score", 1.0), f"{where}.score"),
                     _read_shape(item.get("shape"), (x0, y0, x1, y1), f"{where}.shape"),
                 )
             )
         relations = []
-        for index, item in enumerate(_typed(data["relations"], list, "relations")):
+        for index, item in enumerate(typed(data["relations"], list, "relations")):
             where = f"relations[{index}]"
-            if len(_typed(item, list, where)) != 3:
+            if len(typed(item, list, where)) != 3:
                 raise ValueError(f"{where} must be [subject, predicate, object], got {item}")
             i, predicate, j = item
-            _typed(predicate, str, where)
-            relations.append((_typed(i, int, where), predicate, _typed(j, int, where)))
+            typed(predicate, str, where)
+            relations.append((typed(i, int, where), predicate, typed(j, int, where)))
         return cls(
-            _typed(data["prompt"], str, "prompt"),
+            typed(data["prompt"], str, "prompt"),
             tuple(objects),
             tuple(relations),
-            _number(data["aspect"], "aspect"),
+            number(data["aspect"], "aspect"),
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -255,17 +255,17 @@ def _read_shape(value: Any, box: Box, where: str) -> Outline | None:
         return Ellipse(box)
     if isinstance(value, list):
         for k, corner in enumerate(value):
-            if len(_typed(corner, list, f"{where}[{k}]")) != 2:
+            if len(typed(corner, list, f"{where}[{k}]")) != 2:
                 raise ValueError(f"{where}[{k}] must be [x, y], got {corner}")
-        corners = [[_number(x, f"{where}[{k}]") for x in c] for k, c in enumerate(value)]
+        corners = [[number(x, f"{where}[{k}]") for x in c] for k, c in enumerate(value)]
         return check_polygon(corners, where)
     if not isinstance(value, dict):
         raise ValueError(
             f'{where} must be "{ELLIPSE}", a list of corners or painted cells, got {short(value)}'
         )
     check_keys(value, where, ("height", "width", "runs"))
-    height, width = (_typed(value[key], int, f"{where}.{key}") for key in ("height", "width"))
-    runs = tuple(_typed(n, int, f"{where}.runs") for n in _typed(value["runs"], list, where))
+    height, width = (typed(value[key], int, f"{where}.{key}") for key in ("height", "width"))
+    runs = tuple(typed(n, int, f"{where}.runs") for n in typed(value["runs"], list, where))
     if min(height, width) < 1 or min(runs, default=0) < 0 or sum(runs) != height * width:
         raise ValueError(
             f"{where}.runs must be lengths that add up to {height} x {width} cells, got {sum(runs)}"
@@ -288,61 +288,6 @@ def _check_relations(relations: Sequence[Statement], n: int) -> None:
                 f"{where} must have one of the predicates {', '.join(PREDICATES)},"
                 f" got {predicate!r}"
             )
-
-
-def check_keys(
-    data: Any, where: str, required: Sequence[str], *, optional: Sequence[str] = ()
-) -> None:
-    """Raises ValueError unless data is a JSON object with these keys."""
-    _typed(data, dict, where)
-    for key in required:
-        if key not in data:
-            raise ValueError(f'{where} must have "{key}", got {_list_keys(data)}')
-    for key in data:
-        if key not in required and key not in optional:
-            raise ValueError(
-                f'{where} must not have "{key}", only {_list_keys([*required, *optional])}'
-            )
-
-
-def _list_keys(keys: Mapping[str, Any] | Sequence[str]) -> str:
-    return ", ".join(f'"{key}"' for key in keys) or "no keys"
-
-
-_JSON_NAMES = {dict: "an object", list: "a list", str: "a string", int: "an integer"}
-
-
-def _typed(value: Any, kind: type, where: str) -> Any:
-    if not isinstance(value, kind) or isinstance(value, bool):
-        raise ValueError(f"{where} must be {_JSON_NAMES[kind]}, got {short(value)}")
-    return value
-
-
-def _number(value: Any, where: str) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        raise ValueError(f"{where} must be a number, got {short(value)}")
-    try:
-        return float(value)
-    except OverflowError:
-        raise ValueError(f"{where} must be a finite number, got {short(value)}") from None
-
-
-def short(value: Any) -> str:
-    """A value as error messages show it."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _dumps(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
-    # Halves of surrogate pairs, as an undecodable command line gives them, have no UTF-8 form.
-    return re.sub("[\ud800-\udfff]", lambda half: f"\\u{ord(half[0]):04x}", text)
-
-
-def _dump_lines(items: Sequence[Any]) -> str:
-    if not items:
-        return "[]"
-    return "[\n    " + ",\n    ".join(map(_dumps, items)) + "\n  ]"
 
 
 _MEETS = 0.03  # how far apart boxes that touch may be
@@ -404,7 +349,7 @@ def place(description: Description, *, aspect: float = 1.0, seed: int = 0) -> La
     if not 1 / 64 <= aspect <= 64:
         raise ValueError(f"aspect must lie in [1/64, 64], got {aspect}")
     n = len(description.objects)
-    relations = tuple((r.subject, r.predicate, r.object) for r in description.relations)
+    relations = description.statements
     _check_relations(relations, n)
     if n == 0:
         return Layout(description.text, (), (), aspect)

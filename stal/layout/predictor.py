@@ -492,8 +492,7 @@ class LayoutPredictor:
 
 def _tokens(description: Description, aspect: float) -> Tokens:
     phrases = [(each.phrase, each.noun) for each in description.objects]
-    relations = [(r.subject, r.predicate, r.object) for r in description.relations]
-    return tokens_of(phrases, relations, aspect=aspect)
+    return tokens_of(phrases, description.statements, aspect=aspect)
 
 
 def _aligned(z: Tensor, description: Description) -> Tensor:
@@ -528,7 +527,7 @@ def _finish(
 ) -> list[Layout]:
     """Layouts from raw boxes (samples, n, 4), the likeliest first."""
     n = len(description.objects)
-    relations = tuple((r.subject, r.predicate, r.object) for r in description.relations)
+    relations = description.statements
     sides = [each.position for each in description.objects]
     ranked: list[tuple[float, int, Layout]] = []
     for index, z in enumerate(samples[:, :n].clone()):

@@ -10,21 +10,22 @@ stable-diffusion/
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor
+
+from stal.checked_json import first_line, read_json
+from stal.model.tensors import load_safetensors, load_state, refuse_pickle
+from stal.model.unet import UNet
+from stal.model.unet_config import UNetConfig
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
-
-    from stal.model.unet import UNet
 
 # The parts of each pipeline, and the class that is implemented; None where only files are read.
 SD_PARTS = {
@@ -39,7 +40,6 @@ PIPELINES: dict[str, dict[str, str | None]] = {
     "StableDiffusionPipeline": SD_PARTS,
     "StableDiffusionXLPipeline": SD_PARTS | XL_PARTS,
 }
-PICKLE_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def resolve(name_or_folder: str | Path) -> Path:
     if name and path.is_dir():
         return path
     if path.is_file():
-        _refuse_pickle([path], path)
+        refuse_pickle([path], path)
         fix = "convert it with diffusers' from_single_file(file).save_pretrained(folder)"
         raise ValueError(f"model must be a diffusers folder, got the file {path}: {fix}")
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
@@ -83,7 +83,7 @@ def resolve(name_or_folder: str | Path) -> Path:
         try:
             return Path(snapshot_download(name, allow_patterns=[*allow], ignore_patterns=[*ignore]))
         except Exception as error:  # the hub's own, and those of two HTTP libraries
-            reason = f"{type(error).__name__}: {_first_line(error)}"
+            reason = f"{type(error).__name__}: {first_line(error)}"
             raise OSError(f"{name!r} is no local folder, and the hub gave: {reason}") from error
 
     parts = SD_PARTS | XL_PARTS
@@ -111,8 +111,6 @@ def load_components(
     """
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-    from stal.model import unet
-
     folder = Path(folder)
     index = read_model_index(folder)
     is_xl = "text_encoder_2" in PIPELINES[index["_class_name"]]
@@ -122,7 +120,7 @@ def load_components(
         text_encoder_2 = _load_text_encoder(
             folder / "text_encoder_2", CLIPTextModelWithProjection, dtype, device
         )
-    network = unet.from_pretrained(folder / "unet", dtype=dtype, device=device)
+    network = load_unet(folder / "unet", dtype=dtype, device=device)
     return Components(
         pipeline_class=index["_class_name"],
         unet=network.requires_grad_(False),
@@ -162,102 +160,20 @@ def read_model_index(folder: str | Path) -> dict[str, Any]:
     return index
 
 
-def read_json(path: str | Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises ValueError, naming the file, if there is none."""
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"{path} must be a JSON file, got no such file")
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} must be JSON, got {_first_line(error)}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} must be a JSON object, got {type(value).__name__}")
-    return value
+def load_unet(
+    folder: str | Path, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+) -> UNet:
+    """Reads config.json and the safetensors weights in the folder of a UNet, "unet" in diffusers'.
 
-
-def load_safetensors(
-    source: str | Path,
-    *,
-    name: str = "diffusion_pytorch_model",
-    dtype: torch.dtype | None = None,
-    device: str | torch.device = "cpu",
-) -> dict[str, Tensor]:
-    """Every tensor of a safetensors file, or of the weights called name in a folder.
-
-    A folder may hold one file, shards with an index, or only the fp16 variant of either. Floating
-    point is converted to dtype; None keeps it as stored. A CPU tensor that needs no conversion may
-    be a map of the file, which must then stay as it is.
-
-    Raises ValueError if there is no such file, or it is not (complete) safetensors.
+    In evaluation mode, trainable. Raises ValueError if the architecture is not implemented or the
+    weights are not exactly its weights.
     """
-    tensors: dict[str, Tensor] = {}
-    for file in _weight_files(Path(source), name):
-        try:
-            with safe_open(file, framework="pt", device=str(device)) as opened:
-                for key in opened.keys():  # noqa: SIM118 - it is no mapping
-                    tensor = opened.get_tensor(key)
-                    tensors[key] = tensor.to(dtype) if tensor.is_floating_point() else tensor
-        except SafetensorError as error:
-            got = f"{_first_line(error)}; fetch it again"
-            raise ValueError(f"{file} must be a complete safetensors file, got {got}") from error
-    return tensors
-
-
-def load_state(module: nn.Module, state: Mapping[str, Tensor], *, source: str | Path) -> None:
-    """Makes the tensors of state the parameters and buffers of module, all of them and no others.
-
-    Assigns, so the module may be on the meta device. source names the origin in errors.
-    Raises ValueError for missing, unexpected and misshapen tensors, naming them.
-    """
-    expected = module.state_dict()
-    missing = [key for key in expected if key not in state]
-    unexpected = [key for key in state if key not in expected]
-    if missing or unexpected:
-        got = [
-            f"{len(keys)} {what} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
-            for what, keys in (("missing", missing), ("unexpected", unexpected))
-            if keys
-        ]
-        rule = f"hold the weights of {type(module).__name__} as its config.json says"
-        raise ValueError(f"{source} must {rule}, got {' and '.join(got)}")
-    wrong = [key for key in expected if expected[key].shape != state[key].shape]
-    if wrong:
-        key, more = wrong[0], f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
-        want, got_shape = tuple(expected[key].shape), tuple(state[key].shape)
-        rule = f"have shape {want} as the config.json of {source} says"
-        raise ValueError(f"{key}{more} must {rule}, got {got_shape}")
-    module.load_state_dict(state, strict=True, assign=True)
-
-
-def _weight_files(source: Path, name: str) -> list[Path]:
-    if source.is_file():
-        _refuse_pickle([source], source)
-        return [source]
-    for variant in ("", ".fp16"):
-        single = source / f"{name}{variant}.safetensors"
-        if single.is_file():
-            return [single]
-        index = source / f"{name}.safetensors.index{variant}.json"
-        if index.is_file():
-            shards = sorted(set(read_json(index).get("weight_map", {}).values()))
-            for shard in shards:
-                if Path(shard).name != shard or not (source / shard).is_file():
-                    what = f"the shard {shard} that {index.name} names"
-                    raise ValueError(f"{source} must hold {what}, got no such file")
-            return [source / shard for shard in shards]
-    _refuse_pickle(source.iterdir() if source.is_dir() else (), source)
-    raise ValueError(f"{source} must hold {name}.safetensors (or its shards), got no such file")
-
-
-def _refuse_pickle(files: Iterable[Path], source: Path) -> None:
-    pickles = sorted(file.name for file in files if file.suffix in PICKLE_SUFFIXES)
-    if pickles:
-        fix = (
-            "a pickle can run any code; if you trust it, convert it once with diffusers: "
-            "StableDiffusionPipeline.from_pretrained(old_folder).save_pretrained(new_folder)"
-        )
-        raise ValueError(f"{source} must hold safetensors, got only {', '.join(pickles)}: {fix}")
+    config = UNetConfig.from_json(Path(folder) / "config.json")
+    with torch.device("meta"):
+        unet = UNet(config)
+    state = load_safetensors(folder, dtype=dtype, device=device)
+    load_state(unet, state, source=folder)
+    return unet.eval()
 
 
 def _load_vae(folder: Path, dtype: torch.dtype, device: str | torch.device) -> Any:
@@ -308,9 +224,5 @@ def load_tokenizer(folder: Path) -> CLIPTokenizer:
     try:
         return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # whatever transformers and tokenizers make of a broken file
-        got = _first_line(error)
+        got = first_line(error)
         raise ValueError(f"{folder} must hold a CLIP tokenizer, got {got}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -17,7 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stal.model.checkpoint import load_safetensors, load_state, load_tokenizer, read_json
+from stal.checked_json import read_json
+from stal.model.checkpoint import load_tokenizer
+from stal.model.tensors import load_safetensors, load_state
 
 Box = tuple[float, float, float, float]
 

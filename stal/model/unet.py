@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import cast
 
 import torch
@@ -22,7 +21,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as checkpoint_call
 
-from stal.model import checkpoint
 from stal.model.unet_config import UNetConfig
 
 # (layer name, q, attention module, height, width) -> the attention's result, shaped like q
@@ -346,19 +344,3 @@ def _expect(name: str, tensor: Tensor | None, *shape: int | str) -> None:
     sizes = shape if got is None or len(got) != len(shape) else got
     if got != tuple(g if isinstance(s, str) else s for s, g in zip(shape, sizes, strict=True)):
         raise ValueError(f"{name} must have shape ({', '.join(map(str, shape))}), got {got}")
-
-
-def from_pretrained(
-    folder: str | Path, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
-) -> UNet:
-    """Reads config.json and the safetensors weights in the folder of a UNet, "unet" in diffusers'.
-
-    In evaluation mode, trainable. Raises ValueError if the architecture is not implemented or the
-    weights are not exactly its weights.
-    """
-    config = UNetConfig.from_json(Path(folder) / "config.json")
-    with torch.device("meta"):
-        unet = UNet(config)
-    state = checkpoint.load_safetensors(folder, dtype=dtype, device=device)
-    checkpoint.load_state(unet, state, source=folder)
-    return unet.eval()

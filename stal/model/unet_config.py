@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from stal.model import checkpoint
+from stal.checked_json import read_json
 
 # Where not everything is implemented: what is, diffusers' default first. A key that is not there
 # has its default, and so has null where null is listed.
@@ -84,7 +84,7 @@ class UNetConfig:
     @classmethod
     def from_json(cls, path: str | Path) -> UNetConfig:
         """`from_dict` of a file, which in a diffusers folder is unet/config.json."""
-        return cls.from_dict(checkpoint.read_json(path))
+        return cls.from_dict(read_json(path))
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> UNetConfig:

@@ -69,6 +69,11 @@ class Description:
     relations: tuple[Relation, ...] = ()
 
     @property
+    def statements(self) -> tuple[tuple[int, str, int], ...]:
+        """The relations as (subject, predicate, object), in order: what layouts keep of them."""
+        return tuple((r.subject, r.predicate, r.object) for r in self.relations)
+
+    @property
     def background(self) -> str:
         """What the text says of the background, as "on a black background"; "" if nothing."""
         for found in _BACKGROUND.finditer(self.text):

@@ -67,7 +67,7 @@ def draw_cases(n: int, *, objects: int, seed: int, held_out: bool = True) -> lis
                 PlacedObject(o.phrase, o.noun, scenes.box(scene, phrases.index(o.phrase)))
                 for o in description.objects
             )
-            relations = tuple((r.subject, r.predicate, r.object) for r in description.relations)
+            relations = description.statements
             cases.append(Case(text, Layout(text, boxes, relations)))
     return cases[:n]
 

@@ -150,7 +150,7 @@ def _from_caption(
     if not any(boxes):
         return None
     phrases = tuple((each.phrase, each.noun) for each in found.objects)
-    relations = tuple((r.subject, r.predicate, r.object) for r in found.relations)
+    relations = found.statements
     return Example(phrases, relations, tuple(boxes), aspect, image)
 
 

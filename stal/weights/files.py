@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stal.checked_json import read_json
 from stal.files import write_atomic
-from stal.model.checkpoint import read_json
 
 VERSION = 1
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
+from stal.checked_json import read_json
 from stal.files import write_atomic
-from stal.model.checkpoint import read_json
 from stal.weights.files import WeightSchedule
 
 

@@ -92,9 +92,9 @@ def check_placement(description: Description, layout: Layout) -> None:
     kept = consistent(description.relations)
     for r in kept:
         assert fulfils(boxes[r.subject], r.predicate, boxes[r.object])
-    stated = [(r.subject, r.predicate, r.object) for r in description.relations]
+    stated = description.statements
     dropped = [s for s, r in zip(stated, description.relations, strict=True) if r not in kept]
-    assert list(layout.relations) == stated
+    assert layout.relations == stated
     # What touches or holds another thing cannot do so on a grid.
     violated, dropped = (
         [s for s in group if GEOMETRY[s[1]].contact in ("", "beside")]

@@ -25,7 +25,8 @@ from transformers import (
     CLIPTokenizer,
 )
 
-from stal.model import checkpoint, unet
+from stal.model import checkpoint
+from stal.model.tensors import load_safetensors
 
 UNET_WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -193,7 +194,7 @@ def test_fp16_variant_is_read_where_it_is_the_only_one(sd_folder, tmp_path):
     for file in [*sd_folder.glob("*/*.safetensors")]:
         name = file.name.replace(".safetensors", ".fp16.safetensors")
         save_file({key: value.half() for key, value in load_file(file).items()}, file.parent / name)
-    state = checkpoint.load_safetensors(sd_folder / "unet")
+    state = load_safetensors(sd_folder / "unet")
     assert all(torch.equal(state[key], plain[key]) for key in plain)
     for file in sd_folder.glob("*/*.safetensors"):
         if ".fp16." not in file.name:
@@ -208,7 +209,7 @@ def test_sharded_weights_are_read(variant, tmp_path):
     model = make_unet()
     model.save_pretrained(tmp_path, max_shard_size="30KB", variant=variant)
     assert len([*tmp_path.glob("*.safetensors")]) > 1
-    state = unet.from_pretrained(tmp_path).state_dict()
+    state = checkpoint.load_unet(tmp_path).state_dict()
     assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
 
 
@@ -271,7 +272,7 @@ def test_missing_and_unexpected_weights_are_named_and_counted(sd_folder):
 
     edit_weights(sd_folder / "unet" / UNET_WEIGHTS, edit)
     with pytest.raises(ValueError, match="must hold the weights of UNet") as caught:
-        unet.from_pretrained(sd_folder / "unet")
+        checkpoint.load_unet(sd_folder / "unet")
     message = str(caught.value)
     assert "got 10 missing (down_blocks.0.resnets.0.norm1.weight, " in message
     assert ", ...) and 10 unexpected (lora.down_blocks.0.resnets.0." in message
@@ -282,7 +283,7 @@ def test_weights_of_another_architecture_are_refused_with_both_shapes(sd_folder)
     edit_json(sd_folder / "unet" / "config.json", cross_attention_dim=24)
     expected = r"attn2\.to_k\.weight \(and 7 more\) must have shape \(16, 24\) .*got \(16, 16\)"
     with pytest.raises(ValueError, match=expected):
-        unet.from_pretrained(sd_folder / "unet")
+        checkpoint.load_unet(sd_folder / "unet")
 
 
 @pytest.mark.parametrize("keep", [0, 4, 100, 2000, -1], ids=lambda n: f"{n}-bytes")
@@ -298,7 +299,7 @@ def test_truncated_safetensors_is_named(keep, sd_folder):
 def test_git_lfs_pointer_is_no_safetensors_file(sd_folder):
     (sd_folder / "unet" / UNET_WEIGHTS).write_text("version https://git-lfs.github.com/spec/v1\n")
     with pytest.raises(ValueError, match="must be a complete safetensors file, got"):
-        unet.from_pretrained(sd_folder / "unet")
+        checkpoint.load_unet(sd_folder / "unet")
 
 
 @pytest.mark.parametrize("name", ["diffusion_pytorch_model.bin", "model.ckpt", "unet.pt"])
@@ -311,7 +312,7 @@ def test_pickles_are_refused_with_the_way_to_convert_them(name, sd_folder):
     ):
         checkpoint.load_components(sd_folder)
     with pytest.raises(ValueError, match=r"got only .*save_pretrained"):
-        checkpoint.load_safetensors(folder / name)
+        load_safetensors(folder / name)
     with pytest.raises(ValueError, match=r"got only .*save_pretrained"):
         checkpoint.resolve(folder / name)
 
@@ -332,7 +333,7 @@ def test_missing_shard_is_named(tmp_path):
     shard = sorted(tmp_path.glob("*.safetensors"))[1]
     shard.unlink()
     with pytest.raises(ValueError, match=f"must hold the shard {shard.name} that .*index"):
-        unet.from_pretrained(tmp_path)
+        checkpoint.load_unet(tmp_path)
 
 
 def test_index_may_not_name_files_outside_its_folder(sd_folder):
@@ -341,7 +342,7 @@ def test_index_may_not_name_files_outside_its_folder(sd_folder):
     index = {"weight_map": {"conv_in.weight": "../weights.safetensors"}}
     (folder / f"{UNET_WEIGHTS}.index.json").write_text(json.dumps(index))
     with pytest.raises(ValueError, match=r"must hold the shard \.\./weights\.safetensors"):
-        unet.from_pretrained(folder)
+        checkpoint.load_unet(folder)
 
 
 def test_folder_without_a_model_index_is_no_diffusers_folder(sd_folder, tmp_path):

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 
-from stal.model.unet import UNet, from_pretrained
+from stal.model.checkpoint import load_unet
+from stal.model.unet import UNet
 from stal.model.unet_config import UNetConfig
 
 SD15: dict[str, Any] = {
@@ -152,7 +153,7 @@ def test_timestep_may_be_a_number_or_a_tensor(timestep):
 def test_unet_saved_by_diffusers_is_read(config, dtype, tmp_path):
     theirs, _ = make_pair(config)
     theirs.to(dtype).save_pretrained(tmp_path)
-    ours = from_pretrained(tmp_path)
+    ours = load_unet(tmp_path)
     sample, text, added = make_inputs(config)
     assert not ours.training
     assert all(p.requires_grad and p.dtype is torch.float32 for p in ours.parameters())
@@ -163,7 +164,7 @@ def test_unet_saved_by_diffusers_is_read(config, dtype, tmp_path):
 
 def test_dtype_of_the_weights_is_the_one_asked_for(tmp_path):
     make_pair(SD15)[0].save_pretrained(tmp_path)
-    unet = from_pretrained(tmp_path, dtype=torch.bfloat16)
+    unet = load_unet(tmp_path, dtype=torch.bfloat16)
     sample, text, _ = make_inputs(SD15)
     assert {p.dtype for p in unet.parameters()} == {torch.bfloat16}
     assert unet(sample.bfloat16(), 5, text.bfloat16()).dtype is torch.bfloat16

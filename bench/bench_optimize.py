@@ -24,10 +24,12 @@ from tqdm import tqdm
 
 from stal.evaluation.harness import Meter
 from stal.model import clip
+from stal.model.model import Model, bundled_model
 from stal.model.unet import UNet
 from stal.model.unet_config import UNetConfig
 from stal.optimize import Options, online, trajectory
-from stal.pipeline import Pipeline, Settings, bundled_model
+from stal.pipeline import Pipeline
+from stal.settings import Settings
 
 PROMPT = "a red circle to the left of a blue square"
 
@@ -48,13 +50,13 @@ def load(model: str) -> Pipeline:
     pipe = Pipeline.from_pretrained()
     if model == "bundled":
         return pipe
-    own = pipe.components.unet.config
+    own = pipe.model.unet.config
     config = UNetConfig.from_dict(
         {"sample_size": 64, "cross_attention_dim": own.cross_attention_dim[-1]}
     )
     torch.manual_seed(0)
     unet = UNet(config).eval().requires_grad_(False)
-    return Pipeline(replace(pipe.components, unet=unet), defaults=pipe.defaults)
+    return Pipeline(Model(replace(pipe.model.components, unet=unet)), defaults=pipe.defaults)
 
 
 def measure(model: str, mode: str, steps: int, rounds: int) -> Row:
@@ -62,7 +64,7 @@ def measure(model: str, mode: str, steps: int, rounds: int) -> Row:
     "online" (of the whole drawing). A round times a generation too, for the ratio."""
     pipe = load(model)
     scorer = clip.load(bundled_model() / "clip")
-    pipe.components.unet.gradient_checkpointing = mode.endswith("recomputed")
+    pipe.model.unet.gradient_checkpointing = mode.endswith("recomputed")
     drawing = pipe.prepare([PROMPT], Settings(steps=steps))
     seconds, ratios, peaks = [], [], []
     for _ in range(rounds):
@@ -72,7 +74,7 @@ def measure(model: str, mode: str, steps: int, rounds: int) -> Row:
             meter = Meter("cpu")
             with meter:
                 if mode == "generation":
-                    pipe.pixels(drawing.sample())
+                    pipe.model.pixels(drawing.sample())
                 elif mode == "online":
                     online(drawing, scorer)
                 else:
@@ -82,7 +84,7 @@ def measure(model: str, mode: str, steps: int, rounds: int) -> Row:
         seconds.append(parts[max(parts)].seconds - (parts[1].seconds if 2 in parts else 0))
         if mode != "generation":
             with meter:
-                pipe.pixels(drawing.sample())
+                pipe.model.pixels(drawing.sample())
         ratios.append(seconds[-1] / meter.seconds)
     time, ratio = statistics.median(seconds), statistics.median(ratios)
     # Later rounds find memory that earlier ones have left.

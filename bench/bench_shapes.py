@@ -21,11 +21,13 @@ import typer
 from timing import machine
 from tqdm import tqdm
 
+from stal.drawing import Result
 from stal.evaluation.parsing import interval
 from stal.layout import Layout, place
 from stal.layout.predictor import predict
-from stal.pipeline import Pipeline, Result, Settings
+from stal.pipeline import Pipeline
 from stal.prompts import parse
+from stal.settings import Settings
 from stal.shapes.cases import Case, Verdict, draw_cases, judge
 from stal.shapes.detector import detect
 

@@ -25,7 +25,7 @@ from timing import Table, Timing, cpu_details, interleave
 from torch import Tensor
 from torch.nn import functional as F
 
-from stal.pipeline import Settings
+from stal.settings import Settings
 from stal_kernels import blended_attention_ragged
 
 PROMPT = "a red circle, a blue square, a green star, a pink ring and a yellow cross"
@@ -69,10 +69,10 @@ def measure(model: str, rounds: int, steps: int | None = None) -> dict[str, Timi
     if model == "bundled":
 
         def run() -> object:
-            return pipe.pixels(drawing.sample())
+            return pipe.model.pixels(drawing.sample())
 
     else:
-        x = torch.randn(1, pipe.components.unet.config.in_channels, 64, 64)
+        x = torch.randn(1, pipe.model.unet.config.in_channels, 64, 64)
 
         def run() -> object:
             return drawing.predict(x, drawing.schedule.timesteps[0], 0, *drawing.weights)

@@ -3,8 +3,10 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from stal.drawing import Result
     from stal.layout import Layout
-    from stal.pipeline import Pipeline, Result, Settings
+    from stal.pipeline import Pipeline
+    from stal.settings import Settings
 
 __version__ = "0.1.0"
 __all__ = ["Layout", "Pipeline", "Result", "Settings", "__version__"]
@@ -12,8 +14,8 @@ __all__ = ["Layout", "Pipeline", "Result", "Settings", "__version__"]
 _HOMES = {
     "Layout": "stal.layout",
     "Pipeline": "stal.pipeline",
-    "Result": "stal.pipeline",
-    "Settings": "stal.pipeline",
+    "Result": "stal.drawing",
+    "Settings": "stal.settings",
 }
 
 

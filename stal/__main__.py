@@ -19,7 +19,7 @@ from stal.files import check_writable, read_lines, write_atomic
 from stal.layout import Layout
 
 if TYPE_CHECKING:
-    from stal.pipeline import Drawing, Result
+    from stal.drawing import Drawing, Result
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -230,7 +230,9 @@ def _draw(
     import torch
     from tqdm import tqdm
 
-    from stal.pipeline import Pipeline, Settings, enough_memory
+    from stal.model.model import enough_memory
+    from stal.pipeline import Pipeline
+    from stal.settings import Settings
 
     settings = Settings(**{f.name: wanted[f.name] for f in fields(Settings) if f.name in wanted})
     seeds = wanted.get("seeds", [0])
@@ -282,11 +284,11 @@ def _draw(
 def _optimized(drawing: Drawing, search: dict[str, Any], *, device: str, quiet: bool) -> Result:
     """Draws with weights that CLIP chose; what was done goes into the settings."""
     from stal.model import clip
+    from stal.model.model import clip_folder
     from stal.optimize import Options, online, trajectory
-    from stal.pipeline import clip_folder
 
-    scorer = clip.load(search["clip"] or clip_folder(drawing.pipe), device=device)
-    drawing.pipe.components.unet.gradient_checkpointing = search["recompute_blocks"]
+    scorer = clip.load(search["clip"] or clip_folder(drawing.model), device=device)
+    drawing.model.unet.gradient_checkpointing = search["recompute_blocks"]
     if search["mode"] == "online":
         done: dict[str, Any] = {"mode": "online"}
         found = online(drawing, scorer)

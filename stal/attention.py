@@ -7,7 +7,7 @@ whole batch; their keys and values depend on neither latents nor step and are pr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from stal.layout import Layout, masks
-from stal.weights import Rule, check_background, check_weights, weight_maps
+from stal.weights import Rule, check_background, check_reference, check_weights, weight_maps
 from stal_kernels import blended_attention_ragged
 
 
@@ -26,6 +26,10 @@ class AttentionModule(Protocol):
     scale: float
     to_k: nn.Module
     to_v: nn.Module
+
+
+# (layer name, q, attention module, height, width) -> the attention's result, shaped like q
+AttentionFunction = Callable[[str, Tensor, AttentionModule, int, int], Tensor]
 
 
 class Prompts:
@@ -68,12 +72,10 @@ class Blend:
     prompts: table rows of the global prompt, of one local prompt an object of the layout and, if
         the reference is a prompt, of the reference.
     layout: where the objects are.
-    weights: (steps, objects) float32; gradients flow into it.
     """
 
     prompts: tuple[int, ...]
     layout: Layout
-    weights: Tensor
 
 
 class Plain:
@@ -88,6 +90,12 @@ class Plain:
         self.prompts = prompts
         self.ids, self.offsets = _csr(prompts, [[row] for row in batch])
 
+    def at(
+        self, step: int | Tensor, weights: Sequence[Tensor], *, keep_maps: bool = True
+    ) -> AttentionFunction:
+        """What one call of the UNet uses: the same at every step, whatever the weights."""
+        return self
+
     def __call__(
         self, name: str, q: Tensor, module: AttentionModule, height: int, width: int
     ) -> Tensor:
@@ -101,9 +109,8 @@ class Blended:
     """Spatial-temporal attention (arXiv 2304.03869): the global prompt everywhere, local prompts
     inside their regions, blended as `stal.weights.weight_maps` says.
 
-    `step`, the index of the sampler's transition, is set before each call of the UNet. The maps of
-    a resolution are built once a step, or, without `keep_maps`, at each layer: where a layer is
-    computed again on the way back, it must build what it built the first time.
+        attention = Blended(prompts, blends, unconditional=0)
+        unet(x, t, attention=attention.at(step, weights))
 
     Args:
         prompts: the table.
@@ -114,9 +121,8 @@ class Blended:
         rule, background: see `stal.weights.weight_maps`.
 
     Raises:
-        ValueError: a row outside the table, prompts or weights that do not go with a layout,
-            weights that the rule does not allow, the rule "guidance" without a reference, or a
-            background without a reference prompt.
+        ValueError: a row outside the table, prompts that do not go with a layout, the rule
+            "guidance" without a reference, or a background without a reference prompt.
     """
 
     def __init__(
@@ -137,35 +143,77 @@ class Blended:
         alone = [(unconditional,)] * len(self.blends) if unconditional is not None else []
         self.ids, self.offsets = _csr(prompts, [*alone, *(b.prompts for b in self.blends)])
         self._masks: dict[tuple[int, int], list[Tensor]] = {}
+
+    def at(
+        self, step: int | Tensor, weights: Sequence[Tensor], *, keep_maps: bool = True
+    ) -> AttentionFunction:
+        """What one call of the UNet uses.
+
+        Args:
+            step: index into the weights, the same for all images, or (images,): images of one
+                batch may be at different steps.
+            weights: of each conditional image, (steps, objects) float32 on the CPU; gradients flow
+                into them. Images may have different numbers of steps.
+            keep_maps: whether the maps of a resolution are built once for all its layers. Where a
+                layer is computed again on the way back, it must build what it built the first
+                time: then not.
+
+        Raises:
+            ValueError: not one step and one tensor of weights an image, a step outside the
+                weights, weights that do not go with a layout or that the rule does not allow.
+        """
+        steps = _steps(step, len(self.blends))
+        if len(weights) != len(self.blends):
+            raise ValueError(
+                f"weights must be one for each of {len(self.blends)} images, got {len(weights)}"
+            )
+        for blend, each, index in zip(self.blends, weights, steps, strict=True):
+            objects = len(blend.layout.objects)
+            if each.ndim != 2 or each.shape[1] != objects:
+                raise ValueError(
+                    f"weights must be (steps, objects) = (any, {objects}) for this layout, "
+                    f"got {tuple(each.shape)}"
+                )
+            if not 0 <= index < len(each):
+                raise ValueError(
+                    f"step must be below the {len(each)} steps of the weights, got {index}"
+                )
+            check_weights(each.detach(), rule=self.rule)
+        return _AtStep(self, steps, tuple(weights), keep_maps)
+
+    def masks(self, height: int, width: int, device: torch.device) -> list[Tensor]:
+        """Each image's (objects, height, width) coverage, made once for all steps."""
+        if (height, width) not in self._masks:
+            self._masks[height, width] = [
+                masks(blend.layout, height, width).to(device) for blend in self.blends
+            ]
+        return self._masks[height, width]
+
+
+class _AtStep:
+    """`Blended` with each image's step and (steps, objects) weights."""
+
+    def __init__(
+        self, blended: Blended, steps: list[int], weights: tuple[Tensor, ...], keep_maps: bool
+    ) -> None:
+        self._blended, self._steps, self._weights = blended, steps, weights
+        self._keep_maps = keep_maps
         self._maps: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor | None]] = {}
-        self.keep_maps = True
-        self.step = 0
-
-    @property
-    def step(self) -> int:
-        return self._step
-
-    @step.setter
-    def step(self, step: int) -> None:
-        steps = len(self.blends[0].weights)
-        if not 0 <= step < steps:
-            raise ValueError(f"step must be below the {steps} steps of the weights, got {step}")
-        self._step = step
-        # Also if the step is the same: an optimiser changes the weights between two calls.
-        self._maps.clear()
 
     def __call__(
         self, name: str, q: Tensor, module: AttentionModule, height: int, width: int
     ) -> Tensor:
-        k, v = self.prompts.project(name, module)
-        if self.keep_maps and (height, width) in self._maps:
-            maps = self._maps[height, width]
-        else:
-            maps = self._maps[height, width] = self._build(height, width, q.device)
+        blended = self._blended
+        k, v = blended.prompts.project(name, module)
+        maps = self._maps.get((height, width))
+        if maps is None:
+            maps = self._build(height, width, q.device)
+            if self._keep_maps:
+                self._maps[height, width] = maps
         weight, region, away = maps
         weight = weight.to(_at_least_float32(q))
         out = blended_attention_ragged(
-            q, k, v, weight, self.ids, self.offsets, region=region, scale=module.scale
+            q, k, v, weight, blended.ids, blended.offsets, region=region, scale=module.scale
         )
         if away is None:
             return out
@@ -177,21 +225,19 @@ class Blended:
         self, height: int, width: int, device: torch.device
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """weight, region: (entries, n), and what to subtract: (images, 1, n, 1) or None."""
-        if (height, width) not in self._masks:
-            self._masks[height, width] = [
-                masks(blend.layout, height, width).to(device) for blend in self.blends
-            ]
+        blended = self._blended
+        covered = blended.masks(height, width, device)
         maps = [
             weight_maps(
                 mask,
-                blend.weights[self.step].to(device),
-                rule=self.rule,
-                reference_is_prompt=self.reference_is_prompt,
-                background=self.background,
+                each[step].to(device),
+                rule=blended.rule,
+                reference_is_prompt=blended.reference_is_prompt,
+                background=blended.background,
             )
-            for mask, blend in zip(self._masks[height, width], self.blends, strict=True)
+            for mask, each, step in zip(covered, self._weights, self._steps, strict=True)
         ]
-        alone = 0 if self.unconditional is None else len(self.blends)
+        alone = 0 if blended.unconditional is None else len(blended.blends)
         ones = torch.ones(alone, height * width, device=device)
         weight = torch.cat([ones, *(m.weight for m in maps)])
         region = torch.cat([ones.bool(), *(m.region for m in maps)])
@@ -231,15 +277,6 @@ class Recording:
         return (a @ v).to(q.dtype)
 
 
-def check_reference(rule: Rule, *, reference_is_prompt: bool, guided: bool) -> None:
-    """Raises ValueError if the rule "guidance" has nothing to move away from."""
-    if rule == "guidance" and not reference_is_prompt and not guided:
-        raise ValueError(
-            "reference must be a prompt, e.g. 'an empty scene', without classifier-free guidance "
-            "(guidance_scale 1), got the unconditional half, which is then not computed"
-        )
-
-
 def _check_blends(blends: Sequence[Blend], rule: Rule) -> bool:
     """Whether the reference is a prompt of each image."""
     if not blends:
@@ -255,16 +292,21 @@ def _check_blends(blends: Sequence[Blend], rule: Rule) -> bool:
                 f"the layout, got {len(blend.prompts)}"
             )
         extras.add(extra)
-        steps = len(blends[0].weights)
-        if blend.weights.shape != (steps, objects):
-            raise ValueError(
-                f"weights must be (steps, objects) = {(steps, objects)} for this layout, "
-                f"got {tuple(blend.weights.shape)}"
-            )
-        check_weights(blend.weights, rule=rule)
     if len(extras) > 1:
         raise ValueError("blends must all have a reference prompt or none, got both kinds")
     return extras == {1}
+
+
+def _steps(step: int | Tensor, images: int) -> list[int]:
+    """The step of each image."""
+    if not isinstance(step, Tensor) or step.ndim == 0:
+        return [int(step)] * images
+    if step.shape != (images,) or step.is_floating_point():
+        raise ValueError(
+            f"step must be an integer or ({images},) integers, one an image, "
+            f"got {step.dtype} of shape {tuple(step.shape)}"
+        )
+    return step.tolist()
 
 
 def _csr(prompts: Prompts, entries: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

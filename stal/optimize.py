@@ -24,10 +24,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from stal.checked_json import read_json
+from stal.drawing import Drawing
 from stal.files import write_atomic
 from stal.model.clip import Clip, crops
-from stal.pipeline import Drawing
-from stal.sampler import Schedule
+from stal.schedule import Schedule, denoised_and_eps
 from stal.weights.files import VERSION, WeightSchedule, knots_to_weights
 
 
@@ -174,7 +174,7 @@ def trajectory(
             break
         try:
             drawn = _sample_finite(drawing, weights, predict)
-            terms = clip_loss(clip, drawing.pipe.pixels(drawn), drawing, options)
+            terms = clip_loss(clip, drawing.model.pixels(drawn), drawing, options)
             loss = terms[:, 0] + options.crop_weight * terms[:, 1]
             _check_finite("loss", loss, f"epoch {epoch}")
             adam.zero_grad()
@@ -255,7 +255,7 @@ def online(
         leaves = [w.clone().requires_grad_() for w in weights]
         with torch.enable_grad():
             prediction = drawing.predict(x, t, step, *leaves, unconditional=unconditional)
-            images = drawing.pipe.pixels(_denoised(prediction, x, t, drawing.schedule))
+            images = drawing.model.pixels(_denoised(prediction, x, t, drawing.schedule))
             terms = clip_loss(clip, images, drawing, options)
             loss = terms[:, 0] + options.crop_weight * terms[:, 1]
             grads = torch.autograd.grad(loss.sum(), leaves, allow_unused=True)
@@ -326,7 +326,7 @@ def schedule(
                 knots_to_weights(values[whole.group(w.shape[1])], *w.shape) for w in drawing.weights
             ]
             drawn = drawing.sample(weights, predict=differentiable(drawing.predict))
-            terms = clip_loss(clip, drawing.pipe.pixels(drawn), drawing, options)
+            terms = clip_loss(clip, drawing.model.pixels(drawn), drawing, options)
             loss = (terms[:, 0] + options.crop_weight * terms[:, 1]).mean()
             if not loss.isfinite():
                 raise ValueError(f"loss must be finite, got {loss.item()} in epoch {epoch}, {i}")
@@ -353,12 +353,10 @@ def schedule(
 
 
 def _denoised(prediction: Tensor, x: Tensor, t: float, schedule: Schedule) -> Tensor:
-    """The estimate of x_0 = sqrt(a) x - sqrt(1 - a) v, or (x - sqrt(1 - a) eps)/sqrt(a)."""
+    """The estimate of x_0 at a timestep of the schedule."""
     sigma = schedule.sigmas[schedule.timesteps.index(t)]
-    a, s = 1 / math.hypot(1, sigma), math.sqrt(1 - 1 / (1 + sigma**2))
-    if schedule.prediction_type == "epsilon":
-        return (x - s * prediction) / a
-    return a * x - s * prediction
+    alpha_bar = 1 / (1 + sigma**2)
+    return denoised_and_eps(prediction, x, alpha_bar, schedule.prediction_type)[0]
 
 
 def _sample_finite(

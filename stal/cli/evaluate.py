@@ -102,7 +102,9 @@ def evaluate(
 
     from stal.evaluation import detectors
     from stal.evaluation.methods import METHODS, draw
-    from stal.pipeline import Pipeline, Settings, enough_memory
+    from stal.model.model import enough_memory
+    from stal.pipeline import Pipeline
+    from stal.settings import Settings
 
     strange = [name for name in names if name not in METHODS]
     if strange:
@@ -154,13 +156,8 @@ def _digest(values: Sequence[Any]) -> str:
 
 def _check_words(cases: Sequence[Case], pipe: Pipeline) -> None:
     """Before anything is drawn: the bundled model knows few words."""
-    import re
-
-    if pipe.defaults.words is None:
-        return
-    known = set(pipe.defaults.words)
     for case in cases:
-        strange = [word for word in re.findall(r"\w+", case.prompt.lower()) if word not in known]
+        strange = pipe.defaults.unknown_words(case.prompt)
         if strange:
             fix = "use prompts of its world, such as shapes:100, or another --model"
             got = ", ".join(strange[:3])
@@ -171,9 +168,9 @@ def _check_words(cases: Sequence[Case], pipe: Pipeline) -> None:
 
 def _scorer(clip: Path | None, pipe: Pipeline, device: str) -> Any:
     from stal.model.clip import load
-    from stal.pipeline import clip_folder
+    from stal.model.model import clip_folder
 
-    folder = clip or clip_folder(pipe)
+    folder = clip or clip_folder(pipe.model)
     if clip is None and not folder.is_dir():
         return None
     return load(folder, device=device)
@@ -186,7 +183,7 @@ def _layouts(cases: Sequence[Case], source: Layouts, pipe: Pipeline) -> list[Lay
 
     if source == Layouts.given:
         return [case.layout for case in cases if case.layout is not None]
-    side = pipe.components.unet.config.sample_size
+    side = pipe.model.unet.config.sample_size
     aspect = side[1] / side[0] if isinstance(side, (tuple, list)) else 1.0
     found = [parse(case.prompt) for case in cases]
     if source == Layouts.placed:

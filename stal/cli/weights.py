@@ -70,13 +70,15 @@ def fit_schedule(
     )
 
     from stal.model.clip import load
+    from stal.model.model import clip_folder
     from stal.optimize import Options, schedule
-    from stal.pipeline import UNCONDITIONAL, Pipeline, Settings, clip_folder
+    from stal.pipeline import Pipeline
+    from stal.settings import UNCONDITIONAL, Settings
     from stal.weights import default_weights
     from stal.weights.files import WeightSchedule
 
     pipe = Pipeline.from_pretrained(model, device=device)
-    scorer = load(clip or clip_folder(pipe), device=device)
+    scorer = load(clip or clip_folder(pipe.model), device=device)
     settings = Settings(steps=steps)
     drawings = [
         pipe.prepare(
@@ -105,7 +107,7 @@ def fit_schedule(
     run = output.with_suffix(".run.json")
     found, losses = schedule(drawings, scorer, options, start=first, path=run, quiet=quiet)
     about = {
-        "model": pipe.name,
+        "model": pipe.model.name,
         "prompts": f"{len(texts)} of {prompts.name if prompts else 'the shapes world'}",
         "steps": drawings[0].schedule.steps,
         "losses": losses,

@@ -35,8 +35,10 @@ if sys.platform != "win32":  # where two runs in one folder go unnoticed
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from stal.drawing import Result
     from stal.model.clip import Clip
-    from stal.pipeline import Pipeline, Result, Settings
+    from stal.pipeline import Pipeline
+    from stal.settings import Settings
 
 VERSION = 2
 COMMAND, RESULTS, IMAGES = "command.json", "results.jsonl", "images"
@@ -137,7 +139,7 @@ def run(
     strange = done - {(method, *pair) for method in methods for pair in pairs}
     if strange or len(done) != len(rows):
         raise ValueError(f"{folder / RESULTS} must hold images of this command, each once")
-    meter = Meter(pipe.device)
+    meter = Meter(pipe.model.device)
     with (
         _told_of_a_full_disk(folder),
         tqdm(total=len(pairs) * len(methods), initial=len(done), disable=quiet) as bar,
@@ -379,7 +381,7 @@ def _has_rows(folder: Path) -> bool:
 def fingerprint(pipe: Pipeline) -> str:
     """Tells models apart that have one name: a hash of the first numbers of each UNet weight."""
     digest = hashlib.sha256()
-    for name, weight in pipe.components.unet.state_dict().items():
+    for name, weight in pipe.model.unet.state_dict().items():
         digest.update(name.encode())
         digest.update(json.dumps(weight.flatten()[:8].double().tolist()).encode())
     return digest.hexdigest()[:16]

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from stal.drawing import Result
 from stal.evaluation.baselines.attend_and_excite import attend_and_excite
 from stal.evaluation.baselines.boxdiff import boxdiff
 from stal.evaluation.baselines.composable import composable
@@ -17,9 +18,11 @@ from stal.evaluation.baselines.structured import structured
 from stal.layout import Layout
 from stal.layout.predictor import predict
 from stal.model.clip import Clip, load
+from stal.model.model import clip_folder
 from stal.optimize import RELEASED, Options, online, trajectory
-from stal.pipeline import UNCONDITIONAL, Pipeline, Result, Settings, clip_folder
+from stal.pipeline import Pipeline
 from stal.prompts import parse
+from stal.settings import UNCONDITIONAL, Settings
 
 # method(pipe, prompts, layouts=..., seeds=..., settings=...), see `draw`.
 Method = Callable[..., list[Result]]
@@ -88,7 +91,7 @@ def _optimised(options: Options | None, **changes: Any) -> Method:
 
 
 def _clip(pipe: Pipeline) -> Clip:
-    return _load(clip_folder(pipe), str(pipe.device))
+    return _load(clip_folder(pipe.model), str(pipe.model.device))
 
 
 @lru_cache(maxsize=1)

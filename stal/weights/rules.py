@@ -173,6 +173,16 @@ def check_weights(weights: Tensor, *, rule: Rule) -> None:
         raise ValueError(f"weights must be {limits}, got {value} at step {step}, object {index}")
 
 
+def check_reference(rule: Rule, *, reference_is_prompt: bool, guided: bool) -> None:
+    """Raises ValueError if the rule is unknown, or is "guidance" with nothing to move away from."""
+    _require("rule", rule, RULES)
+    if rule == "guidance" and not reference_is_prompt and not guided:
+        raise ValueError(
+            "reference must be a prompt, e.g. 'an empty scene', without classifier-free guidance "
+            "(guidance_scale 1), got the unconditional half, which is then not computed"
+        )
+
+
 def check_background(background: float, *, rule: Rule, reference_is_prompt: bool) -> None:
     """Raises ValueError unless background is 0, or positive and there is a prompt for it."""
     if not 0 <= background < math.inf:

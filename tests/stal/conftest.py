@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -157,6 +158,24 @@ def clip() -> Clip:
 @pytest.fixture(scope="session")
 def pipe(sd_folder: Path) -> Pipeline:
     return Pipeline.from_pretrained(sd_folder)
+
+
+@pytest.fixture(scope="session")
+def xl_pipe(xl_folder: Path) -> Pipeline:
+    return Pipeline.from_pretrained(xl_folder)
+
+
+@pytest.fixture
+def with_stal_json(sd_folder: Path, tmp_path: Path) -> Callable[[str], Path]:
+    """with_stal_json(text): a copy of the Stable Diffusion folder that states such defaults."""
+
+    def copied(text: str) -> Path:
+        folder = tmp_path / "model"
+        shutil.copytree(sd_folder, folder)
+        (folder / "stal.json").write_text(text)
+        return folder
+
+    return copied
 
 
 @pytest.fixture

@@ -45,14 +45,24 @@ def attend(module, prompts, row, q):
 
 
 def blend_by_hand(
-    module, prompts, blend, q, step, size, rule, q_unconditional, unconditional, background=0.0
+    module,
+    prompts,
+    blend,
+    weights,
+    q,
+    step,
+    size,
+    rule,
+    q_unconditional,
+    unconditional,
+    background=0.0,
 ):
     """One image, formula for formula: DESIGN's definitions as loops over pixels and prompts."""
     a = [attend(module, prompts, row, q) for row in blend.prompts]
     out = torch.zeros_like(q)
     for n in range(size[0] * size[1]):
         m = masks(blend.layout, *size).flatten(1)[:, n].to(q.dtype)
-        lam = blend.weights[step].to(q.dtype)
+        lam = weights[step].to(q.dtype)
         s = sum((lam[i] * m[i] for i in range(len(m))), torch.zeros((), dtype=q.dtype))
         if rule == "convex":
             w = [lam[i] * m[i] / max(1.0, float(s)) for i in range(len(m))]
@@ -85,15 +95,16 @@ CASES = [
 
 
 def make_blends(rule, reference, dtype, counts=(2, 0, 3)):
-    """Images of different numbers of objects."""
-    blends = []
+    """Images of different numbers of objects, and the weights of each."""
+    blends, every = [], []
     for image, count in enumerate(counts):
         rows = tuple((image + 2 * i) % (TABLE - 2) for i in range(count + 1))
         weights = torch.rand(STEPS, count, dtype=dtype)
         if rule == "guidance":
             weights = 6 * weights - 2
-        blends.append(Blend((*rows, TABLE - 2) if reference else rows, layout_of(count), weights))
-    return blends
+        blends.append(Blend((*rows, TABLE - 2) if reference else rows, layout_of(count)))
+        every.append(weights)
+    return blends, every
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -113,20 +124,20 @@ def test_plain_equals_sdpa_with_each_rows_prompt(dtype):
 @pytest.mark.parametrize(("rule", "reference", "guided"), CASES)
 def test_blended_equals_a_loop_over_prompts(rule, reference, guided, dtype):
     module, prompts = make(dtype)
-    blends = make_blends(rule, reference, dtype)
+    blends, weights = make_blends(rule, reference, dtype)
     unconditional = TABLE - 1 if guided else None
     attention = Blended(prompts, blends, unconditional=unconditional, rule=rule)
     images = len(blends)
     for step in (0, 2, 1):
-        attention.step = step
+        attend_at = attention.at(step, weights)
         for height, width in SIZES:
             q = make_q(2 * images if guided else images, height, width, dtype)
-            out = attention(NAME, q, module, height, width)
+            out = attend_at(NAME, q, module, height, width)
             assert out.shape == q.shape
-            for image, blend in enumerate(blends):
+            for image, (blend, own) in enumerate(zip(blends, weights, strict=True)):
                 mine = images + image if guided else image
                 expected = blend_by_hand(
-                    *(module, prompts, blend, q[mine], step, (height, width), rule),
+                    *(module, prompts, blend, own, q[mine], step, (height, width), rule),
                     *(q[image], unconditional),
                 )
                 torch.testing.assert_close(out[mine], expected, rtol=0, atol=TOLERANCE[dtype])
@@ -136,16 +147,17 @@ def test_blended_equals_a_loop_over_prompts(rule, reference, guided, dtype):
 def test_background_equals_a_loop_over_prompts(guided):
     dtype = torch.float64
     module, prompts = make(dtype)
-    blends = make_blends("guidance", True, dtype)
+    blends, weights = make_blends("guidance", True, dtype)
     unconditional = TABLE - 1 if guided else None
     attention = Blended(prompts, blends, unconditional=unconditional, background=0.6)
     images = len(blends)
     q = make_q(2 * images if guided else images, 4, 6, dtype)
-    out = attention(NAME, q, module, 4, 6)
-    for image, (blend, result) in enumerate(zip(blends, out[-images:], strict=True)):
+    out = attention.at(0, weights)(NAME, q, module, 4, 6)
+    cases = zip(blends, weights, out[-images:], strict=True)
+    for image, (blend, own, result) in enumerate(cases):
         mine = images + image if guided else image
         expected = blend_by_hand(
-            *(module, prompts, blend, q[mine], 0, (4, 6), "guidance"),
+            *(module, prompts, blend, own, q[mine], 0, (4, 6), "guidance"),
             *(q[image], unconditional),
             background=0.6,
         )
@@ -154,7 +166,7 @@ def test_background_equals_a_loop_over_prompts(guided):
 
 def test_background_needs_a_reference_prompt():
     _, prompts = make(torch.float32)
-    blends = make_blends("guidance", False, torch.float32)
+    blends, _ = make_blends("guidance", False, torch.float32)
     with pytest.raises(ValueError, match="background must be 0 unless"):
         Blended(prompts, blends, unconditional=TABLE - 1, background=0.5)
 
@@ -162,32 +174,30 @@ def test_background_needs_a_reference_prompt():
 @pytest.mark.parametrize(("rule", "reference", "guided"), [c for c in CASES if c.values[2]])
 def test_unconditional_half_is_never_blended(rule, reference, guided):
     module, prompts = make(torch.float32)
-    blends = make_blends(rule, reference, torch.float32)
+    blends, weights = make_blends(rule, reference, torch.float32)
     attention = Blended(prompts, blends, unconditional=TABLE - 1, rule=rule)
     q = make_q(6, 4, 6, torch.float32)
     plain = Plain(prompts, [TABLE - 1] * 6)(NAME, q, module, 4, 6)
-    assert torch.equal(attention(NAME, q, module, 4, 6)[:3], plain[:3])
+    assert torch.equal(attention.at(0, weights)(NAME, q, module, 4, 6)[:3], plain[:3])
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("rule", "reference", "guided"), CASES)
 def test_blended_in_half_precision(rule, reference, guided, dtype):
     module, prompts = make(torch.float32)
-    blends = make_blends(rule, reference, torch.float32)
+    blends, weights = make_blends(rule, reference, torch.float32)
     unconditional = TABLE - 1 if guided else None
     q = make_q(6 if guided else 3, 4, 6, torch.float32)
     # What rounding the inputs alone does, in float32 from there on.
     module, prompts = module.to(dtype), Prompts(prompts.embeddings.to(dtype))
-    out = Blended(prompts, blends, unconditional=unconditional, rule=rule)(
-        NAME, q.to(dtype), module, 4, 6
-    )
+    attention = Blended(prompts, blends, unconditional=unconditional, rule=rule)
+    out = attention.at(0, weights)(NAME, q.to(dtype), module, 4, 6)
     assert out.dtype == dtype
     k, v = prompts.project(NAME, module)
     single = Prompts(prompts.embeddings.float())
     single._projected[NAME] = (k.float(), v.float())
-    expected = Blended(single, blends, unconditional=unconditional, rule=rule)(
-        NAME, q.to(dtype).float(), module, 4, 6
-    )
+    attention = Blended(single, blends, unconditional=unconditional, rule=rule)
+    expected = attention.at(0, weights)(NAME, q.to(dtype).float(), module, 4, 6)
     # Weights reach 6 in sum: the two halves are each rounded, then multiplied by that.
     bound = 16 * torch.finfo(dtype).eps * v.float().abs().max()
     assert (out.float() - expected).abs().max() <= bound
@@ -200,15 +210,15 @@ def test_keys_and_values_are_projected_once_a_layer(guided):
     calls = []
     for layer in (module.to_k, module.to_v, other.to_k, other.to_v):
         layer.register_forward_hook(lambda layer, *_: calls.append(layer))
-    blends = make_blends("guidance", True, torch.float32)
+    blends, weights = make_blends("guidance", True, torch.float32)
     blended = Blended(prompts, blends, unconditional=TABLE - 1 if guided else None)
     batch = 6 if guided else 3
     for step in range(STEPS):
-        blended.step = step
+        attention = blended.at(step, weights)
         for height, width in SIZES:
             q = make_q(batch, height, width, torch.float32)
-            blended("first", q, module, height, width)
-            blended("second", q, other, height, width)
+            attention("first", q, module, height, width)
+            attention("second", q, other, height, width)
             Plain(prompts, [0] * batch)("first", q, module, height, width)
     assert calls == [module.to_k, module.to_v, other.to_k, other.to_v]
 
@@ -217,33 +227,30 @@ def test_keys_and_values_are_projected_once_a_layer(guided):
 def test_gradients_reach_the_weights_of_the_step(rule, reference, guided):
     module, prompts = make(torch.float64)
     unconditional = TABLE - 1 if guided else None
-    blends = make_blends(rule, reference, torch.float64, counts=(2,))
+    blends, weights = make_blends(rule, reference, torch.float64, counts=(2,))
     q = make_q(2 if guided else 1, 4, 6, torch.float64)
-    weights = blends[0].weights.requires_grad_()
+    attention = Blended(prompts, blends, unconditional=unconditional, rule=rule)
 
-    def out(weights):
-        blend = Blend(blends[0].prompts, blends[0].layout, weights)
-        attention = Blended(prompts, [blend], unconditional=unconditional, rule=rule)
-        attention.step = 1
-        return attention(NAME, q, module, 4, 6)
+    def out(own):
+        return attention.at(1, [own])(NAME, q, module, 4, 6)
 
-    assert torch.autograd.gradcheck(out, (weights,))
-    gradient = torch.autograd.grad(out(weights).square().sum(), weights)[0]
+    own = weights[0].requires_grad_()
+    assert torch.autograd.gradcheck(out, (own,))
+    gradient = torch.autograd.grad(out(own).square().sum(), own)[0]
     assert bool((gradient[1] != 0).all())
     assert not gradient[[0, 2]].any()
 
 
-def test_setting_the_step_reads_the_weights_again():
+def test_each_call_of_at_reads_the_weights_again():
     module, prompts = make(torch.float32)
     weights = torch.ones(STEPS, 1, requires_grad=True)
-    attention = Blended(prompts, [Blend((0, 1, 2), layout_of(1), weights)], unconditional=None)
+    attention = Blended(prompts, [Blend((0, 1, 2), layout_of(1))], unconditional=None)
     q = make_q(1, 4, 6, torch.float32)
-    first = attention(NAME, q, module, 4, 6)
+    first = attention.at(0, [weights])(NAME, q, module, 4, 6)
     first.sum().backward()
     with torch.no_grad():
         weights.mul_(2)
-    attention.step = 0
-    second = attention(NAME, q, module, 4, 6)
+    second = attention.at(0, [weights])(NAME, q, module, 4, 6)
     second.sum().backward()
     plain = Plain(prompts, [0])(NAME, q, module, 4, 6)
     torch.testing.assert_close(second - plain, 2 * (first - plain), rtol=1e-4, atol=1e-5)
@@ -253,7 +260,7 @@ def test_setting_the_step_reads_the_weights_again():
 def test_outside_its_region_a_local_prompt_has_no_effect(rule, reference, guided):
     module, prompts = make(torch.float32)
     rows = (0, 1, 2) if reference else (0, 1)
-    blend = Blend(rows, layout_of(1), torch.full((STEPS, 1), 0.8))
+    blend, weights = Blend(rows, layout_of(1)), torch.full((STEPS, 1), 0.8)
     q = make_q(2 if guided else 1, 4, 6, torch.float32)
     out = []
     for fill in (None, float("nan")):
@@ -264,7 +271,7 @@ def test_outside_its_region_a_local_prompt_has_no_effect(rule, reference, guided
         attention = Blended(
             Prompts(table), [blend], unconditional=TABLE - 1 if guided else None, rule=rule
         )
-        out.append(attention(NAME, q, module, 4, 6)[-1])
+        out.append(attention.at(0, [weights])(NAME, q, module, 4, 6)[-1])
     outside = masks(blend.layout, 4, 6).flatten() == 0
     assert 0 < int(outside.sum()) < 24
     assert torch.equal(out[0][:, outside], out[1][:, outside])
@@ -274,9 +281,9 @@ def test_outside_its_region_a_local_prompt_has_no_effect(rule, reference, guided
 def test_absent_objects_have_weights_without_effect():
     """An empty layout is plain attention to the global prompt."""
     module, prompts = make(torch.float32)
-    blend = Blend((4,), layout_of(0), torch.zeros(STEPS, 0))
+    attention = Blended(prompts, [Blend((4,), layout_of(0))], unconditional=5)
     q = make_q(2, 3, 3, torch.float32)
-    out = Blended(prompts, [blend], unconditional=5)(NAME, q, module, 3, 3)
+    out = attention.at(0, [torch.zeros(STEPS, 0)])(NAME, q, module, 3, 3)
     plain = Plain(prompts, [5, 4])(NAME, q, module, 3, 3)
     torch.testing.assert_close(out, plain, rtol=0, atol=1e-6)
 
@@ -286,45 +293,38 @@ def test_twenty_objects():
     boxes = [(x / 5, y / 4, (x + 1) / 5, (y + 1) / 4) for x in range(5) for y in range(4)]
     layout = Layout("", tuple(PlacedObject("a thing", "thing", box) for box in boxes))
     rows = (0, *(1 + i % 7 for i in range(20)), 8)
-    blend = Blend(rows, layout, 2 * torch.rand(STEPS, 20))
+    blend, weights = Blend(rows, layout), 2 * torch.rand(STEPS, 20)
     q = make_q(1, 4, 6, torch.float32)
-    out = Blended(prompts, [blend], unconditional=None)(NAME, q, module, 4, 6)
-    expected = blend_by_hand(module, prompts, blend, q[0], 0, (4, 6), "guidance", None, None)
+    out = Blended(prompts, [blend], unconditional=None).at(0, [weights])(NAME, q, module, 4, 6)
+    expected = blend_by_hand(
+        module, prompts, blend, weights, q[0], 0, (4, 6), "guidance", None, None
+    )
     torch.testing.assert_close(out[0], expected, rtol=0, atol=TOLERANCE[torch.float32])
 
 
 def test_unconditional_reference_needs_guidance():
     _, prompts = make(torch.float32)
-    blends = make_blends("guidance", False, torch.float32)
+    blends, _ = make_blends("guidance", False, torch.float32)
     with pytest.raises(ValueError, match="reference must be a prompt"):
         Blended(prompts, blends, unconditional=None)
 
 
-ONE = Blend((0, 1), layout_of(1), torch.ones(STEPS, 1))
+ONE = Blend((0, 1), layout_of(1))
 
 
 @pytest.mark.parametrize(
     ("blends", "options", "message"),
     [
         ([], {}, "blends must hold at least one"),
-        ([Blend((0,), layout_of(1), torch.ones(3, 1))], {}, "prompts must be .* 1 local ones"),
-        ([Blend((0, 1, 2, 3), layout_of(1), torch.ones(3, 1))], {}, "got 4"),
+        ([Blend((0,), layout_of(1))], {}, "prompts must be .* 1 local ones"),
+        ([Blend((0, 1, 2, 3), layout_of(1))], {}, "got 4"),
         (
-            [Blend((0, 1, 2), layout_of(1), torch.ones(3, 1))],
+            [Blend((0, 1, 2), layout_of(1))],
             {"rule": "convex"},
             r"1 local ones, one an object of the layout, got 3",
         ),
-        ([ONE, Blend((0, 1, 2), layout_of(1), torch.ones(3, 1))], {}, "a reference prompt or none"),
-        ([Blend((0, 1), layout_of(1), torch.ones(3))], {}, r"weights must be .* got \(3,\)"),
-        ([Blend((0, 1), layout_of(1), torch.ones(3, 2))], {}, r"= \(3, 1\) .* got \(3, 2\)"),
-        ([ONE, Blend((0, 1), layout_of(1), torch.ones(4, 1))], {}, r"got \(4, 1\)"),
-        ([Blend((0, 1), layout_of(1), torch.full((3, 1), torch.nan))], {}, "finite, got nan"),
-        (
-            [Blend((0, 1), layout_of(1), torch.full((3, 1), 2.0))],
-            {"rule": "convex"},
-            r"in \[0, 1\] under the rule convex, got 2.0",
-        ),
-        ([Blend((0, TABLE), layout_of(1), torch.ones(3, 1))], {}, "prompt must be one of 9 rows"),
+        ([ONE, Blend((0, 1, 2), layout_of(1))], {}, "a reference prompt or none"),
+        ([Blend((0, TABLE), layout_of(1))], {}, "prompt must be one of 9 rows"),
         ([ONE], {"unconditional": -1}, "prompt must be one of 9 rows, got -1"),
         ([ONE], {"rule": "concave"}, "rule must be one of"),
     ],
@@ -336,12 +336,59 @@ def test_blends_that_do_not_fit_are_refused(blends, options, message):
         Blended(prompts, blends, **{"unconditional": 8, **options})
 
 
-@pytest.mark.parametrize("step", [-1, STEPS])
+@pytest.mark.parametrize(
+    ("weights", "rule", "message"),
+    [
+        ([torch.ones(3)], "guidance", r"weights must be .* got \(3,\)"),
+        ([torch.ones(3, 2)], "guidance", r"= \(any, 1\) .* got \(3, 2\)"),
+        ([], "guidance", "weights must be one for each of 1 images, got 0"),
+        ([torch.full((3, 1), torch.nan)], "guidance", "finite, got nan"),
+        ([torch.full((3, 1), 2.0)], "convex", r"in \[0, 1\] under the rule convex, got 2.0"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_weights_that_do_not_fit_are_refused(weights, rule, message):
+    _, prompts = make(torch.float32)
+    attention = Blended(prompts, [ONE], unconditional=8, rule=rule)
+    with pytest.raises(ValueError, match=message):
+        attention.at(0, weights)
+
+
+@pytest.mark.parametrize("step", [-1, STEPS, torch.tensor(STEPS), torch.tensor([STEPS])], ids=str)
 def test_step_outside_the_weights_is_refused(step):
     _, prompts = make(torch.float32)
     attention = Blended(prompts, [ONE], unconditional=8)
-    with pytest.raises(ValueError, match=f"below the 3 steps of the weights, got {step}"):
-        attention.step = step
+    with pytest.raises(ValueError, match=f"below the 3 steps of the weights, got {int(step)}"):
+        attention.at(step, [torch.ones(STEPS, 1)])
+
+
+@pytest.mark.parametrize("step", [torch.tensor([0, 1]), torch.tensor([0.0])], ids=str)
+def test_steps_that_are_not_one_an_image_are_refused(step):
+    _, prompts = make(torch.float32)
+    attention = Blended(prompts, [ONE], unconditional=8)
+    with pytest.raises(ValueError, match=r"step must be an integer or \(1,\) integers"):
+        attention.at(step, [torch.ones(STEPS, 1)])
+
+
+@pytest.mark.parametrize(("rule", "reference", "guided"), CASES)
+def test_images_at_different_steps_equal_each_alone(rule, reference, guided):
+    module, prompts = make(torch.float64)
+    blends, weights = make_blends(rule, reference, torch.float64)
+    weights[2] = torch.cat([weights[2], 0.5 * weights[2]])  # of more steps than the others
+    steps = torch.tensor([2, 0, 5])
+    unconditional = TABLE - 1 if guided else None
+    together = Blended(prompts, blends, unconditional=unconditional, rule=rule)
+    images = len(blends)
+    q = make_q(2 * images if guided else images, 4, 6, torch.float64)
+    out = together.at(steps, weights)(NAME, q, module, 4, 6)
+    for i, (blend, own) in enumerate(zip(blends, weights, strict=True)):
+        mine = [i, images + i] if guided else [i]
+        alone = Blended(prompts, [blend], unconditional=unconditional, rule=rule)
+        expected = alone.at(int(steps[i]), [own])(NAME, q[mine], module, 4, 6)
+        torch.testing.assert_close(out[mine], expected, rtol=0, atol=1e-12)
+        # One image's step means something.
+        other = alone.at(1, [own])(NAME, q[mine], module, 4, 6)
+        assert torch.equal(other, expected) == (len(blend.layout.objects) == 0)
 
 
 def test_prompts_of_another_rank_and_rows_outside_are_refused():

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
+from stal.model.unet import Attention
 from stal.optimize import (
     RELEASED,
     Options,
@@ -15,8 +16,9 @@ from stal.optimize import (
     schedule,
     trajectory,
 )
-from stal.pipeline import Pipeline, Settings
+from stal.pipeline import Pipeline
 from stal.sampler import SAMPLERS
+from stal.settings import Settings
 from stal.weights.files import WeightSchedule
 
 # Not the local prompt itself, so that weights matter under the convex rule too.
@@ -46,7 +48,7 @@ def test_stepwise_gradient_equals_the_full_tapes(exact_pipe, sampler, eta, rule,
     for predict in (None, differentiable(drawing.predict)):
         weights = [torch.full_like(w, 0.7).double().requires_grad_() for w in drawing.weights]
         latents = drawing.sample(weights, predict=predict)
-        loss = exact_pipe.pixels(latents).square().sum()
+        loss = exact_pipe.model.pixels(latents).square().sum()
         grads.append(torch.autograd.grad(loss, weights))
     for full, stepwise in zip(*grads, strict=True):
         assert bool((full != 0).all())
@@ -71,7 +73,8 @@ def test_a_trajectorys_tape_holds_latents_alone(pipe):
 
 def test_prompts_are_projected_once_and_get_no_gradient(pipe, monkeypatch, clip):
     drawing = pipe.prepare([TWO], BLENDED)
-    layer = next(iter(pipe.components.unet.cross_attention_layers().values()))
+    modules = pipe.model.unet.modules()
+    layer = next(m for m in modules if isinstance(m, Attention) and m.is_cross)
     calls = []
     handle = layer.to_k.register_forward_hook(lambda *args: calls.append(1))
     trajectory(drawing, clip, FAST)
@@ -192,7 +195,7 @@ def test_schedule_fits_the_knots_of_each_number_of_objects(pipe, clip, tmp_path,
 
 def test_checkpointed_blocks_give_the_same_gradient_in_less_memory(exact_pipe):
     drawing = exact_pipe.prepare([TWO, ONE], replace(BLENDED, steps=4))
-    unet = exact_pipe.components.unet
+    unet = exact_pipe.model.components.unet
     grads, kept = [], []
     for unet.gradient_checkpointing in (False, True):
         weights = [torch.full_like(w, 0.7).double().requires_grad_() for w in drawing.weights]
@@ -203,7 +206,7 @@ def test_checkpointed_blocks_give_the_same_gradient_in_less_memory(exact_pipe):
             )
         kept.append(sum(sizes))
         latents = drawing.sample(weights, predict=differentiable(drawing.predict))
-        grads.append(torch.autograd.grad(exact_pipe.pixels(latents).square().sum(), weights))
+        grads.append(torch.autograd.grad(exact_pipe.model.pixels(latents).square().sum(), weights))
     unet.gradient_checkpointing = False
     assert kept[1] < kept[0] / 4
     for all_kept, again in zip(*grads, strict=True):

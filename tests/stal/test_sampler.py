@@ -26,11 +26,14 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 import stal.sampler
-from stal.sampler import (
-    SAMPLERS,
+import stal.sampler_checks
+import stal.schedule
+from stal.sampler import SAMPLERS, by_name
+from stal.schedule import (
     Schedule,
     alphas_cumprod_from_config,
-    by_name,
+    ddim_variance,
+    denoised_and_eps,
     schedule_from_config,
 )
 
@@ -541,14 +544,37 @@ def test_names_lead_to_samplers():
         by_name("heun")
 
 
-def test_sampler_imports_nothing_but_torch_and_the_standard_library():
+def test_samplers_import_nothing_but_torch_and_the_standard_library():
+    sources = (stal.sampler, stal.sampler_checks, stal.schedule)
     modules = set()
-    for node in ast.walk(ast.parse(inspect.getsource(stal.sampler))):
+    for node in (n for s in sources for n in ast.walk(ast.parse(inspect.getsource(s)))):
         if isinstance(node, ast.Import):
             modules |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            modules.add(str(node.module).split(".")[0])
-    assert modules <= {"torch", *sys.stdlib_module_names}
+            module = str(node.module)
+            modules.add(module if module.startswith("stal") else module.split(".")[0])
+    ours = {source.__name__ for source in sources}
+    assert modules <= {"torch", *ours, *sys.stdlib_module_names}
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTIONS)
+def test_denoised_and_eps_undo_the_forward_process(prediction_type):
+    x_0, eps = normal(0).double(), normal(1).double()
+    alpha_bar = 0.3
+    a, s = math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar)
+    prediction = eps if prediction_type == "epsilon" else a * eps - s * x_0
+    found = denoised_and_eps(prediction, a * x_0 + s * eps, alpha_bar, prediction_type)
+    for ours, true in zip(found, (x_0, eps), strict=True):
+        torch.testing.assert_close(ours, true, rtol=0, atol=1e-12)
+
+
+def test_ddim_variance_at_eta_one_is_that_of_ddpm():
+    # Ho et al. 2020, arXiv 2006.11239, equation 7: (1 - a_s)/(1 - a_t) beta_t.
+    a_s, beta_t = 0.6, 0.25
+    a_t = a_s * (1 - beta_t)
+    assert math.isclose(ddim_variance(a_t, a_s, 1.0), (1 - a_s) / (1 - a_t) * beta_t)
+    assert ddim_variance(a_t, a_s, 0.0) == 0
+    assert ddim_variance(a_t, 1.0, 1.0) == 0
 
 
 @pytest.mark.parametrize(

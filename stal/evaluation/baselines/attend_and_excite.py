@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from stal.drawing import Result
 from stal.evaluation.baselines.denoiser import Denoiser, plain_drawing
 from stal.evaluation.baselines.latents import (
     Descent,
@@ -23,8 +24,9 @@ from stal.evaluation.baselines.latents import (
 )
 from stal.evaluation.baselines.tokens import noun_token
 from stal.layout import Layout
-from stal.pipeline import Pipeline, Result, Settings
+from stal.pipeline import Pipeline
 from stal.prompts import parse
+from stal.settings import Settings
 
 
 def attend_and_excite(
@@ -56,7 +58,7 @@ def attend_and_excite(
         ValueError: the sampler is plms.
     """
     drawing = plain_drawing(pipe, prompts, layouts=layouts, seeds=seeds, settings=settings)
-    denoiser = Denoiser(drawing, prompts)
+    denoiser = Denoiser(drawing.model, drawing.settings, prompts)
     rows = [denoiser.rows[prompt] for prompt in prompts]
     nouns = [nouns_of(pipe, prompt) for prompt in prompts]
     cells = side or default_side(drawing)
@@ -79,7 +81,7 @@ def attend_and_excite(
 
 def nouns_of(pipe: Pipeline, prompt: str) -> list[int]:
     """Token positions of the objects' nouns, without those that the text encoder cuts off."""
-    tokenizer = pipe.components.tokenizer
+    tokenizer = pipe.model.components.tokenizer
     found = [noun_token(tokenizer, prompt, item.span) for item in parse(prompt).objects]
     return [token for token in dict.fromkeys(found) if token is not None]
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from stal.drawing import Result
 from stal.evaluation.baselines.denoiser import Denoiser, plain_drawing
 from stal.evaluation.baselines.latents import (
     Descent,
@@ -23,7 +24,8 @@ from stal.evaluation.baselines.latents import (
 )
 from stal.evaluation.baselines.tokens import named_in, noun_token
 from stal.layout import Box, Layout
-from stal.pipeline import Pipeline, Result, Settings
+from stal.pipeline import Pipeline
+from stal.settings import Settings
 
 
 def boxdiff(
@@ -56,7 +58,7 @@ def boxdiff(
         ValueError: the sampler is plms, or a layout has an object that its prompt does not name.
     """
     drawing = plain_drawing(pipe, prompts, layouts=layouts, seeds=seeds, settings=settings)
-    denoiser = Denoiser(drawing, prompts)
+    denoiser = Denoiser(drawing.model, drawing.settings, prompts)
     rows = [denoiser.rows[prompt] for prompt in prompts]
     placed = [tokens_and_boxes(pipe, job.prompt, job.layout) for job in drawing.jobs]
     cells = side or default_side(drawing)
@@ -81,7 +83,7 @@ def boxdiff(
 
 def tokens_and_boxes(pipe: Pipeline, prompt: str, layout: Layout) -> list[tuple[int, Box]]:
     """Each object's noun token and box, without those that the text encoder cuts off."""
-    tokenizer, items = pipe.components.tokenizer, layout.objects
+    tokenizer, items = pipe.model.components.tokenizer, layout.objects
     tokens = [noun_token(tokenizer, prompt, span) for span in named_in(prompt, items)]
     pairs = zip(tokens, items, strict=True)
     return [(token, item.box) for token, item in pairs if token is not None]

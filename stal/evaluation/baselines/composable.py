@@ -12,10 +12,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from stal.drawing import Result
 from stal.evaluation.baselines.denoiser import Denoiser, plain_drawing
 from stal.layout import Layout
-from stal.pipeline import Pipeline, Result, Settings
+from stal.pipeline import Pipeline
 from stal.prompts import parse
+from stal.settings import Settings
 
 
 def composable(
@@ -59,10 +61,10 @@ def composable(
         local = [(i, template.replace("{}", p), parts) for p in phrases]
         terms += [(i, prompt, whole), *local] if phrases else [(i, prompt, 1.0)]
     terms = [term for term in terms if term[2]]
-    denoiser = Denoiser(drawing, [text for _, text, _ in terms])
+    denoiser = Denoiser(drawing.model, drawing.settings, [text for _, text, _ in terms])
     images, rows = [i for i, _, _ in terms], [denoiser.rows[text] for _, text, _ in terms]
     shape = (len(terms), 1, 1, 1)
-    weights = torch.tensor([w for *_, w in terms], dtype=pipe.dtype, device=pipe.device)
+    weights = torch.tensor([w for *_, w in terms], dtype=pipe.model.dtype, device=pipe.model.device)
 
     def predict(x: Tensor, t: float, step: int, *_: Tensor) -> Tensor:
         return denoiser.composed(x, t, images, rows, weights.view(shape))

@@ -9,8 +9,11 @@ import torch
 from torch import Tensor
 
 from stal.attention import Plain, Prompts
+from stal.drawing import Drawing
 from stal.layout import Layout
-from stal.pipeline import Drawing, Pipeline, Settings
+from stal.model.model import Model
+from stal.pipeline import Pipeline
+from stal.settings import Complete, Settings
 
 
 def plain_drawing(
@@ -35,10 +38,11 @@ def plain_drawing(
 
 
 class Denoiser:
-    """The UNet of a plain drawing, unguided, for any texts.
+    """A model's UNet, unguided, for any texts.
 
     Args:
-        drawing: gives the model, the negative prompt and the guidance scale.
+        model: the networks.
+        settings: give the negative prompt, the guidance scale and the picture's size.
         texts: what will be asked about; the negative prompt is always among them.
 
     Attributes:
@@ -47,14 +51,13 @@ class Denoiser:
         prompts: the table.
     """
 
-    def __init__(self, drawing: Drawing, texts: Iterable[str]) -> None:
-        pipe, settings = drawing.pipe, drawing.settings
-        self.drawing, self.scale = drawing, settings.guidance_scale
+    def __init__(self, model: Model, settings: Complete, texts: Iterable[str]) -> None:
+        self.model, self.settings, self.scale = model, settings, settings.guidance_scale
         self.rows = {
             text: row for row, text in enumerate(dict.fromkeys([settings.negative_prompt, *texts]))
         }
         self.negative = self.rows[settings.negative_prompt]
-        self.embeddings, self._pooled = pipe.encode(list(self.rows))
+        self.embeddings, self._pooled = model.encode(list(self.rows))
         self.prompts = Prompts(self.embeddings)
 
     def __call__(
@@ -69,11 +72,11 @@ class Denoiser:
         rows: table row of each batch element's text, which also says what XL is told of it.
         attention: plain attention to these rows if None.
         """
-        pipe, settings = self.drawing.pipe, self.drawing.settings
+        model, settings = self.model, self.settings
         own = None if self._pooled is None else self._pooled[list(rows)]
-        added = pipe.added_conditions(own, height=settings.height, width=settings.width)
+        added = model.added_conditions(own, height=settings.height, width=settings.width)
         attend = attention or Plain(self.prompts, rows)
-        return pipe.components.unet(x.to(pipe.dtype), t, None, added, attention=attend)
+        return model.unet(x.to(model.dtype), t, None, added, attention=attend)
 
     def guided(
         self,

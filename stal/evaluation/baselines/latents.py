@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stal.attention import Recording
+from stal.drawing import Drawing
 from stal.evaluation.baselines.denoiser import Denoiser
-from stal.pipeline import Drawing
-from stal.sampler import Schedule
+from stal.schedule import Schedule, ddim_variance
 
 # move(x, t, step) -> x: latents, at least float32, before a call of the UNet.
 Move = Callable[[Tensor, float, int], Tensor]
@@ -99,7 +99,7 @@ def _levels(schedule: Schedule, eta: float) -> list[tuple[float, float, float]]:
     if schedule.sampler == "ddim":
         for t in schedule.timesteps:
             a_t, a_s = schedule.alpha_bar(t), schedule.alpha_bar(t - schedule.stride)
-            variance = eta**2 * (1 - a_s) / (1 - a_t) * (1 - a_t / a_s)
+            variance = ddim_variance(a_t, a_s, eta)
             ratio = math.sqrt(max(0.0, 1 - a_s - variance) / (1 - a_t))
             levels.append((math.sqrt(a_t), math.sqrt(1 - a_t), ratio))
         return levels
@@ -164,17 +164,12 @@ def attention_maps(
 
 def default_descent(drawing: Drawing) -> Descent:
     """SMALL for latents of at most 32 cells along a side, else RELEASED."""
-    return SMALL if min(_cells(drawing)) <= 32 else RELEASED
+    return SMALL if min(drawing.cells) <= 32 else RELEASED
 
 
 def default_side(drawing: Drawing) -> int:
     """A quarter of the latents' shorter side, 16 for Stable Diffusion's 64, but at least 8."""
-    return max(min(_cells(drawing)) // 4, 8)
-
-
-def _cells(drawing: Drawing) -> tuple[int, int]:
-    settings, unit = drawing.settings, drawing.pipe.scale_factor
-    return settings.height // unit, settings.width // unit
+    return max(min(drawing.cells) // 4, 8)
 
 
 def token_maps(maps: Tensor, tokens: Sequence[int], *, sharpness: float, sigma: float) -> Tensor:

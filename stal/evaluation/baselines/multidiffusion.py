@@ -13,17 +13,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from stal.drawing import Drawing, Result
 from stal.evaluation.baselines.denoiser import Denoiser, plain_drawing
 from stal.layout import Layout, masks
-from stal.pipeline import (
-    UNCONDITIONAL,
-    Drawing,
-    Pipeline,
-    Result,
-    Settings,
-    reference_prompt,
-)
+from stal.pipeline import Pipeline
 from stal.prompts import parse
+from stal.settings import UNCONDITIONAL, Settings, reference_prompt
 
 
 def multidiffusion(
@@ -65,27 +60,28 @@ def multidiffusion(
     around = background if background is not None else own if own != UNCONDITIONAL else None
     terms: list[_Term] = []
     for i, job in enumerate(drawing.jobs):
-        boxes = _hard(masks(job.layout, *_cells(drawing)))
-        everywhere = torch.ones(_cells(drawing))
+        boxes = _hard(masks(job.layout, *drawing.cells))
+        everywhere = torch.ones(drawing.cells)
         if not len(boxes):
             terms.append(_Term(i, job.prompt, everywhere, everywhere))
             continue
         parts = torch.cat([(1 - boxes.sum(0, keepdim=True)).clamp(min=0), boxes])
         shares = strength * parts / parts.sum(0)
-        rest = job.prompt if around is None else reference_prompt(around, parse(job.prompt))
+        stated = parse(job.prompt).background
+        rest = job.prompt if around is None else reference_prompt(around, stated)
         terms.append(_Term(i, job.prompt, (1 - strength) * everywhere, everywhere))
         terms.append(_Term(i, rest, shares[0], everywhere))
         for item, share, box in zip(job.layout.objects, shares[1:], boxes, strict=True):
             text = pipe.defaults.local_prompt.replace("{}", item.phrase)
             terms.append(_Term(i, text, share, box))
     terms = [term for term in terms if bool(term.share.any())]
-    denoiser = Denoiser(drawing, [term.text for term in terms])
+    denoiser = Denoiser(drawing.model, drawing.settings, [term.text for term in terms])
     images, rows = [term.image for term in terms], [denoiser.rows[term.text] for term in terms]
     share, seen = (
-        torch.stack(maps)[:, None].to(pipe.device, pipe.dtype)
+        torch.stack(maps)[:, None].to(pipe.model.device, pipe.model.dtype)
         for maps in ([term.share for term in terms], [term.seen for term in terms])
     )
-    index = torch.tensor(images, device=pipe.device)
+    index = torch.tensor(images, device=pipe.model.device)
     first = round(bootstrap * drawing.schedule.steps) if bool((seen == 0).any()) else 0
     colours = _colours(drawing) if first else None
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -118,18 +114,9 @@ class _Term(NamedTuple):
 
 def _colours(drawing: Drawing, count: int = 20) -> Tensor:
     """The latents of pictures of one random colour each, the same in every call."""
-    pipe, vae, settings = drawing.pipe, drawing.pipe.components.vae, drawing.settings
     levels = torch.rand(count, 3, 1, 1, generator=torch.Generator().manual_seed(0))
-    pictures = (2 * levels - 1).expand(-1, -1, settings.height, settings.width)
-    dtype = next(vae.parameters()).dtype
-    if dtype == torch.float16 and vae.config.force_upcast:
-        # XL's autoencoder overflows in half precision and says so in its configuration.
-        dtype = torch.float32
-        vae.to(dtype)
-    with torch.no_grad():
-        each = [vae.encode(p[None].to(pipe.device, dtype)).latent_dist.mean for p in pictures]
-    shift = getattr(vae.config, "shift_factor", None) or 0
-    return ((torch.cat(each) - shift) * vae.config.scaling_factor).to(pipe.dtype)
+    pictures = levels.expand(-1, -1, drawing.settings.height, drawing.settings.width)
+    return torch.cat([drawing.model.latents(picture[None]) for picture in pictures])
 
 
 def _hard(soft: Tensor) -> Tensor:
@@ -137,8 +124,3 @@ def _hard(soft: Tensor) -> Tensor:
     flat = soft.flatten(1)
     most = flat == flat.amax(1, keepdim=True)
     return ((flat >= 0.5) | most).float().view_as(soft)
-
-
-def _cells(drawing: Drawing) -> tuple[int, int]:
-    unit, settings = drawing.pipe.scale_factor, drawing.settings
-    return settings.height // unit, settings.width // unit

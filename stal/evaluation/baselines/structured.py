@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from stal.attention import AttentionModule, Plain, Prompts
+from stal.drawing import Result
 from stal.evaluation.baselines.denoiser import Denoiser, plain_drawing
 from stal.evaluation.baselines.tokens import token_span
 from stal.layout import Layout
-from stal.pipeline import Pipeline, Result, Settings
+from stal.pipeline import Pipeline
 from stal.prompts import parse
+from stal.settings import Settings
 
 
 def structured(
@@ -44,14 +46,15 @@ def structured(
     drawing = plain_drawing(pipe, prompts, layouts=layouts, seeds=seeds, settings=settings)
     spans = [list(dict.fromkeys(o.span for o in parse(prompt).objects)) for prompt in prompts]
     phrases = [[p[slice(*s)] for s in mine] for p, mine in zip(prompts, spans, strict=True)]
-    denoiser = Denoiser(drawing, [*prompts, *(text for mine in phrases for text in mine)])
+    texts = [*prompts, *(text for mine in phrases for text in mine)]
+    denoiser = Denoiser(drawing.model, drawing.settings, texts)
     values = denoiser.embeddings.clone()
-    for prompt, mine, texts in zip(prompts, spans, phrases, strict=True):
+    for prompt, mine, own in zip(prompts, spans, phrases, strict=True):
         row = denoiser.rows[prompt]
         whole = denoiser.embeddings[row]
         each = [whole]
-        for span, text in zip(mine, texts, strict=True):
-            at = token_span(pipe.components.tokenizer, prompt, span)
+        for span, text in zip(mine, own, strict=True):
+            at = token_span(pipe.model.components.tokenizer, prompt, span)
             alone = denoiser.embeddings[denoiser.rows[text], 1 : 1 + len(at)]
             each.append(torch.cat([whole[: at.start], alone, whole[at.stop :]]))
         values[row] = whole.lerp(torch.stack(each).mean(0), strength)

@@ -18,7 +18,8 @@ import stal
 import stal_kernels
 from stal import picture
 from stal.layout import place
-from stal.pipeline import Pipeline, bundled_model
+from stal.model.model import bundled_model
+from stal.pipeline import Pipeline
 from stal.prompts import parse
 from stal.training import shapes as training
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from stal import picture
-from stal.pipeline import bundled_model
+from stal.model.model import bundled_model
 from stal.weights.files import WeightSchedule
 
 TWO = "a red circle to the left of a blue square"

@@ -28,9 +28,10 @@ from stal.evaluation.baselines.structured import structured
 from stal.evaluation.baselines.tokens import named_in, noun_token, token_span
 from stal.evaluation.methods import METHODS, USES_LAYOUT, draw
 from stal.layout import Layout, PlacedObject, masks, place
-from stal.pipeline import Pipeline, Settings
+from stal.pipeline import Pipeline
 from stal.prompts import parse
 from stal.sampler import SAMPLERS
+from stal.settings import Settings
 
 ONE = "a green star on a white background"
 TWO = "a red circle to the left of a blue square"
@@ -72,7 +73,7 @@ def arguments(prompts, settings=FAST, seeds=None):
 def no_clip_of_the_model(clip, monkeypatch):
     """The tiny models have none, and this one's features are as exact as its pixels."""
     own = methods._clip
-    monkeypatch.setattr(methods, "_clip", lambda pipe: clip if pipe.name else own(pipe))
+    monkeypatch.setattr(methods, "_clip", lambda pipe: clip if pipe.model.name else own(pipe))
 
 
 @pytest.fixture(scope="module")
@@ -203,7 +204,7 @@ def test_several_images_a_prompt_are_refused(pipe, name):
 def test_composable_is_the_sum_of_its_parts(exact):
     """e_0 + g sum_i (e_i - e_0), each prediction by the plain model."""
     drawing = plain_drawing(exact, **arguments([TWO]))
-    denoiser = Denoiser(drawing, ["a red circle", "a blue square"])
+    denoiser = Denoiser(drawing.model, drawing.settings, ["a red circle", "a blue square"])
     x = torch.randn(1, 4, 8, 8, dtype=torch.float64)
     got = denoiser.composed(x, 500, [0, 0], [1, 2], torch.ones(2, 1, 1, 1, dtype=torch.float64))
     e_0, first, second = (denoiser(x, 500, [row]) for row in range(3))
@@ -214,7 +215,7 @@ def test_composable_is_the_sum_of_its_parts(exact):
 def test_structured_values_are_those_of_the_phrases_alone(exact, monkeypatch):
     """Against Algorithm 1: a softmax with the prompt's keys for each of the aligned values."""
     seen = []
-    forward = type(exact.components.unet).forward
+    forward = type(exact.model.unet).forward
 
     def watch(self, sample, t, *args, attention):
         def check(name, q, module, height, width):
@@ -226,7 +227,7 @@ def test_structured_values_are_those_of_the_phrases_alone(exact, monkeypatch):
 
     monkeypatch.setattr("stal.model.unet.UNet.forward", watch)
     structured(exact, **arguments([TWO], replace(FAST, steps=1)))
-    whole, red, blue = exact.encode([TWO, "a red circle", "a blue square"])[0]
+    whole, red, blue = exact.model.encode([TWO, "a red circle", "a blue square"])[0]
     # 0 is the start: a red circle to the left of a blue square
     tables = [whole, torch.cat([whole[:1], red[1:4], whole[4:]])]
     tables.append(torch.cat([whole[:8], blue[1:4], whole[11:]]))
@@ -306,7 +307,7 @@ def looking(exact):
     prompts = [TWO, "a green star above a pink ring"]
     given = arguments(prompts)
     drawing = plain_drawing(exact, **given)
-    denoiser = Denoiser(drawing, prompts)
+    denoiser = Denoiser(drawing.model, drawing.settings, prompts)
     rows = [denoiser.rows[prompt] for prompt in prompts]
     options = {"sharpness": 100.0, "sigma": 0.5}
 
@@ -429,7 +430,7 @@ def test_boxdiff_takes_boxes_of_any_size(bounds):
 
 
 def test_tokens_of_a_phrase_are_its_words(pipe):
-    tokenizer = pipe.components.tokenizer
+    tokenizer = pipe.model.components.tokenizer
     ids = tokenizer(TWO).input_ids
     spans = [o.span for o in parse(TWO).objects]
     words = [
@@ -440,7 +441,7 @@ def test_tokens_of_a_phrase_are_its_words(pipe):
 
 
 def test_tokens_beyond_the_encoder_are_none(pipe):
-    tokenizer = pipe.components.tokenizer
+    tokenizer = pipe.model.components.tokenizer
     text = ", ".join(["a red circle"] * 20)
     assert len(tokenizer(text).input_ids) > tokenizer.model_max_length == 40
     assert list(token_span(tokenizer, text, (len(text) - 12, len(text)))) == []

@@ -28,7 +28,7 @@ from stal.evaluation import detectors
 from stal.evaluation.detectors import COLOURS, pixels, shapes, shapes_background, zero_shot
 from stal.evaluation.metrics import Detection
 from stal.model import clip
-from stal.pipeline import bundled_model
+from stal.model.model import bundled_model
 from stal.prompts import Object, parse
 from stal.shapes.scenes import BACKGROUND_NAMES, draw_scenes, render
 from stal.training.shapes import write_tokenizer

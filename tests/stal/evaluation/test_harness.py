@@ -31,8 +31,10 @@ from stal.evaluation.harness import Row, check_command, opened, read_rows, run
 from stal.evaluation.metrics import METRICS, Detection
 from stal.evaluation.prompt_files import parsed
 from stal.layout import place
-from stal.pipeline import Pipeline, Settings, bundled_model
+from stal.model.model import bundled_model
+from stal.pipeline import Pipeline
 from stal.prompts import parse
+from stal.settings import Settings
 
 METHODS = ("plain", "ours")
 PIPE: Any = SimpleNamespace(device="cpu")
@@ -421,7 +423,7 @@ def test_two_runs_do_not_share_a_folder(used):
 
 def test_fingerprints_tell_models_apart(pipe):
     before = harness.fingerprint(pipe)
-    weight = next(iter(pipe.components.unet.parameters()))
+    weight = next(iter(pipe.model.components.unet.parameters()))
     with torch.no_grad():
         weight.flatten()[0].add_(1)
         changed = harness.fingerprint(pipe)

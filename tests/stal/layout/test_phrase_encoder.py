@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from stal.layout.phrase_encoder import TextEncoder
 from stal.layout.predictor import WEIGHTS, LayoutPredictor, Network
-from stal.pipeline import bundled_model
+from stal.model.model import bundled_model
 from stal.prompts import parse
 from stal.training.layout import Plan, train
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import stal
-from stal.pipeline import bundled_model
+from stal.model.model import bundled_model
 from stal.shapes.captions import words
 
 PROMPT = "a red circle to the left of a blue square"

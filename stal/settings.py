@@ -1,0 +1,180 @@
+"""How to draw, whatever the prompt: settings, a model's defaults for them, and their rules."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from stal.checked_json import read_json
+from stal.weights import MODES, RULES, Mode, Rule, check_background, check_reference
+
+UNCONDITIONAL = "unconditional"
+_WORD = re.compile(r"\w+")
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What a model is best used with. A folder states its own in `stal.json`.
+
+    steps, guidance_scale: see `Pipeline`.
+    reference: what the rule "guidance" moves away from: "unconditional", as the released code
+        does, or the text of a prompt; "{}" in it stands for the background that the prompt to draw
+        states ("on a black background"), or for nothing.
+    background: of the rule "guidance" with a reference prompt, see `stal.weights.weight_maps`.
+    local_prompt: how an object's phrase becomes its local prompt; "{}" stands for the phrase.
+    words: the words that the model knows; None where it was trained on open text.
+    """
+
+    steps: int = 50
+    guidance_scale: float = 7.5
+    reference: str = UNCONDITIONAL
+    background: float = 0.0
+    local_prompt: str = "{}"
+    words: tuple[str, ...] | None = None
+
+    @staticmethod
+    def of(folder: Path) -> Defaults:
+        """The defaults of a model folder. Raises ValueError if its `stal.json` holds others."""
+        path = folder / "stal.json"
+        if not path.is_file():
+            return Defaults()
+        values = read_json(path)
+        unknown = set(values) - set(Defaults.__dataclass_fields__)
+        if unknown:
+            raise ValueError(f"{path} must hold known settings, got {', '.join(sorted(unknown))}")
+        if values.get("words") is not None:
+            values["words"] = tuple(values["words"])
+        return Defaults(**values)
+
+    def unknown_words(self, text: str) -> list[str]:
+        """The words of a text, in lower case, that the model was never shown."""
+        if self.words is None:
+            return []
+        known = set(self.words)
+        return [word for word in _WORD.findall(text.lower()) if word not in known]
+
+    def check_words(self, texts: Iterable[str]) -> None:
+        """Raises ValueError that names the words which the model does not know."""
+        strange = [word for text in texts for word in self.unknown_words(text)]
+        if strange and self.words is not None:
+            got = ", ".join(dict.fromkeys(strange))
+            raise ValueError(
+                f"prompt must use words that this model knows, got {got}; "
+                f"it knows: {', '.join(self.words)}"
+            )
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to draw, whatever the prompt; None stands for the model's default. See `Pipeline`."""
+
+    attention: Mode = "spatial-temporal"
+    rule: Rule = "guidance"
+    reference: str | None = None
+    background: float | None = None
+    sampler: str | None = None
+    eta: float = 0.0
+    steps: int | None = None
+    guidance_scale: float | None = None
+    height: int | None = None
+    width: int | None = None
+    negative_prompt: str = ""
+    num_images: int = 1
+
+
+@dataclass(frozen=True)
+class Complete(Settings):
+    """Settings that leave nothing open but the sampler."""
+
+    reference: str = UNCONDITIONAL
+    background: float = 0.0
+    steps: int = 0
+    guidance_scale: float = 0.0
+    height: int = 0
+    width: int = 0
+
+
+def complete(
+    settings: Settings, defaults: Defaults, *, sample_size: int | Sequence[int] | None, unit: int
+) -> Complete:
+    """The settings with the model's defaults filled in, each value checked.
+
+    Args:
+        settings: None stands for the default.
+        defaults: of the model.
+        sample_size: height and width of the latents that the UNet was trained on, in cells; None
+            where its configuration does not say.
+        unit: pixels along a side of one cell.
+
+    Raises:
+        ValueError: a value breaks its rule.
+    """
+    rows, columns = sample_size if isinstance(sample_size, Sequence) else [sample_size] * 2
+    own: dict[str, Any] = {
+        "reference": defaults.reference,
+        "steps": defaults.steps,
+        "guidance_scale": defaults.guidance_scale,
+        "height": rows and rows * unit,
+        "width": columns and columns * unit,
+    }
+    given = {k: v for k, v in asdict(settings).items() if v is not None}
+    full = Complete(**own | given)
+    if settings.background is None and refers_to_prompt(full):
+        full = replace(full, background=defaults.background)
+    _check(full, unit)
+    return full
+
+
+def refers_to_prompt(settings: Settings) -> bool:
+    """Whether the rule moves away from a prompt, not from the unconditional half or nothing."""
+    return settings.reference != UNCONDITIONAL and settings.rule != "convex"
+
+
+def reference_prompt(template: str, background: str) -> str:
+    """The reference's text: "{}" in the template stands for what a prompt says of the background.
+
+    background: `Description.background`, like "on a black background", or "".
+    """
+    return " ".join(template.replace("{}", background).split())
+
+
+def check_text(name: str, text: object) -> None:
+    """Raises ValueError unless it is a text that a tokenizer can read."""
+    # Half a surrogate pair, as an undecodable command line gives it, is no text to a tokenizer.
+    if not isinstance(text, str) or any("\ud800" <= c <= "\udfff" for c in text):
+        raise ValueError(f"{name} must be a text of valid Unicode, got {text!r}")
+
+
+def _check(settings: Complete, unit: int) -> None:
+    for name, allowed in (("attention", MODES), ("rule", RULES)):
+        value = getattr(settings, name)
+        if value not in allowed:
+            raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+    for name in ("steps", "num_images", "height", "width"):
+        value = getattr(settings, name)
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be a positive integer, got {value!r}")
+    for name in ("height", "width"):
+        value = getattr(settings, name)
+        if value % unit:
+            near = max(round(value / unit), 1) * unit
+            raise ValueError(
+                f"{name} must be a multiple of {unit}, got {value}; {near} is the nearest"
+            )
+    for name in ("guidance_scale", "eta", "background"):
+        value = getattr(settings, name)
+        if not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise ValueError(f"{name} must be a finite number, got {value!r}")
+    if not 0 <= settings.eta <= 1:
+        raise ValueError(f"eta must lie in [0, 1], got {settings.eta}")
+    for name in ("negative_prompt", "reference"):
+        check_text(name, getattr(settings, name))
+    if settings.attention != "plain":
+        rule, prompt = settings.rule, refers_to_prompt(settings)
+        guided = settings.guidance_scale != 1
+        check_reference(rule, reference_is_prompt=prompt, guided=guided)
+        check_background(settings.background, rule=rule, reference_is_prompt=prompt)

@@ -1,0 +1,26 @@
+"""What all tests share: which library they test, and how workers share the cores."""
+
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def _prefer_installed() -> None:
+    """`python -m pytest` puts the checkout first on the path, whose native library is not built."""
+    elsewhere = [path for path in sys.path if Path(path).resolve() != ROOT]
+    if any((Path(path) / "stal_kernels").is_dir() for path in elsewhere):
+        sys.path[:] = elsewhere
+
+
+def _share_cores() -> None:
+    """Workers of pytest-xdist, and what they start, have their part of the threads."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if workers > 1:
+        # OpenMP reads it when torch is imported, which no worker has done yet.
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+
+
+_prefer_installed()
+_share_cores()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -252,7 +252,13 @@ class Pipeline:
             away = reference_prompt(settings.reference, description.background)
             texts = (prompt, *local, *[away] * reference)
             jobs.append(Job(prompt, layout, lam, texts[:1] if plain else texts))
-        self.defaults.check_words(
-            [settings.negative_prompt, *(text for job in jobs for text in job.texts)]
-        )
+        self._check_words([settings.negative_prompt, *(t for job in jobs for t in job.texts)])
         return jobs
+
+    def _check_words(self, texts: Iterable[str]) -> None:
+        strange, known = self.defaults.unknown_words(texts), self.defaults.words
+        if strange and known is not None:
+            raise ValueError(
+                f"prompt must use words that this model knows, got {', '.join(strange)}; "
+                f"it knows: {', '.join(known)}"
+            )

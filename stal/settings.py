@@ -50,22 +50,13 @@ class Defaults:
             values["words"] = tuple(values["words"])
         return Defaults(**values)
 
-    def unknown_words(self, text: str) -> list[str]:
-        """The words of a text, in lower case, that the model was never shown."""
+    def unknown_words(self, texts: Iterable[str]) -> list[str]:
+        """The words in lower case that the model was never shown, each once."""
         if self.words is None:
             return []
         known = set(self.words)
-        return [word for word in _WORD.findall(text.lower()) if word not in known]
-
-    def check_words(self, texts: Iterable[str]) -> None:
-        """Raises ValueError that names the words which the model does not know."""
-        strange = [word for text in texts for word in self.unknown_words(text)]
-        if strange and self.words is not None:
-            got = ", ".join(dict.fromkeys(strange))
-            raise ValueError(
-                f"prompt must use words that this model knows, got {got}; "
-                f"it knows: {', '.join(self.words)}"
-            )
+        every = (word for text in texts for word in _WORD.findall(text.lower()))
+        return list(dict.fromkeys(word for word in every if word not in known))
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""The commands of `stal`, one file each."""
+"""The commands of `stal`: plain functions, which `stal.__main__` registers with typer."""

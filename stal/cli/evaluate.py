@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from stal.cli.options import Clip, Device, DType, Model, Quiet, Sampler, torch_dtype
+
 if TYPE_CHECKING:
+    from stal.evaluation.detectors import Background, Detector
     from stal.evaluation.prompt_files import Case
     from stal.layout import Layout
     from stal.pipeline import Pipeline
@@ -25,59 +28,47 @@ class Layouts(str, Enum):
     given = "given"
 
 
-class DType(str, Enum):
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
+# Options that take more than a line.
+_Prompts = Annotated[
+    str, typer.Option(help="File of prompts, or shapes:N[:COUNTS[:SEED]] like shapes:100:2,3.")
+]
+_Layouts = Annotated[
+    Layouts,
+    typer.Option(help="By the learned predictor, by rules alone, or those of the file."),
+]
+_Detector = Annotated[
+    str, typer.Option(help="shapes, or a folder with OWLv2, OWL-ViT or Grounding DINO.")
+]
+_MinScore = Annotated[
+    float | None, typer.Option(help="Of what the detector of a folder finds. [0.3]")
+]
 
 
 def evaluate(
-    prompts: Annotated[
-        str, typer.Option(help="File of prompts, or shapes:N[:COUNTS[:SEED]] like shapes:100:2,3.")
-    ],
+    prompts: _Prompts,
     methods: Annotated[str, typer.Option(help="Comma-separated, ours last.")],
     output: Annotated[Path, typer.Option(help="Folder for the results; a killed run resumes.")],
     seeds: Annotated[int, typer.Option(min=1, help="Images of a prompt by each method.")] = 2,
-    layouts: Annotated[
-        Layouts,
-        typer.Option(help="By the learned predictor, by rules alone, or those of the file."),
-    ] = Layouts.predicted,
+    layouts: _Layouts = Layouts.predicted,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first prompts.")] = None,
-    model: Annotated[
-        str | None, typer.Option(help="Diffusers folder or hub name; the bundled model if absent.")
-    ] = None,
-    detector: Annotated[
-        str, typer.Option(help="shapes, or a folder with OWLv2, OWL-ViT or Grounding DINO.")
-    ] = "shapes",
-    min_score: Annotated[
-        float | None, typer.Option(help="Of what the detector of a folder finds. [0.3]")
-    ] = None,
-    clip: Annotated[
-        Path | None, typer.Option(help="Folder of a CLIP model; clip in the model's if absent.")
-    ] = None,
-    sampler: Annotated[str | None, typer.Option(help="As in `stal generate`.")] = None,
+    model: Model = None,
+    detector: _Detector = "shapes",
+    min_score: _MinScore = None,
+    clip: Clip = None,
+    sampler: Sampler = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.")] = None,
-    guidance_scale: Annotated[float | None, typer.Option()] = None,
+    guidance_scale: float | None = None,
     batch: Annotated[int, typer.Option(min=1, help="Images drawn at once.")] = 8,
-    dtype: Annotated[DType, typer.Option()] = DType.float32,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")] = "cpu",
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
+    dtype: DType = DType.float32,
+    device: Device = "cpu",
+    quiet: Quiet = False,
 ) -> None:
     """Compare METHODS on PROMPTS: what is drawn, where, with which attributes, at what cost."""
-    from stal.evaluation.prompt_files import read_cases
+    names = _names(methods)
+    _check_needs(detector, min_score)
+    cases = _read_cases(prompts, layouts, limit)
 
-    names = [name.strip() for name in methods.split(",") if name.strip()]
-    if not names or len(set(names)) < len(names):
-        raise ValueError(f"methods must be different names like plain,spatial, got {methods!r}")
-    if min_score is not None and detector == "shapes":
-        raise ValueError("min_score must come with the detector of a folder")
-    if importlib.util.find_spec("matplotlib") is None:
-        raise ValueError("matplotlib must be installed for the plots: pip install 'stal[plot]'")
-    cases = read_cases(prompts, limit=limit)
-    if layouts == Layouts.given and any(case.layout is None for case in cases):
-        raise ValueError(f"layouts must be predicted or placed: {prompts} has none")
-
-    from stal.evaluation.harness import check_command, fingerprint, opened, run
+    from stal.evaluation.harness import check_command, opened, run
     from stal.evaluation.report import write_report
 
     command: dict[str, Any] = {
@@ -98,36 +89,21 @@ def evaluate(
     }
     check_command(output, command)
 
-    import torch
-
-    from stal.evaluation import detectors
-    from stal.evaluation.methods import METHODS, draw
+    from stal.evaluation.methods import draw
     from stal.model.model import enough_memory
     from stal.pipeline import Pipeline
     from stal.settings import Settings
 
-    strange = [name for name in names if name not in METHODS]
-    if strange:
-        known, got = ", ".join(METHODS), ", ".join(strange)
-        raise ValueError(f"methods must be among {known}, got {got}")
-    pipe = Pipeline.from_pretrained(model, dtype=getattr(torch, dtype.value), device=device)
-    command["weights"] = fingerprint(pipe)
-    # As JSON has it, a tuple being a list there.
-    command["defaults"] = json.loads(json.dumps(asdict(pipe.defaults)))
+    _check_methods(names)
+    pipe = Pipeline.from_pretrained(model, dtype=torch_dtype(dtype), device=device)
+    command |= _about(pipe)
     check_command(output, command)
     _check_words(cases, pipe)
-    scorer = _scorer(clip, pipe, device)
-    if detector == "shapes":
-        see: detectors.Detector = detectors.shapes
-    elif scorer is None:
-        raise ValueError("clip must be given with the detector of a folder: it tells attributes")
-    else:
-        score = detectors.MIN_SCORE if min_score is None else min_score
-        see = detectors.zero_shot(detector, scorer, min_score=score, device=device)
-    placed = _layouts(cases, layouts, pipe)
+    scorer = _load_clip(clip, pipe, device)
+    see, background = _load_detector(detector, scorer, min_score, device)
+    placed = _placed(cases, layouts, pipe)
     command["boxes"] = _digest(placed)
-    if scorer is not None:
-        _check_texts(cases, placed, scorer)
+    _check_texts(cases, placed, scorer)
     with opened(output, command):
         fix = "run the same command with a smaller --batch, it goes on where it stopped"
         with enough_memory(device, fix):
@@ -142,7 +118,7 @@ def evaluate(
                 settings=Settings(sampler=sampler, steps=steps, guidance_scale=guidance_scale),
                 detector=see,
                 scorer=scorer,
-                background=detectors.shapes_background if detector == "shapes" else None,
+                background=background,
                 batch=batch,
                 quiet=quiet,
             )
@@ -150,14 +126,55 @@ def evaluate(
     print(output / "summary.md", flush=True)
 
 
+def _names(methods: str) -> list[str]:
+    names = [name.strip() for name in methods.split(",") if name.strip()]
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"methods must be different names like plain,spatial, got {methods!r}")
+    return names
+
+
+def _check_needs(detector: str, min_score: float | None) -> None:
+    """Raises ValueError for what is missing beside an option, and for the plots."""
+    if min_score is not None and detector == "shapes":
+        raise ValueError("min_score must come with the detector of a folder")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ValueError("matplotlib must be installed for the plots: pip install 'stal[plot]'")
+
+
+def _check_methods(names: Sequence[str]) -> None:
+    from stal.evaluation.methods import METHODS
+
+    strange = [name for name in names if name not in METHODS]
+    if strange:
+        known, got = ", ".join(METHODS), ", ".join(strange)
+        raise ValueError(f"methods must be among {known}, got {got}")
+
+
+def _read_cases(prompts: str, layouts: Layouts, limit: int | None) -> list[Case]:
+    from stal.evaluation.prompt_files import read_cases
+
+    cases = read_cases(prompts, limit=limit)
+    if layouts == Layouts.given and any(case.layout is None for case in cases):
+        raise ValueError(f"layouts must be predicted or placed: {prompts} has none")
+    return cases
+
+
 def _digest(values: Sequence[Any]) -> str:
     return hashlib.sha256(repr(values).encode()).hexdigest()[:16]
+
+
+def _about(pipe: Pipeline) -> dict[str, Any]:
+    """What of the model its pictures depend on, as JSON has it: a tuple is a list there."""
+    from stal.evaluation.harness import fingerprint
+
+    defaults = json.loads(json.dumps(asdict(pipe.defaults)))
+    return {"weights": fingerprint(pipe), "defaults": defaults}
 
 
 def _check_words(cases: Sequence[Case], pipe: Pipeline) -> None:
     """Before anything is drawn: the bundled model knows few words."""
     for case in cases:
-        strange = pipe.defaults.unknown_words(case.prompt)
+        strange = pipe.defaults.unknown_words([case.prompt])
         if strange:
             fix = "use prompts of its world, such as shapes:100, or another --model"
             got = ", ".join(strange[:3])
@@ -166,7 +183,7 @@ def _check_words(cases: Sequence[Case], pipe: Pipeline) -> None:
             )
 
 
-def _scorer(clip: Path | None, pipe: Pipeline, device: str) -> Any:
+def _load_clip(clip: Path | None, pipe: Pipeline, device: str) -> Any:
     from stal.model.clip import load
     from stal.model.model import clip_folder
 
@@ -176,7 +193,21 @@ def _scorer(clip: Path | None, pipe: Pipeline, device: str) -> Any:
     return load(folder, device=device)
 
 
-def _layouts(cases: Sequence[Case], source: Layouts, pipe: Pipeline) -> list[Layout]:
+def _load_detector(
+    name: str, scorer: Any, min_score: float | None, device: str
+) -> tuple[Detector, Background | None]:
+    """What sees the objects of a picture, and its background if anything does."""
+    from stal.evaluation import detectors
+
+    if name == "shapes":
+        return detectors.shapes, detectors.shapes_background
+    if scorer is None:
+        raise ValueError("clip must be given with the detector of a folder: it tells attributes")
+    score = detectors.MIN_SCORE if min_score is None else min_score
+    return detectors.zero_shot(name, scorer, min_score=score, device=device), None
+
+
+def _placed(cases: Sequence[Case], source: Layouts, pipe: Pipeline) -> list[Layout]:
     from stal.layout import place
     from stal.layout.predictor import bundled
     from stal.prompts import parse
@@ -199,6 +230,8 @@ def _check_texts(cases: Sequence[Case], layouts: Sequence[Layout], scorer: Any) 
     """Encodes every text once, so that one that CLIP cannot read is found before the drawing."""
     from stal.evaluation.harness import texts_of
 
+    if scorer is None:
+        return
     for case, layout in zip(cases, layouts, strict=True):
         try:
             scorer.texts(texts_of(case.prompt, layout))

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from stal.cli.options import Clip, Device, Model, Quiet, Steps, check_apart
 from stal.files import check_writable, read_lines
+
+if TYPE_CHECKING:
+    from stal.pipeline import Pipeline
+    from stal.weights.files import WeightSchedule
 
 
 def plot(
@@ -18,7 +24,7 @@ def plot(
 ) -> None:
     """Draw the weights over the steps, a line an object."""
     check_writable(output)
-    _check_apart(output, source=source)
+    check_apart(output, source, name="output", read_name="source")
 
     from stal.weights import plot as weight_plot
 
@@ -38,12 +44,8 @@ def fit_schedule(
     shapes: Annotated[
         int, typer.Option(min=1, help="Prompts of the shapes world for each number of objects.")
     ] = 64,
-    model: Annotated[
-        str | None, typer.Option(help="Diffusers folder or hub name; the bundled model if absent.")
-    ] = None,
-    clip: Annotated[
-        Path | None, typer.Option(help="Folder of a CLIP model; clip in the model's if absent.")
-    ] = None,
+    model: Model = None,
+    clip: Clip = None,
     start: Annotated[
         Path | None, typer.Option(help="Schedule to start from; the default weights if absent.")
     ] = None,
@@ -52,10 +54,10 @@ def fit_schedule(
     lr: Annotated[float, typer.Option(help="Adam's.")] = 0.05,
     crop_weight: Annotated[float, typer.Option(help="Weight of the crops in the loss.")] = 5.0,
     batch: Annotated[int, typer.Option(min=1, help="Prompts an update looks at.")] = 16,
-    steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
+    steps: Steps = None,
     seed: Annotated[int, typer.Option(help="Of the noise, and of the shapes world's prompts.")] = 0,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")] = "cpu",
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
+    device: Device = "cpu",
+    quiet: Quiet = False,
 ) -> None:
     """Fit one schedule of weights to many prompts by CLIP.
 
@@ -63,7 +65,7 @@ def fit_schedule(
     `stal generate PROMPT --weights schedule.json` draws with the result.
     """
     check_writable(output)
-    _check_apart(output, prompts=prompts)
+    check_apart(output, prompts, name="output", read_name="prompts")
     # Before anything slow begins.
     texts = (
         _shapes_prompts(shapes, seed) if prompts is None else read_lines(prompts, name="prompts")
@@ -73,8 +75,7 @@ def fit_schedule(
     from stal.model.model import clip_folder
     from stal.optimize import Options, schedule
     from stal.pipeline import Pipeline
-    from stal.settings import UNCONDITIONAL, Settings
-    from stal.weights import default_weights
+    from stal.settings import Settings
     from stal.weights.files import WeightSchedule
 
     pipe = Pipeline.from_pretrained(model, device=device)
@@ -91,18 +92,7 @@ def fit_schedule(
     sizes = {len(job.layout.objects) for drawing in drawings for job in drawing.jobs} - {0}
     if not sizes:
         raise ValueError("prompts must name objects to place, got none that does")
-    if start is None:
-        prompt_reference = pipe.defaults.reference != UNCONDITIONAL
-        first = WeightSchedule(
-            {
-                n: tuple(
-                    default_weights(knots, n, reference_is_prompt=prompt_reference)[:, 0].tolist()
-                )
-                for n in sizes
-            }
-        )
-    else:
-        first = WeightSchedule.load(start)
+    first = _start(pipe, sizes, knots) if start is None else WeightSchedule.load(start)
     options = Options(epochs=epochs, lr=lr, crop_weight=crop_weight)
     run = output.with_suffix(".run.json")
     found, losses = schedule(drawings, scorer, options, start=first, path=run, quiet=quiet)
@@ -116,16 +106,20 @@ def fit_schedule(
     print(output, flush=True)
 
 
+def _start(pipe: Pipeline, sizes: Iterable[int], knots: int) -> WeightSchedule:
+    """The default weights of as many steps as there are knots, for each number of objects."""
+    from stal.settings import UNCONDITIONAL
+    from stal.weights import default_weights
+    from stal.weights.files import WeightSchedule
+
+    reference_is_prompt = pipe.defaults.reference != UNCONDITIONAL
+    weights = {n: default_weights(knots, n, reference_is_prompt=reference_is_prompt) for n in sizes}
+    return WeightSchedule({n: tuple(each[:, 0].tolist()) for n, each in weights.items()})
+
+
 def _shapes_prompts(each: int, seed: int) -> list[str]:
     """Prompts of the training split with 1 to 4 objects, mixed."""
     from stal.shapes.cases import draw_cases
 
     groups = [draw_cases(each, objects=n, seed=seed, held_out=False) for n in range(1, 5)]
     return [case.prompt for cases in zip(*groups, strict=True) for case in cases]
-
-
-def _check_apart(output: Path, **inputs: Path | None) -> None:
-    """Raises ValueError if writing the output would replace what is read."""
-    for name, path in inputs.items():
-        if path is not None and path.resolve() == output.resolve():
-            raise ValueError(f"output must be another file than {name}, got {output}")

@@ -8,32 +8,77 @@ from pathlib import Path
 import pytest
 
 import stal
+import stal_kernels
 
 PACKAGE = Path(stal.__file__).parent
-MODULES = {
-    ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path
-    for path in sorted(PACKAGE.rglob("*.py"))
-}
 
 
-def imports_of(path: Path) -> set[str]:
-    """Every module that the statements of a file import, those inside functions too."""
+def modules_of(package: Path) -> dict[str, Path]:
+    modules = {}
+    for path in sorted(package.rglob("*.py")):
+        name = ".".join(path.relative_to(package.parent).with_suffix("").parts)
+        modules[name.removesuffix(".__init__")] = path
+    return modules
+
+
+MODULES = modules_of(PACKAGE)
+
+
+def imports_of(path: Path, *, functions: bool = True) -> set[str]:
+    """What the statements of a file import, names by the module that they come from.
+
+    functions: those inside functions too.
+    """
     found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    nodes: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
+    while nodes:
+        node = nodes.pop()
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path} imports relatively"
-            found |= {node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)}
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif functions or not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            nodes += ast.iter_child_nodes(node)
     return found
 
 
-def importers(package: str) -> set[str]:
+def inside(name: str, package: str) -> bool:
+    return f"{name}.".startswith(f"{package}.")
+
+
+def importers(package: str, *, functions: bool = True) -> set[str]:
+    """Modules outside a package that import something of it."""
     return {
         name
         for name, path in MODULES.items()
-        if any(f"{module}.".startswith(f"{package}.") for module in imports_of(path))
+        if not inside(name, package)
+        and any(inside(each, package) for each in imports_of(path, functions=functions))
     }
+
+
+def circles_in(modules: dict[str, Path]) -> list[str]:
+    """The shortest circle of imports through each module that is in one: "a -> b -> a"."""
+    arrows = {}
+    for name, path in modules.items():
+        # A module, or the package or module that a name comes from.
+        homes = {each if each in modules else each.rpartition(".")[0] for each in imports_of(path)}
+        arrows[name] = sorted(homes & modules.keys())
+    found = set()
+    for start in sorted(modules):
+        # Breadth first, the ways from here in order of their length.
+        ways = [[start]]
+        seen = set()
+        for way in ways:
+            if way[-1] == start and len(way) > 1:
+                first = way.index(min(way))
+                found.add((*way[first:-1], *way[:first], min(way)))
+                break
+            for each in arrows[way[-1]]:
+                if each not in seen:
+                    seen.add(each)
+                    ways.append([*way, each])
+    return [" -> ".join(circle) for circle in sorted(found)]
 
 
 def test_the_search_finds_imports():
@@ -41,6 +86,41 @@ def test_the_search_finds_imports():
     # Inside a function, and as a name of its package.
     assert "stal.picture" in importers("PIL")
     assert "stal.pipeline" in importers("stal.sampler")
+    assert "stal.cli.layout" in importers("stal.prompts")
+    assert "stal.cli.layout" not in importers("stal.prompts", functions=False)
+
+
+@pytest.mark.parametrize(
+    ("sources", "circles"),
+    [
+        ({"a": "import p.b", "b": "from p.c import f", "c": "import os"}, []),
+        ({"a": "import p.b", "b": "import p.a"}, ["p.a -> p.b -> p.a"]),
+        ({"c": "from p import b", "b": "def f():\n    from p.c import g"}, ["p.b -> p.c -> p.b"]),
+        (
+            {
+                "a": "if TYPE_CHECKING:\n    from p import c",
+                "c": "import p.b",
+                "b": "from p.a import f",
+            },
+            ["p.a -> p.c -> p.b -> p.a"],
+        ),
+        ({"__init__": "from p.a import f", "a": "from p import f"}, ["p -> p.a -> p"]),
+        # Not what is imported of it, but the package that brings it.
+        ({"__init__": "from p.a import f", "a": "import p.b", "b": ""}, []),
+        ({"a": "from p.a import f"}, ["p.a -> p.a"]),
+        (
+            {"a": "import p.b", "b": "import p.a, p.c", "c": "import p.d", "d": "import p.c"},
+            ["p.a -> p.b -> p.a", "p.c -> p.d -> p.c"],
+        ),
+    ],
+    ids=lambda value: "" if isinstance(value, dict) else ", ".join(value) or "none",
+)
+def test_the_search_finds_circles(tmp_path, sources, circles):
+    folder = tmp_path / "p"
+    folder.mkdir()
+    for name, source in sources.items():
+        (folder / f"{name}.py").write_text(source)
+    assert circles_in(modules_of(folder)) == circles
 
 
 def test_only_attention_calls_the_kernels():
@@ -48,11 +128,27 @@ def test_only_attention_calls_the_kernels():
 
 
 def test_samplers_do_not_know_the_network():
-    assert imports_of(MODULES["stal.sampler"]).isdisjoint({"stal.model.unet", "stal.pipeline"})
+    assert "stal.sampler" not in importers("stal.model.unet") | importers("stal.pipeline")
 
 
-def test_only_the_integrations_import_themselves():
-    assert all(name.startswith("stal.integrations") for name in importers("stal.integrations"))
+def test_only_main_imports_the_commands():
+    assert importers("stal.cli") == {"stal.__main__"}
+
+
+@pytest.mark.parametrize("package", ["stal.app", "stal.integrations"])
+def test_only_commands_import_the_page_and_the_integrations_when_they_run(package):
+    assert {name for name in importers(package) if not inside(name, "stal.cli")} == set()
+    assert importers(package, functions=False) == set()
+
+
+def test_only_the_page_imports_the_batch_engine():
+    assert {name for name in importers("stal.batch") if not inside(name, "stal.app")} == set()
+
+
+def test_nothing_imports_in_a_circle():
+    circles = circles_in({**MODULES, **modules_of(Path(stal_kernels.__file__).parent)})
+    if circles:
+        pytest.fail("\n".join(["imports in a circle:", *circles]), pytrace=False)
 
 
 def test_nothing_reads_the_environment():

@@ -22,5 +22,5 @@ def test_a_broken_stal_json_is_named(with_stal_json, text, message):
 
 def test_unknown_words_are_those_that_the_model_was_never_shown():
     defaults = Defaults(words=("a", "red", "circle"))
-    assert defaults.unknown_words("A red dog, a CIRCLE!") == ["dog"]
-    assert Defaults().unknown_words("a red dog") == []
+    assert defaults.unknown_words(["A red dog, a CIRCLE!", "a dog"]) == ["dog"]
+    assert Defaults().unknown_words(["a red dog"]) == []

@@ -1,4 +1,4 @@
-"""`stal layout`, `stal train-layout`, `stal evaluate-layout`: what they write, how they fail."""
+"""`stal layout`, and `stal generate --layout FILE`: what they write, how they fail."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from stal import picture
-from stal.layout import Layout, PlacedObject, sketch
+from stal.layout import Layout
 
 TWO = "a red circle to the left of a blue square"
 
@@ -111,71 +111,3 @@ def test_generate_refuses_other_layouts(run, tmp_path, text, canvas, message):
     code, _, err = run("generate", TWO, "--layout", "a.css", "--canvas", canvas)
     assert (code, err.count("\n")) == (1, 1)
     assert message in err
-
-
-def test_train_layout_trains(run, tmp_path):
-    item = {
-        "image_id": 1,
-        "prompt": "a dog to the left of a car",
-        "obj1": ["dog", [0.1, 0.4, 0.2, 0.2]],
-        "obj2": ["car", [0.5, 0.3, 0.4, 0.4]],
-    }
-    (tmp_path / "a.json").write_text(json.dumps([item]))
-    options = ("--nsr1k", "a.json", "--output", "model", "--quiet")
-    code, out, err = run("train-layout", *options, "--steps", 1)
-    assert (code, err) == (0, "")
-    assert out.startswith("NLL ")
-    assert run("layout", TWO, "--json", "a.json", "--model", "model")[0] == 0
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ((), "must be given annotated pictures"),
-        (("--captions", "c.json"), "captions must come with --annotations"),
-        (("--nsr1k", "none.json"), "none.json"),
-        (("--nsr1k", "bad.json"), "line 1"),
-    ],
-)
-def test_train_layout_refuses(run, tmp_path, arguments, message):
-    (tmp_path / "bad.json").write_text('[{"prompt":')
-    code, _, err = run("train-layout", "--output", "model", *arguments)
-    assert code == 1
-    assert message in err
-    assert not (tmp_path / "model").exists()
-
-
-def test_evaluate_layout_prints_both_tables(run, tmp_path):
-    (tmp_path / "a.txt").write_text("The dog is left of the car.\n")
-    code, out, _ = run("evaluate-layout", "--captions", "a.txt")
-    assert code == 0
-    assert "| a.txt | left of | 2/2 100.0%" in out
-    assert "| predictor | 1/1 100.0%" in out
-
-
-def test_evaluate_layout_refuses(run, tmp_path):
-    code, out, _ = run("evaluate-layout", "--help")
-    assert code == 0
-    assert "--gpt" in out
-    assert run("evaluate-layout")[0] == 2
-    (tmp_path / "bad.json").write_text("[")
-    code, _, err = run("evaluate-layout", "--nsr1k", "bad.json")
-    assert (code, err.count("\n")) == (1, 1)
-    assert "bad.json must be JSON" in err
-
-
-def test_sketch_marks_broken_relations():
-    boxes = [(0.1, 0.4, 0.3, 0.6), (0.7, 0.4, 0.9, 0.6)]
-    objects = tuple(PlacedObject("a thing", "thing", box) for box in boxes)
-    red = (208, 0, 0)
-    for name, broken in (("left of", False), ("right of", True)):
-        image = sketch(Layout("", objects, ((0, name, 1),)))
-        assert (red in image.get_flattened_data()) == broken
-
-
-def test_sketch_shades_where_centres_may_be():
-    layout = Layout("", (PlacedObject("a thing", "thing", (0.1, 0.1, 0.2, 0.2)),))
-    blank = sketch(layout).getpixel((360, 360))
-    shaded = sketch(layout, contours=[[(0.9, 0.7, 0.7, 0.1, 0.1)]]).getpixel((360, 360))
-    assert blank == (250, 250, 250)
-    assert shaded != blank

@@ -18,21 +18,17 @@ from typing import Any
 
 import pytest
 import torch
-import typer
 from PIL import Image
-from typer.testing import CliRunner
 
 import stal
 from stal import picture
-from stal.cli import evaluate as command
-from stal.evaluation import harness, methods, report
+from stal.evaluation import harness, report
 from stal.evaluation.detectors import pixels
 from stal.evaluation.harness import Row, check_command, opened, read_rows, run
 from stal.evaluation.metrics import METRICS, Detection
 from stal.evaluation.prompt_files import parsed
 from stal.layout import place
 from stal.model.model import bundled_model
-from stal.pipeline import Pipeline
 from stal.prompts import parse
 from stal.settings import Settings
 
@@ -423,7 +419,7 @@ def test_two_runs_do_not_share_a_folder(used):
 
 def test_fingerprints_tell_models_apart(pipe):
     before = harness.fingerprint(pipe)
-    weight = next(iter(pipe.model.components.unet.parameters()))
+    weight = next(iter(pipe.model.unet.parameters()))
     with torch.no_grad():
         weight.flatten()[0].add_(1)
         changed = harness.fingerprint(pipe)
@@ -557,111 +553,3 @@ def test_a_prompt_without_objects_counts_for_no_share_of_right_ones(tmp_path):
     assert by_name["correct"].counts(row) == (0.0, 0.0)
     assert by_name["recall"].counts(row) == (0, 0)
     assert not math.isnan(by_name["seconds"].counts(row)[0])
-
-
-# The command
-
-
-def evaluate(*arguments):
-    app = typer.Typer()
-    app.command()(command.evaluate)
-    return CliRunner().invoke(app, list(map(str, arguments)))
-
-
-def test_the_command_compares_methods_and_resumes(sd_folder, tmp_path):
-    output = tmp_path / "out"
-    arguments = (
-        *("--prompts", "shapes:1:1,2", "--methods", "plain,spatial", "--seeds", 1),
-        *("--layouts", "given", "--model", sd_folder, "--steps", 2, "--output", output, "--quiet"),
-    )
-    result = evaluate(*arguments)
-    assert result.exception is None
-    assert result.output == f"{output / 'summary.md'}\n"
-    rows = read_rows(output)
-    assert Counter(row.method for row in rows) == {"plain": 2, "spatial": 2}
-    assert {row.clip_global for row in rows} == {None}
-    record = picture.read_record(output / rows[0].image)
-    pipe = Pipeline.from_pretrained(sd_folder)
-    again = pipe(record["prompt"], attention="plain", steps=2, seed=rows[0].seed)
-    with Image.open(output / rows[0].image) as image:
-        same = (pixels(image) - pixels(again.images[0])).abs().max()
-    assert same <= 2 / 255 + 1e-6
-    before = (output / "results.jsonl").read_bytes()
-    assert evaluate(*arguments, "--batch", 1).exception is None
-    assert (output / "results.jsonl").read_bytes() == before
-    result = evaluate(*arguments, "--guidance-scale", 3)
-    assert "with guidance_scale null instead of 3.0" in str(result.exception)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--methods", ","], "methods must be different names"),
-        (["--methods", "plain,plain"], "methods must be different names"),
-        (["--methods", "plain,magic"], "methods must be among plain, "),
-        (["--prompts", "absent"], "prompts must be a file of prompts"),
-        (["--layouts", "given"], "layouts must be predicted or placed: words.txt has none"),
-        (["--min-score", "0.5"], "min_score must come with the detector of a folder"),
-        (["--detector", "absent"], "clip must be given with the detector of a folder"),
-        (["--clip", "absent"], "clip must be a folder with a CLIP model"),
-        (["--model", "absent"], "model must be an existing folder or a hub name"),
-        (["--output", "words.txt"], "output must be a folder, got the file"),
-        (["--output", "full"], "output must be a folder of `stal evaluate`"),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
-)
-def test_bad_input_is_an_error_before_anything_is_written(
-    sd_folder, tmp_path, monkeypatch, arguments, message
-):
-    monkeypatch.chdir(tmp_path)
-    Path("words.txt").write_text("a red circle\n")
-    Path("full").mkdir()
-    Path("full/a").write_text("")
-    base = {
-        "--prompts": "words.txt",
-        "--methods": "plain",
-        "--output": "out",
-        "--model": str(sd_folder),
-    }
-    base.update(zip(arguments[::2], arguments[1::2], strict=True))
-    result = evaluate(*(word for pair in base.items() for word in pair), "--quiet")
-    assert isinstance(result.exception, ValueError)
-    assert str(result.exception).startswith(message)
-    assert not Path("out").exists()
-
-
-def test_words_that_the_bundled_model_does_not_know_are_named_with_their_line(tmp_path):
-    path = tmp_path / "words.txt"
-    path.write_text("a red circle\na dog\n")
-    arguments = ("--prompts", path, "--methods", "plain", "--output", tmp_path / "out")
-    result = evaluate(*arguments)
-    assert str(result.exception).startswith(
-        f"{path}:2: prompts must use words that the model knows, got dog: use prompts of its world"
-    )
-
-
-def test_too_little_memory_names_the_batch(sd_folder, tmp_path, monkeypatch):
-    def full(*args, **kwargs):
-        raise torch.OutOfMemoryError("tried to allocate")
-
-    monkeypatch.setattr(methods, "draw", full)
-    output = tmp_path / "out"
-    arguments = ("--prompts", "shapes:1:1", "--methods", "plain", "--output", output)
-    result = evaluate(*arguments, "--model", sd_folder, "--quiet")
-    assert isinstance(result.exception, MemoryError)
-    assert "smaller --batch" in str(result.exception)
-
-
-@pytest.mark.parametrize("source", ["predicted", "placed"])
-def test_layouts_come_from_the_predictor_or_from_rules(sd_folder, tmp_path, source):
-    from stal.layout.predictor import predict
-
-    output = tmp_path / "out"
-    arguments = ("--prompts", "shapes:1:2", "--methods", "plain", "--seeds", 1, "--steps", 1)
-    result = evaluate(
-        *arguments, "--output", output, "--layouts", source, "--model", sd_folder, "--quiet"
-    )
-    assert result.exception is None
-    row = read_rows(output)[0]
-    found = (predict if source == "predicted" else place)(parse(row.prompt))
-    assert row.layout == [{"phrase": o.phrase, "box": [*o.box]} for o in found.objects]

@@ -1,0 +1,74 @@
+"""Options that several commands take, and checks of the files that they write."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from stal.files import check_writable
+
+if TYPE_CHECKING:
+    import torch
+
+
+class DType(str, Enum):
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+Model = Annotated[
+    str | None, typer.Option(help="Diffusers folder or hub name; the bundled model if absent.")
+]
+Clip = Annotated[
+    Path | None, typer.Option(help="Folder of a CLIP model; clip in the model's if absent.")
+]
+Sampler = Annotated[str | None, typer.Option(help="ddim, plms, dpm++2m, euler, euler-ancestral.")]
+Steps = Annotated[int | None, typer.Option(help="Denoising steps.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar.")]
+
+
+def torch_dtype(dtype: DType) -> torch.dtype:
+    """What torch calls it."""
+    import torch
+
+    return getattr(torch, dtype.value)
+
+
+def outputs(
+    output: Path | None, json_file: Path | None, *, pictures: int = 1, jsons: int = 1
+) -> tuple[list[Path], list[Path]]:
+    """The paths of pictures and JSON files to write, checked before anything slow begins.
+
+    Of several, FILE.png stands for FILE-0.png, FILE-1.png, ...; None for no file at all.
+
+    Raises:
+        ValueError: a picture's name does not end in .png, a file cannot be written, or one would
+            replace another.
+    """
+    if output is not None and output.suffix.lower() != ".png":
+        raise ValueError(f"output must be a PNG file, got {output}: name it {output.stem}.png")
+    picture_paths, json_paths = _numbered(output, pictures), _numbered(json_file, jsons)
+    for path in picture_paths:
+        check_writable(path)
+    for path in json_paths:
+        check_writable(path, name="json")
+    if {path.resolve() for path in picture_paths} & {path.resolve() for path in json_paths}:
+        raise ValueError(f"json must be another file than output, got {json_file}")
+    return picture_paths, json_paths
+
+
+def _numbered(file: Path | None, count: int) -> list[Path]:
+    if file is None:
+        return []
+    return [file] if count == 1 else [file.with_stem(f"{file.stem}-{i}") for i in range(count)]
+
+
+def check_apart(written: Path, read: Path | None, *, name: str, read_name: str) -> None:
+    """Raises ValueError if writing one file, called name, would replace what is read."""
+    if read is not None and read.resolve() == written.resolve():
+        raise ValueError(f"{name} must be another file than {read_name}, got {written}")

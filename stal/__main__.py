@@ -16,7 +16,7 @@ from stal import picture
 from stal.cli import weights as weight_commands
 from stal.cli.evaluate import evaluate
 from stal.files import check_writable, read_lines, write_atomic
-from stal.layout import Layout
+from stal.layout import Layout, render
 
 if TYPE_CHECKING:
     from stal.pipeline import Drawing, Result
@@ -262,7 +262,7 @@ def _draw(
     if compare:
         plain = draw(replace(settings, attention="plain"), None)
         images = [
-            picture.compare(
+            render.compare(
                 one,
                 two,
                 result.layout,

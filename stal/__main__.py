@@ -126,6 +126,8 @@ def generate(
 ) -> None:
     """Draw a picture of PROMPT."""
     from stal.layout.formats import read_layout
+    from stal.prompts import article
+    from stal.prompts.parser import noun_of
 
     if prompt is None and source is None:
         raise typer.BadParameter("give one, or a picture with --from", param_hint="PROMPT")
@@ -149,7 +151,9 @@ def generate(
         "num_images": num_images,
         "dtype": dtype and dtype.value,
         "seeds": None if seed is None else [seed],
-        "layout": None if layout is None else read_layout(layout, canvas=_canvas(canvas)),
+        "layout": None
+        if layout is None
+        else read_layout(layout, noun_of=noun_of, article=article, canvas=_canvas(canvas)),
         "weights": None if weights is None else _weights(weights, resample),
     }
     given = {name: value for name, value in given.items() if value is not None}

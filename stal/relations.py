@@ -10,6 +10,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+# (subject, predicate, object), the first and the last by their index among the objects.
+Statement = tuple[int, str, int]
+Span = tuple[int, int]  # [start, end) in a text
+
 
 @dataclass(frozen=True)
 class Geometry:

@@ -14,6 +14,7 @@ import typer
 from stal import picture
 from stal.cli.options import Clip, Device, DType, Model, Quiet, Sampler, Steps, outputs, torch_dtype
 from stal.files import write_atomic
+from stal.layout import render
 
 if TYPE_CHECKING:
     from stal.drawing import Drawing, Result
@@ -110,6 +111,8 @@ def generate(
 ) -> None:
     """Draw a picture of PROMPT."""
     from stal.layout.formats import read_layout
+    from stal.prompts import article
+    from stal.prompts.parser import noun_of
 
     if prompt is None and source is None:
         raise typer.BadParameter("give one, or a picture with --from", param_hint="PROMPT")
@@ -131,7 +134,9 @@ def generate(
         "num_images": num_images,
         "dtype": dtype and dtype.value,
         "seeds": None if seed is None else [seed],
-        "layout": None if layout is None else read_layout(layout, canvas=_canvas_size(canvas)),
+        "layout": None
+        if layout is None
+        else read_layout(layout, noun_of=noun_of, article=article, canvas=_canvas_size(canvas)),
         "weights": None if weights is None else _read_weights(weights, resample),
     }
     wanted = _overridden(record, given)
@@ -270,7 +275,7 @@ def _draw(
     if compare:
         plain = draw(replace(settings, attention="plain"), None)
         images = [
-            picture.compare(
+            render.compare(
                 one,
                 two,
                 result.layout,

@@ -16,9 +16,8 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from stal.layout import Box
-from stal.layout.layout import Statement
 from stal.prompts import Object
-from stal.relations import GEOMETRY
+from stal.relations import GEOMETRY, Statement
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

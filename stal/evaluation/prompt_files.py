@@ -20,8 +20,8 @@ from typing import Any
 from stal.checked_json import short
 from stal.evaluation.parsing import matches, read_gpt
 from stal.layout import Box, Layout, PlacedObject
-from stal.layout.layout import Statement
 from stal.prompts import PREDICATES, Description, Object, article, parse
+from stal.relations import Statement
 
 # 7Bench's boxes are pixels of this square.
 _CANVAS = 512

@@ -3,15 +3,9 @@
 `stal.layout.predictor`, which learned where things go, is not among these names: it needs torch.
 """
 
-from stal.layout.layout import (
-    Box,
-    Layout,
-    PlacedObject,
-    draw,
-    hard_masks,
-    masks,
-    place,
-    sketch,
-)
+from stal.layout.coverage import Box, hard_masks, masks
+from stal.layout.grid import place
+from stal.layout.layout import Layout, PlacedObject
+from stal.layout.render import draw, sketch
 
 __all__ = ["Box", "Layout", "PlacedObject", "draw", "hard_masks", "masks", "place", "sketch"]

@@ -1,6 +1,8 @@
-"""What an object covers of its box: an ellipse, a polygon, or painted cells; their exact areas.
+"""What objects cover: of their boxes, as outlines, and of the cells of a grid, as masks.
 
-Every outline gives its area left of x and above y,
+    masks(layout, 16, 16)  # (objects, 16, 16): M_i, the share of each cell that object i covers
+
+An outline, which is an ellipse, a polygon or painted cells, gives its area left of x and above y,
 
     G(x, y) = area of {(u, v) in outline : u < x, v < y}
 
@@ -13,16 +15,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-# numpy is imported where it is used: reading a layout file needs none.
+# numpy and torch are imported where they are used: reading a layout file needs none.
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from torch import Tensor
 
     Array: TypeAlias = NDArray[np.float64]
 
-Box = tuple[float, float, float, float]
+Box = tuple[float, float, float, float]  # (x0, y0, x1, y1), fractions of the canvas
 
 ELLIPSE = "ellipse"
 
@@ -48,6 +51,7 @@ class Ellipse:
         return area * (x1 - x0) * (y1 - y0) / 4
 
     def to_json(self) -> str:
+        """Its shape in the JSON of a layout, see `stal.layout.Layout.from_json`."""
         return ELLIPSE
 
 
@@ -66,6 +70,7 @@ class Polygon:
 
     @property
     def box(self) -> Box:
+        """The smallest box around it."""
         xs, ys = zip(*self.corners, strict=True)
         return min(xs), min(ys), max(xs), max(ys)
 
@@ -104,6 +109,7 @@ class Polygon:
         return (first + last) / 2 * length
 
     def to_json(self) -> list[list[float]]:
+        """Its shape in the JSON of a layout, see `stal.layout.Layout.from_json`."""
         return [list(corner) for corner in self.corners]
 
 
@@ -123,7 +129,7 @@ class Painted:
 
     @classmethod
     def from_cells(cls, cells: NDArray[np.bool_]) -> Painted:
-        """Of a grid (height, width) bool."""
+        """Those that are true of a grid (height, width) bool over the whole canvas."""
         import numpy as np
 
         flat = np.concatenate(([False], cells.ravel()))
@@ -142,6 +148,7 @@ class Painted:
 
     @property
     def box(self) -> Box:
+        """The smallest box around what is covered; at least one cell must be."""
         import numpy as np
 
         rows, columns = (np.flatnonzero(self.cells.any(axis)) for axis in (1, 0))
@@ -167,14 +174,23 @@ class Painted:
         return corners / (self.height * self.width)
 
     def to_json(self) -> dict[str, Any]:
+        """Its shape in the JSON of a layout, see `stal.layout.Layout.from_json`."""
         return {"height": self.height, "width": self.width, "runs": list(self.runs)}
 
 
 Outline = Ellipse | Polygon | Painted
 
 
-def coverage(outline: Outline, height: int, width: int) -> Array:
-    """The share of each cell of a grid that an outline covers: (height, width), in [0, 1]."""
+def cell_shares(outline: Outline, height: int, width: int) -> Array:
+    """The share of each cell of a grid that an outline covers.
+
+    Args:
+        outline: in fractions of the canvas.
+        height, width: size of the grid in cells, positive.
+
+    Returns:
+        (height, width) float64, in [0, 1].
+    """
     import numpy as np
 
     x, y = np.arange(width + 1) / width, np.arange(height + 1) / height
@@ -185,6 +201,10 @@ def coverage(outline: Outline, height: int, width: int) -> Array:
 
 def check_polygon(corners: Sequence[Sequence[float]], where: str) -> Polygon:
     """A polygon of these corners.
+
+    Args:
+        corners: (x, y) in order around it, as fractions of the canvas.
+        where: what the errors call them.
 
     Raises:
         ValueError: fewer than three corners, one outside the canvas, no area, or edges that cross.
@@ -217,3 +237,82 @@ def _cross(a: _Point, b: _Point, c: _Point, d: _Point) -> bool:
         return (q[0] - p[0]) * (r[1] - p[1]) - (q[1] - p[1]) * (r[0] - p[0])
 
     return side(a, b, c) * side(a, b, d) < 0 and side(c, d, a) * side(c, d, b) < 0
+
+
+class Covering(Protocol):
+    """An object with a box, and what it covers of it; all of it if None."""
+
+    @property
+    def box(self) -> Box: ...
+    @property
+    def outline(self) -> Outline | None: ...
+
+
+class HasObjects(Protocol):
+    """What masks are of, such as a `stal.layout.Layout`."""
+
+    @property
+    def objects(self) -> Sequence[Covering]: ...
+
+
+def masks(layout: HasObjects, height: int, width: int) -> Tensor:
+    """The soft coverage M_i of each object on a grid.
+
+        M[i, y, x] = area of (object i ∩ cell (y, x)) / area of a cell
+
+    An object is its outline, or its box. The mean of M[i] is its area as a fraction of the canvas,
+    exactly but for rounding. One whose coverage is too small for float32 still has one cell above
+    0: no object vanishes. `hard_masks` are the same as true or false.
+
+    Args:
+        layout: boxes as fractions of the canvas.
+        height, width: size of the grid in cells.
+
+    Returns:
+        (objects, height, width) float32 on the CPU, in [0, 1]; computed in float64.
+
+    Raises:
+        ValueError: height or width is not positive.
+    """
+    import torch
+
+    for name, cells in (("height", height), ("width", width)):
+        if cells < 1:
+            raise ValueError(f"{name} must be positive, got {cells}")
+    boxes = torch.tensor([o.box for o in layout.objects], dtype=torch.float64).reshape(-1, 4)
+
+    def covered(low: Tensor, high: Tensor, cells: int) -> Tensor:
+        start = torch.arange(cells, dtype=torch.float64)
+        low, high = low[:, None] * cells, high[:, None] * cells
+        return (torch.minimum(high, start + 1) - torch.maximum(low, start)).clamp(min=0)
+
+    rows = covered(boxes[:, 1], boxes[:, 3], height)
+    columns = covered(boxes[:, 0], boxes[:, 2], width)
+    out = rows[:, :, None] * columns[:, None, :]
+    for i, placed in enumerate(layout.objects):
+        if placed.outline is not None:
+            out[i] = torch.from_numpy(cell_shares(placed.outline, height, width))
+    out = out.float()
+    for i in (out.amax(dim=(1, 2)) == 0).nonzero().flatten().tolist():
+        x0, y0, x1, y1 = layout.objects[i].box
+        row, column = int((y0 + y1) / 2 * height), int((x0 + x1) / 2 * width)
+        out[i, min(row, height - 1), min(column, width - 1)] = torch.finfo(torch.float32).tiny
+    return out
+
+
+def hard_masks(layout: HasObjects, height: int, width: int) -> Tensor:
+    """The cells that each object covers by half or more, or else the one that it covers most.
+
+    Args:
+        layout: boxes as fractions of the canvas.
+        height, width: size of the grid in cells.
+
+    Returns:
+        (objects, height, width) bool on the CPU; each object has at least one cell.
+
+    Raises:
+        ValueError: height or width is not positive.
+    """
+    soft = masks(layout, height, width)
+    most = soft.flatten(1).amax(1)[:, None, None]
+    return (soft >= 0.5) | ((most < 0.5) & (soft == most))

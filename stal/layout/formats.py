@@ -1,9 +1,16 @@
 """Layouts from elsewhere: what language models emit, and masks painted in a picture.
 
-    read_layout("layout.json")   # our own format, see `stal.layout.Layout.from_json`
-    read_layout("layoutgpt.css") # cat {width: 30px; height: 40px; left: 5px; top: 10px; }
-    read_layout("lmd.txt")       # [('a green car', [21, 281, 211, 159]), ...]
-    read_layout("masks.json")    # {"masks": "masks.png", "objects": [{..., "colour": "#ff0000"}]}
+    layout.json     our own format, see `stal.layout.Layout.from_json`
+    layoutgpt.css   cat {width: 30px; height: 40px; left: 5px; top: 10px; }
+    lmd.txt         [('a green car', [21, 281, 211, 159]), ...]
+    masks.json      {"masks": "masks.png", "objects": [{..., "colour": "#ff0000"}]}
+
+Other programs give names or phrases, and no nouns. What knows English is handed in:
+
+    from stal.prompts import article
+    from stal.prompts.parser import noun_of
+
+    read_layout("layoutgpt.css", noun_of=noun_of, article=article)
 
 Sources: LayoutGPT (arXiv 2305.15393), whose canvas has 64 pixels a side unless it is told
 otherwise; LLM-grounded diffusion (arXiv 2305.13655), boxes [x, y, width, height] on 512 pixels.
@@ -16,7 +23,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,20 +31,21 @@ from typing import Any
 import numpy as np
 
 from stal.checked_json import check_keys, short
-from stal.layout.coverage import Painted
+from stal.layout.coverage import Box, Painted
 from stal.layout.layout import Layout, PlacedObject
-from stal.prompts.words import article
 
 CSS_CANVAS = 64.0
 LIST_CANVAS = 512.0
 _RULE = re.compile(r"^\s*(?P<name>[^{}:]+?)\s*\{(?P<body>[^{}]*)\}\s*$")
-_SIDES = ("left", "top", "width", "height")
+_PROPERTIES = ("left", "top", "width", "height")
 _COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
 
 
 def read_layout(
     path: str | os.PathLike[str],
     *,
+    noun_of: Callable[[str], str],
+    article: Callable[[str], str],
     canvas: tuple[float, float] | None = None,
     prompt: str | None = None,
 ) -> Layout:
@@ -45,9 +53,14 @@ def read_layout(
 
     Args:
         path: a text file.
+        noun_of: from a phrase to its noun, "a green car" to "car"; `stal.prompts.parser.noun_of`.
+        article: from a word to "a" or "an"; `stal.prompts.article`.
         canvas: (width, height) in pixels that LayoutGPT and LLM-grounded diffusion were told;
             their usual ones if None. Other formats do not need it.
         prompt: for files that do not hold it.
+
+    Returns:
+        The layout, without relations if the file has none; its aspect is that of the canvas.
 
     Raises:
         ValueError: none of these formats, or a box outside the canvas; the message names the file
@@ -60,31 +73,38 @@ def read_layout(
         text = Path(path).read_text(encoding="utf-8-sig")
         if text.lstrip().startswith("{"):
             if _has_masks(text):
-                return _read_masks(text, Path(path).parent)
+                return _read_masks(text, Path(path).parent, noun_of)
             return Layout.from_json(text)
         named = re.search(r"^(?:Prompt|Caption):[ \t]*(.+)$", text, re.MULTILINE | re.IGNORECASE)
         said = prompt if prompt is not None else named[1].strip() if named else ""
         if "{" in text:
-            return _read_css(text, said, canvas or (CSS_CANVAS, CSS_CANVAS))
-        return _read_list(text, said, canvas or (LIST_CANVAS, LIST_CANVAS))
+            canvas = canvas or (CSS_CANVAS, CSS_CANVAS)
+            found = [(f"{article(name)} {name}", box) for name, box in _read_css(text, canvas)]
+        else:
+            canvas = canvas or (LIST_CANVAS, LIST_CANVAS)
+            found = _read_list(text, canvas)
+        if not found:
+            raise ValueError("layout must have an object, got none")
+        objects = (PlacedObject(phrase, noun_of(phrase), box) for phrase, box in found)
+        return Layout(said, tuple(objects), (), canvas[0] / canvas[1])
     except UnicodeDecodeError:
         raise ValueError(f"{os.fspath(path)}: must be text in UTF-8, got other bytes") from None
     except ValueError as error:
         raise ValueError(f"{os.fspath(path)}: {error}") from None
 
 
-def _read_css(text: str, prompt: str, canvas: tuple[float, float]) -> Layout:
-    """A line an object; lines without braces are passed over ("Layout:")."""
-    objects = []
+def _read_css(text: str, canvas: tuple[float, float]) -> list[tuple[str, Box]]:
+    """Names and boxes: a line an object; lines without braces are passed over ("Layout:")."""
+    found = []
     for number, line in enumerate(text.splitlines(), 1):
         if "{" not in line and "}" not in line:
             continue
         where = f"line {number}"
-        found = _RULE.match(line)
-        if found is None:
+        rule = _RULE.match(line)
+        if rule is None:
             raise ValueError(f"{where} must be like `cat {{width: 30px; ...}}`, got {line.strip()}")
         values: dict[str, float] = {}
-        for part in filter(str.strip, found["body"].split(";")):
+        for part in filter(str.strip, rule["body"].split(";")):
             name, _, value = (each.strip() for each in part.partition(":"))
             if name in values:
                 raise ValueError(f"{where} must have one {name}, got two")
@@ -92,21 +112,21 @@ def _read_css(text: str, prompt: str, canvas: tuple[float, float]) -> Layout:
                 values[name] = float(value.removesuffix("px"))
             except ValueError:
                 raise ValueError(f"{where} must have {name} in px, got {value!r}") from None
-        if sorted(values) != sorted(_SIDES):
-            raise ValueError(f"{where} must have {', '.join(_SIDES)}, got {', '.join(values)}")
+        if sorted(values) != sorted(_PROPERTIES):
+            raise ValueError(f"{where} must have {', '.join(_PROPERTIES)}, got {', '.join(values)}")
         # "cat1" and "cat 2" are cats.
-        name = re.sub(r"[\s_-]*\d+$", "", found["name"]).replace("-", " ").replace("_", " ")
+        name = re.sub(r"[\s_-]*\d+$", "", rule["name"]).replace("-", " ").replace("_", " ")
         if not name:
-            raise ValueError(f"{where} must name its object, got {found['name']!r}")
-        corner = [values[side] for side in _SIDES]
-        objects.append(_placed(f"{article(name)} {name}", corner, canvas, where))
-    if not objects:
-        raise ValueError("layout must have an object, got none")
-    return Layout(prompt, tuple(objects), (), canvas[0] / canvas[1])
+            raise ValueError(f"{where} must name its object, got {rule['name']!r}")
+        found.append((name, _box([values[each] for each in _PROPERTIES], canvas, where)))
+    return found
 
 
-def _read_list(text: str, prompt: str, canvas: tuple[float, float]) -> Layout:
-    """The first list of pairs (phrase, [x, y, width, height]); what follows it is passed over."""
+def _read_list(text: str, canvas: tuple[float, float]) -> list[tuple[str, Box]]:
+    """Phrases and boxes: the first list of pairs (phrase, [x, y, width, height]).
+
+    What follows it is passed over.
+    """
     start = text.find("[")
     if start < 0:
         raise ValueError(
@@ -121,7 +141,7 @@ def _read_list(text: str, prompt: str, canvas: tuple[float, float]) -> Layout:
         items = ast.literal_eval(text[start:end])
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         raise ValueError("list must be of pairs (phrase, [x, y, width, height])") from None
-    objects = []
+    found = []
     for index, item in enumerate(items):
         where = f"item {index}"
         try:
@@ -133,10 +153,8 @@ def _read_list(text: str, prompt: str, canvas: tuple[float, float]) -> Layout:
             raise ValueError(
                 f"{where} must be (phrase, [x, y, width, height]), got {short(item)}"
             ) from None
-        objects.append(_placed(" ".join(phrase.split()), corner, canvas, where))
-    if not objects:
-        raise ValueError("layout must have an object, got none")
-    return Layout(prompt, tuple(objects), (), canvas[0] / canvas[1])
+        found.append((" ".join(phrase.split()), _box(corner, canvas, where)))
+    return found
 
 
 def _closing(text: str, start: int) -> int | None:
@@ -159,9 +177,8 @@ def _closing(text: str, start: int) -> int | None:
     return None
 
 
-def _placed(
-    phrase: str, corner: Sequence[float], canvas: tuple[float, float], where: str
-) -> PlacedObject:
+def _box(corner: Sequence[float], canvas: tuple[float, float], where: str) -> Box:
+    """Of (x, y, width, height) in pixels."""
     x, y, w, h = corner
     width, height = canvas
     box = x / width, y / height, (x + w) / width, (y + h) / height
@@ -174,14 +191,7 @@ def _placed(
             f" {[round(value, 6) for value in corner]}: name the canvas that was meant"
         )
     x0, y0, x1, y1 = (min(max(edge, 0.0), 1.0) for edge in box)
-    return PlacedObject(phrase, _noun(phrase), (x0, y0, x1, y1))
-
-
-def _noun(phrase: str) -> str:
-    from stal.prompts import parse
-
-    objects = parse(phrase).objects
-    return objects[0].noun if objects else phrase.split()[-1] if phrase.split() else ""
+    return x0, y0, x1, y1
 
 
 def _has_masks(text: str) -> bool:
@@ -192,7 +202,7 @@ def _has_masks(text: str) -> bool:
     return isinstance(data, dict) and "masks" in data
 
 
-def _read_masks(text: str, folder: Path) -> Layout:
+def _read_masks(text: str, folder: Path, noun_of: Callable[[str], str]) -> Layout:
     """A PNG of one colour an object, and what the colours are.
 
         {"masks": "masks.png", "prompt": str, "background": "#000000",
@@ -239,7 +249,7 @@ def _read_masks(text: str, folder: Path) -> Layout:
             raise ValueError(f"{where}.colour must be in {name}, got no pixel of {item['colour']}")
         colours.add(colour)
         outline = Painted.from_cells(codes == colour)
-        items.append((item["phrase"], item.get("noun", _noun(item["phrase"])), outline))
+        items.append((item["phrase"], item.get("noun", noun_of(item["phrase"])), outline))
     other = ~np.isin(codes, list(colours))
     if other.any():
         y, x = (int(each[0]) for each in other.nonzero())

@@ -6,34 +6,39 @@ After the layout predictor of Wu et al. (arXiv 2304.03869): a transformer over o
 each object a mixture over its box, trained on absolute and on relative positions. Differences: the
 phrase encoder is a bag of character n-grams, so that any noun has an embedding and nothing is
 downloaded; stated relations are typed edges, which bias attention; the canvas has any aspect ratio;
-and `stal.layout.projection` makes what is stated hold.
-
-A box is z = (cx, cy, log w, log h), fractions of the canvas:
-
-    p(z) = sum_k pi_k N(z; mu_k, diag sigma_k^2)
+and `stal.layout.projection` makes what is stated hold. `stal.layout.network` has the density.
 """
 
 from __future__ import annotations
 
-import math
 import os
-import zlib
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import cache, lru_cache
+from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from stal.layout.layout import Box, Contour, Layout, PlacedObject, Statement, place
+from stal.layout.coverage import Box
+from stal.layout.grid import place
+from stal.layout.layout import Contour, Layout, PlacedObject
+from stal.layout.network import (
+    Config,
+    Mixture,
+    Network,
+    PhraseEncoder,
+    Tokens,
+    boxes_of,
+    normal_form,
+    tokens_of,
+)
 from stal.layout.projection import project
 from stal.prompts import Description
-from stal.prompts.things import thing_of, worn_at
+from stal.prompts.things import worn_at
 from stal.prompts.words import PEOPLE, singular_noun
-from stal.relations import GEOMETRY
 
 BUNDLED = Path(__file__).parents[1] / "assets" / "layout"
 _UNEQUAL = 0.5  # of the differences in size within a counted plural, what is kept
@@ -43,287 +48,12 @@ WEIGHTS = "layout_predictor.safetensors"
 MAX_OBJECTS = 24
 # Boxes are drawn this many times as often as asked for; the likeliest are kept.
 _DRAWS = 4
-# Real boxes vary: a sharper component is an example learned by heart.
-_LEAST_LOG_STD = -2.5
-
-_CONTACTS = ("beside", "apart", "touching", "overlapping", "inside", "around")
-# An edge says what `stal.relations.GEOMETRY` says of a pair, then the same of the reversed pair,
-# then whether both have the same phrase. The first two columns are a's side along x.
-_ONE_WAY = 6 + len(_CONTACTS)
-EDGE_FEATURES = 2 * _ONE_WAY + 1
-EXTENTS = 3.0  # what logarithms of metres are divided by
-_SIZES = 5  # what `_sizes` says of an object
-_CONTEXT = 4 + _SIZES  # beside the phrase: sizes, twins (2), log aspect, log number of objects
-
-
-@dataclass(frozen=True)
-class Config:
-    """Sizes of the network."""
-
-    buckets: int = 4096
-    embedding: int = 48
-    width: int = 64
-    layers: int = 2
-    heads: int = 4
-    components: int = 5
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """A prompt as the network reads it.
-
-    Attributes:
-        phrases: (phrase, noun) an object.
-        edges: (n, n, EDGE_FEATURES) float32.
-        sizes: (n, 5) float32, what `stal.prompts.things` knows of the nouns.
-        twins: (n, 2) float32, which of the objects of one phrase it is, in [0, 1] from left to
-            right, and 1 / their number.
-        aspect: width / height of the canvas.
-    """
-
-    phrases: tuple[tuple[str, str], ...]
-    edges: Tensor
-    sizes: Tensor
-    twins: Tensor
-    aspect: float
-
-
-def tokens_of(
-    phrases: Sequence[tuple[str, str]], relations: Sequence[Statement], *, aspect: float
-) -> Tokens:
-    """What the network reads of objects, as (phrase, noun), and of their relations."""
-    n = len(phrases)
-    edges = torch.zeros(n, n, EDGE_FEATURES)
-    for i, name, j in relations:
-        one_way = torch.tensor(_features(name))
-        edges[i, j, :_ONE_WAY] = torch.maximum(edges[i, j, :_ONE_WAY], one_way)
-        edges[j, i, _ONE_WAY:-1] = edges[i, j, :_ONE_WAY]
-    same: dict[str, list[int]] = {}
-    for index, (phrase, _) in enumerate(phrases):
-        same.setdefault(phrase, []).append(index)
-    twins = torch.zeros(n, 2)
-    for group in same.values():
-        for rank, index in enumerate(group):
-            place_in_row = rank / (len(group) - 1) if len(group) > 1 else 0.5
-            twins[index] = torch.tensor([place_in_row, 1 / len(group)])
-            edges[index, group, -1] = 1.0
-    return Tokens(tuple(phrases), edges, _sizes(phrases), twins, aspect)
-
-
-def _sizes(phrases: Sequence[tuple[str, str]]) -> Tensor:
-    """Of each object: 1 if its size is known, how large it is and as a share of the largest one,
-    its aspect, and its height over the ground; in logarithms, 0 where nothing is known."""
-    known = [thing_of(noun, phrase) for phrase, noun in phrases]
-    largest = max((thing.extent for thing in known if thing), default=1.0)
-    rows = [
-        (
-            1.0,
-            math.log(thing.extent) / EXTENTS,
-            math.log(thing.share(largest)),
-            math.log(thing.width / thing.height),
-            math.log1p(thing.over_ground),
-        )
-        if thing
-        else (0.0,) * _SIZES
-        for thing in known
-    ]
-    return torch.tensor(rows)
-
-
-@lru_cache
-def _features(predicate: str) -> list[float]:
-    g = GEOMETRY[predicate]
-    signs = [float(value == sign) for value in (g.dx, g.dy, g.depth) for sign in (-1, 1)]
-    return signs + [float(g.contact == contact) for contact in _CONTACTS]
-
-
-def flip(tokens: Tokens) -> Tokens:
-    """The tokens of the mirrored scene: left is right."""
-    order = list(range(EDGE_FEATURES))
-    for start in (0, _ONE_WAY):
-        order[start], order[start + 1] = order[start + 1], order[start]
-    twins = torch.stack((1 - tokens.twins[:, 0], tokens.twins[:, 1]), dim=1)
-    return Tokens(tokens.phrases, tokens.edges[:, :, order], tokens.sizes, twins, tokens.aspect)
-
-
-class NGramEncoder(nn.Module):
-    """Embeds an object as the mean embedding of its phrase's character n-grams, and its noun's.
-
-    N-grams of 3 to 5 characters and whole words, hashed (CRC-32) into a table. A phrase encoder
-    has a `dim`, an `identity` that is stored with the weights, and this `forward`.
-    """
-
-    def __init__(self, buckets: int, embedding: int) -> None:
-        super().__init__()
-        self.identity = f"ngrams-3-5/{buckets}x{embedding}"
-        self.dim = 2 * embedding
-        self.table = nn.EmbeddingBag(buckets, embedding, mode="mean")
-        nn.init.normal_(self.table.weight, std=0.5)
-
-    def forward(self, phrases: Sequence[tuple[str, str]]) -> Tensor:
-        """(n, dim) float32 for n pairs (phrase, noun)."""
-        texts = [text for pair in phrases for text in pair]
-        ids = [_ngrams(text, self.table.num_embeddings) for text in texts]
-        lengths = torch.tensor([0, *(len(each) for each in ids[:-1])])
-        flat = torch.tensor([index for each in ids for index in each], dtype=torch.long)
-        return self.table(flat, lengths.cumsum(0)).reshape(len(phrases), self.dim)
-
-
-class PhraseEncoder(Protocol):
-    """What embeds phrases: `NGramEncoder` or `stal.layout.phrase_encoder.TextEncoder`."""
-
-    dim: int
-    identity: str
-
-    def __call__(self, phrases: Sequence[tuple[str, str]]) -> Tensor: ...
 
 
 def _text_encoder(folder: str | os.PathLike[str]) -> PhraseEncoder:
     from stal.layout.phrase_encoder import TextEncoder
 
     return TextEncoder.load(folder)
-
-
-@lru_cache(maxsize=65536)
-def _ngrams(text: str, buckets: int) -> tuple[int, ...]:
-    words = [word for word in text.lower()[:200].split() if word not in ("a", "an", "the")]
-    grams = []
-    for word in words or [""]:
-        edged = f"<{word}>"
-        grams.append(edged)
-        grams += [edged[i : i + k] for k in (3, 4, 5) for i in range(len(edged) - k + 1)]
-    return tuple(zlib.crc32(gram.encode("utf-8", "replace")) % buckets for gram in grams)
-
-
-@dataclass(frozen=True)
-class Mixture:
-    """p(z) of a batch of objects: log weights (batch, n, k), mean and log_std (batch, n, k, 4)."""
-
-    log_weight: Tensor
-    mean: Tensor
-    log_std: Tensor
-
-    def log_prob(self, z: Tensor) -> Tensor:
-        """log p of z (batch, n, 4): (batch, n)."""
-        each = _log_normal(z[:, :, None], self.mean, 2 * self.log_std)
-        return (self.log_weight + each).logsumexp(-1)
-
-    def log_prob_difference(self, batch: Tensor, i: Tensor, j: Tensor, delta: Tensor) -> Tensor:
-        """log p of c_i - c_j = delta (pairs, 2), the mixture of all differences of components."""
-        mean = (self.mean[batch, i, :, None] - self.mean[batch, j, None])[..., :2]
-        variance = (2 * self.log_std[batch, i, :, None]).exp() + (
-            2 * self.log_std[batch, j, None]
-        ).exp()
-        weight = self.log_weight[batch, i, :, None] + self.log_weight[batch, j, None]
-        each = _log_normal(delta[:, None, None], mean, variance[..., :2].log())
-        return (weight + each).flatten(1).logsumexp(1)
-
-    def mode(self) -> Tensor:
-        """Each object's likely z: (batch, n, 4).
-
-        The centre is that of the heaviest component, since between two places there may be none;
-        the size is the mean of all, which is nearer to real ones.
-        """
-        best = self.log_weight.argmax(-1)[:, :, None, None].expand(-1, -1, 1, 2)
-        centre = self.mean[..., :2].gather(2, best).squeeze(2)
-        size = (self.log_weight.exp()[..., None] * self.mean[..., 2:]).sum(2)
-        return torch.cat((centre, size), dim=-1)
-
-    def sample(self, draws: int, generator: torch.Generator) -> Tensor:
-        """(draws, batch, n, 4)."""
-        weight = self.log_weight.exp()
-        batch, n, k = weight.shape
-        index = torch.multinomial(
-            weight.reshape(-1, k), draws, replacement=True, generator=generator
-        )
-        index = index.T.reshape(draws, batch, n, 1, 1).expand(-1, -1, -1, 1, 4)
-        mean, log_std = (
-            each.expand(draws, -1, -1, -1, -1).gather(3, index).squeeze(3)
-            for each in (self.mean, self.log_std)
-        )
-        return mean + log_std.exp() * torch.randn(mean.shape, generator=generator)
-
-
-def _log_normal(z: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
-    squares = (z - mean) ** 2 * (-log_variance).exp()
-    return -0.5 * (squares + log_variance + math.log(2 * math.pi)).sum(-1)
-
-
-class _Layer(nn.Module):
-    """A pre-norm transformer layer whose attention scores are biased by the edges."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.bias = nn.Linear(EDGE_FEATURES, heads)
-        self.mlp = nn.Sequential(
-            nn.Linear(width, 2 * width), nn.GELU(), nn.Dropout(0.1), nn.Linear(2 * width, width)
-        )
-
-    def forward(self, x: Tensor, edges: Tensor, absent: Tensor) -> Tensor:
-        q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).unbind(2)
-        bias = self.bias(edges).movedim(-1, 1).masked_fill(absent[:, None, None], -1e4)
-        q, k, v = (each.transpose(1, 2) for each in (q, k, v))
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-        x = x + self.out(attended.transpose(1, 2).flatten(2))
-        return x + self.mlp(self.norm2(x))
-
-
-class Network(nn.Module):
-    """From tokens to mixtures."""
-
-    def __init__(self, config: Config, encoder: PhraseEncoder | None = None) -> None:
-        """encoder: of phrases; one of n-grams, which is trained too, if None."""
-        super().__init__()
-        self.config = config
-        self.encoder = encoder or NGramEncoder(config.buckets, config.embedding)
-        self.drop = nn.Dropout(0.3)
-        self.embed = nn.Linear(self.encoder.dim + _CONTEXT, config.width)
-        self.roles = nn.Linear(EDGE_FEATURES, config.width)
-        self.layers = nn.ModuleList(
-            _Layer(config.width, config.heads) for _ in range(config.layers)
-        )
-        self.norm = nn.LayerNorm(config.width)
-        self.head = nn.Linear(config.width, 9 * config.components)
-        # At first components spread over the canvas, each a quarter of its side wide.
-        with torch.no_grad():
-            self.head.weight.mul_(0.1)
-            start = torch.zeros(config.components, 9)
-            start[:, 1:3] = 0.5 + 0.2 * torch.randn(config.components, 2)
-            start[:, 3:5] = -1.3 + 0.3 * torch.randn(config.components, 2)
-            start[:, 5:] = torch.tensor([-1.5, -1.5, -0.7, -0.7])
-            self.head.bias.copy_(start.flatten())
-
-    def forward(self, batch: Sequence[Tokens]) -> Mixture:
-        """A mixture an object; objects beyond a prompt's own are padding."""
-        n = max(len(tokens.phrases) for tokens in batch)
-        x = self.embed.weight.new_zeros(len(batch), n, self.embed.in_features)
-        edges = x.new_zeros(len(batch), n, n, EDGE_FEATURES)
-        absent = torch.ones(len(batch), n, dtype=torch.bool)
-        for row, tokens in enumerate(batch):
-            count = len(tokens.phrases)
-            edges[row, :count, :count] = tokens.edges
-            absent[row, :count] = False
-            x[row, :count, -_CONTEXT:-4] = tokens.sizes
-            x[row, :count, -4:-2] = tokens.twins
-            x[row, :count, -2] = math.log(tokens.aspect)
-            x[row, :count, -1] = math.log(count)
-        present = ~absent
-        phrases = self.encoder([pair for tokens in batch for pair in tokens.phrases])
-        context = x[present][:, -_CONTEXT:]
-        x = x.new_zeros(len(batch), n, self.config.width)
-        x[present] = self.embed(torch.cat((self.drop(phrases), context), dim=1))
-        x = x + self.roles(edges.sum(2))
-        for layer in self.layers:
-            x = layer(x, edges, absent)
-        out = self.head(self.norm(x)).unflatten(-1, (self.config.components, 9))
-        return Mixture(
-            out[..., 0].log_softmax(-1),
-            out[..., 1:5],
-            out[..., 5:].clamp(min=_LEAST_LOG_STD, max=1.0),
-        )
 
 
 class LayoutPredictor:
@@ -384,13 +114,34 @@ class LayoutPredictor:
 
     @torch.inference_mode()
     def mixture(self, descriptions: Sequence[Description], *, aspect: float = 1.0) -> Mixture:
-        """The mixtures of the objects of a batch of prompts, each with at least one object."""
+        """The density of every object's box, for a batch of prompts.
+
+        Args:
+            descriptions: one or more that `stal.prompts.parse` gave, each with at least one object.
+            aspect: width / height of the canvas.
+
+        Returns:
+            Mixtures (prompts, n) for the n of the prompt with the most objects, in inference mode;
+            those beyond a prompt's own are padding.
+
+        Raises:
+            ValueError: a description has no object.
+        """
+        for index, each in enumerate(descriptions):
+            if not each.objects:
+                raise ValueError(f"descriptions[{index}] must have an object, got none")
         return self.network([_tokens(each, aspect) for each in descriptions])
 
     def contours(self, description: Description, *, aspect: float = 1.0) -> list[list[Contour]]:
         """Where each object's centre may be: an ellipse of one standard deviation a component.
 
-        Components of less than a tenth are left out; large crowds (`MAX_OBJECTS`) have none.
+        Args:
+            description: what `stal.prompts.parse` gives.
+            aspect: width / height of the canvas.
+
+        Returns:
+            The ellipses of each object, in order, as `stal.layout.sketch` draws them. Components
+            of less than a tenth are left out; large crowds (`MAX_OBJECTS`) have none.
         """
         if not 0 < len(description.objects) <= MAX_OBJECTS:
             return [[] for _ in description.objects]
@@ -594,22 +345,6 @@ def _scores(mixture: Mixture, layout: Layout) -> tuple[float, list[float]]:
     return float(logs.sum()), (logs - peaks).clamp(max=0.0).exp().tolist()
 
 
-def normal_form(boxes: Sequence[Box]) -> Tensor:
-    """Boxes (x0, y0, x1, y1) as z = (cx, cy, log w, log h): (n, 4) float32."""
-    x0, y0, x1, y1 = torch.tensor(boxes, dtype=torch.float64).reshape(-1, 4).unbind(1)
-    columns = ((x0 + x1) / 2, (y0 + y1) / 2, (x1 - x0).log(), (y1 - y0).log())
-    return torch.stack(columns, dim=1).float()
-
-
-def boxes_of(z: Tensor) -> list[Box]:
-    """The inverse of `normal_form`; sides above 1 become 1."""
-    centre, side = z[:, :2].double(), z[:, 2:].double().exp().clamp(max=1.0)
-    return [
-        (x0, y0, x1, y1)
-        for x0, y0, x1, y1 in torch.cat((centre - side / 2, centre + side / 2), dim=1).tolist()
-    ]
-
-
 def _cut(box: Box) -> Box:
     """The part of a box on the canvas, at least a sliver at its border."""
     (x0, x1), (y0, y1) = (
@@ -621,7 +356,7 @@ def _cut(box: Box) -> Box:
 
 @cache
 def bundled() -> LayoutPredictor:
-    """The predictor that comes with the package."""
+    """The predictor that comes with the package, read once."""
     return LayoutPredictor.load()
 
 
@@ -633,6 +368,9 @@ def predict(description: Description, *, aspect: float = 1.0, seed: int | None =
         aspect: width / height of the canvas.
         seed: None for the most likely boxes, else of sampled ones; equal seeds, equal layouts.
 
+    Returns:
+        A layout with the description's objects and statements, in order.
+
     Raises:
         ValueError: aspect is not in [1/64, 64].
     """
@@ -640,7 +378,12 @@ def predict(description: Description, *, aspect: float = 1.0, seed: int | None =
 
 
 def metadata_of(network: Network, extra: Mapping[str, Any]) -> dict[str, str]:
-    """What is stored with the weights; values become strings."""
+    """What is stored with the weights, and what `LayoutPredictor.load` reads again.
+
+    Args:
+        network: whose sizes and phrase encoder are stored.
+        extra: beside them; values become strings.
+    """
     import json
 
     own = {"config": json.dumps(asdict(network.config)), "encoder": network.encoder.identity}

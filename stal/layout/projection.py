@@ -1,36 +1,30 @@
 """Boxes moved, and shrunk where they must be, until they fulfil what a prompt states.
 
-Every statement is a few half-spaces on the difference of two centres,
-
-    normal . (c_j - c_i) >= offset + k_i . s_i + k_j . s_j
-
-with centres c and sizes s as (x, y) fractions of the canvas. All that are broken are projected on
-at once and the moves averaged (Cimmino's method). At first only centres move; then a box also takes
-a part of what is lacking by scaling, s = t s_0 with t <= 1. At the end each box grows again as far
-as its neighbours let it.
+Every statement is a few half-spaces on the difference of two centres (`stal.layout.half_spaces`).
+All that are broken are projected on at once and the moves averaged (Cimmino's method). At first
+only centres move; then a box also takes a part of what is lacking by scaling, s = t s_0 with
+t <= 1. At the end each box grows again as far as its neighbours let it.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stal.layout.layout import Box, Order, Statement, orders_of
-from stal.relations import GEOMETRY, NOWHERE, Side
+from stal.layout.half_spaces import GAP, TOLERANCE, HalfSpaces, half_spaces_of
+from stal.layout.order import Order, orders_of
+from stal.relations import GEOMETRY, NOWHERE, Side, Statement
 
-Array = NDArray[np.float64]
+if TYPE_CHECKING:
+    from stal.layout.coverage import Array, Box
 
-_GAP = 0.02  # between boxes of which one comes before the other
-_FAR = 0.15  # between boxes that are "far from" each other
-# The centres of "a left of b" differ along y by at most this share of what they differ along x.
-_SLOPE = 0.8
-_ROUNDS, _FREE_ROUNDS, _TOLERANCE = 100, 20, 1e-3
+_ROUNDS, _FREE_ROUNDS = 100, 20
 # (dt)^2 counts this many times as much as (dc)^2: of what two boxes of 0.3 lack, a third is taken
 # by scaling.
 _STIFFNESS = 0.05
@@ -45,68 +39,6 @@ _STARTS, _FULL = 4, 0.5  # tries, and the share of the canvas that boxes can tak
 _SWEEPS, _GROWTH = 12, 1.15  # of growing again, and how much at most in one
 _NEAR = 0.06  # how near the corner, or the middle, what is "in the corner" starts
 _SMALLEST, _LARGEST = 0.04, 0.96
-
-
-@dataclass(frozen=True)
-class _HalfSpaces:
-    """Arrays with one row a half-space; `hard` ones are the stated orders themselves."""
-
-    i: NDArray[np.int64]
-    j: NDArray[np.int64]
-    normal: Array  # (rows, 2)
-    offset: Array  # (rows,)
-    k_i: Array  # (rows, 2)
-    k_j: Array  # (rows, 2)
-
-    @property
-    def inner(self) -> NDArray[np.bool_]:
-        """Which rows speak of a box within another."""
-        return self.k_i.sum(1) * self.k_j.sum(1) < 0
-
-    def least(self, size: Array) -> Array:
-        """The right-hand sides for sizes (..., boxes, 2)."""
-        i, j = size[..., self.i, :], size[..., self.j, :]
-        return self.offset + (self.k_i * i + self.k_j * j).sum(-1)
-
-    def shortfall(self, centre: Array, size: Array) -> Array:
-        return self.least(size) - (self.normal * (centre[self.j] - centre[self.i])).sum(1)
-
-    def largest(self, index: int, centre: Array, size: Array) -> float:
-        """By how much box `index` may be scaled."""
-        rate = ((self.i == index)[:, None] * self.k_i + (self.j == index)[:, None] * self.k_j) @ (
-            size[index]
-        )
-        room = rate - self.shortfall(centre, size) + _TOLERANCE
-        grows = rate > 1e-9
-        return float((room[grows] / rate[grows]).min(initial=np.inf))
-
-
-_Row = tuple[int, int, tuple[float, float], float, tuple[float, float], tuple[float, float]]
-
-
-def _stack(rows: Sequence[_Row]) -> _HalfSpaces:
-    i, j, normal, offset, k_i, k_j = zip(*rows, strict=True) if rows else ((),) * 6
-    return _HalfSpaces(
-        np.array(i, dtype=np.int64),
-        np.array(j, dtype=np.int64),
-        np.array(normal, dtype=float).reshape(-1, 2),
-        np.array(offset, dtype=float),
-        np.array(k_i, dtype=float).reshape(-1, 2),
-        np.array(k_j, dtype=float).reshape(-1, 2),
-    )
-
-
-def _on(axis: int, value: float) -> tuple[float, float]:
-    return (value, 0.0) if axis == 0 else (0.0, value)
-
-
-def _within(i: int, j: int, share_i: float, share_j: float) -> list[_Row]:
-    """|c_j - c_i| <= share_i s_i + share_j s_j along both axes."""
-    return [
-        (i, j, _on(axis, sign), 0.0, _on(axis, -share_i), _on(axis, -share_j))
-        for axis in (0, 1)
-        for sign in (1.0, -1.0)
-    ]
 
 
 def project(
@@ -152,42 +84,25 @@ def project(
     centre, size = (edges[:, :2] + edges[:, 2:]) / 2, edges[:, 2:] - edges[:, :2]
     size = np.where(free[:, None], size.clip(_SMALLEST, _LARGEST), size)
     sides = sides or [NOWHERE] * n
-    low, high = _bounds(sides)
-    for index in free.nonzero()[0].tolist():
-        x, y, _ = sides[index]
-        if x is not None and y is not None:
-            near = size[index] / 2 + _NEAR
-            for axis, side in enumerate((x, y)):
-                ends = [(0.5 - _NEAR, 0.5 + _NEAR), (1 - near[axis], 1.0), (0.0, near[axis])][side]
-                centre[index, axis] = centre[index, axis].clip(*ends)
+    bounds = _bounds(sides)
+    _to_corners(sides, centre, size, free)
     across = centre[:, 0].copy()
     relations = _rings(relations, across)
     roots = across[_roots(relations, n)]
     _lay_out(relations, centre, size, free)
     relations += _neighbours(relations, across)
     orders = orders_of(relations, n, lambda i, j: (roots[i], across[i]) <= (roots[j], across[j]))
-    found = None
     for straight in (True, False):
-        rows, related = _rows(relations, orders, aspect, straight)
-        found = _search(centre, size, free, rows, related, (low, high))
+        stated = partial(half_spaces_of, relations, orders, aspect, straight)
+        rows, related = stated()
+        found = _search(centre, size, free, rows, related, bounds)
         if found is not None:
             break
     if found is not None:
         moved = not np.array_equal(found[0], centre)
-        whole = size
-        centre, size = found
-        tries = [(whole, room) for room in _ROOMS] if (size < 0.99 * whole).any() else []
-        for sizes, room in [*tries, *((size, room) for room in _ROOMS)] if moved else ():
-            # What had to be moved apart does not stop at the first touch.
-            if any(_length(order, sizes[:, k], room) > 1 for k, order in enumerate(orders)):
-                continue
-            rows, related = _rows(relations, orders, aspect, straight, room)
-            spread = _spread(centre, sizes, free, rows, related, (low, high), room)
-            if spread is not None:
-                centre, size = spread
-                break
+        centre, size = _loosened(*found, size, free, stated, orders, bounds) if moved else found
     elif fixed:
-        _, centre, size = _settle(centre[None], size, free, rows, related, (low, high))
+        _, centre, size = _settle(centre[None], size, free, rows, related, bounds)
     else:
         # A row and a column of its own for each box fulfil every order.
         ranks = [{i: rank for rank, i in enumerate(order.sequence)} for order in orders]
@@ -198,6 +113,17 @@ def project(
         fixed[i] if i in fixed else (float(x0), float(y0), float(x1), float(y1))
         for i, (x0, y0, x1, y1) in enumerate(out.round(6))
     ]
+
+
+def _to_corners(sides: Sequence[Side], centre: Array, size: Array, free: NDArray[np.bool_]) -> None:
+    """Moves what is in a corner, or in the middle, near to it, in place."""
+    for index in free.nonzero()[0].tolist():
+        x, y, _ = sides[index]
+        if x is not None and y is not None:
+            near = size[index] / 2 + _NEAR
+            for axis, side in enumerate((x, y)):
+                ends = [(0.5 - _NEAR, 0.5 + _NEAR), (1 - near[axis], 1.0), (0.0, near[axis])][side]
+                centre[index, axis] = centre[index, axis].clip(*ends)
 
 
 def _rings(relations: Sequence[Statement], across: Array) -> list[Statement]:
@@ -234,9 +160,9 @@ def _lay_out(
             size[j, 0] = max(size[j, 0], min(_LARGEST, _SEAT * len(group)))
             centre[j, 0] = centre[j, 0].clip(size[j, 0] / 2, 1 - size[j, 0] / 2)
         seat = size[j, 0] / len(group)
-        if seat < 2 * _GAP:
+        if seat < 2 * GAP:
             continue
-        size[group] *= min(1.0, 0.95 * (seat - _GAP) / float(size[group, 0].max()))
+        size[group] *= min(1.0, 0.95 * (seat - GAP) / float(size[group, 0].max()))
         centre[group, 0] = centre[j, 0] + (np.arange(len(group)) + 0.5 - len(group) / 2) * seat
         centre[group, 1] = centre[j, 1] - size[j, 1] / 2 - size[group, 1] / 2
 
@@ -274,6 +200,33 @@ def _neighbours(relations: Sequence[Statement], across: Array) -> list[Statement
     ]
 
 
+def _loosened(
+    centre: Array,
+    size: Array,
+    whole: Array,
+    free: NDArray[np.bool_],
+    stated: Callable[[float], tuple[HalfSpaces, dict[frozenset[int], float]]],
+    orders: Sequence[Order],
+    bounds: tuple[Array, Array],
+) -> tuple[Array, Array]:
+    """Centres and sizes with the most room between boxes that there is, or else the given ones.
+
+    What had to be moved apart does not stop at the first touch.
+
+    whole: the sizes that boxes had before they were found; they are tried first.
+    stated: the half-spaces that keep so much room.
+    """
+    tries = [(whole, room) for room in _ROOMS] if (size < 0.99 * whole).any() else []
+    for sizes, room in [*tries, *((size, room) for room in _ROOMS)]:
+        if any(_length(order, sizes[:, k], room) > 1 for k, order in enumerate(orders)):
+            continue
+        rows, related = stated(room)
+        spread = _spread(centre, sizes, free, rows, related, bounds, room)
+        if spread is not None:
+            return spread
+    return centre, size
+
+
 def _length(order: Order, size: Array, room: float) -> float:
     """How much of an axis its longest chain of boxes takes, with room between and around them."""
     ends, chains = list(size), [0.0]
@@ -281,7 +234,7 @@ def _length(order: Order, size: Array, room: float) -> float:
         behind = [ends[j] for j in order.reach[i]]
         if behind:
             ends[i] = size[i] + room + max(behind)
-            chains.append(ends[i] + 2 * room / 3 - len(size) * _TOLERANCE)
+            chains.append(ends[i] + 2 * room / 3 - len(size) * TOLERANCE)
     return float(max(ends + chains))
 
 
@@ -296,85 +249,11 @@ def _bounds(sides: Sequence[Side]) -> tuple[Array, Array]:
     return both[:, :, 0], both[:, :, 1]
 
 
-def _rows(
-    relations: Sequence[Statement],
-    orders: Sequence[Order],
-    aspect: float,
-    straight: bool,
-    room: float = 0.0,
-) -> tuple[_HalfSpaces, dict[frozenset[int], float]]:
-    """The half-spaces, and the pairs that need no keeping apart (-1) or more than usual."""
-    contact = {
-        frozenset((i, j)): GEOMETRY[name].contact
-        for i, name, j in relations
-        if GEOMETRY[name].contact
-    }
-    ordered = [{frozenset(edge) for edge in order.edges} for order in orders]
-    bearing = Counter(j for i, name, j in relations if GEOMETRY[name].contact == "touching")
-    rows: list[_Row] = []
-    for axis, order in enumerate(orders):
-        # What is straight in pixels and in fractions both.
-        slope = _SLOPE * min(1.0, aspect if axis == 0 else 1 / aspect)
-        for i, j in order.edges:
-            pair = frozenset((i, j))
-            touching = contact.get(pair) == "touching" and axis == 1
-            overlapping = contact.get(pair) == "overlapping"
-            k = _on(axis, 0.1 if overlapping else 0.45 if touching else 0.5)
-            gap = _GAP if touching or overlapping else max(_GAP, room)
-            rows.append((i, j, _on(axis, 1.0), gap, k, k))
-            if overlapping:
-                rows += _within(i, j, 0.4, 0.4)
-            if touching:
-                rows.append((i, j, _on(axis, -1.0), -_GAP, _on(axis, -0.5), _on(axis, -0.5)))
-                # With its middle well over it; where that cannot be had, with an end.
-                own, its = (_on(0, 0.0), _on(0, -0.3)) if straight else (_on(0, -0.4), _on(0, -0.4))
-                rows += [(i, j, _on(0, sign), 0.0, own, its) for sign in (1.0, -1.0)]
-            together = touching and bearing[j] > 1
-            if straight and not together and pair not in ordered[1 - axis]:
-                for sign in (1.0, -1.0):
-                    normal = (slope, sign) if axis == 0 else (sign, slope)
-                    rows.append((i, j, normal, 0.0, (0.0, 0.0), (0.0, 0.0)))
-    related = dict.fromkeys(ordered[0] | ordered[1], -1.0)
-    for i, name, j in relations:
-        pair = frozenset((i, j))
-        kind = GEOMETRY[name].contact
-        if pair in related or i == j:
-            continue
-        if kind == "inside":
-            rows += _within(i, j, -0.5, 0.5)
-            if name == "inside":
-                # What a bowl or a bed holds is seen over its rim.
-                nothing = (0.0, 0.0)
-                rows.append((i, j, (0.0, 1.0), 0.0, nothing, (0.0, 0.05)))
-                rows += [(i, j, (s, _SLOPE), 0.0, nothing, nothing) for s in (1.0, -1.0)]
-        elif kind == "around":
-            rows += _within(i, j, 0.5, -0.5)
-        elif kind == "overlapping":
-            rows += _within(i, j, 0.4, 0.4)
-            far, near = (i, j) if GEOMETRY[name].depth < 0 else (j, i)
-            if straight and name != "held by" and far not in orders[1].reach[near]:
-                # What is farther away stands higher in a picture.
-                rows.append((far, near, (0.0, 1.0), 0.0, (0.0, 0.05), (0.0, 0.05)))
-            if name == "held by" and j not in orders[1].reach[i]:
-                # A hand is at the height of the holder's middle, or hangs below it.
-                rows.append((j, i, (0.0, 1.0), 0.0, (0.0, 0.05), (0.0, 0.0)))
-        elif kind == "touching":
-            rows += _within(i, j, 0.5, 0.5)
-            continue
-        elif kind == "apart":
-            related[pair] = _FAR
-            continue
-        else:
-            continue
-        related[pair] = -1.0
-    return _stack(rows), related
-
-
 def _search(
     centre: Array,
     size: Array,
     free: NDArray[np.bool_],
-    rows: _HalfSpaces,
+    rows: HalfSpaces,
     related: Mapping[frozenset[int], float],
     bounds: tuple[Array, Array],
 ) -> tuple[Array, Array] | None:
@@ -409,7 +288,7 @@ def _spread(
     centre: Array,
     size: Array,
     free: NDArray[np.bool_],
-    rows: _HalfSpaces,
+    rows: HalfSpaces,
     related: Mapping[frozenset[int], float],
     bounds: tuple[Array, Array],
     room: float,
@@ -447,7 +326,7 @@ def _settle(
     centre: Array,
     size: Array,
     free: NDArray[np.bool_],
-    rows: _HalfSpaces,
+    rows: HalfSpaces,
     related: Mapping[frozenset[int], float],
     bounds: tuple[Array, Array],
     room: float = 0.0,
@@ -466,11 +345,7 @@ def _settle(
     starts, n, _ = centre.shape
     origin = centre[0] if origin is None else origin
     full = _fitted(size, free, rows)
-    first, second = np.triu_indices(n, 1)
-    gaps = np.array(
-        [related.get(frozenset(p), room) for p in zip(first.tolist(), second.tolist(), strict=True)]
-    )
-    first, second, gaps = first[gaps >= 0], second[gaps >= 0], gaps[gaps >= 0]
+    first, second, gaps = _kept_apart(n, related, room)
     # The half-spaces, then the pairs to be kept apart, each with its two boxes.
     i, j = np.concatenate((rows.i, first)), np.concatenate((rows.j, second))
     stated = len(rows.i)
@@ -496,15 +371,10 @@ def _settle(
             reach = (size[:, first] + size[:, second]) / 2 + gaps[:, None]
         centre = np.minimum(np.maximum(centre, low), high)
         delta = centre[:, j] - centre[:, i]
-        # Two boxes collide where they meet along both axes; the easier way out is taken.
-        depth = reach - np.abs(delta[:, stated:])
-        across = depth[:, :, 0] <= depth[:, :, 1]
-        away = np.where(delta[:, stated:] >= 0, 1.0, -1.0)
-        normal[:, stated:, 0] = away[:, :, 0] * across
-        normal[:, stated:, 1] = away[:, :, 1] * ~across
+        depth, normal[:, stated:] = _collisions(delta[:, stated:], reach)
         short = least - (rows.normal * delta[:, :stated]).sum(-1)
-        lack = np.concatenate((short, depth.min(-1)), axis=1)
-        bad = lack > _TOLERANCE
+        lack = np.concatenate((short, depth), axis=1)
+        bad = lack > TOLERANCE
         done = np.logical_not(bad.any(1))
         rest = (bad & (moves > 0)).any(1)
         if not rest.any() or (done & (scale >= enough).all(1))[: rest.argmax()].any():
@@ -531,7 +401,33 @@ def _settle(
     return True, centre, size
 
 
-def _fitted(size: Array, free: NDArray[np.bool_], rows: _HalfSpaces) -> Array:
+def _kept_apart(
+    n: int, related: Mapping[frozenset[int], float], room: float
+) -> tuple[NDArray[np.int64], NDArray[np.int64], Array]:
+    """The pairs of n boxes that are kept apart, first and second, and how far."""
+    first, second = np.triu_indices(n, 1)
+    gaps = np.array(
+        [related.get(frozenset(p), room) for p in zip(first.tolist(), second.tolist(), strict=True)]
+    )
+    return first[gaps >= 0], second[gaps >= 0], gaps[gaps >= 0]
+
+
+def _collisions(delta: Array, reach: Array) -> tuple[Array, Array]:
+    """How deep boxes collide, (starts, pairs), and which way out, (starts, pairs, 2).
+
+    Two boxes collide where they meet along both axes; the easier way out is taken.
+
+    delta: (starts, pairs, 2), from the first centre to the second.
+    reach: (starts, pairs, 2), at what distances they no longer meet.
+    """
+    depth = reach - np.abs(delta)
+    across = depth[:, :, 0] <= depth[:, :, 1]
+    away = np.where(delta >= 0, 1.0, -1.0)
+    way = np.stack((away[:, :, 0] * across, away[:, :, 1] * ~across), axis=-1)
+    return depth.min(-1), way
+
+
+def _fitted(size: Array, free: NDArray[np.bool_], rows: HalfSpaces) -> Array:
     """The sizes, but what shall lie inside another is no larger than 0.8 of it."""
     size = size.copy()
     inner = rows.inner
@@ -560,7 +456,7 @@ def _grow(
     size: Array,
     full: Array,
     free: NDArray[np.bool_],
-    rows: _HalfSpaces,
+    rows: HalfSpaces,
     apart: tuple[NDArray[np.int64], NDArray[np.int64], Array],
 ) -> None:
     """Scales boxes about their centres, in place, up to their full size or what is in the way."""
@@ -572,7 +468,7 @@ def _grow(
             mine = (first == index) | (second == index)
             other = np.where(first[mine] == index, second[mine], first[mine])
             room = np.abs(centre[other] - centre[index]) - size[other] / 2
-            room = ((room - gaps[mine, None] + _TOLERANCE) * 2 / size[index]).max(1)
+            room = ((room - gaps[mine, None] + TOLERANCE) * 2 / size[index]).max(1)
             limits = (
                 _GROWTH,
                 full[index, 0] / size[index, 0],

@@ -56,3 +56,9 @@ def parse(text: str, *, engine: str = "grammar") -> Description:
         tuple(objects),
         tuple(Relation(i, name, j, span) for (i, name, j), span in relations.items()),
     )
+
+
+def noun_of(phrase: str) -> str:
+    """The noun of a phrase, "car" of "a green car"; its last word where none is found."""
+    objects = parse(phrase).objects
+    return objects[0].noun if objects else phrase.split()[-1] if phrase.split() else ""

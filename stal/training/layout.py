@@ -21,19 +21,19 @@ from torch import Tensor
 
 from stal.files import write_atomic
 from stal.layout import Box
-from stal.layout.predictor import (
+from stal.layout.network import (
     EXTENTS,
-    WEIGHTS,
+    ONE_WAY,
     Config,
     Mixture,
     Network,
     PhraseEncoder,
     Tokens,
     flip,
-    metadata_of,
     normal_form,
     tokens_of,
 )
+from stal.layout.predictor import WEIGHTS, metadata_of
 from stal.prompts.things import FLATTERY
 from stal.relations import GEOMETRY
 from stal.training.layout_data import Example, compose, read_coco, read_nsr1k, shapes
@@ -216,7 +216,7 @@ def _loss(mixture: Mixture, batch: Sequence[tuple[Tokens, Tensor]], relative: fl
     pairs = [
         (row, i, j)
         for row, (tokens, _) in enumerate(batch)
-        for i, j in tokens.edges[:, :, :12].any(-1).nonzero().tolist()
+        for i, j in tokens.edges[:, :, :ONE_WAY].any(-1).nonzero().tolist()
         if known[row, i] and known[row, j]
     ]
     if pairs:

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from stal.layout import Box
-from stal.layout.layout import Statement
 from stal.prompts import parse
 from stal.prompts.things import Thing, things
 from stal.prompts.words import article
+from stal.relations import Statement
 
 _MOST = 12  # objects of an example
 

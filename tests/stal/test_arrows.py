@@ -151,6 +151,24 @@ def test_nothing_imports_in_a_circle():
         pytest.fail("\n".join(["imports in a circle:", *circles]), pytrace=False)
 
 
+NETWORK_OF_LAYOUTS = {f"stal.layout.{name}" for name in ("network", "predictor", "phrase_encoder")}
+
+
+@pytest.mark.parametrize("package", ["stal.prompts", "stal.model", "torch.nn"])
+def test_layouts_need_no_grammar_and_no_network(package):
+    layouts = {name for name in MODULES if f"{name}.".startswith("stal.layout.")}
+    assert layouts > NETWORK_OF_LAYOUTS
+    assert importers(package) & (layouts - NETWORK_OF_LAYOUTS) == set()
+
+
+def test_what_objects_cover_needs_no_layout():
+    assert "stal.layout.coverage" not in importers("stal.layout.layout")
+
+
+def test_layouts_do_not_hand_on_what_learns():
+    assert imports_of(MODULES["stal.layout"]).isdisjoint(NETWORK_OF_LAYOUTS)
+
+
 def test_nothing_reads_the_environment():
     readers = {
         (name, node.lineno)
@@ -192,8 +210,9 @@ KERNELS = {"stal_kernels", "stal.attention"}
         ("stal", {"torch", "numpy", "PIL"}),
         ("stal.__main__", {"torch", "numpy", "PIL", *NETWORKS, *KERNELS}),
         ("stal.prompts", {"torch", "numpy", "PIL", "stal.layout"}),
-        ("stal.layout", {"torch", "numpy", "PIL", *NETWORKS, *KERNELS}),
-        ("stal.layout.projection", {"torch", "PIL", *NETWORKS, *KERNELS}),
+        ("stal.layout", {"torch", "numpy", "PIL", "stal.prompts", *NETWORKS, *KERNELS}),
+        ("stal.layout.formats", {"torch", "PIL", "stal.prompts", *NETWORKS, *KERNELS}),
+        ("stal.layout.projection", {"torch", "PIL", "stal.prompts", *NETWORKS, *KERNELS}),
         ("stal.layout.predictor", {"stal.training.layout", *NETWORKS, *KERNELS}),
         ("stal.weights", {"stal.layout", "stal.sampler", *NETWORKS, *KERNELS}),
         ("stal.sampler", {"stal.weights", *NETWORKS, *KERNELS}),

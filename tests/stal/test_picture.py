@@ -1,4 +1,4 @@
-"""Settings in PNG files, and comparisons."""
+"""Settings in PNG files."""
 
 import numpy as np
 import pytest
@@ -6,10 +6,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from stal import picture
-from stal.layout import place
-from stal.prompts import parse
 
-PROMPT = "a red circle to the left of a blue square"
 RECORD = {"prompt": "ein „Ö“, 円", "weights": [[1.0, 1 / 3]] * 300, "seeds": [2**63]}
 
 
@@ -76,36 +73,3 @@ def test_a_picture_cut_short_is_refused(tmp_path):
     path.write_bytes(path.read_bytes()[:60])
     with pytest.raises(ValueError, match=r"file\.png must "):
         picture.read_record(path)
-
-
-@pytest.mark.parametrize("size", [(16, 16), (16, 40), (48, 8)], ids=str)
-def test_compare_shows_layout_plain_and_ours(size):
-    plain, ours = Image.new("RGB", size, "red"), Image.new("RGB", size, "lime")
-    layout = place(parse(PROMPT), aspect=size[0] / size[1])
-    out = picture.compare(plain, ours, layout, prompt=PROMPT, attention="spatial", width=240)
-    height = round(240 * size[1] / size[0])
-    assert out.width == 3 * 240 + 4 * 10
-    assert out.height > height
-    assert out.mode == "RGB"
-    pixels = np.asarray(out)
-    # Panels lie where nothing is drawn over them: their lower left corners.
-    row = 240 // 9 + height - 2
-    corners = [pixels[row, 10 + i * 250 + 1].tolist() for i in range(3)]
-    assert corners == [[250, 250, 250], [255, 0, 0], [0, 255, 0]]
-    # Boxes are drawn over the layout and ours, not over plain.
-    area = pixels[240 // 9 : 240 // 9 + height]
-    assert (area[:, 260:500] == [255, 0, 0]).all()
-    assert not (area[:, 510:750] == [0, 255, 0]).all()
-    # Titles above, the prompt below.
-    assert (pixels[: 240 // 9 - 2] == 0).any()
-    assert (pixels[240 // 9 + height + 2 :] == 0).any()
-
-
-def test_compare_wraps_a_long_prompt():
-    image, layout = checkered(), place(parse(PROMPT))
-    heights = [
-        picture.compare(image, image, layout, prompt=prompt, attention="spatial").height
-        for prompt in ("", PROMPT, " and ".join([PROMPT] * 20), "x" * 500)
-    ]
-    assert heights[0] < heights[1] < heights[2]
-    assert heights[1] == heights[3]

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from stal import picture
-from stal.layout import place
+from stal.layout import place, render
 from stal.model.model import bundled_model
 from stal.prompts import parse
 
@@ -157,7 +157,7 @@ def test_compare_draws_plain_beside_ours(generate, pipe):
     generate(TWO, "--steps", 2, "--compare", "--seed", 1, "--attention", "spatial")
     plain = pipe(TWO, steps=2, seed=1, attention="plain")
     ours = pipe(TWO, steps=2, seed=1, attention="spatial")
-    expected = picture.compare(
+    expected = render.compare(
         plain.images[0], ours.images[0], ours.layout, prompt=TWO, attention="spatial"
     )
     assert np.array_equal(pixels("stal.png"), np.asarray(expected))

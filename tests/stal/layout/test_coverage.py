@@ -1,4 +1,4 @@
-"""Outlines: exact areas at every resolution, and what is refused."""
+"""Masks and outlines: exact areas at every resolution, and what is refused."""
 
 import math
 
@@ -8,8 +8,9 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from stal.layout import Layout, PlacedObject, hard_masks, masks
-from stal.layout.coverage import Ellipse, Painted, Polygon, check_polygon, coverage
+from stal.layout import Box, Layout, PlacedObject, hard_masks, masks, place
+from stal.layout.coverage import Ellipse, Painted, Polygon, cell_shares, check_polygon
+from stal.prompts import parse
 
 BOX = (0.13, 0.2, 0.87, 0.71)
 L_SHAPE = Polygon(((0.1, 0.1), (0.5, 0.1), (0.5, 0.6), (0.9, 0.6), (0.9, 0.9), (0.1, 0.9)))
@@ -29,6 +30,72 @@ def layout_of(outline):
     return Layout("", (PlacedObject("a thing", "thing", outline.box, 1.0, outline),))
 
 
+def one(box: Box) -> Layout:
+    return Layout("a dog", (PlacedObject("a dog", "dog", box),))
+
+
+@given(st.from_type(Layout), st.integers(1, 20), st.integers(1, 20))
+def test_masks_conserve_area(layout: Layout, height: int, width: int) -> None:
+    found = masks(layout, height, width)
+    assert found.shape == (len(layout.objects), height, width)
+    assert found.dtype == torch.float32
+    assert ((found >= 0) & (found <= 1)).all()
+    for mask, placed in zip(found, layout.objects, strict=True):
+        x0, y0, x1, y1 = placed.box
+        area = (x1 - x0) * (y1 - y0) * height * width
+        assert mask.double().sum().item() == pytest.approx(area, rel=1e-6, abs=1e-12)
+        assert mask.max() > 0
+
+
+def test_masks_are_the_share_of_each_cell() -> None:
+    found = masks(one((0.25, 0.125, 0.875, 0.5)), 4, 4)[0]
+    rows = torch.tensor([0.5, 1.0, 0.0, 0.0])
+    columns = torch.tensor([0.0, 1.0, 1.0, 0.5])
+    assert torch.equal(found, rows[:, None] * columns)
+
+
+def test_masks_of_the_whole_canvas_are_one_at_any_size() -> None:
+    for size in ((1, 1), (3, 7), (64, 48)):
+        assert torch.equal(masks(one((0.0, 0.0, 1.0, 1.0)), *size), torch.ones(1, *size))
+
+
+@pytest.mark.parametrize(
+    "box",
+    [
+        (0.5, 0.5, math.nextafter(0.5, 1), math.nextafter(0.5, 1)),
+        (math.nextafter(1, 0), 0.3, 1.0, 0.3 + 1e-12),
+        (0.0, 0.0, 5e-324, 5e-324),
+        (0.1, 0.1, 0.1 + 1e-9, 0.9),
+    ],
+    ids=["middle", "edge", "denormal", "sliver"],
+)
+def test_masks_never_vanish(box: Box) -> None:
+    for size in (1, 8, 64):
+        found = masks(one(box), size, size)
+        assert (found > 0).any()
+        row, column = divmod(int(found.argmax()), size)
+        assert row <= box[3] * size <= row + size
+        assert column / size <= box[2]
+        assert (column + 1) / size >= box[0]
+
+
+def test_coarser_masks_are_means_of_finer_ones() -> None:
+    layout = place(parse("a dog left of a cat and a bird"), aspect=1.5, seed=1)
+    fine = masks(layout, 48, 32)
+    coarse = fine.reshape(-1, 12, 4, 8, 4).mean((2, 4))
+    torch.testing.assert_close(masks(layout, 12, 8), coarse)
+
+
+def test_masks_of_no_object_are_empty() -> None:
+    assert masks(Layout("nothing"), 8, 4).shape == (0, 8, 4)
+
+
+@pytest.mark.parametrize(("height", "width", "name"), [(0, 4, "height"), (4, -1, "width")])
+def test_masks_refuse_a_grid_without_cells(height: int, width: int, name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be positive, got"):
+        masks(one((0.0, 0.0, 1.0, 1.0)), height, width)
+
+
 @pytest.mark.parametrize(("outline", "area"), OUTLINES.values(), ids=OUTLINES)
 @pytest.mark.parametrize(("height", "width"), SIZES)
 def test_masks_conserve_the_area_of_outlines(outline, area, height, width):
@@ -39,9 +106,9 @@ def test_masks_conserve_the_area_of_outlines(outline, area, height, width):
 
 @pytest.mark.parametrize(("outline", "area"), OUTLINES.values(), ids=OUTLINES)
 def test_coarse_cells_are_means_of_fine_ones(outline, area):
-    fine = coverage(outline, 48, 32)
+    fine = cell_shares(outline, 48, 32)
     coarse = fine.reshape(8, 6, 8, 4).mean((1, 3))
-    np.testing.assert_allclose(coverage(outline, 8, 8), coarse, atol=1e-12)
+    np.testing.assert_allclose(cell_shares(outline, 8, 8), coarse, atol=1e-12)
 
 
 @pytest.mark.parametrize("outline", [Ellipse(BOX), OUTLINES["triangle"][0], L_SHAPE])
@@ -57,7 +124,7 @@ def test_coverage_equals_counted_points(outline):
         pen.polygon([(x * side, y * side) for x, y in outline.corners], fill=1)
     counted = np.asarray(image, dtype=float)
     counted = counted.reshape(cells, side // cells, cells, side // cells).mean((1, 3))
-    np.testing.assert_allclose(coverage(outline, cells, cells), counted, atol=0.02)
+    np.testing.assert_allclose(cell_shares(outline, cells, cells), counted, atol=0.02)
 
 
 def test_a_polygon_equals_the_box_that_it_is():
@@ -76,7 +143,7 @@ def test_a_polygon_equals_the_box_that_it_is():
 def test_triangles_conserve_their_area(corners):
     (ax, ay), (bx, by), (cx, cy) = corners
     area = abs((bx - ax) * (cy - ay) - (by - ay) * (cx - ax)) / 2
-    found = coverage(Polygon(tuple(corners)), 16, 12)
+    found = cell_shares(Polygon(tuple(corners)), 16, 12)
     assert found.mean() == pytest.approx(area, abs=1e-9)
 
 
@@ -84,7 +151,7 @@ def test_painted_cells_come_back():
     for cells in (RING, ~RING, np.ones((2, 3), dtype=bool)):
         painted = Painted.from_cells(cells)
         np.testing.assert_array_equal(painted.cells, cells)
-        np.testing.assert_allclose(coverage(painted, *cells.shape), cells, atol=1e-12)
+        np.testing.assert_allclose(cell_shares(painted, *cells.shape), cells, atol=1e-12)
 
 
 def test_hard_masks_leave_no_object_without_a_cell():

@@ -1,13 +1,17 @@
 """Layouts of language models and painted masks: what is read, and how failures are told."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from stal.layout import Layout, PlacedObject, masks
-from stal.layout.formats import read_layout
+from stal.layout import Layout, PlacedObject, formats, masks
+from stal.prompts import article
+from stal.prompts.parser import noun_of
+
+read_layout = partial(formats.read_layout, noun_of=noun_of, article=article)
 
 CSS = """Prompt: a cat left of two polar bears
 Layout:
@@ -72,6 +76,18 @@ def test_list_of_llm_grounded_diffusion_is_read(write):
     assert [(o.phrase, o.noun, o.box) for o in layout.objects] == [
         ("a green car", "car", (0.0, 0.5, 0.5, 0.75)),
         ("a bowl [red]", "bowl", (0.75, 0.0, 1.0, 1.0)),
+    ]
+
+
+def test_nouns_and_articles_are_those_handed_in(write, painted):
+    found = [
+        formats.read_layout(write(text), noun_of=str.upper, article=str.title).objects[-1]
+        for text in (CSS, LIST, PAINTED)
+    ]
+    assert [(o.phrase, o.noun) for o in found] == [
+        ("Polar Bear polar bear", "POLAR BEAR POLAR BEAR"),
+        ("a bowl [red]", "A BOWL [RED]"),
+        ("a fat cat", "cat"),
     ]
 
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from stal.layout.network import Config, Network
 from stal.layout.phrase_encoder import TextEncoder
-from stal.layout.predictor import WEIGHTS, LayoutPredictor, Network
+from stal.layout.predictor import WEIGHTS, LayoutPredictor
 from stal.model.model import bundled_model
 from stal.prompts import parse
 from stal.training.layout import Plan, train
@@ -60,13 +61,7 @@ def test_embedding_is_that_of_transformers(encoder):
 def test_the_encoder_is_not_trained_nor_stored(trained, encoder):
     names = load_file(trained / WEIGHTS).keys()
     assert not [name for name in names if name.startswith("encoder")]
-    assert set(names) == Network(_config(), encoder).state_dict().keys()
-
-
-def _config():
-    from stal.layout.predictor import Config
-
-    return Config()
+    assert set(names) == Network(Config(), encoder).state_dict().keys()
 
 
 def test_weights_need_the_encoder_that_they_were_trained_with(trained, tmp_path):

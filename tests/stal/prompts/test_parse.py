@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stal.prompts import PREDICATES, Description, Object, Relation, article, parse
+from stal.prompts.parser import noun_of
 
 
 def phrases(text: str) -> list[str]:
@@ -513,6 +514,14 @@ def test_blank_text_names_nothing(text: str) -> None:
 )
 def test_article_follows_the_sound(word: str, expected: str) -> None:
     assert article(word) == expected
+
+
+@pytest.mark.parametrize(
+    ("phrase", "noun"),
+    [("a green car", "car"), ("two teddy bears", "teddy bear"), ("a red", "red"), ("", "")],
+)
+def test_noun_of_a_phrase(phrase: str, noun: str) -> None:
+    assert noun_of(phrase) == noun
 
 
 def check(found: Description) -> None:

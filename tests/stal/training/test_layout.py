@@ -1,0 +1,136 @@
+"""The layout predictor's training: its data, what it learns, resuming."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from stal.layout.predictor import WEIGHTS, LayoutPredictor
+from stal.training import layout as layout_training
+from stal.training.layout import Plan, train
+from stal.training.layout_data import compose, read_coco, read_nsr1k, shapes, side_of
+
+SPATIAL = [
+    {
+        "image_id": 10 + i,
+        "prompt": "a dog to the left of a car",
+        "obj1": ["dog", [0.1, 0.4, 0.2, 0.2]],
+        "obj2": ["car", [0.5, 0.3, 0.4, 0.4]],
+        "relation": "left",
+        "type": "template",
+    }
+    for i in range(6)
+]
+COCO = {
+    "images": [{"id": 7, "width": 200, "height": 100}],
+    "categories": [{"id": 1, "name": "dog"}, {"id": 2, "name": "car"}],
+    "annotations": [
+        {"image_id": 7, "category_id": 1, "bbox": [20, 40, 40, 20], "iscrowd": 0},
+        {"image_id": 7, "category_id": 2, "bbox": [100, 30, 80, 40], "iscrowd": 0},
+    ],
+}
+
+
+@pytest.fixture
+def nsr1k(tmp_path):
+    path = tmp_path / "nsr1k.json"
+    path.write_text(json.dumps(SPATIAL))
+    return path
+
+
+def test_nsr1k_captions_become_examples(nsr1k):
+    example = read_nsr1k(nsr1k)[0]
+    assert [noun for _, noun in example.phrases] == ["dog", "car"]
+    assert example.relations == ((0, "left of", 1),)
+    assert example.boxes[0] == pytest.approx((0.1, 0.4, 0.3, 0.6))
+    assert example.image == 10
+
+
+@pytest.mark.parametrize("captioned", [True, False])
+def test_coco_becomes_examples(tmp_path, captioned):
+    boxes, texts = tmp_path / "instances.json", tmp_path / "captions.json"
+    boxes.write_text(json.dumps(COCO))
+    caption = {"image_id": 7, "caption": "A dog sits next to a car."}
+    texts.write_text(json.dumps({"annotations": [caption]}))
+    (example,) = read_coco(boxes, texts if captioned else None)
+    assert {noun for _, noun in example.phrases} == {"dog", "car"}
+    assert example.aspect == 2.0
+    dog = [noun for _, noun in example.phrases].index("dog")
+    assert example.boxes[dog] == pytest.approx((0.1, 0.4, 0.3, 0.6))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[{]", "line 1, column 3"),
+        ("{}", "must be a list of captions"),
+        ('[{"prompt": "a dog"}]', "item 0 must be a caption"),
+        (json.dumps([{**SPATIAL[0], "obj1": ["dog", [0, 0, 0, 1]]}]), r"item 0 must have a box"),
+        (json.dumps([{**SPATIAL[0], "obj1": ["dog", [0, 0, 2, 1]]}]), r"item 0 must have a box"),
+    ],
+)
+def test_bad_annotations_are_refused(tmp_path, text, message):
+    path = tmp_path / "bad.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_nsr1k(path)
+
+
+def test_coco_without_boxes_is_refused(tmp_path):
+    path = tmp_path / "instances.json"
+    path.write_text(json.dumps({**COCO, "annotations": []}))
+    with pytest.raises(ValueError, match="must have boxes, got none"):
+        read_coco(path, None)
+
+
+@pytest.mark.parametrize("scenes", [compose, shapes], ids=["everyday", "shapes"])
+def test_composed_scenes_say_what_is_true(scenes):
+    for example in scenes(40, seed=0):
+        for i, name, j in example.relations:
+            side = side_of(example.boxes[i], example.boxes[j])
+            assert side == name or (name == "next to" and side in ("left of", "right of"))
+    assert scenes(5, seed=1) == scenes(5, seed=1)
+
+
+def test_training_learns_and_loads(nsr1k, tmp_path):
+    plan = Plan(steps=40, batch=8, composed=0)
+    scores = train(tmp_path / "out", plan, nsr1k=[nsr1k], quiet=True)
+    first = train(tmp_path / "one", Plan(steps=1, batch=8, composed=0), nsr1k=[nsr1k], quiet=True)
+    assert scores["nll"] < first["nll"] - 1
+    predictor = LayoutPredictor.load(tmp_path / "out")
+    assert float(predictor.metadata["nll"]) == scores["nll"]
+
+
+def test_training_resumes_to_the_same_weights(nsr1k, tmp_path, monkeypatch):
+    monkeypatch.setattr(layout_training, "SAVE_EVERY", 2)
+    plan = Plan(steps=4, batch=4, composed=4)
+    train(tmp_path / "whole", plan, nsr1k=[nsr1k], quiet=True)
+
+    class Killed(Exception):
+        pass
+
+    loss, calls = layout_training._loss, []
+
+    def fail_at_the_third(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise Killed
+        return loss(*arguments)
+
+    monkeypatch.setattr(layout_training, "_loss", fail_at_the_third)
+    with pytest.raises(Killed):
+        train(tmp_path / "parts", plan, nsr1k=[nsr1k], quiet=True)
+    assert [path.name for path in (tmp_path / "parts").iterdir()] == ["training.safetensors"]
+    monkeypatch.setattr(layout_training, "_loss", loss)
+    train(tmp_path / "parts", plan, nsr1k=[nsr1k], quiet=True)
+    whole, parts = (load_file(tmp_path / name / WEIGHTS) for name in ("whole", "parts"))
+    for name, value in whole.items():
+        torch.testing.assert_close(parts[name], value)
+    assert [path.name for path in (tmp_path / "parts").iterdir()] == [WEIGHTS]
+
+
+def test_training_needs_pictures(tmp_path):
+    with pytest.raises(ValueError, match="must be given annotated pictures"):
+        train(tmp_path / "out", Plan(), quiet=True)
+    assert not (tmp_path / "out").exists()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from stal.prompts.mentions import Mention, Span
+from stal.prompts.mentions import Mention
 from stal.prompts.statements import Link, Statements
 from stal.prompts.words import (
     ANIMALS,
@@ -20,6 +20,7 @@ from stal.prompts.words import (
     WORN,
     is_one_of,
 )
+from stal.relations import Span
 
 
 class Bearing:

@@ -7,17 +7,16 @@ noun phrase and its part in the clause, and words of place that still lack their
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
 from stal.prompts.contents import Bearing
-from stal.prompts.mentions import Mention, Mentions, Span
+from stal.prompts.mentions import Mention, Mentions
 from stal.prompts.nouns import NounPhrase, find_noun, inverts, needs_object, noun_phrase
 from stal.prompts.places import SIDES, VERBS, Place, find
-from stal.prompts.rewording import ORDERS, reword, without_markup
-from stal.prompts.statements import OPPOSITE, Link, Sided, Statement, Statements, dealt
-from stal.prompts.style_tags import without_tags
+from stal.prompts.rewording import ORDERS
+from stal.prompts.sentences import sentences
+from stal.prompts.statements import OPPOSITE, Link, Sided, Statements, dealt
 from stal.prompts.words import (
     ANIMALS,
     AUXILIARIES,
@@ -27,7 +26,6 @@ from stal.prompts.words import (
     CARRIED_OVER,
     CLAUSE_BREAKS,
     CONJUNCTIONS,
-    CONTRACTED,
     COPULAS,
     DEFINITE,
     DETERMINERS,
@@ -75,13 +73,8 @@ from stal.prompts.words import (
     verb_stem,
     word_set,
 )
-from stal.relations import Side, side_names
+from stal.relations import Side, Span, Statement, side_names
 
-_TOKEN = re.compile(
-    r"(?<!\w)f/\d+(?:\.\d+)?|\d+(?:[./]\d+)+\w*"  # f/1.8, 1/200s
-    r"|\d+(?=(?i:girls?|boys?|wom[ae]n|m[ae]n)\b)|\w+(?:[-'’]\w+)*['’]?|[^\w\s]|\n"
-)
-_SENTENCE_ENDS = frozenset(".!?;\n")
 _DIRECTED = word_set(
     "facing faces faced looking looks turning turned pointing points pointed heading headed leaning"
     " gazing staring glancing"
@@ -127,46 +120,9 @@ def read(text: str, reader: Reader | None = None) -> tuple[list[Mention], dict[S
     reader: a new one; by default one that knows nothing but the words.
     """
     reader = reader or Reader()
-    tokens: list[str] = []
-    spans: list[Span] = []
-    text = without_markup(text)
-    for found in _TOKEN.finditer(text):
-        token, (start, end) = found[0].lower().replace("’", "'"), found.span()
-        if token in _SENTENCE_ENDS:
-            _read_sentence(reader, tokens, spans)
-            tokens, spans = [], []
-            continue
-        owner = token.rstrip("s").rstrip("'")
-        if token.endswith("'s") and owner not in CONTRACTED and _owns_nothing(text, end):
-            tokens.append(owner + "s")  # "two banana's."
-            spans.append((start, end))
-        elif token.endswith(("'s", "s'")) and owner not in CONTRACTED:
-            bare = token[:-2] if token.endswith("'s") else token[:-1]
-            tokens += [bare, "'s"]
-            spans += [(start, start + len(bare)), (start + len(bare), end)]
-        elif token == "down" and tokens[-1:] == ["upside"]:
-            tokens[-1] = "upside-down"
-            spans[-1] = (spans[-1][0], end)
-        else:
-            tokens.append(token if token.endswith("n't") else token.removesuffix("'s").rstrip("'"))
-            if token == "it's":
-                following = _TOKEN.match(text, end + 1)
-                if following and following[0].lower() in BODY_PARTS:
-                    tokens[-1] = "its"
-            spans.append((start, end))
-    _read_sentence(reader, tokens, spans)
+    for tokens, spans in sentences(text):
+        reader.read(tokens, spans)
     return dealt(reader.mentions, reader.said.relations)
-
-
-def _read_sentence(reader: Reader, tokens: Sequence[str], spans: Sequence[Span]) -> None:
-    words = reword(tokens, spans)
-    words = [words[i] for i in without_tags([token for token, _ in words])]
-    reader.read([token for token, _ in words], [span for _, span in words])
-
-
-def _owns_nothing(text: str, i: int) -> bool:
-    following = _TOKEN.search(text, i)
-    return following is None or following[0] in _SENTENCE_ENDS or following[0] == ","
 
 
 def _stated_by(verb: str) -> tuple[str, bool] | None:

@@ -28,9 +28,7 @@ from stal.prompts.words import (
     singular,
     singular_noun,
 )
-from stal.relations import NOWHERE, Side
-
-Span = tuple[int, int]
+from stal.relations import NOWHERE, Side, Span
 
 MOST_COUNTED = 20
 

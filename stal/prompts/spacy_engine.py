@@ -14,10 +14,10 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from stal.prompts import grammar
-from stal.prompts.mentions import Mention, Span
+from stal.prompts.mentions import Mention
 from stal.prompts.nouns import NounPhrase, noun_phrase
 from stal.prompts.places import Place
-from stal.prompts.statements import Statement
+from stal.relations import Span, Statement
 
 if TYPE_CHECKING:
     from spacy.language import Language

@@ -7,11 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
-from stal.prompts.mentions import MOST_COUNTED, Mention, Span
+from stal.prompts.mentions import MOST_COUNTED, Mention
 from stal.prompts.words import UNCOUNTED, article, is_for_one, is_plural, singular_noun
-from stal.relations import Side, side_names
-
-Statement = tuple[int, str, int]
+from stal.relations import Side, Span, Statement, side_names
 
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 

@@ -23,7 +23,7 @@ from stal.prompts.words import (
 from stal.relations import Span
 
 
-class Bearing:
+class Contents:
     """The containers and surfaces that the sentence spoke of last, innermost last."""
 
     def __init__(self, mentions: list[Mention], said: Statements) -> None:

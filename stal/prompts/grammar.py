@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from stal.prompts.contents import Bearing
+from stal.prompts.contents import Contents
 from stal.prompts.mentions import Mention, Mentions
 from stal.prompts.nouns import NounPhrase, find_noun, inverts, needs_object, noun_phrase
 from stal.prompts.places import SIDES, VERBS, Place, find
@@ -173,7 +173,7 @@ class Reader:
         self.stated = 0  # relations of words of place so far
         self.aside: list[int] = []  # what "it" is after "a cat left of a dog, with ..."
         self.holders: list[int] = []  # who holds "a cup in one hand", for what is "in the other"
-        self.bearing = Bearing(self.mentions, self.said)  # "a table with a vase with flowers"
+        self.contents = Contents(self.mentions, self.said)  # "a table with a vase with flowers"
         self.bearer: list[int] = []  # of what comes "with" it
         self.outer: list[int] = []  # subject of the clause around "on which a cat sits"
         self.scenery: Link | None = None  # "next to a road": of what the road is "with"
@@ -388,7 +388,7 @@ class Reader:
         alive = all(self.mentions[index].kind in ANIMALS for index in self.latest)
         if alive and verb in ("wearing", "holding", "carrying") and not people:
             return True  # "a dog next to a cat wearing a scarf"
-        return _holds(verb) and not people and self.bearing.can_bear(self.latest)
+        return _holds(verb) and not people and self.contents.can_bear(self.latest)
 
     def _are_alive(self, ids: Sequence[int]) -> bool:
         kinds = {self.mentions[index].kind.split(" ")[-1] for index in ids}
@@ -411,15 +411,15 @@ class Reader:
     ) -> list[int]:
         """What words of place at i are said of; bare ones have no object, others may a pronoun."""
         if self.role == "object" and self.trait and place.reference in ("object", "canvas"):
-            bearer = self.bearing.bearer_of(self.last)
+            bearer = self.contents.bearer_of(self.last)
             if bearer:
                 # "a vase with flowers next to a clock", but "... with flowers inside"
                 return self.last if bare else bearer
             if place.reference == "object" and not bare:
                 return self.head
         if self.role == "object" and place.reference == "object" and not (bare or pronoun):
-            bearer = self.bearing.bearer_of(self.last)
-            if bearer and not self.bearing.stands(bearer):
+            bearer = self.contents.bearer_of(self.last)
+            if bearer and not self.contents.stands(bearer):
                 return bearer  # "a bowl with an egg on a table"
         link, beside = self.complete, place.names[:1] in _BESIDE
         if self.role == "object":
@@ -493,11 +493,11 @@ class Reader:
         if self.role == "object" and ((self.trait and pronoun) or tokens[i] in ("into", "onto")):
             subjects = self.last  # "pouring coffee into a mug"
         middle = place.reference == "canvas" and set(place.side) == {0, None}
-        if middle and self.bearing.bearer_of(subjects):
+        if middle and self.contents.bearer_of(subjects):
             return  # "a table with a vase in the middle": on it
         beside = place.names[:1] in _BESIDE and place.reference == "object"
         if not (beside or place.reverse) or pronoun:
-            self.bearing.withdraw(subjects)
+            self.contents.withdraw(subjects)
         orphan = not subjects and bool(self.verb) and self.joint != "while" and not self.fronted
         self.before = self.subject
         if self.role == "object":
@@ -541,7 +541,7 @@ class Reader:
             self.waiting = None if orphan else link
         elif place.bare and i != self.ignored_end:
             # "the bird below", "leaving it behind": below what the sentence is about.
-            other = self.bearing.bearer_of(subjects) or self._other_than(subjects)
+            other = self.contents.bearer_of(subjects) or self._other_than(subjects)
             self.said.relate(link, subjects, other)
 
     def _take_relative(self, tokens: Sequence[str], i: int, place: Place) -> bool:
@@ -1048,7 +1048,7 @@ class Reader:
                 self.aside = complete.references
             self.last, self.role, self.joined = ids, "object", True
             self.bearer = self._wearers(self.bearer)
-            self.bearing.take(self.bearer, ids, self.verb_span)
+            self.contents.take(self.bearer, ids, self.verb_span)
         elif anew:
             self._begin_clause(ids)  # "woman holding umbrella, car on left"
         elif acts:
@@ -1057,7 +1057,7 @@ class Reader:
             if complete is not None and complete.lists:
                 self.said.relate(complete, complete.subjects, ids)
             self.last = ids if self.placed else self.last + ids
-            self.bearing.take_too(ids, with_article=self.joined)
+            self.contents.take_too(ids, with_article=self.joined)
         elif self.role == "adjunct" and complete and not other and (goes_on or worn or clothes):
             self.said.relate(complete, complete.subjects, ids)
             complete.references = complete.references + ids
@@ -1079,7 +1079,7 @@ class Reader:
         """ "a man holding a cup" """
         self.last, self.role = ids, "object"
         held = self.verb not in _HAS
-        if _holds(self.verb) and self.bearing.take(self.subject, ids, self.verb_span, held=held):
+        if _holds(self.verb) and self.contents.take(self.subject, ids, self.verb_span, held=held):
             return
         stated = _stated_by(self.verb)
         if stated is not None:

@@ -128,7 +128,7 @@ class Reader(grammar.Reader):
         ours = super()._spoken_of(place, i, bare=bare, pronoun=pronoun)
         found = self._attached(i, place.end)
         # The grammar knows what goes with a rider, a container or a list.
-        goes_with = set(found) <= set(ours) or self.bearing.bearer_of(found) == ours
+        goes_with = set(found) <= set(ours) or self.contents.bearer_of(found) == ours
         return ours if goes_with else found
 
     def _attached(self, i: int, end: int) -> list[int]:

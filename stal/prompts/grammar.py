@@ -8,8 +8,8 @@ noun phrase and its part in the clause, and words of place that still lack their
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
+from stal.prompts.clause import Clause, Sentence
 from stal.prompts.contents import Contents
 from stal.prompts.mentions import Mention, Mentions
 from stal.prompts.nouns import NounPhrase, find_noun, inverts, needs_object, noun_phrase
@@ -73,7 +73,7 @@ from stal.prompts.words import (
     verb_stem,
     word_set,
 )
-from stal.relations import Side, Span, Statement, side_names
+from stal.relations import Span, Statement, side_names
 
 _DIRECTED = word_set(
     "facing faces faced looking looks turning turned pointing points pointed heading headed leaning"
@@ -92,19 +92,6 @@ _ORDINALS = {
     "last": -1,
     "latter": -1,
 }
-# What a bracket leaves as it was: "a man (wearing a hat) and a woman".
-_CLAUSE = (
-    "subject",
-    "head",
-    "latest",
-    "last",
-    "role",
-    "verb",
-    "finite",
-    "trait",
-    "joined",
-    "bearer",
-)
 _ROWS = {"row": "left of", "line": "left of", "column": "above", "stack": "above", "pile": "above"}
 # "a kitchen with two chairs" is a picture of two chairs.
 _HAVING = [[word] for word in ("with", "has", "have", "having", "containing", "filled", "where")]
@@ -141,101 +128,70 @@ class Reader:
         self.known = Mentions()
         self.mentions = self.known.items
         self.said = Statements(self.mentions)
-        self.sentence = 0
-        self.main: list[int] = []  # what the sentence is about
+        self.sentence = Sentence([], Contents(self.mentions, self.said))
+
+    @property
+    def clause(self) -> Clause:
+        """The clause that is being read."""
+        return self.sentence.clause
 
     def read(self, tokens: list[str], spans: list[Span]) -> None:
         """Reads one sentence."""
-        self.sentence += 1
-        self.about = self.main  # ... and the one before
-        self.main = []
-        self.spans = spans
-        self.subject: list[int] = []  # what the next words of place speak about by default
-        self.before: list[int] = []  # ... and before the latest words of place
-        self.latest: list[int] = []  # the latest noun phrase
-        self.last: list[int] = []  # ... with those that it is joined to, and what they are:
-        # "subject"; "object" of a verb or of "with", which the next words of place speak about;
-        # "adjunct", after words of place or a preposition.
-        self.role = "subject"
-        self.determiner = ""  # of the latest noun phrase
-        self.joint = ""  # conjunction since then
-        self.preposition = ""  # preposition since then
-        self.negated = self.absent = False  # "not"; "without a hat or ..."
-        self.denied: list[int] = []  # that "not on the table" is said of
-        self.corrected: list[int] = []  # ... and then "but under it"
-        self.outside: dict[str, Any] = {}  # what was so before a bracket
-        self.placed = False  # words of place were said of the latest noun phrase
-        self.joined = False  # "with" and a noun phrase, so that a participle is said of that
-        self.trait = False  # the latest noun phrase only describes: "a vase with flowers"
-        self.waiting: Link | None = None  # lacks its objects
-        self.inverted: Link | None = None  # lacks its subjects: "above the dog is a cat"
-        self.complete: Link | None = None  # the latest that lacks nothing
-        self.stated = 0  # relations of words of place so far
-        self.aside: list[int] = []  # what "it" is after "a cat left of a dog, with ..."
-        self.holders: list[int] = []  # who holds "a cup in one hand", for what is "in the other"
-        self.contents = Contents(self.mentions, self.said)  # "a table with a vase with flowers"
-        self.bearer: list[int] = []  # of what comes "with" it
-        self.outer: list[int] = []  # subject of the clause around "on which a cat sits"
-        self.scenery: Link | None = None  # "next to a road": of what the road is "with"
-        self.on_scenery = False  # "... with a truck on it": on what is no object
-        self.room = False  # "a bathroom with a sink and a towel on the door": the towel is
-        self.side: tuple[Side, Span] | None = None  # "on the left": of the noun phrase after it
-        self.sided: list[Sided] = []
-        self.phrase_end = -1  # where the latest noun phrase ended
-        self.preceding = ""  # the token before it
-        self.part_end = -1  # where what the latest thing comes with ended: "a cat with a long tail"
-        self.ignored_end = -1  # where the latest phrase that is no object ended
-        self.backdrop_end = -1  # ... if it came with something: "with grass in the background"
-        self._begin_clause([])
         self.known.take_comparisons(tokens, spans)
+        self.sentence = Sentence(
+            spans,
+            Contents(self.mentions, self.said),
+            number=self.sentence.number + 1,
+            about=self.sentence.main,
+        )
         self._begin_sentence()
         i = 0
         while i < len(tokens):
             i = self._step(tokens, i)
-        self.said.relate_sides(self.sided)
-        self.said.relate_depths(self.sided, (self.main, self.about))
+        self.said.relate_sides(self.sentence.sided)
+        self.said.relate_depths(self.sentence.sided, (self.sentence.main, self.sentence.about))
 
     def _begin_sentence(self) -> None:
         """For readers that know more than the words."""
 
     def _noun_phrase(self, tokens: Sequence[str], i: int) -> NounPhrase | None:
-        return noun_phrase(tokens, i, joined=self.joint == "and" and self.role == "subject")
+        return noun_phrase(
+            tokens, i, joined=self.sentence.joint == "and" and self.clause.role == "subject"
+        )
 
     def _is_verb(self, token: str, i: int) -> bool:
         return is_known_verb(token) or looks_like_participle(token)
 
-    def _begin_clause(self, subject: list[int]) -> None:
-        self.subject, self.last, self.latest, self.role = subject, subject, subject, "subject"
-        self.head = subject  # the clause's own subject
-        self.second = bool(self.main) and bool(subject)  # a clause after the main one
-        self.main = self.main or subject
-        self.verb = ""
-        self.verb_span = (0, 0)
-        self.finite = self.relative = self.negated = self.trait = False
-        self.fronted = False  # "perched on a post is ...": the subject follows
-
     def _step(self, tokens: Sequence[str], i: int) -> int:
         token = tokens[i]
-        if token == "(" and self.waiting is None:
-            self.phrase_end += i == self.phrase_end
-            self.outside = {name: getattr(self, name) for name in _CLAUSE}
-        elif token == ")" and self.outside:
-            vars(self).update(self.outside)
-            self.outside, self.phrase_end = {}, i + 1
+        if token == "(" and self.sentence.waiting is None:
+            self.sentence.phrase_end += i == self.sentence.phrase_end
+            self.sentence.open_bracket()
+        elif token == ")" and self.sentence.outside is not None:
+            self.sentence.close_bracket()
+            self.sentence.phrase_end = i + 1
         ahead = tuple(tokens[i : i + 3])
         if ahead[:2] in (("each", "other"), ("one", "another")):
-            if self.waiting is not None:
-                group = self.waiting.subjects if self.waiting.subjects[1:] else self.last
-                self.said.relate_neighbours(group, self.waiting.names, self.waiting.span)
-            self.waiting = None
+            if self.sentence.waiting is not None:
+                group = (
+                    self.sentence.waiting.subjects
+                    if self.sentence.waiting.subjects[1:]
+                    else self.clause.last
+                )
+                self.said.relate_neighbours(
+                    group, self.sentence.waiting.names, self.sentence.waiting.span
+                )
+            self.sentence.waiting = None
             return i + 2
         if ahead == ("side", "by", "side") and tokens[i + 3 : i + 4] != ["with"]:
-            self.said.relate_neighbours(self.last, ("next to",), self._span(i, i + 3))
+            self.said.relate_neighbours(
+                self.clause.last, ("next to",), self.sentence.span(i, i + 3)
+            )
             return i + 3
         order = ORDERS.get(" ".join(tokens[i : i + 4]))
         if order is not None:
-            group = self.subject if self.role == "adjunct" else self.last
-            self.said.relate_neighbours(group, (order,), self._span(i, i + 4))
+            group = self.clause.subject if self.clause.role == "adjunct" else self.clause.last
+            self.said.relate_neighbours(group, (order,), self.sentence.span(i, i + 4))
             return i + 4
         place = None if self._is_agent(tokens, i) else find(tokens, i)
         if place is None and token == "with" and tokens[i - 1 : i] and tokens[i - 1] in COPULAS:
@@ -246,13 +202,19 @@ class Reader:
             self._take_place(tokens, i, place)
             return place.end
         if token == "both" and looks_like_participle(tokens[i + 1] if i + 1 < len(tokens) else ""):
-            link = self.complete  # "a man and a dog, both running", "a dog next to a cat, both ..."
-            if link is not None and self.role != "subject" and link.references == self.last:
-                self.subject = self.last = [*link.subjects, *link.references]
-                self.role = "subject"
-            self.joint = self.joint if self.role != "subject" else ""
+            link = (
+                self.sentence.complete
+            )  # "a man and a dog, both running", "a dog next to a cat, both ..."
+            if (
+                link is not None
+                and self.clause.role != "subject"
+                and link.references == self.clause.last
+            ):
+                self.clause.subject = self.clause.last = [*link.subjects, *link.references]
+                self.clause.role = "subject"
+            self.sentence.joint = self.sentence.joint if self.clause.role != "subject" else ""
             return i + 1
-        if token == "both" and self.waiting is not None and noun_phrase(tokens, i) is None:
+        if token == "both" and self.sentence.waiting is not None and noun_phrase(tokens, i) is None:
             self._take_pronoun(tokens, i)
             return i + 1
         hers = token == "her" and not is_boundary(tokens, i + 1)
@@ -264,25 +226,33 @@ class Reader:
         if end is not None:
             return end
         if token in NEGATIONS or token.endswith("n't"):
-            self.negated = True
-            self.preposition = token
+            self.sentence.negated = True
+            self.sentence.preposition = token
         if token in RELATIVES:
-            if self.last and self.waiting is None:
-                self.subject, self.role, self.joint, self.verb = self.last, "subject", "", ""
-                self.relative = True
+            if self.clause.last and self.sentence.waiting is None:
+                self.clause.subject, self.clause.role, self.sentence.joint, self.clause.verb = (
+                    self.clause.last,
+                    "subject",
+                    "",
+                    "",
+                )
+                self.sentence.relative = True
         elif token in CONJUNCTIONS:
-            self.joint = "," if "," in (token, self.joint) else "and"
-            self.absent &= token in ("or", "nor")
-        elif token == "but" and self.denied and find(tokens, i + 1) is not None:
-            self.joint, self.waiting = "", None  # "a cat not on the table but under it"
-            self.corrected = self.denied
+            self.sentence.joint = "," if "," in (token, self.sentence.joint) else "and"
+            self.sentence.absent &= token in ("or", "nor")
+        elif token == "but" and self.sentence.denied and find(tokens, i + 1) is not None:
+            self.sentence.joint, self.sentence.waiting = (
+                "",
+                None,
+            )  # "a cat not on the table but under it"
+            self.sentence.corrected = self.sentence.denied
             return i + 1
         elif token in CLAUSE_BREAKS:
-            self.joint, self.absent = "while", False
+            self.sentence.joint, self.sentence.absent = "while", False
         elif token in WITH:
-            self.preposition, self.joint = "with", ""
-            self.bearer = self.latest if i == self.phrase_end else []
-            self.verb_span = self.spans[i]
+            self.sentence.preposition, self.sentence.joint = "with", ""
+            self.clause.bearer = self.clause.latest if i == self.sentence.phrase_end else []
+            self.sentence.verb_span = self.sentence.spans[i]
         elif token in AUXILIARIES:
             self._take_verb(tokens, i)
         elif token not in NEGATIONS:
@@ -295,17 +265,13 @@ class Reader:
             if self._is_verb(token, i):
                 self._take_verb(tokens, i)
             elif token in FUNCTION_WORDS and token not in DETERMINERS:
-                self.preposition = token
+                self.sentence.preposition = token
             return i + 1
         if token not in WITH | NEGATIONS:
-            self.preposition = ""
+            self.sentence.preposition = ""
         if token not in AUXILIARIES:
-            self.waiting = None
+            self.sentence.waiting = None
         return i + 1
-
-    def _span(self, start: int, end: int) -> Span:
-        """Where tokens [start, end) are in the text."""
-        return self.spans[start][0], self.spans[end - 1][1]
 
     def _is_agent(self, tokens: Sequence[str], i: int) -> bool:
         """ "driven by a man", but not "parked by a car"."""
@@ -317,78 +283,122 @@ class Reader:
 
     def _is_bare_verb(self, tokens: Sequence[str], i: int) -> bool:
         """ "they stand next to a car"."""
-        if tokens[i - 1 : i] == ["to"] and self.waiting is None and tokens[i] in VERB_STEMS:
+        if (
+            tokens[i - 1 : i] == ["to"]
+            and self.sentence.waiting is None
+            and tokens[i] in VERB_STEMS
+        ):
             return True  # "to catch a frisbee"
         return (
             tokens[i] in VERB_STEMS
-            and bool(self.last)
-            and not (self.joint or self.preposition or self.waiting or self.verb)
+            and bool(self.clause.last)
+            and not (
+                self.sentence.joint
+                or self.sentence.preposition
+                or self.sentence.waiting
+                or self.clause.verb
+            )
             and find(tokens, i + 1) is not None
         )
 
     def _is_verb_of_relative(self, tokens: Sequence[str], i: int) -> bool:
         """ "a lamp that lights up", but not "a lamp that cats like"."""
         return (
-            self.relative
+            self.sentence.relative
             and tokens[i - 1] in RELATIVES
             and tokens[i].endswith("s")
             and is_boundary(tokens, i + 1)
-            and not any(is_plural(self.mentions[index].noun) for index in self.last)
+            and not any(is_plural(self.mentions[index].noun) for index in self.clause.last)
         )
 
     def _take_verb(self, tokens: Sequence[str], i: int) -> None:
         verb = tokens[i]
         finite = verb in AUXILIARIES or verb.endswith("s")
-        self.fronted = not finite and all(map(is_adverb, tokens[:i]))
-        if finite and self.outer and self.joint == ",":
-            self._begin_clause(self.outer)  # "a box, on which a cat sits, is ..."
-            self.outer = []
-        if self.relative:
-            self.relative = False
-        elif finite and self.head and not self.finite:
+        self.sentence.fronted = not finite and all(map(is_adverb, tokens[:i]))
+        if finite and self.sentence.outer and self.sentence.joint == ",":
+            self.sentence.begin_clause(self.sentence.outer)  # "a box, on which a cat sits, is ..."
+            self.sentence.outer = []
+        if self.sentence.relative:
+            self.sentence.relative = False
+        elif finite and self.clause.head and not self.clause.finite:
             # "a dog with a cat above it is ...": back to the dog.
-            self.finite = True
-            if self.role != "subject" and not self.joint:
-                self.subject, self.last, self.role = self.head, self.head, "subject"
-        if finite and tokens[i - 1 : i] and tokens[i - 1] in CONJUNCTIONS and self.head:
+            self.clause.finite = True
+            if self.clause.role != "subject" and not self.sentence.joint:
+                self.clause.subject, self.clause.last, self.clause.role = (
+                    self.clause.head,
+                    self.clause.head,
+                    "subject",
+                )
+        if finite and tokens[i - 1 : i] and tokens[i - 1] in CONJUNCTIONS and self.clause.head:
             # "... and has a hat": the same subject.
-            self.subject, self.last, self.role, self.joint = self.head, self.head, "subject", ""
+            self.clause.subject, self.clause.last, self.clause.role, self.sentence.joint = (
+                self.clause.head,
+                self.clause.head,
+                "subject",
+                "",
+            )
         joins = bool(tokens[i - 1 : i]) and tokens[i - 1] in CONJUNCTIONS and not finite
-        if joins and self.verb and self.verb not in AUXILIARIES and self.subject:
+        if (
+            joins
+            and self.clause.verb
+            and self.clause.verb not in AUXILIARIES
+            and self.clause.subject
+        ):
             # "wearing a hat and holding a cup": the same subject.
-            self.last, self.role, self.joint = self.subject, "subject", ""
-        elif joins and tokens[i - 1] == "," and self.role == "subject":
-            self.joint = ""  # "a man, wearing a hat, ..."
-        elif self.role == "object" and (self.trait or (self.joined and not finite)):
-            if finite or not self._acts(self.last):
-                self.subject, self.last, self.role = self.head, self.head, "subject"
-                self.joint = self.joint if finite else ""
+            self.clause.last, self.clause.role, self.sentence.joint = (
+                self.clause.subject,
+                "subject",
+                "",
+            )
+        elif joins and tokens[i - 1] == "," and self.clause.role == "subject":
+            self.sentence.joint = ""  # "a man, wearing a hat, ..."
+        elif self.clause.role == "object" and (
+            self.clause.trait or (self.clause.joined and not finite)
+        ):
+            if finite or not self._acts(self.clause.last):
+                self.clause.subject, self.clause.last, self.clause.role = (
+                    self.clause.head,
+                    self.clause.head,
+                    "subject",
+                )
+                self.sentence.joint = self.sentence.joint if finite else ""
             else:
-                self.subject = self.last
+                self.clause.subject = self.clause.last
         elif not finite and self._modifies_latest(verb, i):
-            self.subject = self.latest
-        self.trait = self.absent = self.joined = False
-        self.verb, self.preposition, self.verb_span = verb, "", self.spans[i]
+            self.clause.subject = self.clause.latest
+        self.clause.trait = self.sentence.absent = self.clause.joined = False
+        self.clause.verb, self.sentence.preposition, self.sentence.verb_span = (
+            verb,
+            "",
+            self.sentence.spans[i],
+        )
 
     def _acts(self, ids: Sequence[int]) -> bool:
         """ "a bus with a man wearing a hat", but "a man with a bag standing next to a bus"."""
         alive, other = (
             bool(group) and {self.mentions[index].kind for index in group} <= ANIMALS | PEOPLE
-            for group in (ids, self.bearer)
+            for group in (ids, self.clause.bearer)
         )
-        return alive or not (self.trait or (other and self.bearer == self.head and not self.verb))
+        return alive or not (
+            self.clause.trait
+            or (other and self.clause.bearer == self.clause.head and not self.clause.verb)
+        )
 
     def _modifies_latest(self, verb: str, i: int) -> bool:
         """ "a dog next to a man wearing a hat", "a cup next to a plate holding a cake"."""
-        if self.role != "adjunct" or i != self.phrase_end or not verb.endswith("ing"):
+        if (
+            self.clause.role != "adjunct"
+            or i != self.sentence.phrase_end
+            or not verb.endswith("ing")
+        ):
             return False
-        if self._are_people(self.latest):
+        if self._are_people(self.clause.latest):
             return True
-        people = self._are_people(self.subject)
-        alive = all(self.mentions[index].kind in ANIMALS for index in self.latest)
+        people = self._are_people(self.clause.subject)
+        alive = all(self.mentions[index].kind in ANIMALS for index in self.clause.latest)
         if alive and verb in ("wearing", "holding", "carrying") and not people:
             return True  # "a dog next to a cat wearing a scarf"
-        return _holds(verb) and not people and self.contents.can_bear(self.latest)
+        return _holds(verb) and not people and self.sentence.contents.can_bear(self.clause.latest)
 
     def _are_alive(self, ids: Sequence[int]) -> bool:
         kinds = {self.mentions[index].kind.split(" ")[-1] for index in ids}
@@ -410,50 +420,69 @@ class Reader:
         self, place: Place, i: int, *, bare: bool = False, pronoun: bool = False
     ) -> list[int]:
         """What words of place at i are said of; bare ones have no object, others may a pronoun."""
-        if self.role == "object" and self.trait and place.reference in ("object", "canvas"):
-            bearer = self.contents.bearer_of(self.last)
+        if (
+            self.clause.role == "object"
+            and self.clause.trait
+            and place.reference in ("object", "canvas")
+        ):
+            bearer = self.sentence.contents.bearer_of(self.clause.last)
             if bearer:
                 # "a vase with flowers next to a clock", but "... with flowers inside"
-                return self.last if bare else bearer
+                return self.clause.last if bare else bearer
             if place.reference == "object" and not bare:
-                return self.head
-        if self.role == "object" and place.reference == "object" and not (bare or pronoun):
-            bearer = self.contents.bearer_of(self.last)
-            if bearer and not self.contents.stands(bearer):
+                return self.clause.head
+        if self.clause.role == "object" and place.reference == "object" and not (bare or pronoun):
+            bearer = self.sentence.contents.bearer_of(self.clause.last)
+            if bearer and not self.sentence.contents.stands(bearer):
                 return bearer  # "a bowl with an egg on a table"
-        link, beside = self.complete, place.names[:1] in _BESIDE
-        if self.role == "object":
-            if link is not None and link.references == self.last and place.reference == "object":
+        link, beside = self.sentence.complete, place.names[:1] in _BESIDE
+        if self.clause.role == "object":
+            if (
+                link is not None
+                and link.references == self.clause.last
+                and place.reference == "object"
+            ):
                 # "a woman riding a horse in front of a house", "... holding a cup behind a table"
                 rides, holds = link.names == ("on",), link.names == ("held by",) and link.reverse
                 if rides or (holds and beside):
-                    return [*link.subjects, *self.last]
+                    return [*link.subjects, *self.clause.last]
             listed = link is not None and link.lists and link.names not in _BORNE
-            if self.joint == "," and self.head and not listed:
-                return self.head  # "a house with a garden, next to a lake"
-            another = self.preceding == "," and i == self.phrase_end
+            if self.sentence.joint == "," and self.clause.head and not listed:
+                return self.clause.head  # "a house with a garden, next to a lake"
+            another = self.sentence.preceding == "," and i == self.sentence.phrase_end
             if another and (pronoun or place.reference != "object"):
-                return self.latest  # "a plate with a burger, a fork to its left"
+                return self.clause.latest  # "a plate with a burger, a fork to its left"
             worn = {thing for thing, name, _ in self.said.relations if name == "worn by"}
-            if place.reference not in ("object", "canvas") and worn.issuperset(self.last):
-                return self._wearers(self.last)  # "a dog with a collar to her left"
+            if place.reference not in ("object", "canvas") and worn.issuperset(self.clause.last):
+                return self._wearers(self.clause.last)  # "a dog with a collar to her left"
             if pronoun:
                 # "with an eyepatch and a parrot on his shoulder"
-                return [i for i in self.last if i in self.latest or i not in worn]
-            return self.last
-        looks = link is not None and link.names == ("facing",) and link.references == self.latest
-        if looks and self.role == "adjunct" and not self.joint:
-            return self.latest  # "looking at a goldfish in a bowl"
-        if i == self.phrase_end and link is not None and link.rests and link.names != ("inside",):
+                return [i for i in self.clause.last if i in self.clause.latest or i not in worn]
+            return self.clause.last
+        looks = (
+            link is not None and link.names == ("facing",) and link.references == self.clause.latest
+        )
+        if looks and self.clause.role == "adjunct" and not self.sentence.joint:
+            return self.clause.latest  # "looking at a goldfish in a bowl"
+        if (
+            i == self.sentence.phrase_end
+            and link is not None
+            and link.rests
+            and link.names != ("inside",)
+        ):
             if place.names == ("around",):
-                return self.latest  # "sitting on benches around a table"
-            stacks = place.names == ("on",) and self.role == "adjunct" and not link.reverse
-            if stacks and link.references == self.latest:
-                return self.latest  # "a pizza on a pan on a stove"
-        if self.joint or self.verb:
-            return self.subject or self.last
+                return self.clause.latest  # "sitting on benches around a table"
+            stacks = place.names == ("on",) and self.clause.role == "adjunct" and not link.reverse
+            if stacks and link.references == self.clause.latest:
+                return self.clause.latest  # "a pizza on a pan on a stove"
+        if self.sentence.joint or self.clause.verb:
+            return self.clause.subject or self.clause.last
         facing = place.names == ("facing",)
-        if self.role == "adjunct" and link is not None and link.references == self.latest:
+        if (
+            self.clause.role == "adjunct"
+            and link is not None
+            and link.references == self.clause.latest
+        ):
             if link.names == ("inside",) and (link.reverse or beside or facing):
                 # "a bowl full of fruit", "a cat in a box next to a dog"
                 both = beside and not link.reverse
@@ -462,75 +491,87 @@ class Reader:
                 # "a cat on a bed next to a lamp", "a plate topped with cake next to a spoon"
                 bears = link.reverse and link.names != ("worn by",)
                 return [*link.subjects, *(link.references if bears else [])]
-        if self.role == "subject" and place.reference == "object" and not self.room:
+        if self.clause.role == "subject" and place.reference == "object" and not self.sentence.room:
             # "a lamp and a cup on a shelf", but "a lamp to its left, a cup on a shelf"
             placed = {subject for subject, _, _ in self.said.relations}
-            placed.update(index for each in self.sided for index in each.subjects)
-            return [i for i in self.last if i in self.latest or i not in placed]
-        return self.latest
+            placed.update(index for each in self.sentence.sided for index in each.subjects)
+            return [i for i in self.clause.last if i in self.clause.latest or i not in placed]
+        return self.clause.latest
 
     def _take_place(self, tokens: Sequence[str], i: int, place: Place) -> None:
         if is_known_verb(tokens[i]) and tokens[i].endswith("s"):
             self._take_verb(tokens, i)  # "a man on a horse looks at a car"
         if place.reference == "canvas" and tokens[i - 1 : i] and tokens[i - 1] in _DIRECTED:
             return  # "facing left"
-        opens = bool(self.joint) or not self.last
+        opens = bool(self.sentence.joint) or not self.clause.last
         bare = place.bare and not needs_object(tokens, place.end)
         following = tokens[place.end] if place.end < len(tokens) else ""
         on_body = following in POSSESSIVES and not {*tokens[place.end + 1 :][:1]}.isdisjoint(
             BODY_PARTS
         )
         pronoun = following in PRONOUNS or on_body
-        said_of = self.corrected or self._spoken_of(place, i, bare=bare, pronoun=pronoun)
-        self.corrected = []
-        subjects = [] if self.joint == "while" else said_of
-        if bare and i == self.phrase_end and self.role == "adjunct" and self.determiner == "the":
-            subjects = self.latest  # "on the landscape below"
-        elif "from" in tokens[max(0, i - 1) : i + 1] and self.verb and self.subject:
+        said_of = self.sentence.corrected or self._spoken_of(place, i, bare=bare, pronoun=pronoun)
+        self.sentence.corrected = []
+        subjects = [] if self.sentence.joint == "while" else said_of
+        if (
+            bare
+            and i == self.sentence.phrase_end
+            and self.clause.role == "adjunct"
+            and self.sentence.determiner == "the"
+        ):
+            subjects = self.clause.latest  # "on the landscape below"
+        elif "from" in tokens[max(0, i - 1) : i + 1] and self.clause.verb and self.clause.subject:
             subjects = (
-                self.subject
+                self.clause.subject
             )  # "a car passing them from the left", "looks from under a bench"
-        if self.role == "object" and ((self.trait and pronoun) or tokens[i] in ("into", "onto")):
-            subjects = self.last  # "pouring coffee into a mug"
+        if self.clause.role == "object" and (
+            (self.clause.trait and pronoun) or tokens[i] in ("into", "onto")
+        ):
+            subjects = self.clause.last  # "pouring coffee into a mug"
         middle = place.reference == "canvas" and set(place.side) == {0, None}
-        if middle and self.contents.bearer_of(subjects):
+        if middle and self.sentence.contents.bearer_of(subjects):
             return  # "a table with a vase in the middle": on it
         beside = place.names[:1] in _BESIDE and place.reference == "object"
         if not (beside or place.reverse) or pronoun:
-            self.contents.withdraw(subjects)
-        orphan = not subjects and bool(self.verb) and self.joint != "while" and not self.fronted
-        self.before = self.subject
-        if self.role == "object":
-            self.subject = subjects
-        span = self._span(i, place.end)
-        names = () if self.negated else place.names
+            self.sentence.contents.withdraw(subjects)
+        orphan = (
+            not subjects
+            and bool(self.clause.verb)
+            and self.sentence.joint != "while"
+            and not self.sentence.fronted
+        )
+        self.sentence.before = self.clause.subject
+        if self.clause.role == "object":
+            self.clause.subject = subjects
+        span = self.sentence.span(i, place.end)
+        names = () if self.sentence.negated else place.names
         rests = names[:1] in _RESTS or not _ON_TOP.isdisjoint(tokens[i : place.end])
         link = Link(names, subjects, span, opens=opens, reverse=place.reverse, rests=rests)
         alone = tokens[i - 1 : i] == [","] and tokens[i - 2 : i - 1] != ["and"]
-        link.fronted = opens and not alone and self.joint != "and"
+        link.fronted = opens and not alone and self.sentence.joint != "and"
         if is_known_verb(tokens[i]):
-            self.verb, self.verb_span = tokens[i], self.spans[i]
-        negated = self.negated
-        self.denied = subjects if negated else []
-        self.preposition, self.placed = "", True
-        self.negated = self.absent = False
-        if place.reference == "canvas" and i == self.backdrop_end:
+            self.clause.verb, self.sentence.verb_span = tokens[i], self.sentence.spans[i]
+        negated = self.sentence.negated
+        self.sentence.denied = subjects if negated else []
+        self.sentence.preposition, self.sentence.placed = "", True
+        self.sentence.negated = self.sentence.absent = False
+        if place.reference == "canvas" and i == self.sentence.backdrop_end:
             return  # "with grass in the background"
         if place.reference == "canvas" and not negated:
             after = place.end + (tokens[place.end : place.end + 1] == [","])
             while after < len(tokens) and (is_verb(tokens[after]) or tokens[after] == "there"):
                 after += 1
             if opens and noun_phrase(tokens, after) is not None:
-                self.side = place.side, span
+                self.sentence.side = place.side, span
             elif subjects and (whose := self._other_side_of(place, subjects)):
                 self._link(tokens, place.end, link, whose)
             elif subjects:
-                sided = [index for each in self.sided for index in each.subjects]
-                if self.role == "adjunct" and not set(subjects).isdisjoint(sided):
+                sided = [index for each in self.sentence.sided for index in each.subjects]
+                if self.clause.role == "adjunct" and not set(subjects).isdisjoint(sided):
                     subjects = (
-                        self.latest
+                        self.clause.latest
                     )  # "a boy on the left throws a ball to a girl on the right"
-                self.sided.append(Sided(subjects, place.side, self.head, span))
+                self.sentence.sided.append(Sided(subjects, place.side, self.clause.head, span))
         elif place.reference not in ("object", "canvas"):
             found = self._reference(place.reference, link)
             found = found or self._resolve(place.reference, subjects)
@@ -538,79 +579,95 @@ class Reader:
                 found = self._resolve(place.reference, [])  # "a dog, and to its left a cat"
             self._link(tokens, place.end, link, found)
         elif place.reference == "object" and needs_object(tokens, place.end):
-            self.waiting = None if orphan else link
-        elif place.bare and i != self.ignored_end:
+            self.sentence.waiting = None if orphan else link
+        elif place.bare and i != self.sentence.ignored_end:
             # "the bird below", "leaving it behind": below what the sentence is about.
-            other = self.contents.bearer_of(subjects) or self._other_than(subjects)
+            other = self.sentence.contents.bearer_of(subjects) or self._other_than(subjects)
             self.said.relate(link, subjects, other)
 
     def _take_relative(self, tokens: Sequence[str], i: int, place: Place) -> bool:
         """ "a box on which a cat sits", "a chair to whose right stands a lamp"."""
         following = tokens[place.end] if place.end < len(tokens) else ""
         which = place.reference == "object" and following in ("which", "whom")
-        if not self.latest or not (which or place.reference == "whose"):
+        if not self.clause.latest or not (which or place.reference == "whose"):
             return False
-        self._await_subject(Link(place.names, [], self._span(i, place.end), self.latest))
+        self._await_subject(
+            Link(place.names, [], self.sentence.span(i, place.end), self.clause.latest)
+        )
         return True
 
     def _await_subject(self, link: Link) -> None:
         """What comes next is in a relation to what came last; then the clause goes on."""
-        self.outer = self.outer or self.head
-        self.inverted, self.waiting, self.joint, self.preposition = link, None, "", ""
+        self.sentence.outer = self.sentence.outer or self.clause.head
+        (
+            self.sentence.inverted,
+            self.sentence.waiting,
+            self.sentence.joint,
+            self.sentence.preposition,
+        ) = link, None, "", ""
 
     def _other_side_of(self, place: Place, subjects: list[int]) -> list[int]:
         """ "a dog is to the left of a bench, and a cat is on the right": of the bench."""
-        link = self.complete
+        link = self.sentence.complete
         opposite = tuple(OPPOSITE.get(name, "") for name in place.names)
         if link is None or not link.is_side or not opposite or link.names != opposite:
             return []
         return link.references if set(subjects).isdisjoint(link.subjects + link.references) else []
 
     def _take_pronoun(self, tokens: Sequence[str], i: int) -> None:
-        if self.waiting is not None:
-            link, self.waiting = self.waiting, None
-            if self.on_scenery and tokens[i] == "it":
-                self.on_scenery = False
+        if self.sentence.waiting is not None:
+            link, self.sentence.waiting = self.sentence.waiting, None
+            if self.sentence.on_scenery and tokens[i] == "it":
+                self.sentence.on_scenery = False
                 return
             inverted = link.opens and inverts(tokens, i + 1, fronted=link.fronted)
             besides = [] if inverted else link.subjects
-            if link.names == ("between",) and set(self.latest) < set(besides):
+            if link.names == ("between",) and set(self.clause.latest) < set(besides):
                 link.subjects, besides = (
-                    self.latest,
-                    self.latest,
+                    self.clause.latest,
+                    self.clause.latest,
                 )  # "two pillows and a cat between them"
             if listed := self._reference(tokens[i], link):
                 found = listed
             elif tokens[i] == "both" or link.names == ("between",):
                 found = self._latest_two(besides)
-            elif link.rests and self.joined and tokens[i] == "it" and len(self.bearer) == 1:
-                found = self.bearer  # "a cup next to a box with a cat on it"
+            elif (
+                link.rests
+                and self.clause.joined
+                and tokens[i] == "it"
+                and len(self.clause.bearer) == 1
+            ):
+                found = self.clause.bearer  # "a cup next to a box with a cat on it"
             else:
                 found = self._resolve(tokens[i], besides)
             self._link(tokens, i + 1, link, found)
             return
-        if tokens[i - 1 : i] == [self.verb] and self.verb not in AUXILIARIES and self.subject:
-            found = self._resolve(tokens[i], self.subject)
+        if (
+            tokens[i - 1 : i] == [self.clause.verb]
+            and self.clause.verb not in AUXILIARIES
+            and self.clause.subject
+        ):
+            found = self._resolve(tokens[i], self.clause.subject)
             if found:
                 self._take_object(found)  # "riding it", "leaving it behind"
             return
         found = self._resolve(tokens[i], [])
-        if found and (self.joint or not self.last):
-            self._begin_clause(found)
-            self.joint = ""
+        if found and (self.sentence.joint or not self.clause.last):
+            self.sentence.begin_clause(found)
+            self.sentence.joint = ""
 
     def _link(self, tokens: Sequence[str], end: int, link: Link, references: list[int]) -> None:
         """Gives a relation its objects, whose words end at `end`."""
         link.references = references
         if link.opens and (not link.subjects or inverts(tokens, end, fronted=link.fronted)):
             link.subjects = []
-            self.inverted = link
+            self.sentence.inverted = link
         else:
             self.said.relate(link, link.subjects, references)
-            self.complete = link
-            self.stated += 1
+            self.sentence.complete = link
+            self.sentence.stated += 1
             if link.names[:1] in _BESIDE and self._are_backdrops(references, link.names):
-                self.scenery = link
+                self.sentence.scenery = link
 
     def _are_backdrops(self, ids: Sequence[int], names: tuple[str, ...]) -> bool:
         """ "next to trees with a giraffe", "next to a window with a book": not with the trees."""
@@ -623,7 +680,12 @@ class Reader:
     def _take_noun_phrase(self, tokens: Sequence[str], phrase: NounPhrase) -> int:
         i, end = phrase.start, phrase.end
         described = not phrase.determiner and all(map(is_adjective, phrase.words))
-        if described and phrase.count and self.joint == "and" and self.known.are_described():
+        if (
+            described
+            and phrase.count
+            and self.sentence.joint == "and"
+            and self.known.are_described()
+        ):
             # "two red balloons and one green"
             phrase.words += self.mentions[self.known.members[0]].noun.split(" ")
             find_noun(phrase)
@@ -632,12 +694,16 @@ class Reader:
                 # "three balloons, two red and one green"
                 self.known.describe(self.known.next_members(phrase.count), phrase.words)
                 return end
-            is_said = self.verb in COPULAS and self.waiting is None and self.role == "subject"
-            if is_said and not self.joint:
-                self.known.describe(self.subject, phrase.words)
+            is_said = (
+                self.clause.verb in COPULAS
+                and self.sentence.waiting is None
+                and self.clause.role == "subject"
+            )
+            if is_said and not self.sentence.joint:
+                self.known.describe(self.clause.subject, phrase.words)
                 return end
             if phrase.words[-1] != "orange":
-                self.waiting = None
+                self.sentence.waiting = None
                 return end
         if (
             phrase.words[-1] == "one"
@@ -653,20 +719,29 @@ class Reader:
         bare = not phrase.determiner and phrase.count is None
         if bare and before[1] in LOOKS and before[0] != "there":
             return end  # "is asleep"
-        if not phrase.determiner and self.joint == "and" and self.determiner == "the":
+        if (
+            not phrase.determiner
+            and self.sentence.joint == "and"
+            and self.sentence.determiner == "the"
+        ):
             phrase.determiner = "the"  # "the horse and cow"
-        self.determiner = phrase.determiner
+        self.sentence.determiner = phrase.determiner
         self._borrow_noun(tokens, phrase)
         phrase.part = self._part_after(tokens, phrase)
         owner, owned = [*tokens[end : end + 2], "", ""][:2]
         side = SIDES.get(owned) if owner == "'s" else None
-        link = self.waiting
-        if side is not None and (link is not None or self.preposition in ("to", "on", "at")):
+        link = self.sentence.waiting
+        if side is not None and (
+            link is not None or self.sentence.preposition in ("to", "on", "at")
+        ):
             # "to the person's left", "on the bed's right side"
             of = self._spoken_of(Place(end, ()), i) if link is None else link.subjects
-            span, opens = self._span(end + 1, end + 2), bool(self.joint) or not self.last
+            span, opens = (
+                self.sentence.span(end + 1, end + 2),
+                bool(self.sentence.joint) or not self.clause.last,
+            )
             opens = opens if link is None else link.opens
-            self.waiting = Link(side_names(side), of, span, opens=opens)
+            self.sentence.waiting = Link(side_names(side), of, span, opens=opens)
             end += 2 + (tokens[end + 2 : end + 3] == ["side"])
         elif owner == "'s" and owned in BODY_PARTS:
             end += 2  # "on the cat's back"
@@ -677,35 +752,40 @@ class Reader:
             return end
         aside = self._end_of_aside(tokens, phrase)
         if aside:
-            self.ignored_end = aside
+            self.sentence.ignored_end = aside
             return aside
         if self._take_row(phrase) or self._take_body_part(phrase):
-            self.ignored_end = end
+            self.sentence.ignored_end = end
             return end
         self._take_clothes(tokens, phrase)
         if self._take_part(tokens, phrase):
             return end
         if not self._is_object(tokens, phrase):
-            self.backdrop_end = end if self.preposition == "with" else -1
+            self.sentence.backdrop_end = end if self.sentence.preposition == "with" else -1
             self._pass_over(phrase)
-            self.ignored_end = end
+            self.sentence.ignored_end = end
             end += tokens[end : end + 1] == ["up"]  # "a close up of"
             shows = phrase.words[-1] in CANVASES or self._is_scenery(phrase)
             if not shows or end == len(tokens) or tokens[end] not in SHOWING:
                 return end
-            self.room = tokens[end] == "with"
+            self.sentence.room = tokens[end] == "with"
             return end + 1
-        if self.waiting is None:
-            self.denied = []
-        ids = self.latest = self._mention(phrase)
-        self.phrase_end, self.preceding = end, tokens[i - 1] if i else ""
+        if self.sentence.waiting is None:
+            self.sentence.denied = []
+        ids = self.clause.latest = self._mention(phrase)
+        self.sentence.phrase_end, self.sentence.preceding = end, tokens[i - 1] if i else ""
         if phrase.group in _ROWS:
-            self.said.relate_row(ids, _ROWS[phrase.group], self._span(i, end))
-        if self.side is not None:
-            self.sided.append(Sided(ids, self.side[0], [], self.side[1]))
+            self.said.relate_row(ids, _ROWS[phrase.group], self.sentence.span(i, end))
+        if self.sentence.side is not None:
+            self.sentence.sided.append(Sided(ids, self.sentence.side[0], [], self.sentence.side[1]))
         self._place_in_clause(tokens, end, ids, bare, verb=phrase.verb and end == phrase.end)
-        self.joint, self.preposition, self.waiting, self.side = "", "", None, None
-        self.negated = self.placed = False
+        (
+            self.sentence.joint,
+            self.sentence.preposition,
+            self.sentence.waiting,
+            self.sentence.side,
+        ) = "", "", None, None
+        self.sentence.negated = self.sentence.placed = False
         if phrase.verb and end == phrase.end:
             self._take_verb(tokens, end)
             return end + 1
@@ -713,10 +793,14 @@ class Reader:
 
     def _end_of_aside(self, tokens: Sequence[str], phrase: NounPhrase) -> int:
         """Where "[a ship,] its sails billowing", "[a drone,] its propellers a blur" end; or 0."""
-        if phrase.determiner not in ("its", "their") or self.waiting is not None:
+        if phrase.determiner not in ("its", "their") or self.sentence.waiting is not None:
             return 0
         alive = singular_noun(phrase.noun) in ANIMALS | PEOPLE
-        if alive or self.preposition or not (self.joint == "," or phrase.start == 0):
+        if (
+            alive
+            or self.sentence.preposition
+            or not (self.sentence.joint == "," or phrase.start == 0)
+        ):
             return 0
         if phrase.start == 0 and tokens[phrase.end + 1 : phrase.end + 2] != [","]:
             return 0  # "its sails billowing, a ship ..."
@@ -729,20 +813,28 @@ class Reader:
     def _take_row(self, phrase: NounPhrase) -> bool:
         """ "three dogs in a row" """
         name = _ROWS.get(phrase.words[-1])
-        if name is None or self.waiting is None or self.waiting.names != ("inside",):
+        if (
+            name is None
+            or self.sentence.waiting is None
+            or self.sentence.waiting.names != ("inside",)
+        ):
             return False
-        group = self.waiting.subjects if self.waiting.subjects[1:] else self.last
-        self.said.relate_row(group, name, self.waiting.span)
-        self.waiting, self.preposition, self.joint = None, "", ""
-        self.latest = group
+        group = (
+            self.sentence.waiting.subjects
+            if self.sentence.waiting.subjects[1:]
+            else self.clause.last
+        )
+        self.said.relate_row(group, name, self.sentence.waiting.span)
+        self.sentence.waiting, self.sentence.preposition, self.sentence.joint = None, "", ""
+        self.clause.latest = group
         return True
 
     def _take_body_part(self, phrase: NounPhrase) -> bool:
         """ "has its head on a pillow" speaks of the cat; "in his hand" says who holds it."""
-        link, last = self.waiting, phrase.words[-1]
+        link, last = self.sentence.waiting, phrase.words[-1]
         owned = phrase.determiner in POSSESSIVES - {"'s"} and last in BODY_PARTS
-        if phrase.determiner == "whose" and link is not None and self.latest:
-            link.references, link.subjects = self.latest, []
+        if phrase.determiner == "whose" and link is not None and self.clause.latest:
+            link.references, link.subjects = self.clause.latest, []
             self._await_subject(link)  # "a hut, on whose roof a stork sits"
             return True
         one = phrase.count == 1 or phrase.other or phrase.determiner == "each"
@@ -753,13 +845,21 @@ class Reader:
         if not owned:
             return False
         if link is None and phrase.determiner == "whose":
-            self.relative = True  # "a dog whose ears are long is ..."
+            self.sentence.relative = True  # "a dog whose ears are long is ..."
             return True
         if link is None:
-            spoken_of = self.verb and not (self.joint or self.preposition) and self.subject
-            if not spoken_of or self.role != "subject":
+            spoken_of = (
+                self.clause.verb
+                and not (self.sentence.joint or self.sentence.preposition)
+                and self.clause.subject
+            )
+            if not spoken_of or self.clause.role != "subject":
                 return False
-            self.latest, self.last, self.role = self.subject, self.subject, "object"
+            self.clause.latest, self.clause.last, self.clause.role = (
+                self.clause.subject,
+                self.clause.subject,
+                "object",
+            )
             return True
         owner = self._resolve(phrase.determiner, link.subjects, alive=True)
         # "in their left hand": which side that is depends on which way they face.
@@ -782,21 +882,29 @@ class Reader:
     def _take_clothes(self, tokens: Sequence[str], phrase: NounPhrase) -> None:
         """ "a man with a beard and a hat", "cute cat, tiny hat": clothes as if after "with"."""
         goes_on, listed = self._goes_on(phrase), self._is_tag(phrase)
-        wearer = self.latest if goes_on or (listed and self._are_alive(self.latest)) else self.head
+        wearer = (
+            self.clause.latest
+            if goes_on or (listed and self._are_alive(self.clause.latest))
+            else self.clause.head
+        )
         place = find(tokens, phrase.end)
         if goes_on and place is not None and self._is_by_pronoun(tokens, place):
             # "a man with a beard and a parrot on his shoulder"
-            self.preposition, self.bearer, self.joint = "with", self.latest, ""
+            self.sentence.preposition, self.clause.bearer, self.sentence.joint = (
+                "with",
+                self.clause.latest,
+                "",
+            )
         begins = goes_on or (listed and phrase.attributes)
         if begins and is_one_of(phrase.words[-1], WORN) and self._are_alive(wearer):
-            self.preposition, self.bearer, self.joint = "with", wearer, ""
+            self.sentence.preposition, self.clause.bearer, self.sentence.joint = "with", wearer, ""
 
     def _goes_on(self, phrase: NounPhrase) -> bool:
         """Whether it is one more part: "a man with a beard and ..."."""
-        return bool(self.joint) and self.part_end == phrase.start - 1
+        return bool(self.sentence.joint) and self.sentence.part_end == phrase.start - 1
 
     def _is_tag(self, phrase: NounPhrase) -> bool:
-        return self.joint == "," and not phrase.determiner
+        return self.sentence.joint == "," and not phrase.determiner
 
     def _take_part(self, tokens: Sequence[str], phrase: NounPhrase) -> bool:
         """ "a woman with red hair", "the house has a blue door", "1girl, long hair".
@@ -804,11 +912,13 @@ class Reader:
         "Its tail" and "the beard" of a man with a beard are no objects either.
         """
         last, words = phrase.words[-1], " ".join(phrase.words)
-        of_verb = self.subject and tokens[phrase.start - 1 : phrase.start] == [self.verb]
-        of_verb = of_verb and self.verb not in COPULAS | _HAS and not phrase.determiner
+        of_verb = self.clause.subject and tokens[phrase.start - 1 : phrase.start] == [
+            self.clause.verb
+        ]
+        of_verb = of_verb and self.clause.verb not in COPULAS | _HAS and not phrase.determiner
         if of_verb and words in BODY_PARTS:
             return True  # "holding hands"
-        if not is_one_of(last, OWN_PARTS) or phrase.of or phrase.portion or self.waiting:
+        if not is_one_of(last, OWN_PARTS) or phrase.of or phrase.portion or self.sentence.waiting:
             return False
         of_body = is_one_of(last, OF_BODIES)
         if not of_body and self._is_placed(tokens, phrase):
@@ -818,9 +928,13 @@ class Reader:
             return False  # "a girl with a leaf in her hand"
         if self._are_people(owners) and last in ("horn", "trunk"):
             return False
-        if phrase.determiner in DEFINITE | POSSESSIVES or self.negated or self.absent:
+        if (
+            phrase.determiner in DEFINITE | POSSESSIVES
+            or self.sentence.negated
+            or self.sentence.absent
+        ):
             known = bool(owners) and all(self.mentions[index].has(words) for index in owners)
-            own = self.preposition == "with" and phrase.determiner in POSSESSIVES
+            own = self.sentence.preposition == "with" and phrase.determiner in POSSESSIVES
             if not (known or own):
                 return False
         elif not owners:
@@ -829,26 +943,35 @@ class Reader:
             text = " ".join(tokens[phrase.start : phrase.end])
             self.known.complete(owners, text, words)
         if owners:
-            self.latest = owners
-            if owners == self.head:
-                self.subject, self.last, self.role = owners, owners, "subject"
-        self.phrase_end = self.part_end = phrase.end
-        self.preposition, self.joint = "", ""
+            self.clause.latest = owners
+            if owners == self.clause.head:
+                self.clause.subject, self.clause.last, self.clause.role = owners, owners, "subject"
+        self.sentence.phrase_end = self.sentence.part_end = phrase.end
+        self.sentence.preposition, self.sentence.joint = "", ""
         return True
 
     def _owners(self, phrase: NounPhrase, *, of_body: bool) -> list[int]:
         """What a part belongs to, if it is said to be a part; of_body: somebody's."""
-        if self.preposition == "with":
-            owners = self._wearers(self.bearer) if of_body else self.bearer
-            if of_body and not self._are_alive(owners) and self._are_alive(self.head):
-                return self.head  # "a man on a bench with long hair"
+        if self.sentence.preposition == "with":
+            owners = self._wearers(self.clause.bearer) if of_body else self.clause.bearer
+            if of_body and not self._are_alive(owners) and self._are_alive(self.clause.head):
+                return self.clause.head  # "a man on a bench with long hair"
             return owners
-        if self.verb in _HAS and self.role == "subject" and not (self.joint or self.preposition):
-            return self.subject
-        if self._goes_on(phrase) or (self._is_tag(phrase) and self._are_alive(self.latest)):
-            return self.latest
-        if self.joint and self.joined and of_body and self._are_alive(self.bearer):
-            return self.bearer  # "a woman with a dress and long hair"
+        if (
+            self.clause.verb in _HAS
+            and self.clause.role == "subject"
+            and not (self.sentence.joint or self.sentence.preposition)
+        ):
+            return self.clause.subject
+        if self._goes_on(phrase) or (self._is_tag(phrase) and self._are_alive(self.clause.latest)):
+            return self.clause.latest
+        if (
+            self.sentence.joint
+            and self.clause.joined
+            and of_body
+            and self._are_alive(self.clause.bearer)
+        ):
+            return self.clause.bearer  # "a woman with a dress and long hair"
         return []
 
     def _is_placed(self, tokens: Sequence[str], phrase: NounPhrase) -> bool:
@@ -872,15 +995,15 @@ class Reader:
     def _hold(self, link: Link, owner: list[int]) -> None:
         """ "in her hand", "over his shoulder" """
         link.names = ("held by",)
-        self.holders = owner
+        self.sentence.holders = owner
         self._end_adjunct(link, owner)
-        if self.role == "adjunct" and owner == self.head:
-            self.subject = self.latest = owner
+        if self.clause.role == "adjunct" and owner == self.clause.head:
+            self.clause.subject = self.clause.latest = owner
 
     def _end_adjunct(self, link: Link, references: list[int]) -> None:
         self.said.relate(link, link.subjects, references)
-        self.waiting, self.preposition, self.joint = None, "", ""
-        self.role = "adjunct" if self.verb else self.role
+        self.sentence.waiting, self.sentence.preposition, self.sentence.joint = None, "", ""
+        self.clause.role = "adjunct" if self.clause.verb else self.clause.role
 
     def _take_member(self, tokens: Sequence[str], i: int) -> int | None:
         """ "two dogs, one on the left and the other on the right" """
@@ -893,14 +1016,14 @@ class Reader:
         alone = end > i and tokens[end - 1] in ("one", "another", "other")
         end += 2 * (alone and tokens[end : end + 2] == ["of", "them"])
         alone &= self._ends_there(tokens, end)
-        link = self.waiting
-        if alone and self.holders and link and link.names == ("inside",):
-            self._hold(link, self.holders)  # "a cup in one hand and a fork in the other"
+        link = self.sentence.waiting
+        if alone and self.sentence.holders and link and link.names == ("inside",):
+            self._hold(link, self.sentence.holders)  # "a cup in one hand and a fork in the other"
             return end
         if not alone:
             return None
-        if not self.known.members and tokens[i] == "another" and self.head:
-            noun = self.mentions[self.head[0]].noun.split(" ")
+        if not self.known.members and tokens[i] == "another" and self.clause.head:
+            noun = self.mentions[self.clause.head[0]].noun.split(" ")
             phrase = NounPhrase(i, end, "a", None, noun)
             find_noun(phrase)
             return self._take_noun_phrase(tokens, phrase)
@@ -928,7 +1051,12 @@ class Reader:
             end, kind = phrase.end, singular_noun(phrase.noun)
             group = [index for index, mention in enumerate(self.mentions) if mention.kind == kind]
         else:
-            groups = (self.known.several, self.main, self.about, range(len(self.mentions)))
+            groups = (
+                self.known.several,
+                self.sentence.main,
+                self.sentence.about,
+                range(len(self.mentions)),
+            )
             group = next((each for each in groups if each[1:]), [])
             group = group[-2:] if word in ("former", "latter") else group
         if not group[1:] or _ORDINALS[word] >= len(group):
@@ -946,16 +1074,16 @@ class Reader:
         return (
             len(left) >= number
             and i > 0
-            and (tokens[i - 1] in (",", ":") or (begun and self.joint == "and"))
+            and (tokens[i - 1] in (",", ":") or (begun and self.sentence.joint == "and"))
         )
 
     def _take_members(self, tokens: Sequence[str], end: int, members: list[int]) -> None:
-        self.latest = members
-        if self.joint == "," or self.waiting is None:
-            self._begin_clause(members)
+        self.clause.latest = members
+        if self.sentence.joint == "," or self.sentence.waiting is None:
+            self.sentence.begin_clause(members)
         else:
             self._place_in_clause(tokens, end, members, False)
-        self.joint, self.preposition, self.waiting = "", "", None
+        self.sentence.joint, self.sentence.preposition, self.sentence.waiting = "", "", None
 
     def _acts_alone(self, tokens: Sequence[str], i: int) -> bool:
         """ "two dogs, one standing on a chair", but "one standing dog"."""
@@ -967,21 +1095,26 @@ class Reader:
 
     def _pass_over(self, phrase: NounPhrase) -> None:
         """Reads a noun phrase that is no object."""
-        if phrase.determiner == "no" or self.preposition in NEGATIONS:
-            self.absent = True
+        if phrase.determiner == "no" or self.sentence.preposition in NEGATIONS:
+            self.sentence.absent = True
         elif (
-            self.waiting is None
-            and not (self.preposition or self.absent)
-            and (self.joint or not self.last)
+            self.sentence.waiting is None
+            and not (self.sentence.preposition or self.sentence.absent)
+            and (self.sentence.joint or not self.clause.last)
         ):
-            self._begin_clause([])  # "while their right hand is empty"
-        if self.waiting is not None:
-            self.subject = self.before  # "riding a bus at night"
-            if self.waiting.names[:1] in _BESIDE and self._is_scenery(phrase):
-                self.scenery = self.waiting
-        self.waiting, self.preposition, self.joint, self.negated = None, "", "", False
-        if self.last:
-            self.role = "adjunct" if self.verb else self.role
+            self.sentence.begin_clause([])  # "while their right hand is empty"
+        if self.sentence.waiting is not None:
+            self.clause.subject = self.sentence.before  # "riding a bus at night"
+            if self.sentence.waiting.names[:1] in _BESIDE and self._is_scenery(phrase):
+                self.sentence.scenery = self.sentence.waiting
+        (
+            self.sentence.waiting,
+            self.sentence.preposition,
+            self.sentence.joint,
+            self.sentence.negated,
+        ) = None, "", "", False
+        if self.clause.last:
+            self.clause.role = "adjunct" if self.clause.verb else self.clause.role
 
     def _place_in_clause(
         self, tokens: Sequence[str], end: int, ids: list[int], bare: bool, *, verb: bool = False
@@ -989,106 +1122,146 @@ class Reader:
         """Decides what a new noun phrase is: subject, object, adjunct, or one more of these."""
         followed_by_verb = verb or (end < len(tokens) and is_verb(tokens[end]))
         finite = followed_by_verb and (tokens[end] in AUXILIARIES or tokens[end].endswith("s"))
-        listed = self.joint in ("and", ",")
-        complete = self.complete
-        scenery, self.scenery = self.scenery, None
-        if scenery is not None and not (self.waiting or self.joint or self.negated):
+        listed = self.sentence.joint in ("and", ",")
+        complete = self.sentence.complete
+        scenery, self.sentence.scenery = self.sentence.scenery, None
+        if scenery is not None and not (
+            self.sentence.waiting or self.sentence.joint or self.sentence.negated
+        ):
             # "a train next to a road with a truck"
             self.said.relate(scenery, scenery.subjects, ids)
-            self.on_scenery = not scenery.references
+            self.sentence.on_scenery = not scenery.references
         # A bare noun in a text that has articles: "a vase with flowers next to a clock".
-        self.trait = bare and bool(self.head) and not self.mentions[self.head[0]].bare
+        self.clause.trait = (
+            bare and bool(self.clause.head) and not self.mentions[self.clause.head[0]].bare
+        )
         # "above the fork and the knife", "next to a hat, book and blanket"
-        goes_on = self.joint == "and" and find(tokens, end) is None
+        goes_on = self.sentence.joint == "and" and find(tokens, end) is None
         # ... but "next to a queen, throne behind the queen" begins anew.
-        alone = self.trait and (self.joint == "and" or find(tokens, end) is None)
+        alone = self.clause.trait and (self.sentence.joint == "and" or find(tokens, end) is None)
         goes_on = (goes_on or (listed and alone)) and not followed_by_verb
-        bare_list = bare and self.preceding == "," and bool(self.head)
-        anew = bare_list and self.mentions[self.head[0]].bare and find(tokens, end) is not None
-        acts = listed and self.role == "object" and followed_by_verb and self._are_alive(ids)
+        bare_list = bare and self.sentence.preceding == "," and bool(self.clause.head)
+        anew = (
+            bare_list and self.mentions[self.clause.head[0]].bare and find(tokens, end) is not None
+        )
+        acts = listed and self.clause.role == "object" and followed_by_verb and self._are_alive(ids)
         place, following = find(tokens, end), tokens[end] if end < len(tokens) else ""
-        if self.joint == "," and self.role == "object" and not (bare or self.joined):
+        if (
+            self.sentence.joint == ","
+            and self.clause.role == "object"
+            and not (bare or self.clause.joined)
+        ):
             # "a girl holding an umbrella, a dog with a ball", "..., a tree to her left"
             acts |= place is not None and place.reference != "object"
             acts |= self._are_alive(ids) and following not in ("", *CONJUNCTIONS)
         acts = acts and (
-            not self._are_alive(self.last)
-            if self.joined
-            else complete is None or complete.references == self.last
+            not self._are_alive(self.clause.last)
+            if self.clause.joined
+            else complete is None or complete.references == self.clause.last
         )
         # "a man wearing a hat and a scarf stands"
         borne = complete.names if complete is not None and complete.names in _BORNE else ()
         carried = bool(borne)
-        worn = carried and self.joint == "and" and finite and not self.finite
+        worn = carried and self.sentence.joint == "and" and finite and not self.clause.finite
         # "a man wearing a hat and a woman", "a cat wearing a hat and a dog"
         other = carried and {self.mentions[index].kind for index in ids} <= MEN | WOMEN
         other |= borne == ("worn by",) and self._are_alive(ids)
         clothes = listed and borne == ("worn by",) and self._are_clothes(ids)
-        clothes = clothes and self.determiner != "the"  # "wearing a hat, the hat above ..."
-        if self.waiting is not None:
-            link = self.waiting
+        clothes = (
+            clothes and self.sentence.determiner != "the"
+        )  # "wearing a hat, the hat above ..."
+        if self.sentence.waiting is not None:
+            link = self.sentence.waiting
             if link.names == ("inside",) and not link.reverse and self._are_clothes(ids):
                 link.names, link.reverse = ("worn by",), True  # "a girl in a blue dress"
             self._link(tokens, end, link, ids)
-            self.last, self.role = ids, "object" if link.lists else "adjunct"
-        elif self.inverted and not self.inverted.subjects and self.preceding == "and":
-            self.inverted.references = self.inverted.references + ids  # "between a and b is ..."
-        elif self.inverted is not None and (goes_on or not self.inverted.subjects):
+            self.clause.last, self.clause.role = ids, "object" if link.lists else "adjunct"
+        elif (
+            self.sentence.inverted
+            and not self.sentence.inverted.subjects
+            and self.sentence.preceding == "and"
+        ):
+            self.sentence.inverted.references = (
+                self.sentence.inverted.references + ids
+            )  # "between a and b is ..."
+        elif self.sentence.inverted is not None and (
+            goes_on or not self.sentence.inverted.subjects
+        ):
             # "above the dog is a cat [and a bird]"
-            self.said.relate(self.inverted, ids, self.inverted.references)
-            self.complete = self.inverted
-            if not self.inverted.subjects:
-                self._begin_clause(ids)
-                self.finite, self.verb = True, "is"
-            self.inverted.subjects = ids
-        elif listed and self.holders and tokens[end : end + 1] == ["in"]:
-            self.last, self.role = ids, "object"  # "a fork in one hand and a knife in the other"
-        elif self.preposition == "with":
-            if complete is not None and complete.is_side and self.stated == 1:
-                self.aside = complete.references
-            self.last, self.role, self.joined = ids, "object", True
-            self.bearer = self._wearers(self.bearer)
-            self.contents.take(self.bearer, ids, self.verb_span)
+            self.said.relate(self.sentence.inverted, ids, self.sentence.inverted.references)
+            self.sentence.complete = self.sentence.inverted
+            if not self.sentence.inverted.subjects:
+                self.sentence.begin_clause(ids)
+                self.clause.finite, self.clause.verb = True, "is"
+            self.sentence.inverted.subjects = ids
+        elif listed and self.sentence.holders and tokens[end : end + 1] == ["in"]:
+            self.clause.last, self.clause.role = (
+                ids,
+                "object",
+            )  # "a fork in one hand and a knife in the other"
+        elif self.sentence.preposition == "with":
+            if complete is not None and complete.is_side and self.sentence.stated == 1:
+                self.sentence.aside = complete.references
+            self.clause.last, self.clause.role, self.clause.joined = ids, "object", True
+            self.clause.bearer = self._wearers(self.clause.bearer)
+            self.sentence.contents.take(self.clause.bearer, ids, self.sentence.verb_span)
         elif anew:
-            self._begin_clause(ids)  # "woman holding umbrella, car on left"
+            self.sentence.begin_clause(ids)  # "woman holding umbrella, car on left"
         elif acts:
-            self._begin_clause(ids)  # "a man holding a cup and a dog sitting next to him"
-        elif listed and self.role == "object" and self.last and (worn or not finite) and not other:
+            self.sentence.begin_clause(ids)  # "a man holding a cup and a dog sitting next to him"
+        elif (
+            listed
+            and self.clause.role == "object"
+            and self.clause.last
+            and (worn or not finite)
+            and not other
+        ):
             if complete is not None and complete.lists:
                 self.said.relate(complete, complete.subjects, ids)
-            self.last = ids if self.placed else self.last + ids
-            self.contents.take_too(ids, with_article=self.joined)
-        elif self.role == "adjunct" and complete and not other and (goes_on or worn or clothes):
+            self.clause.last = ids if self.sentence.placed else self.clause.last + ids
+            self.sentence.contents.take_too(ids, with_article=self.clause.joined)
+        elif (
+            self.clause.role == "adjunct"
+            and complete
+            and not other
+            and (goes_on or worn or clothes)
+        ):
             self.said.relate(complete, complete.subjects, ids)
             complete.references = complete.references + ids
-            self.last = self.last + ids
-        elif listed and self.role == "subject" and set(ids) < set(self.last):
-            self._begin_clause(ids)  # "a cat and a dog, the cat on a mat"
-        elif listed and self.role == "subject" and not self.verb and self.last:
-            self.last = self.last + ids
-            self.main = self.last if self.main == self.subject else self.main
-            self.subject = self.head = self.last
-        elif self.preposition:
-            self.last, self.role = ids, "adjunct"
-        elif self.verb and self.subject and not self.joint:
+            self.clause.last = self.clause.last + ids
+        elif listed and self.clause.role == "subject" and set(ids) < set(self.clause.last):
+            self.sentence.begin_clause(ids)  # "a cat and a dog, the cat on a mat"
+        elif listed and self.clause.role == "subject" and not self.clause.verb and self.clause.last:
+            self.clause.last = self.clause.last + ids
+            self.sentence.main = (
+                self.clause.last
+                if self.sentence.main == self.clause.subject
+                else self.sentence.main
+            )
+            self.clause.subject = self.clause.head = self.clause.last
+        elif self.sentence.preposition:
+            self.clause.last, self.clause.role = ids, "adjunct"
+        elif self.clause.verb and self.clause.subject and not self.sentence.joint:
             self._take_object(ids)
         else:
-            self._begin_clause(ids)
+            self.sentence.begin_clause(ids)
 
     def _take_object(self, ids: list[int]) -> None:
         """ "a man holding a cup" """
-        self.last, self.role = ids, "object"
-        held = self.verb not in _HAS
-        if _holds(self.verb) and self.contents.take(self.subject, ids, self.verb_span, held=held):
+        self.clause.last, self.clause.role = ids, "object"
+        held = self.clause.verb not in _HAS
+        if _holds(self.clause.verb) and self.sentence.contents.take(
+            self.clause.subject, ids, self.sentence.verb_span, held=held
+        ):
             return
-        stated = _stated_by(self.verb)
+        stated = _stated_by(self.clause.verb)
         if stated is not None:
             name, reverse = stated
-            link = Link((name,), self.subject, self.verb_span, ids, reverse=reverse)
-            self.said.relate(link, self.subject, ids)
-            self.complete = link
+            link = Link((name,), self.clause.subject, self.sentence.verb_span, ids, reverse=reverse)
+            self.said.relate(link, self.clause.subject, ids)
+            self.sentence.complete = link
             if name == "worn by":
-                self.role = "adjunct"  # "a dog wearing a shirt on top of a bed"
+                self.clause.role = "adjunct"  # "a dog wearing a shirt on top of a bed"
 
     # What a phrase stands for
 
@@ -1109,26 +1282,42 @@ class Reader:
     def _is_object(self, tokens: Sequence[str], phrase: NounPhrase) -> bool:
         last = phrase.noun.split(" ")[-1]
         head = singular(last)
-        if phrase.determiner == "no" or phrase.count == 0 or self.preposition in NEGATIONS:
+        if phrase.determiner == "no" or phrase.count == 0 or self.sentence.preposition in NEGATIONS:
             return False
-        if self.absent and self.joint:
+        if self.sentence.absent and self.sentence.joint:
             return False  # "without a hat or a coat"
-        acted_on = self.waiting is None and self.subject and not (self.joint or self.preposition)
-        if self.negated and acted_on and (_holds(self.verb) or _stated_by(self.verb)):
+        acted_on = (
+            self.sentence.waiting is None
+            and self.clause.subject
+            and not (self.sentence.joint or self.sentence.preposition)
+        )
+        if (
+            self.sentence.negated
+            and acted_on
+            and (_holds(self.clause.verb) or _stated_by(self.clause.verb))
+        ):
             return False  # "is not wearing a hat"
         following = tokens[phrase.end : phrase.end + 2]
         shown = [["from"], ["taken"], *([word] for word in SHOWING)]
-        within = self.waiting is not None and self.waiting.names[:1] in [("inside",), ("on",)]
-        within = within or self.preposition in ("at", "through", "across")
+        within = self.sentence.waiting is not None and self.sentence.waiting.names[:1] in [
+            ("inside",),
+            ("on",),
+        ]
+        within = within or self.sentence.preposition in ("at", "through", "across")
         within = within or tokens[phrase.start - 1 : phrase.start] == ["at"]
         if head in PLACES and within:
             return False
         if self._is_scenery(phrase) and (
-            self.preposition
-            or self.waiting is not None
+            self.sentence.preposition
+            or self.sentence.waiting is not None
             or following[:1] in _HAVING
-            or (self.head and not phrase.determiner)
-            or (self.head and self.verb and self.verb not in AUXILIARIES and not self.joint)
+            or (self.clause.head and not phrase.determiner)
+            or (
+                self.clause.head
+                and self.clause.verb
+                and self.clause.verb not in AUXILIARIES
+                and not self.sentence.joint
+            )
         ):
             return False
         if " " in phrase.noun:
@@ -1141,16 +1330,16 @@ class Reader:
             or not {"empty", "blank", "plain"}.isdisjoint(phrase.attributes)
         ):
             return False
-        facing = self.waiting is not None and self.waiting.names == ("facing",)
+        facing = self.sentence.waiting is not None and self.sentence.waiting.names == ("facing",)
         if last == "camera" and phrase.determiner == "the" and facing:
             return False  # "looks at the camera"
-        if head in THE_CANVAS and phrase.determiner == "the" and self.waiting is not None:
+        if head in THE_CANVAS and phrase.determiner == "the" and self.sentence.waiting is not None:
             return False
         one_of_two = phrase.count == 1 or phrase.other
         owned = phrase.determiner in POSSESSIVES or (
             one_of_two
-            and self.waiting is not None
-            and self.waiting.names[:1] in [("inside",), ("on",)]
+            and self.sentence.waiting is not None
+            and self.sentence.waiting.names[:1] in [("inside",), ("on",)]
         )
         return not (owned and last in BODY_PARTS)
 
@@ -1158,11 +1347,11 @@ class Reader:
         start = phrase.start + (phrase.determiner == "'s")
         return self.known.take(
             phrase,
-            self._span(start, phrase.end),
-            sentence=self.sentence,
-            subject=self.subject,
-            latest=self.latest,
-            related=self.waiting is not None,
+            self.sentence.span(start, phrase.end),
+            sentence=self.sentence.number,
+            subject=self.clause.subject,
+            latest=self.clause.latest,
+            related=self.sentence.waiting is not None,
         )
 
     def _is_scenery(self, phrase: NounPhrase) -> bool:
@@ -1176,16 +1365,19 @@ class Reader:
         In "a cat, a dog behind it" that is the cat, and the relation speaks of the dog alone. In
         "a bench, a tree on its left and a lamp on its right" both speak of the bench.
         """
-        if self.verb or self.about or link.opens or self.role != "subject":
+        if self.clause.verb or self.sentence.about or link.opens or self.clause.role != "subject":
             return []
-        before, said = [i for i in link.subjects if i not in self.latest], self.complete
+        before, said = (
+            [i for i in link.subjects if i not in self.clause.latest],
+            self.sentence.complete,
+        )
         if said and before in ([], said.subjects) and said.looks_back:
             before = said.references
-        found = self._resolve(pronoun, self.latest, first=before) if before else []
+        found = self._resolve(pronoun, self.clause.latest, first=before) if before else []
         if not set(found).issuperset(before):
             return []
         if found:
-            link.subjects = self.latest
+            link.subjects = self.clause.latest
         return found
 
     def _resolve(
@@ -1202,12 +1394,12 @@ class Reader:
         spoke of comes first in a clause after the main one ("..., while the dog sits below it"),
         and after a single statement of side ("a cat left of a dog, with a bird above it").
         """
-        groups = [self.main, self.subject, self.about]
-        if self.role == "object" and besides and pronoun in ("it", "its"):
-            groups.insert(0, self.aside)
-        if self.second and self.complete is not None and besides:
+        groups = [self.sentence.main, self.clause.subject, self.sentence.about]
+        if self.clause.role == "object" and besides and pronoun in ("it", "its"):
+            groups.insert(0, self.sentence.aside)
+        if self.sentence.second and self.sentence.complete is not None and besides:
             # "a laptop on a desk, a cup to its right", but "... a cat under it"
-            link, side = self.complete, pronoun == "its"
+            link, side = self.sentence.complete, pronoun == "its"
             groups.insert(0, link.subjects if link.rests and side else link.references)
         groups += [[index] for index in reversed(range(len(self.mentions)))]
         groups.insert(0, list(first))
@@ -1232,8 +1424,12 @@ class Reader:
                 fits = one and not person
             if fits:
                 return list(group)
-        here = [i for i, mention in enumerate(self.mentions) if mention.sentence == self.sentence]
-        before = [i for i, each in enumerate(self.mentions) if each.sentence == self.sentence - 1]
+        here = [
+            i for i, mention in enumerate(self.mentions) if mention.sentence == self.sentence.number
+        ]
+        before = [
+            i for i, each in enumerate(self.mentions) if each.sentence == self.sentence.number - 1
+        ]
         for group in (here, before):
             if pronoun == "them" and group[1:]:
                 return [index for index in group if index not in besides]
@@ -1241,13 +1437,18 @@ class Reader:
 
     def _latest_two(self, besides: Sequence[int]) -> list[int]:
         """What "both" and "between them" stand for."""
-        for group in (self.subject, self.main, self.about):
+        for group in (self.clause.subject, self.sentence.main, self.sentence.about):
             if len(group) == 2 and set(group).isdisjoint(besides):
                 return list(group)
         return [i for i in range(len(self.mentions)) if i not in besides][-2:]
 
     def _other_than(self, besides: Sequence[int]) -> list[int]:
-        for group in (self.subject, self.main, self.about, self.last):
+        for group in (
+            self.clause.subject,
+            self.sentence.main,
+            self.sentence.about,
+            self.clause.last,
+        ):
             if group and set(group).isdisjoint(besides):
                 return list(group)
         return []

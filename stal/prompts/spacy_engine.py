@@ -108,7 +108,7 @@ class Reader(grammar.Reader):
         self._analyse = analyse
 
     def _begin_sentence(self) -> None:
-        self.syntax = self._analyse(self.spans)
+        self.syntax = self._analyse(self.sentence.spans)
         self.named: dict[int, list[int]] = {}  # word -> objects of the noun phrase that it is in
 
     def _noun_phrase(self, tokens: Sequence[str], i: int) -> NounPhrase | None:
@@ -128,7 +128,7 @@ class Reader(grammar.Reader):
         ours = super()._spoken_of(place, i, bare=bare, pronoun=pronoun)
         found = self._attached(i, place.end)
         # The grammar knows what goes with a rider, a container or a list.
-        goes_with = set(found) <= set(ours) or self.contents.bearer_of(found) == ours
+        goes_with = set(found) <= set(ours) or self.sentence.contents.bearer_of(found) == ours
         return ours if goes_with else found
 
     def _attached(self, i: int, end: int) -> list[int]:
@@ -144,7 +144,7 @@ class Reader(grammar.Reader):
                 return self.named[word]
             if i <= word < end:
                 continue
-            if self.role == "object":
+            if self.clause.role == "object":
                 return []  # "holds a cup in her hand" says that of the cup
             subjects = [k for k, h in enumerate(heads) if h == word and labels[k] in _SUBJECTS]
             for subject in subjects:

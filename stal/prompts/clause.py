@@ -127,6 +127,10 @@ class Sentence:
         self.relative = self.negated = self.fronted = False
         self.verb_span = (0, 0)
 
+    def settle(self) -> None:
+        """Nothing waits for a noun phrase any more, and no word since the latest one counts."""
+        self.waiting, self.preposition, self.joint = None, "", ""
+
     def open_bracket(self) -> None:
         self.outside = replace(self.clause)
 

@@ -13,24 +13,30 @@ from stal.prompts.nouns import NounPhrase, noun_phrase
 from stal.prompts.things import thing_of
 from stal.prompts.words import (
     ALWAYS_PLURAL,
+    ANIMALS,
     DEFINITE,
     FIRST_PARTS,
     KINDS,
     LESS,
     MORE,
+    PEOPLE,
     POSSESSIVES,
     QUANTITIES,
     UNCOUNTED,
     VERB_STEMS,
+    WORN,
     article,
+    is_one_of,
     is_plural,
     is_word,
     singular,
     singular_noun,
+    word_set,
 )
 from stal.relations import NOWHERE, Side, Span
 
 MOST_COUNTED = 20
+_WORN_IN = WORN - word_set("belt bow collar crown halo hood ring watch")  # "in a ring"
 
 
 def _shortens(short: str, noun: str) -> bool:
@@ -158,7 +164,6 @@ class Mentions:
             text = f"{article(words[0])} {text}"
         elif words[-1] not in ALWAYS_PLURAL:
             numbers = UNCOUNTED
-        bare = not phrase.determiner and phrase.count is None
         self.items += [
             Mention(
                 noun,
@@ -167,7 +172,7 @@ class Mentions:
                 sentence,
                 span,
                 kind=singular_noun(noun),
-                bare=bare,
+                bare=phrase.is_bare,
                 count=numbers,
                 index=index,
             )
@@ -252,6 +257,19 @@ class Mentions:
         """Whether a counted plural named it."""
         span = self.items[index].span
         return any(other.span == span for i, other in enumerate(self.items) if i != index)
+
+    def are_people(self, ids: Sequence[int]) -> bool:
+        """Whether they are somebody, and at least one."""
+        return bool(ids) and all(self.items[index].kind in PEOPLE for index in ids)
+
+    def are_alive(self, ids: Sequence[int]) -> bool:
+        """Whether they are people or animals, and at least one."""
+        kinds = {self.items[index].kind.split(" ")[-1] for index in ids}
+        return bool(kinds) and kinds <= ANIMALS | PEOPLE
+
+    def are_clothes(self, ids: Sequence[int]) -> bool:
+        """Whether somebody can be in them: "in a hat and boots", but "in a ring"."""
+        return all(is_one_of(self.items[i].noun.split(" ")[-1], _WORN_IN) for i in ids)
 
     def describe(self, subject: Sequence[int], words: Sequence[str]) -> None:
         """ "a circle that is red": an attribute after the noun."""

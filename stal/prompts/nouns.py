@@ -9,20 +9,24 @@ from stal.prompts.places import find
 from stal.prompts.words import (
     AFTER_NOUN,
     ALWAYS_PLURAL,
+    ANIMALS,
     BODY_PARTS,
     COMPOUNDS,
     DEFINITE,
     DETERMINERS,
     HEAD_FIRST,
+    IN_THE_SKY,
     NOT_VERBS,
     OWN_PARTS,
     PARTS,
     PARTS_OF,
+    PEOPLE,
     PICTURES,
     PORTIONS,
     POSSESSIVES,
     PRONOUNS,
     SCENERY,
+    SCENERY_COMPOUNDS,
     VERB_STEMS,
     WORN,
     article,
@@ -31,6 +35,7 @@ from stal.prompts.words import (
     is_boundary,
     is_known_verb,
     is_number,
+    is_one_of,
     is_plural,
     is_verb,
     is_word,
@@ -38,6 +43,8 @@ from stal.prompts.words import (
     may_be_adjective,
     number_of,
     singular,
+    singular_noun,
+    word_at,
 )
 
 _DEEPEST = 3  # "a slice of a piece of a cake"
@@ -61,6 +68,23 @@ class NounPhrase:
     part: str = ""  # "red hair" in "the woman with red hair"
     noun: str = ""
     attributes: tuple[str, ...] = ()
+
+    @property
+    def is_bare(self) -> bool:
+        """Whether it has no article and no number."""
+        return not self.determiner and self.count is None
+
+    @property
+    def is_scenery(self) -> bool:
+        """Whether it names where a picture is taken, such as a road or the sky, and no thing."""
+        if self.noun in IN_THE_SKY and self.determiner in ("a", "an"):
+            return False  # "a red sun", but "in the sun"
+        return self.noun in SCENERY or singular_noun(self.noun) in SCENERY_COMPOUNDS
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it names people or animals, in one word."""
+        return singular_noun(self.noun) in ANIMALS | PEOPLE
 
 
 def noun_phrase(
@@ -306,6 +330,25 @@ def find_noun(phrase: NounPhrase) -> None:
         for word in [*words[:start], *words[end:]]
         if is_word(word) and word != "and" and not is_adverb(word)
     )
+
+
+def part_after(tokens: Sequence[str], phrase: NounPhrase) -> str:
+    """ "red hair" after "the woman with red hair", which tells which woman; or ""."""
+    if phrase.determiner not in DEFINITE or word_at(tokens, phrase.end) != "with":
+        return ""
+    part = noun_phrase(tokens, phrase.end + 1)
+    return " ".join(part.words) if part and is_one_of(part.words[-1], OWN_PARTS) else ""
+
+
+def ends_there(tokens: Sequence[str], end: int) -> bool:
+    """Whether what stands before `end` is no part of a longer noun phrase.
+
+    In "two dogs, one standing on a chair" the "one" is none, in "one standing dog" it is.
+    """
+    if is_boundary(tokens, end):
+        return True
+    verb = is_known_verb(tokens[end]) or looks_like_participle(tokens[end])
+    return verb and (is_boundary(tokens, end + 1) or find(tokens, end) is not None)
 
 
 def needs_object(tokens: Sequence[str], i: int) -> bool:

@@ -72,6 +72,11 @@ class Statements:
                         self._forget_row(subject, name, reference)
                         self.relations.setdefault((subject, name, reference), link.span)
 
+    def wearers(self, ids: list[int]) -> list[int]:
+        """Who wears these: of "a woman in a dress" the woman; or ids, if nobody does."""
+        worn = [link for link in self.relations if link[0] in ids and link[1] == "worn by"]
+        return [wearer for _, _, wearer in worn] or ids
+
     def _forget_row(self, subject: int, name: str, reference: int) -> None:
         """ "a, b and c in a row, with b to the right of c": not in order of mention."""
         for row in ((subject, OPPOSITE.get(name, ""), reference), (reference, name, subject)):

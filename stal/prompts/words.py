@@ -520,6 +520,11 @@ def number_of(token: str) -> int:
     return NUMBERS[token] if token in NUMBERS else int(token[:9])
 
 
+def word_at(tokens: Sequence[str], i: int) -> str:
+    """The token at position i; "" before the first and after the last."""
+    return tokens[i] if 0 <= i < len(tokens) else ""
+
+
 def is_boundary(tokens: Sequence[str], i: int) -> bool:
     """Whether a phrase cannot go on at position i."""
     if i >= len(tokens):

@@ -11,6 +11,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from stal.prompts.attachment import (
+    acts,
+    adds_part,
+    is_tag,
+    modifies_latest,
+    other_side_of,
+    owners,
+    spoken_of,
+)
 from stal.prompts.clause import Clause, Sentence
 from stal.prompts.contents import Contents
 from stal.prompts.mentions import Mention, Mentions
@@ -23,6 +32,7 @@ from stal.prompts.nouns import (
     noun_phrase,
     part_after,
 )
+from stal.prompts.objects import is_object
 from stal.prompts.places import (
     HAS,
     SIDES,
@@ -36,9 +46,8 @@ from stal.prompts.places import (
 from stal.prompts.pronouns import after_list, latest_two, other_than, resolve
 from stal.prompts.rewording import ORDERS
 from stal.prompts.sentences import sentences
-from stal.prompts.statements import OPPOSITE, Link, Sided, Statements, dealt
+from stal.prompts.statements import BESIDE, BORNE, RESTS, Link, Sided, Statements, dealt
 from stal.prompts.words import (
-    ANIMALS,
     AUXILIARIES,
     BACKDROPS,
     BODY_PARTS,
@@ -54,18 +63,14 @@ from stal.prompts.words import (
     LOOKS,
     MEN,
     NEGATIONS,
-    NOT_OBJECTS,
     OF_BODIES,
     OWN_PARTS,
-    PEOPLE,
-    PICTURES,
     PLACES,
     POSSESSIVES,
     PRONOUNS,
     PURE_COLOURS,
     RELATIVES,
     SHOWING,
-    THE_CANVAS,
     UNCOUNTED,
     VERB_STEMS,
     WITH,
@@ -92,7 +97,6 @@ _DIRECTED = word_set(
     "facing faces faced looking looks turning turned pointing points pointed heading headed leaning"
     " gazing staring glancing"
 )
-_BORNE = [("worn by",), ("held by",)]
 _ORDINALS = {
     "first": 0,
     "former": 0,
@@ -105,12 +109,7 @@ _ORDINALS = {
 }
 _INTO = frozenset(("into", "onto"))
 _ROWS = {"row": "left of", "line": "left of", "column": "above", "stack": "above", "pile": "above"}
-# "a kitchen with two chairs" is a picture of two chairs.
-_HAVING = word_set("with has have having containing filled where")
-# Said of what rests on or in something, not of that something: "a mouse on a desk next to a cup".
-_RESTS = [("on",), ("inside",)]
 _ON_TOP = frozenset(("top", "atop"))
-_BESIDE = [("next to",), ("left of",), ("right of",), ("behind",), ("in front of",)]
 
 
 def read(text: str, reader: Reader | None = None) -> tuple[list[Mention], dict[Statement, Span]]:
@@ -346,38 +345,15 @@ class Reader:
         elif joins and before == "," and clause.role == "subject":
             sentence.joint = ""  # "a man, wearing a hat, ..."
         elif clause.role == "object" and (clause.trait or (clause.joined and not finite)):
-            if finite or not self._acts(clause.last):
+            if finite or not acts(sentence, self.known):
                 clause.speak_of(clause.head)
                 sentence.joint = sentence.joint if finite else ""
             else:
                 clause.subject = clause.last
-        elif not finite and self._modifies_latest(verb, i):
+        elif not finite and modifies_latest(verb, i, sentence, self.known):
             clause.subject = clause.latest
         clause.trait = clause.joined = sentence.absent = False
         clause.verb, sentence.verb_span, sentence.preposition = verb, sentence.spans[i], ""
-
-    def _acts(self, ids: Sequence[int]) -> bool:
-        """ "a bus with a man wearing a hat", but "a man with a bag standing next to a bus"."""
-        clause = self.clause
-        alive, other = (
-            bool(group) and {self.mentions[index].kind for index in group} <= ANIMALS | PEOPLE
-            for group in (ids, clause.bearer)
-        )
-        own = other and clause.bearer == clause.head and not clause.verb
-        return alive or not (clause.trait or own)
-
-    def _modifies_latest(self, verb: str, i: int) -> bool:
-        """ "a dog next to a man wearing a hat", "a cup next to a plate holding a cake"."""
-        clause, sentence, known = self.clause, self.sentence, self.known
-        if clause.role != "adjunct" or i != sentence.phrase_end or not verb.endswith("ing"):
-            return False
-        if known.are_people(clause.latest):
-            return True
-        people = known.are_people(clause.subject)
-        animals = all(self.mentions[index].kind in ANIMALS for index in clause.latest)
-        if animals and verb in ("wearing", "holding", "carrying") and not people:
-            return True  # "a dog next to a cat wearing a scarf"
-        return holds(verb) and not people and sentence.contents.can_bear(clause.latest)
 
     # Words of place
 
@@ -420,7 +396,7 @@ class Reader:
         middle = place.reference == "canvas" and set(place.side) == {0, None}
         if middle and sentence.contents.bearer_of(subjects):
             return  # "a table with a vase in the middle": on it
-        beside = place.names[:1] in _BESIDE and place.reference == "object"
+        beside = place.names[:1] in BESIDE and place.reference == "object"
         if not (beside or place.reverse) or pronoun:
             sentence.contents.withdraw(subjects)
         link = self._open_link(tokens, i, place, subjects)
@@ -470,70 +446,8 @@ class Reader:
     def _spoken_of(
         self, place: Place, i: int, *, bare: bool = False, pronoun: bool = False
     ) -> list[int]:
-        """What words of place at i are said of; bare ones have no object, others may a pronoun."""
-        clause, link = self.clause, self.sentence.complete
-        if clause.role == "object":
-            return self._spoken_of_object(place, i, bare=bare, pronoun=pronoun)
-        adjunct, beside = clause.role == "adjunct", place.names[:1] in _BESIDE
-        facing, on = place.names == ("facing",), place.names == ("on",)
-        to_latest = link is not None and link.references == clause.latest
-        looks = link is not None and link.names == ("facing",)
-        if looks and adjunct and to_latest and not self.sentence.joint:
-            return clause.latest  # "looking at a goldfish in a bowl"
-        if i == self.sentence.phrase_end and link is not None and link.rests:
-            stacks = on and adjunct and to_latest and not link.reverse
-            if link.names != ("inside",) and (stacks or place.names == ("around",)):
-                # "a pizza on a pan on a stove", "sitting on benches around a table"
-                return clause.latest
-        if self.sentence.joint or clause.verb:
-            return clause.subject or clause.last
-        if link is not None and adjunct and to_latest:
-            if link.names == ("inside",) and (link.reverse or beside or facing):
-                # "a bowl full of fruit", "a cat in a box next to a dog"
-                both = beside and not link.reverse
-                return [*link.subjects, *(link.references if both else [])]
-            if link.rests and (beside or facing):
-                # "a cat on a bed next to a lamp", "a plate topped with cake next to a spoon"
-                bears = link.reverse and link.names != ("worn by",)
-                return [*link.subjects, *(link.references if bears else [])]
-        if clause.role == "subject" and place.reference == "object" and not self.sentence.room:
-            # "a lamp and a cup on a shelf", but "a lamp to its left, a cup on a shelf"
-            placed = {subject for subject, _, _ in self.said.relations}
-            placed.update(index for each in self.sentence.sided for index in each.subjects)
-            return [index for index in clause.last if index in clause.latest or index not in placed]
-        return clause.latest
-
-    def _spoken_of_object(self, place: Place, i: int, *, bare: bool, pronoun: bool) -> list[int]:
-        """What words of place after the object of a verb or of "with" are said of."""
-        clause, sentence, link = self.clause, self.sentence, self.sentence.complete
-        of_object = place.reference == "object"
-        bearer = sentence.contents.bearer_of(clause.last)
-        if clause.trait and bearer and (of_object or place.reference == "canvas"):
-            # "a vase with flowers next to a clock", but "... with flowers inside"
-            return clause.last if bare else bearer
-        if of_object and not bare:
-            if clause.trait:
-                return clause.head
-            if bearer and not pronoun and not sentence.contents.stands(bearer):
-                return bearer  # "a bowl with an egg on a table"
-        if link is not None and link.references == clause.last and of_object:
-            # "a woman riding a horse in front of a house", "... holding a cup behind a table"
-            rides, held = link.names == ("on",), link.names == ("held by",) and link.reverse
-            if rides or (held and place.names[:1] in _BESIDE):
-                return [*link.subjects, *clause.last]
-        listed = link is not None and link.lists and link.names not in _BORNE
-        if sentence.joint == "," and clause.head and not listed:
-            return clause.head  # "a house with a garden, next to a lake"
-        another = sentence.preceding == "," and i == sentence.phrase_end
-        if another and (pronoun or not of_object):
-            return clause.latest  # "a plate with a burger, a fork to its left"
-        worn = {thing for thing, name, _ in self.said.relations if name == "worn by"}
-        if place.reference not in ("object", "canvas") and worn.issuperset(clause.last):
-            return self.said.wearers(clause.last)  # "a dog with a collar to her left"
-        if pronoun:
-            # "with an eyepatch and a parrot on his shoulder"
-            return [index for index in clause.last if index in clause.latest or index not in worn]
-        return clause.last
+        """For readers that know better than `spoken_of`, whose arguments these are."""
+        return spoken_of(place, i, self.sentence, self.said, bare=bare, pronoun=pronoun)
 
     def _open_link(self, tokens: Sequence[str], i: int, place: Place, subjects: list[int]) -> Link:
         """The relation that words of place at i state, still without its objects."""
@@ -548,7 +462,7 @@ class Reader:
             opens=opens,
             fronted=opens and not alone and sentence.joint != "and",
             reverse=place.reverse,
-            rests=names[:1] in _RESTS or not _ON_TOP.isdisjoint(tokens[i : place.end]),
+            rests=names[:1] in RESTS or not _ON_TOP.isdisjoint(tokens[i : place.end]),
         )
 
     def _take_side(self, tokens: Sequence[str], place: Place, link: Link) -> None:
@@ -559,7 +473,7 @@ class Reader:
             after += 1
         if link.opens and noun_phrase(tokens, after) is not None:
             sentence.side = place.side, link.span
-        elif subjects and (whose := self._other_side_of(place, subjects)):
+        elif subjects and (whose := other_side_of(place, subjects, sentence)):
             self._link(tokens, place.end, link, whose)
         elif subjects:
             sided = [index for each in sentence.sided for index in each.subjects]
@@ -567,14 +481,6 @@ class Reader:
                 # "a boy on the left throws a ball to a girl on the right"
                 subjects = clause.latest
             sentence.sided.append(Sided(subjects, place.side, clause.head, link.span))
-
-    def _other_side_of(self, place: Place, subjects: list[int]) -> list[int]:
-        """ "a dog is to the left of a bench, and a cat is on the right": of the bench."""
-        link = self.sentence.complete
-        opposite = tuple(OPPOSITE.get(name, "") for name in place.names)
-        if link is None or not link.is_side or not opposite or link.names != opposite:
-            return []
-        return link.references if set(subjects).isdisjoint(link.subjects + link.references) else []
 
     def _relate_to_owner(self, tokens: Sequence[str], place: Place, link: Link) -> None:
         """ "to its left": whose left that is."""
@@ -598,7 +504,7 @@ class Reader:
         self.said.relate(link, link.subjects, references)
         self.sentence.complete = link
         self.sentence.stated += 1
-        if link.names[:1] in _BESIDE and self._are_backdrops(references, link.names):
+        if link.names[:1] in BESIDE and self._are_backdrops(references, link.names):
             self.sentence.scenery = link
 
     def _are_backdrops(self, ids: Sequence[int], names: tuple[str, ...]) -> bool:
@@ -691,7 +597,7 @@ class Reader:
         self._take_clothes(tokens, phrase)
         if self._take_part(tokens, phrase):
             return end
-        if not self._is_object(tokens, phrase):
+        if not is_object(tokens, phrase, sentence):
             return self._pass_over(tokens, end, phrase)
         return self._take_thing(tokens, end, phrase, bare=bare)
 
@@ -843,7 +749,7 @@ class Reader:
     def _take_clothes(self, tokens: Sequence[str], phrase: NounPhrase) -> None:
         """ "a man with a beard and a hat", "cute cat, tiny hat": clothes as if after "with"."""
         clause, sentence, known = self.clause, self.sentence, self.known
-        goes_on, listed = self._goes_on(phrase), self._is_tag(phrase)
+        goes_on, listed = adds_part(phrase, sentence), is_tag(phrase, sentence)
         of_latest = goes_on or (listed and known.are_alive(clause.latest))
         wearer = clause.latest if of_latest else clause.head
         place = find(tokens, phrase.end)
@@ -853,13 +759,6 @@ class Reader:
         begins = goes_on or (listed and phrase.attributes)
         if begins and is_one_of(phrase.words[-1], WORN) and known.are_alive(wearer):
             sentence.preposition, clause.bearer, sentence.joint = "with", wearer, ""
-
-    def _goes_on(self, phrase: NounPhrase) -> bool:
-        """Whether it is one more part: "a man with a beard and ..."."""
-        return bool(self.sentence.joint) and self.sentence.part_end == phrase.start - 1
-
-    def _is_tag(self, phrase: NounPhrase) -> bool:
-        return self.sentence.joint == "," and not phrase.determiner
 
     def _take_part(self, tokens: Sequence[str], phrase: NounPhrase) -> bool:
         """ "a woman with red hair", "the house has a blue door", "1girl, long hair".
@@ -877,44 +776,27 @@ class Reader:
         of_body = is_one_of(last, OF_BODIES)
         if not of_body and self._is_placed(tokens, phrase):
             return False  # "a house with a door leading to a garden"
-        owners = self._owners(phrase, of_body=of_body)
-        if known.are_alive(owners) and not of_body:
+        owned_by = owners(phrase, sentence, known, self.said, of_body=of_body)
+        if known.are_alive(owned_by) and not of_body:
             return False  # "a girl with a leaf in her hand"
-        if known.are_people(owners) and last in ("horn", "trunk"):
+        if known.are_people(owned_by) and last in ("horn", "trunk"):
             return False
         if phrase.determiner in DEFINITE | POSSESSIVES or sentence.negated or sentence.absent:
-            named = bool(owners) and all(self.mentions[index].has(words) for index in owners)
+            named = bool(owned_by) and all(self.mentions[index].has(words) for index in owned_by)
             own = sentence.preposition == "with" and phrase.determiner in POSSESSIVES
             if not (named or own):
                 return False
-        elif not owners:
+        elif not owned_by:
             return False
         else:
-            known.complete(owners, " ".join(tokens[phrase.start : phrase.end]), words)
-        if owners:
-            clause.latest = owners
-            if owners == clause.head:
-                clause.speak_of(owners)
+            known.complete(owned_by, " ".join(tokens[phrase.start : phrase.end]), words)
+        if owned_by:
+            clause.latest = owned_by
+            if owned_by == clause.head:
+                clause.speak_of(owned_by)
         sentence.phrase_end = sentence.part_end = phrase.end
         sentence.preposition = sentence.joint = ""
         return True
-
-    def _owners(self, phrase: NounPhrase, *, of_body: bool) -> list[int]:
-        """What a part belongs to, if it is said to be a part; of_body: somebody's."""
-        clause, sentence, known = self.clause, self.sentence, self.known
-        if sentence.preposition == "with":
-            owners = self.said.wearers(clause.bearer) if of_body else clause.bearer
-            if of_body and not known.are_alive(owners) and known.are_alive(clause.head):
-                return clause.head  # "a man on a bench with long hair"
-            return owners
-        has = clause.verb in HAS and clause.role == "subject"
-        if has and not (sentence.joint or sentence.preposition):
-            return clause.subject
-        if self._goes_on(phrase) or (self._is_tag(phrase) and known.are_alive(clause.latest)):
-            return clause.latest
-        if sentence.joint and clause.joined and of_body and known.are_alive(clause.bearer):
-            return clause.bearer  # "a woman with a dress and long hair"
-        return []
 
     def _is_placed(self, tokens: Sequence[str], phrase: NounPhrase) -> bool:
         """Whether a part does something, or has a place of its own."""
@@ -1014,7 +896,7 @@ class Reader:
             sentence.begin_clause([])  # "while their right hand is empty"
         if link is not None:
             self.clause.subject = sentence.before  # "riding a bus at night"
-            if link.names[:1] in _BESIDE and phrase.is_scenery:
+            if link.names[:1] in BESIDE and phrase.is_scenery:
                 sentence.scenery = link
         sentence.settle()
         sentence.negated = False
@@ -1168,7 +1050,7 @@ class Reader:
         """Adds it to the objects of a verb or of words of place, if it is one more of these."""
         clause, sentence, known = self.clause, self.sentence, self.known
         link = sentence.complete
-        borne = link is not None and link.names in _BORNE
+        borne = link is not None and link.names in BORNE
         worn = link is not None and link.names == ("worn by",)
         kinds = {self.mentions[index].kind for index in ids}
         if (borne and kinds <= MEN | WOMEN) or (worn and known.are_alive(ids)):
@@ -1227,61 +1109,3 @@ class Reader:
             sentence.complete = link
             if name == "worn by":
                 clause.role = "adjunct"  # "a dog wearing a shirt on top of a bed"
-
-    # What is no object
-
-    def _is_object(self, tokens: Sequence[str], phrase: NounPhrase) -> bool:
-        sentence, link = self.sentence, self.sentence.waiting
-        last = phrase.noun.split(" ")[-1]
-        head = singular(last)
-        if phrase.determiner == "no" or phrase.count == 0 or self._is_denied():
-            return False
-        within = link is not None and link.names[:1] in _RESTS
-        at = sentence.preposition in ("at", "through", "across")
-        at = at or word_at(tokens, phrase.start - 1) == "at"
-        if head in PLACES and (within or at):
-            return False
-        if phrase.is_scenery and self._is_set_in(tokens, phrase):
-            return False
-        if " " in phrase.noun:
-            return True
-        if head in NOT_OBJECTS or last in NOT_OBJECTS or last in PURE_COLOURS:
-            return False
-        if head in PICTURES and _is_of_something(tokens, phrase):
-            return False
-        if phrase.determiner == "the" and link is not None:
-            if last == "camera" and link.names == ("facing",):
-                return False  # "looks at the camera"
-            if head in THE_CANVAS:
-                return False
-        one_of_two = phrase.count == 1 or phrase.other
-        owned = phrase.determiner in POSSESSIVES or (one_of_two and within)
-        return not (owned and last in BODY_PARTS)
-
-    def _is_denied(self) -> bool:
-        """ "not a hat", "without a hat or a coat", "is not wearing a hat"."""
-        clause, sentence = self.clause, self.sentence
-        if sentence.preposition in NEGATIONS or (sentence.absent and sentence.joint):
-            return True
-        if sentence.waiting is not None or sentence.joint or sentence.preposition:
-            return False
-        states = holds(clause.verb) or stated_by(clause.verb) is not None
-        return sentence.negated and bool(clause.subject) and states
-
-    def _is_set_in(self, tokens: Sequence[str], phrase: NounPhrase) -> bool:
-        """Whether scenery only says where the picture is taken: "a field with a cow"."""
-        clause, sentence = self.clause, self.sentence
-        if sentence.preposition or sentence.waiting is not None:
-            return True
-        if word_at(tokens, phrase.end) in _HAVING:
-            return True
-        acted_on = clause.verb and clause.verb not in AUXILIARIES and not sentence.joint
-        return bool(clause.head) and bool(acted_on or not phrase.determiner)
-
-
-def _is_of_something(tokens: Sequence[str], phrase: NounPhrase) -> bool:
-    """Whether a picture is the one to draw: "a photo of", "an empty canvas"."""
-    following, after = word_at(tokens, phrase.end), word_at(tokens, phrase.end + 1)
-    shows = following in SHOWING or following in ("from", "taken")
-    blank = not {"empty", "blank", "plain"}.isdisjoint(phrase.attributes)
-    return shows or blank or (following == "up" and after == "of")

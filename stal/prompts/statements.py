@@ -12,6 +12,12 @@ from stal.prompts.words import UNCOUNTED, article, is_for_one, is_plural, singul
 from stal.relations import Side, Span, Statement, side_names
 
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+# The names of a link by kind: ...
+BESIDE = [("next to",), ("left of",), ("right of",), ("behind",), ("in front of",)]
+BORNE = [("worn by",), ("held by",)]
+# ... and what is said of what rests on or in something, not of that something: "a mouse on a desk
+# next to a cup".
+RESTS = [("on",), ("inside",)]
 
 
 @dataclass

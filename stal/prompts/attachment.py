@@ -119,7 +119,7 @@ def other_side_of(place: Place, subjects: list[int], sentence: Sentence) -> list
     return link.references if set(subjects).isdisjoint(link.subjects + link.references) else []
 
 
-def acts(sentence: Sentence, known: Mentions) -> bool:
+def object_acts(sentence: Sentence, known: Mentions) -> bool:
     """Whether a participle after the object of a verb or of "with" is said of that object.
 
     So it is in "a bus with a man wearing a hat"; not in "a man with a bag standing next to a bus".

@@ -47,20 +47,13 @@ class Clause:
 
 @dataclass
 class Sentence:
-    """Where the reading of a sentence stands.
+    """Where the reading of a sentence stands."""
 
-    Attributes:
-        spans: of its words in the text.
-        contents: what its things come with: "a table with a vase with flowers".
-        number: 1 for the first of the text.
-        about: what the sentence before was about.
-    """
-
-    spans: Sequence[Span]
-    contents: Contents
-    number: int = 0
+    spans: Sequence[Span]  # of its words in the text
+    contents: Contents  # what its things come with: "a table with a vase with flowers"
+    number: int = 0  # 1 for the first of the text
+    # What the sentence before was about.
     about: list[int] = field(default_factory=list)
-
     # What it is about.
     main: list[int] = field(default_factory=list)
     clause: Clause = field(default_factory=Clause)
@@ -107,6 +100,11 @@ class Sentence:
     part_end: int = -1  # where what the latest thing comes with ended: "a cat with a long tail"
     ignored_end: int = -1  # where the latest phrase that is no object ended
     backdrop_end: int = -1  # ... if it came with something: "with grass in the background"
+
+    @property
+    def opens(self) -> bool:
+        """Whether what comes next may begin a clause: after a conjunction, or at the start."""
+        return bool(self.joint) or not self.clause.last
 
     def span(self, start: int, end: int) -> Span:
         """Where tokens [start, end) are in the text."""

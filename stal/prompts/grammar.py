@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from stal.prompts.attachment import (
-    acts,
     adds_part,
     is_tag,
     modifies_latest,
+    object_acts,
     other_side_of,
     owners,
     spoken_of,
@@ -124,8 +124,8 @@ def read(text: str, reader: Reader | None = None) -> tuple[list[Mention], dict[S
 
 
 @dataclass(frozen=True)
-class _Next:
-    """What follows a noun phrase: a word, or none, words of place, a verb."""
+class _Following:
+    """What follows a noun phrase: which word, or "", and whether words of place or a verb."""
 
     word: str
     place: Place | None
@@ -139,7 +139,8 @@ class _Next:
 class Reader:
     """Objects and relations of the sentences read so far.
 
-    A method that takes something returns where to go on, or None or False if it is something else.
+    A method `_take_...` reads one kind of thing. If it may be another kind, it returns where to go
+    on, or None; or whether it was that kind.
 
     Attributes:
         known: the objects; `mentions` are its items.
@@ -345,7 +346,7 @@ class Reader:
         elif joins and before == "," and clause.role == "subject":
             sentence.joint = ""  # "a man, wearing a hat, ..."
         elif clause.role == "object" and (clause.trait or (clause.joined and not finite)):
-            if finite or not acts(sentence, self.known):
+            if finite or not object_acts(sentence, self.known):
                 clause.speak_of(clause.head)
                 sentence.joint = sentence.joint if finite else ""
             else:
@@ -384,6 +385,7 @@ class Reader:
         self.sentence.settle()
 
     def _take_place(self, tokens: Sequence[str], i: int, place: Place) -> None:
+        """Words of place at i: states their relation, or keeps it until its objects come."""
         if is_known_verb(tokens[i]) and tokens[i].endswith("s"):
             self._take_verb(tokens, i)  # "a man on a horse looks at a car"
         if place.reference == "canvas" and word_at(tokens, i - 1) in _DIRECTED:
@@ -400,8 +402,8 @@ class Reader:
         if not (beside or place.reverse) or pronoun:
             sentence.contents.withdraw(subjects)
         link = self._open_link(tokens, i, place, subjects)
-        orphan = not subjects and bool(clause.verb) and sentence.joint != "while"
-        orphan = orphan and not sentence.fronted
+        orphan = not (subjects or sentence.fronted) and bool(clause.verb)
+        orphan = orphan and sentence.joint != "while"
         negated = sentence.negated
         sentence.denied = subjects if negated else []
         sentence.before = clause.subject
@@ -453,14 +455,13 @@ class Reader:
         """The relation that words of place at i state, still without its objects."""
         sentence = self.sentence
         names = () if sentence.negated else place.names
-        opens = bool(sentence.joint) or not self.clause.last
         alone = word_at(tokens, i - 1) == "," and word_at(tokens, i - 2) != "and"
         return Link(
             names,
             subjects,
             sentence.span(i, place.end),
-            opens=opens,
-            fronted=opens and not alone and sentence.joint != "and",
+            opens=sentence.opens,
+            fronted=sentence.opens and not alone and sentence.joint != "and",
             reverse=place.reverse,
             rests=names[:1] in RESTS or not _ON_TOP.isdisjoint(tokens[i : place.end]),
         )
@@ -540,7 +541,7 @@ class Reader:
                 self._take_object(found)  # "riding it", "leaving it behind"
             return
         found = resolve(tokens[i], [], sentence, self.known)
-        if found and (sentence.joint or not clause.last):
+        if found and sentence.opens:
             sentence.begin_clause(found)
             sentence.joint = ""
 
@@ -576,10 +577,9 @@ class Reader:
             self.known.describe(member, phrase.words[:-1])
             self._take_members(tokens, end, member)
             return end
-        looks = word_at(tokens, phrase.start - 1) in LOOKS
-        if phrase.is_bare and looks and word_at(tokens, phrase.start - 2) != "there":
+        bare, looks = phrase.is_bare, word_at(tokens, phrase.start - 1) in LOOKS
+        if bare and looks and word_at(tokens, phrase.start - 2) != "there":
             return end  # "is asleep"
-        bare = phrase.is_bare
         if not phrase.determiner and sentence.joint == "and" and sentence.determiner == "the":
             phrase.determiner = "the"  # "the horse and cow"
         sentence.determiner = phrase.determiner
@@ -643,15 +643,14 @@ class Reader:
                 find_noun(phrase)
 
     def _take_owner(self, tokens: Sequence[str], phrase: NounPhrase) -> int | None:
-        """Where the words end that "'s" joins to a noun phrase; None if they are the next one."""
-        clause, sentence, end = self.clause, self.sentence, phrase.end
+        """ "the cat" of "the cat's left" and "the cat's back"; None of "the cat's bowl"."""
+        sentence, end = self.sentence, phrase.end
         owned, link = word_at(tokens, end + 1), sentence.waiting
         side = SIDES.get(owned)
         if side is not None and (link is not None or sentence.preposition in ("to", "on", "at")):
             # "to the person's left", "on the bed's right side"
             if link is None:
-                subjects = self._spoken_of(Place(end, ()), phrase.start)
-                opens = bool(sentence.joint) or not clause.last
+                subjects, opens = self._spoken_of(Place(end, ()), phrase.start), sentence.opens
             else:
                 subjects, opens = link.subjects, link.opens
             span = sentence.span(end + 1, end + 2)
@@ -887,7 +886,7 @@ class Reader:
     def _pass_over(self, tokens: Sequence[str], end: int, phrase: NounPhrase) -> int:
         """Reads a noun phrase that is no object."""
         sentence, link = self.sentence, self.sentence.waiting
-        opens = bool(sentence.joint) or not self.clause.last
+        opens = sentence.opens
         sentence.backdrop_end = end if sentence.preposition == "with" else -1
         sentence.ignored_end = end
         if phrase.determiner == "no" or sentence.preposition in NEGATIONS:
@@ -952,7 +951,7 @@ class Reader:
         """
         clause, sentence = self.clause, self.sentence
         word = word_at(tokens, end)
-        after = _Next(word, find(tokens, end), verb or is_verb(word))
+        after = _Following(word, find(tokens, end), verb or is_verb(word))
         self._relate_to_scenery(ids)
         # A bare noun in a text that has articles: "a vase with flowers next to a clock".
         clause.trait = bare and bool(clause.head) and not self.mentions[clause.head[0]].bare
@@ -976,7 +975,9 @@ class Reader:
             self.said.relate(link, link.subjects, ids)
             sentence.on_scenery = not link.references
 
-    def _complete_link(self, tokens: Sequence[str], end: int, ids: list[int], after: _Next) -> bool:
+    def _complete_link(
+        self, tokens: Sequence[str], end: int, ids: list[int], after: _Following
+    ) -> bool:
         """Gives words of place the object or the subject that they wait for, if they do."""
         clause, sentence = self.clause, self.sentence
         link, inverted = sentence.waiting, sentence.inverted
@@ -1002,7 +1003,7 @@ class Reader:
         inverted.subjects = ids
         return True
 
-    def _continues(self, after: _Next) -> bool:
+    def _continues(self, after: _Following) -> bool:
         """Whether words of place are said of it too, or it is one more of their objects.
 
         "Above the fork and the knife", "next to a hat, book and blanket"; but "next to a queen,
@@ -1025,13 +1026,13 @@ class Reader:
         clause.bearer = self.said.wearers(clause.bearer)
         sentence.contents.take(clause.bearer, ids, sentence.verb_span)
 
-    def _begins_anew(self, bare: bool, after: _Next) -> bool:
+    def _begins_anew(self, bare: bool, after: _Following) -> bool:
         """ "woman holding umbrella, car on left" """
         head = self.clause.head
         listed = bare and self.sentence.preceding == "," and bool(head)
         return listed and self.mentions[head[0]].bare and after.place is not None
 
-    def _acts_itself(self, ids: list[int], bare: bool, after: _Next) -> bool:
+    def _acts_itself(self, ids: list[int], bare: bool, after: _Following) -> bool:
         """ "a man holding a cup and a dog sitting next to him"."""
         clause, sentence, known = self.clause, self.sentence, self.known
         if clause.role != "object" or sentence.joint not in ("and", ","):
@@ -1046,7 +1047,7 @@ class Reader:
             return acts and not known.are_alive(clause.last)
         return acts and (link is None or link.references == clause.last)
 
-    def _join_latest(self, ids: list[int], after: _Next) -> bool:
+    def _join_latest(self, ids: list[int], after: _Following) -> bool:
         """Adds it to the objects of a verb or of words of place, if it is one more of these."""
         clause, sentence, known = self.clause, self.sentence, self.known
         link = sentence.complete
@@ -1067,9 +1068,8 @@ class Reader:
             return True
         clothes = listed and worn and known.are_clothes(ids)
         clothes = clothes and sentence.determiner != "the"  # "wearing a hat, the hat above ..."
-        if clause.role != "adjunct" or not (self._continues(after) or borne_too or clothes):
-            return False
-        if link is None:
+        too = borne_too or clothes or self._continues(after)
+        if link is None or clause.role != "adjunct" or not too:
             return False
         self.said.relate(link, link.subjects, ids)
         link.references = link.references + ids

@@ -123,6 +123,10 @@ def object_acts(sentence: Sentence, known: Mentions) -> bool:
     """Whether a participle after the object of a verb or of "with" is said of that object.
 
     So it is in "a bus with a man wearing a hat"; not in "a man with a bag standing next to a bus".
+
+    Args:
+        sentence: that it is in, read up to it.
+        known: the objects so far.
     """
     clause = sentence.clause
     alive, owner_alive = (
@@ -137,6 +141,12 @@ def modifies_latest(verb: str, i: int, sentence: Sentence, known: Mentions) -> b
     """Whether a participle at position i is said of the latest noun phrase, an adjunct.
 
     "A dog next to a man wearing a hat", "a cup next to a plate holding a cake".
+
+    Args:
+        verb: the participle.
+        i: its position.
+        sentence: that it is in, read up to it.
+        known: the objects so far.
     """
     clause = sentence.clause
     if clause.role != "adjunct" or i != sentence.phrase_end or not verb.endswith("ing"):
@@ -161,6 +171,9 @@ def owners(
         known: the objects so far.
         said: the relations so far.
         of_body: whether the part is somebody's, as hair is.
+
+    Returns:
+        The objects; none if it is no part of any.
     """
     clause = sentence.clause
     if sentence.preposition == "with":

@@ -91,6 +91,7 @@ class Sentence:
     scenery: Link | None = None  # "next to a road": of what the road is "with"
     on_scenery: bool = False  # "... with a truck on it": on what is no object
     room: bool = False  # "a bathroom with a sink and a towel on the door": the towel is
+    # What is on a side of the canvas, or of what its clause is about.
     sided: list[Sided] = field(default_factory=list)
 
     # The latest noun phrase.
@@ -111,7 +112,7 @@ class Sentence:
         return self.spans[start][0], self.spans[end - 1][1]
 
     def begin_clause(self, subject: list[int]) -> None:
-        """A new clause about a subject; "with" goes on."""
+        """A new clause about a subject, or about nothing yet; what comes "with" something stays."""
         self.clause = Clause(
             subject=subject,
             head=subject,
@@ -130,6 +131,7 @@ class Sentence:
         self.waiting, self.preposition, self.joint = None, "", ""
 
     def open_bracket(self) -> None:
+        """Keeps what the clause is before the bracket."""
         self.outside = replace(self.clause)
 
     def close_bracket(self) -> None:

@@ -62,6 +62,11 @@ class Description:
     """A prompt: its text (D), its objects in order of mention, its relations in order of statement.
 
     Relations are kept as stated, contradictory ones included. Spans index `text`.
+
+    Attributes:
+        text: as it was given.
+        objects: what to draw.
+        relations: what it says of them.
     """
 
     text: str

@@ -115,7 +115,9 @@ _ON_TOP = frozenset(("top", "atop"))
 def read(text: str, reader: Reader | None = None) -> tuple[list[Mention], dict[Statement, Span]]:
     """The objects of a text, and its relations with the spans of the words that state them.
 
-    reader: a new one; by default one that knows nothing but the words.
+    Args:
+        text: one or more sentences.
+        reader: a new one; by default one that knows nothing but the words.
     """
     reader = reader or Reader()
     for tokens, spans in sentences(text):
@@ -160,9 +162,11 @@ class Reader:
         return self.sentence.clause
 
     def read(self, tokens: list[str], spans: list[Span]) -> None:
-        """Reads one sentence: its words, and where each is in the text.
+        """Reads one sentence.
 
-        Takes comparisons of number out of both; see `Mentions.take_comparisons`.
+        Args:
+            tokens: its words; comparisons of number are taken out, as from the spans.
+            spans: where each is in the text.
         """
         self.known.take_comparisons(tokens, spans)
         self.sentence = Sentence(

@@ -52,20 +52,35 @@ _DEEPEST = 3  # "a slice of a piece of a cake"
 
 @dataclass
 class NounPhrase:
-    """A noun phrase, tokens [start, end)."""
+    """A noun phrase, tokens [start, end).
+
+    Attributes:
+        determiner: "a", "the", "her", "some"; "" for none.
+        count: its number; None if it has none.
+        words: what is between determiner or number and end.
+        verb: whether the word after it is a verb.
+        of: " of water" in "a glass of water".
+        portion: "a slice of" in "a slice of pizza".
+        group: "row" in "a row of three dogs".
+        other: whether it is "the other dog".
+        as_many: whether it is "the same number of dogs".
+        part: "red hair" in "the woman with red hair".
+        noun: what it names, as `find_noun` finds it in the words.
+        attributes: what describes that.
+    """
 
     start: int
     end: int
     determiner: str
-    count: int | None  # None: uncounted
+    count: int | None
     words: list[str]
-    verb: bool = False  # the word after it is a verb
-    of: str = ""  # " of water" in "a glass of water"
-    portion: str = ""  # "a slice of" in "a slice of pizza"
-    group: str = ""  # "row" in "a row of three dogs"
-    other: bool = False  # "the other dog"
-    as_many: bool = False  # "the same number of dogs"
-    part: str = ""  # "red hair" in "the woman with red hair"
+    verb: bool = False
+    of: str = ""
+    portion: str = ""
+    group: str = ""
+    other: bool = False
+    as_many: bool = False
+    part: str = ""
     noun: str = ""
     attributes: tuple[str, ...] = ()
 
@@ -95,11 +110,15 @@ def noun_phrase(
     depth: int = 0,
     ends: Mapping[int, int] | None = None,
 ) -> NounPhrase | None:
-    """The noun phrase that begins at position i.
+    """The noun phrase that begins at position i; None if none does.
 
-    joined: another noun and "and" stand before it, so that a bare verb may follow ("a dog and a
-    cat sit"). depth: how many "of" it stands behind.
-    ends: start -> end of all noun phrases, where something other than the words tells.
+    Args:
+        tokens: the words of the sentence.
+        i: where it begins.
+        joined: whether another noun and "and" stand before it, so that a bare verb may follow ("a
+            dog and a cat sit").
+        depth: how many "of" it stands behind.
+        ends: start -> end of all noun phrases, where something other than the words tells.
     """
     n = len(tokens)
     start = i
@@ -305,7 +324,7 @@ def _describes(word: str) -> bool:
 
 
 def find_noun(phrase: NounPhrase) -> None:
-    """Splits the words into attributes and noun."""
+    """Splits the words of a phrase into its attributes and its noun, which are set."""
     words = phrase.words
     length = 1
     for size in (3, 2):
@@ -364,6 +383,11 @@ def inverts(tokens: Sequence[str], i: int, *, fronted: bool) -> bool:
     """Whether the subject follows: "above the dog [is a cat]", fronted "to its left [, a cat]".
 
     A noun phrase right after the place is the subject: "behind the bus [a cyclist]".
+
+    Args:
+        tokens: the words of the sentence.
+        i: where the words of place and their object end.
+        fronted: whether the subject may follow after a comma.
     """
     comma = fronted and tokens[i : i + 1] == [","]
     i += comma

@@ -36,9 +36,9 @@ def is_object(tokens: Sequence[str], phrase: NounPhrase, sentence: Sentence) -> 
     """Whether a noun phrase names something to draw.
 
     Args:
-        tokens: the words of the sentence.
+        tokens: the words of its sentence.
         phrase: the noun phrase.
-        sentence: the sentence, read up to it.
+        sentence: that it is in, read up to it.
     """
     link = sentence.waiting
     last = phrase.noun.split(" ")[-1]

@@ -114,7 +114,7 @@ class Place:
 
 
 def stated_by(verb: str) -> tuple[str, bool] | None:
-    """What a verb, in any form, states of its subject and object; see `VERBS`."""
+    """What a verb, in any form, states of its subject and object, as `VERBS` does; or None."""
     return VERBS.get(verb if verb in VERBS else verb_stem(verb) or "")
 
 
@@ -139,7 +139,7 @@ def is_by_pronoun(tokens: Sequence[str], place: Place) -> bool:
 
 
 def find(tokens: Sequence[str], i: int) -> Place | None:
-    """The words of place that begin at position i; the longest wins."""
+    """The words of place that begin at position i, the longest; None if none do."""
     start = i
     while i < len(tokens) and tokens[i] in _INTENSIFIERS:
         i += 1  # "right next to", "directly above"

@@ -121,7 +121,13 @@ def after_list(pronoun: str, link: Link, sentence: Sentence, known: Mentions) ->
 
 
 def latest_two(besides: Sequence[int], sentence: Sentence, known: Mentions) -> list[int]:
-    """What "both" and "between them" stand for: what the text is about if that is two."""
+    """What "both" and "between them" stand for: what the text is about if that is two.
+
+    Args:
+        besides: what they cannot mean.
+        sentence: that they are in, read up to them.
+        known: the objects so far; the latest two if the text is about one or more.
+    """
     for group in (sentence.clause.subject, sentence.main, sentence.about):
         if len(group) == 2 and set(group).isdisjoint(besides):
             return list(group)
@@ -129,7 +135,7 @@ def latest_two(besides: Sequence[int], sentence: Sentence, known: Mentions) -> l
 
 
 def other_than(besides: Sequence[int], sentence: Sentence) -> list[int]:
-    """What the text is about, other than these."""
+    """What the text is about, other than these; none if that is nothing."""
     clause = sentence.clause
     for group in (clause.subject, sentence.main, sentence.about, clause.last):
         if group and set(group).isdisjoint(besides):

@@ -90,7 +90,15 @@ def without_markup(text: str) -> str:
 
 
 def reword(tokens: Sequence[str], spans: Sequence[Span]) -> list[Word]:
-    """The words of a sentence, each with the span in the text that it stands for."""
+    """The words of a sentence as the grammar reads them.
+
+    Args:
+        tokens: the words as they stand in the text.
+        spans: the place of each in the text.
+
+    Returns:
+        The words, each with the span that it stands for.
+    """
     words = list(zip(tokens, spans, strict=True))
     for rule in (_without_request, _with_order_last, _with_places_said, _without_viewer, _plain):
         words = rule(words)

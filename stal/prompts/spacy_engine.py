@@ -51,6 +51,9 @@ class Syntax:
 def read(text: str) -> tuple[list[Mention], dict[Statement, Span]]:
     """The objects of a text, and its relations with the spans of the words that state them.
 
+    Args:
+        text: one or more sentences.
+
     Raises:
         ImportError: spaCy or an English pipeline is not installed.
         ValueError: the pipeline has no parser.
@@ -80,7 +83,12 @@ def pipeline() -> Language:
 
 
 def align(doc: Doc, spans: Sequence[Span]) -> Syntax:
-    """The syntax of the words at these places of the text, whatever tokens spaCy made of them."""
+    """The syntax of the words at these places of the text, whatever tokens spaCy made of them.
+
+    Args:
+        doc: the text as a pipeline with a parser read it.
+        spans: of the n words of a sentence.
+    """
     word_of: dict[int, int] = {}
     roots = []
     for k, (start, end) in enumerate(spans):

@@ -22,16 +22,27 @@ RESTS = [("on",), ("inside",)]
 
 @dataclass
 class Link:
-    """A relation while the text is read: it may still lack its objects, or its subjects."""
+    """A relation while the text is read: it may still lack its objects, or its subjects.
+
+    Attributes:
+        names: its predicates: two for "at the upper left of", none if it is denied.
+        subjects: what the words of place are said of.
+        span: of these words.
+        references: their objects.
+        opens: whether it begins a clause, so that its subject may follow.
+        fronted: ... also after a comma: "..., and below the clock, a couch".
+        reverse: whether it is the references that are in the relation: "a filled with b".
+        rests: on, in or on top of: what is said next is of what rests there.
+    """
 
     names: tuple[str, ...]
     subjects: list[int]
     span: Span
     references: list[int] = field(default_factory=list)
-    opens: bool = False  # begins a clause, so that its subject may follow
-    fronted: bool = False  # ... also after a comma: "..., and below the clock, a couch"
+    opens: bool = False
+    fronted: bool = False
     reverse: bool = False
-    rests: bool = False  # on, in or on top of: what is said next is of what rests there
+    rests: bool = False
 
     @property
     def is_side(self) -> bool:
@@ -52,7 +63,14 @@ class Link:
 
 @dataclass
 class Sided:
-    """ "on the left": of the canvas, or of what the clause was about."""
+    """ "on the left": of the canvas, or of what the clause was about.
+
+    Attributes:
+        subjects: what is there.
+        side: where that is.
+        head: what the clause is about; none for the canvas.
+        span: of the words of place.
+    """
 
     subjects: list[int]
     side: Side
@@ -61,7 +79,11 @@ class Sided:
 
 
 class Statements:
-    """The relations so far, with the spans of the words that state them."""
+    """The relations so far, with the spans of the words that state them.
+
+    Args:
+        mentions: the objects of the text, whose positions on the canvas are set here.
+    """
 
     def __init__(self, mentions: list[Mention]) -> None:
         self.relations: dict[Statement, Span] = {}
@@ -69,6 +91,7 @@ class Statements:
         self._rows: set[Statement] = set()  # orders that only the order of mention gives
 
     def relate(self, link: Link, subjects: Sequence[int], references: Sequence[int]) -> None:
+        """Adds what a link states of each subject and reference; what was said before stays."""
         if link.reverse:
             subjects, references = references, subjects
         for subject in subjects:
@@ -102,11 +125,15 @@ class Statements:
         self._rows |= {(subject, name, reference) for subject, reference in pairwise(group)}
 
     def relate_neighbours(self, group: Sequence[int], names: tuple[str, ...], span: Span) -> None:
+        """Adds relations of each of a group to the next one."""
         for subject, reference in pairwise(group):
             self.relate(Link(names, [subject], span), [subject], [reference])
 
     def relate_sides(self, places: Sequence[Sided]) -> None:
-        """ "a on the left and b on the right" is "a left of b"."""
+        """ "a on the left and b on the right" is "a left of b".
+
+        Sides of the canvas become positions of the mentions as well.
+        """
         placed = {index for sided in places for index in sided.subjects}
         groups: dict[tuple[int, ...], list[Sided]] = {}
         for sided in places:
@@ -140,7 +167,12 @@ class Statements:
                             self.relate(link, a.subjects, b.subjects)
 
     def relate_depths(self, places: Sequence[Sided], topics: Sequence[Sequence[int]]) -> None:
-        """ "a girl with trees in the background": behind what is in front, or else the topic."""
+        """ "a girl with trees in the background": behind what is in front, or else the topic.
+
+        Args:
+            places: of the sentence.
+            topics: what it is about, and what the one before was.
+        """
         deep = [sided for sided in places if sided.side[2] is not None]
         front = [index for sided in deep if sided.side[2] == 1 for index in sided.subjects]
         for sided in deep:
@@ -157,7 +189,15 @@ class Statements:
 def dealt(
     mentions: Sequence[Mention], relations: Mapping[Statement, Span]
 ) -> tuple[list[Mention], dict[Statement, Span]]:
-    """ "two women wearing red dresses": a dress for each of them."""
+    """Deals clothes out: "two women wearing red dresses", a dress for each of them.
+
+    Args:
+        mentions: the objects of a text.
+        relations: what it states of them, with spans.
+
+    Returns:
+        Both with as many clothes as there are wearers, if that makes no more than 20 objects.
+    """
     wearers: dict[int, list[int]] = {}
     for i, name, j in relations:
         if name == "worn by":

@@ -34,11 +34,14 @@ class Geometry:
 
 
 @dataclass(frozen=True)
-class Row:
-    """A relation: its name, its geometry, and its word forms, separated by " | ".
+class RelationRow:
+    """A row of `TABLE`.
 
-    `forms` stand between subject and object ("a under b"), `reversed_forms` between object and
-    subject ("b contains a" is a inside b).
+    Attributes:
+        name: the predicate, as in `PREDICATES`.
+        geometry: what it says of two boxes.
+        forms: what stands between subject and object ("a under b"), separated by " | ".
+        reversed_forms: what stands between object and subject ("b contains a" is a inside b).
     """
 
     name: str
@@ -48,20 +51,20 @@ class Row:
 
 
 TABLE = (
-    Row("left of", Geometry(dx=-1)),
-    Row("right of", Geometry(dx=1)),
-    Row(
+    RelationRow("left of", Geometry(dx=-1)),
+    RelationRow("right of", Geometry(dx=1)),
+    RelationRow(
         "above",
         Geometry(dy=-1),
         "above | over | atop | on top of | on the top of | at the top of | higher than | up above",
     ),
-    Row(
+    RelationRow(
         "below",
         Geometry(dy=1),
         "below | under | underneath | under neath | beneath | lower than | on the bottom of"
         " | at the bottom of | at the feet of | at the foot of | down from | down below | down",
     ),
-    Row(
+    RelationRow(
         "next to",
         Geometry(contact="beside"),
         "next to | beside | besides | near | near to | nearby to | near by | close to | by"
@@ -70,18 +73,18 @@ TABLE = (
         " | on each side of"
         " | at | next | past | along | adjoining | in the vicinity of",
     ),
-    Row(
+    RelationRow(
         "between",
         Geometry(contact="beside"),
         "between | in between | sandwiched between | flanked by | in the middle between",
     ),
-    Row(
+    RelationRow(
         "on",
         Geometry(dy=-1, contact="touching", depth=1),
         "on | onto | upon | up on",
         "topped with | topped by | covered with | covered in | laden with | loaded with",
     ),
-    Row(
+    RelationRow(
         "inside",
         Geometry(contact="inside", depth=1),
         "in | inside | inside of | into | within | among | amongst | amid | in the middle of"
@@ -89,46 +92,46 @@ TABLE = (
         "contains | contain | contained | containing | consists of | consisting of | has as a part"
         " | filled with | full of | stuffed with",
     ),
-    Row(
+    RelationRow(
         "around",
         Geometry(contact="around", depth=-1),
         "around | all around | surrounding | surrounds | encircling | enclosing | encloses",
         "surrounded by | enclosed by | encircled by | ringed by",
     ),
-    Row(
+    RelationRow(
         "behind",
         Geometry(contact="overlapping", depth=-1),
         "behind | at the back of | in back of | in the back of | hidden by | hidden behind"
         " | beyond | obscured by | occluded by | blocked by | covered by",
         "obscuring | occluding | blocking | covering",
     ),
-    Row(
+    RelationRow(
         "in front of",
         Geometry(contact="overlapping", depth=1),
         "in front of | at the front of | ahead of | before",
     ),
-    Row(
+    RelationRow(
         "touching",
         Geometry(contact="touching"),
         "touching | against | up against | leaning against | leaning on | attached to"
         " | connected to | joined to | tied to | chained to | at the edge of | on the edge of",
     ),
-    Row("held by", Geometry(contact="overlapping", depth=1), "held by | carried by"),
-    Row("worn by", Geometry(contact="inside", depth=1), "worn by"),
-    Row(
+    RelationRow("held by", Geometry(contact="overlapping", depth=1), "held by | carried by"),
+    RelationRow("worn by", Geometry(contact="inside", depth=1), "worn by"),
+    RelationRow(
         "far from",
         Geometry(contact="apart"),
         "far from | far away from | away from | across from | across | opposite to | opposite of"
         " | opposite | on the other side of | on the opposite side of | across the street from",
     ),
-    Row(
+    RelationRow(
         "outside",
         Geometry(contact="apart"),
         "outside | outside of | out of | off | off of | detached from | disconnected from"
         " | separated from | separate from",
     ),
     # A box shows neither where a thing looks nor along what line it lies.
-    Row(
+    RelationRow(
         "facing",
         Geometry(),
         "facing | looking at | looks at | look at | looked at | toward | towards | facing toward"
@@ -136,9 +139,11 @@ TABLE = (
         " | pointing at | aiming at | waving at | smiling at | laughing at | shouting at"
         " | howling at | barking at | hissing at | growling at | roaring at",
     ),
-    Row("facing away from", Geometry(), "facing away from | looking away from"),
-    Row("parallel to", Geometry(), "parallel to | congruent to | congruent with | congruent"),
-    Row("perpendicular to", Geometry(), "perpendicular to"),
+    RelationRow("facing away from", Geometry(), "facing away from | looking away from"),
+    RelationRow(
+        "parallel to", Geometry(), "parallel to | congruent to | congruent with | congruent"
+    ),
+    RelationRow("perpendicular to", Geometry(), "perpendicular to"),
 )
 GEOMETRY = {row.name: row.geometry for row in TABLE}
 PREDICATES = tuple(GEOMETRY)
@@ -151,5 +156,8 @@ _SIDE_NAMES = {(0, -1): "left of", (0, 1): "right of", (1, -1): "above", (1, 1):
 
 
 def side_names(side: Side) -> tuple[str, ...]:
-    """The relations that a side states: ("left of", "above") for the upper left."""
+    """The relations that a side states: ("left of", "above") for the upper left.
+
+    The middle and the depth state none.
+    """
     return tuple(_SIDE_NAMES[axis, value] for axis, value in enumerate(side) if value and axis < 2)

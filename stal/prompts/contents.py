@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from stal.prompts.mentions import Mention, Span
+from stal.prompts.mentions import Mention
 from stal.prompts.statements import Link, Statements
 from stal.prompts.words import (
     ANIMALS,
@@ -20,10 +20,18 @@ from stal.prompts.words import (
     WORN,
     is_one_of,
 )
+from stal.relations import Span
 
 
-class Bearing:
-    """The containers and surfaces that the sentence spoke of last, innermost last."""
+class Contents:
+    """The containers and surfaces that the sentence spoke of last, innermost last.
+
+    Objects are lists of their numbers among the mentions.
+
+    Args:
+        mentions: the objects of the text so far.
+        said: its relations, to which these are added.
+    """
 
     def __init__(self, mentions: list[Mention], said: Statements) -> None:
         self._mentions = mentions
@@ -31,6 +39,7 @@ class Bearing:
         self._links: list[Link] = []
 
     def can_bear(self, ids: Sequence[int]) -> bool:
+        """Whether it is a single container or surface."""
         if len(ids) != 1 or self._mentions[ids[0]].count != (1, 1):
             return False
         return self._last_word(ids) in CONTAINERS | SURFACES
@@ -47,7 +56,17 @@ class Bearing:
     def take(
         self, bearer: Sequence[int], ids: Sequence[int], span: Span, *, held: bool = False
     ) -> bool:
-        """Relates things to what they come with or are held by, if they can be in or on it."""
+        """Relates things to what they come with or are held by, if they can be in or on it.
+
+        Args:
+            bearer: what they come with; empty if that is nothing.
+            ids: the things.
+            span: of the word that says so.
+            held: whether that is a verb ("a plate holding a cake"), which says nothing of clothes.
+
+        Returns:
+            Whether they are related.
+        """
         nested = bool(self._links) and set(bearer) <= set(self._links[-1].subjects)
         self._links = self._links if nested else []
         name = self._name(bearer, ids)
@@ -59,9 +78,11 @@ class Bearing:
         return True
 
     def take_too(self, ids: Sequence[int], *, with_article: bool) -> None:
-        """ "a table with a vase and a lamp", but "a vase with roses and a lamp".
+        """One more thing: "a table with a vase and a lamp", but "a vase with roses and a lamp".
 
-        with_article: whether only a thing without an article joins others without.
+        Args:
+            ids: the thing, or several.
+            with_article: whether only a thing without an article joins others without.
         """
         while self._links and with_article and not self._mentions[ids[0]].bare:
             wears = self._name(self._links[-1].references, ids) == "worn by"
@@ -76,7 +97,7 @@ class Bearing:
             self._links = []
 
     def withdraw(self, ids: Sequence[int]) -> None:
-        """Words of place say where they are instead."""
+        """Takes back where these are: words of place say it instead."""
         for link in self._links:
             self._said.withdraw(link, [index for index in ids if index in link.subjects])
 

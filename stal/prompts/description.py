@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 
 from stal.prompts.words import FUNCTION_WORDS, article
-from stal.relations import NOWHERE, Side
+from stal.relations import NOWHERE, Side, Span
 
 _BACKGROUND = re.compile(r"(?<![\w-])(?:background|backdrop)\b", re.IGNORECASE)
 _LOOK_BACK = 80  # characters in which the words that describe a background are looked for
@@ -36,7 +36,7 @@ class Object:
     count: tuple[int, int] = (1, 1)
     index: int = 0
     position: Side = NOWHERE
-    span: tuple[int, int] = field(default=(0, 0), compare=False)
+    span: Span = field(default=(0, 0), compare=False)
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Relation:
     subject: int
     predicate: str
     object: int
-    span: tuple[int, int] = field(default=(0, 0), compare=False)
+    span: Span = field(default=(0, 0), compare=False)
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,11 @@ class Description:
     """A prompt: its text (D), its objects in order of mention, its relations in order of statement.
 
     Relations are kept as stated, contradictory ones included. Spans index `text`.
+
+    Attributes:
+        text: as it was given.
+        objects: what to draw.
+        relations: what it says of them.
     """
 
     text: str

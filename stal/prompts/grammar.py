@@ -1,25 +1,53 @@
 """The bundled engine of `stal.prompts`: a single pass over the words of a prompt.
 
 Noun phrases (`stal.prompts.nouns`) become objects, words of place (`stal.prompts.places`) relations
-between them. The reader keeps what the words so far were about: who the clause is about, the latest
-noun phrase and its part in the clause, and words of place that still lack their object or subject.
+between them. The reader keeps what the words so far were about (`stal.prompts.clause`): who the
+clause is about, the latest noun phrase and its part in the clause, and words of place that still
+lack their object or subject.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
-from stal.prompts.contents import Bearing
-from stal.prompts.mentions import Mention, Mentions, Span
-from stal.prompts.nouns import NounPhrase, find_noun, inverts, needs_object, noun_phrase
-from stal.prompts.places import SIDES, VERBS, Place, find
-from stal.prompts.rewording import ORDERS, reword, without_markup
-from stal.prompts.statements import OPPOSITE, Link, Sided, Statement, Statements, dealt
-from stal.prompts.style_tags import without_tags
+from stal.prompts.attachment import (
+    adds_part,
+    is_tag,
+    modifies_latest,
+    object_acts,
+    other_side_of,
+    owners,
+    spoken_of,
+)
+from stal.prompts.clause import Clause, Sentence
+from stal.prompts.contents import Contents
+from stal.prompts.mentions import Mention, Mentions
+from stal.prompts.nouns import (
+    NounPhrase,
+    ends_there,
+    find_noun,
+    inverts,
+    needs_object,
+    noun_phrase,
+    part_after,
+)
+from stal.prompts.objects import is_object
+from stal.prompts.places import (
+    HAS,
+    SIDES,
+    Place,
+    find,
+    holds,
+    is_agent,
+    is_by_pronoun,
+    stated_by,
+)
+from stal.prompts.pronouns import after_list, latest_two, other_than, resolve
+from stal.prompts.rewording import ORDERS
+from stal.prompts.sentences import sentences
+from stal.prompts.statements import BESIDE, BORNE, RESTS, Link, Sided, Statements, dealt
 from stal.prompts.words import (
-    ANIMALS,
     AUXILIARIES,
     BACKDROPS,
     BODY_PARTS,
@@ -27,34 +55,22 @@ from stal.prompts.words import (
     CARRIED_OVER,
     CLAUSE_BREAKS,
     CONJUNCTIONS,
-    CONTRACTED,
     COPULAS,
     DEFINITE,
     DETERMINERS,
     FUNCTION_WORDS,
     HELD_IN,
-    IN_THE_SKY,
     LOOKS,
-    MASCULINE,
     MEN,
     NEGATIONS,
-    NOT_OBJECTS,
     OF_BODIES,
     OWN_PARTS,
-    PEOPLE,
-    PERSONAL,
-    PICTURES,
     PLACES,
-    PLURAL_PRONOUNS,
     POSSESSIVES,
-    POSTURES,
     PRONOUNS,
     PURE_COLOURS,
     RELATIVES,
-    SCENERY,
-    SCENERY_COMPOUNDS,
     SHOWING,
-    THE_CANVAS,
     UNCOUNTED,
     VERB_STEMS,
     WITH,
@@ -72,23 +88,15 @@ from stal.prompts.words import (
     number_of,
     singular,
     singular_noun,
-    verb_stem,
+    word_at,
     word_set,
 )
-from stal.relations import Side, side_names
+from stal.relations import Span, Statement, side_names
 
-_TOKEN = re.compile(
-    r"(?<!\w)f/\d+(?:\.\d+)?|\d+(?:[./]\d+)+\w*"  # f/1.8, 1/200s
-    r"|\d+(?=(?i:girls?|boys?|wom[ae]n|m[ae]n)\b)|\w+(?:[-'’]\w+)*['’]?|[^\w\s]|\n"
-)
-_SENTENCE_ENDS = frozenset(".!?;\n")
 _DIRECTED = word_set(
     "facing faces faced looking looks turning turned pointing points pointed heading headed leaning"
     " gazing staring glancing"
 )
-_BORNE = [("worn by",), ("held by",)]
-_WORN_IN = WORN - word_set("belt bow collar crown halo hood ring watch")  # "in a ring"
-_HAS = frozenset(("has", "have", "had", "having"))
 _ORDINALS = {
     "first": 0,
     "former": 0,
@@ -99,562 +107,410 @@ _ORDINALS = {
     "last": -1,
     "latter": -1,
 }
-# What a bracket leaves as it was: "a man (wearing a hat) and a woman".
-_CLAUSE = (
-    "subject",
-    "head",
-    "latest",
-    "last",
-    "role",
-    "verb",
-    "finite",
-    "trait",
-    "joined",
-    "bearer",
-)
+_INTO = frozenset(("into", "onto"))
 _ROWS = {"row": "left of", "line": "left of", "column": "above", "stack": "above", "pile": "above"}
-# "a kitchen with two chairs" is a picture of two chairs.
-_HAVING = [[word] for word in ("with", "has", "have", "having", "containing", "filled", "where")]
-# Said of what rests on or in something, not of that something: "a mouse on a desk next to a cup".
-_RESTS = [("on",), ("inside",)]
 _ON_TOP = frozenset(("top", "atop"))
-_BESIDE = [("next to",), ("left of",), ("right of",), ("behind",), ("in front of",)]
 
 
 def read(text: str, reader: Reader | None = None) -> tuple[list[Mention], dict[Statement, Span]]:
     """The objects of a text, and its relations with the spans of the words that state them.
 
-    reader: a new one; by default one that knows nothing but the words.
+    Args:
+        text: one or more sentences.
+        reader: a new one; by default one that knows nothing but the words.
     """
     reader = reader or Reader()
-    tokens: list[str] = []
-    spans: list[Span] = []
-    text = without_markup(text)
-    for found in _TOKEN.finditer(text):
-        token, (start, end) = found[0].lower().replace("’", "'"), found.span()
-        if token in _SENTENCE_ENDS:
-            _read_sentence(reader, tokens, spans)
-            tokens, spans = [], []
-            continue
-        owner = token.rstrip("s").rstrip("'")
-        if token.endswith("'s") and owner not in CONTRACTED and _owns_nothing(text, end):
-            tokens.append(owner + "s")  # "two banana's."
-            spans.append((start, end))
-        elif token.endswith(("'s", "s'")) and owner not in CONTRACTED:
-            bare = token[:-2] if token.endswith("'s") else token[:-1]
-            tokens += [bare, "'s"]
-            spans += [(start, start + len(bare)), (start + len(bare), end)]
-        elif token == "down" and tokens[-1:] == ["upside"]:
-            tokens[-1] = "upside-down"
-            spans[-1] = (spans[-1][0], end)
-        else:
-            tokens.append(token if token.endswith("n't") else token.removesuffix("'s").rstrip("'"))
-            if token == "it's":
-                following = _TOKEN.match(text, end + 1)
-                if following and following[0].lower() in BODY_PARTS:
-                    tokens[-1] = "its"
-            spans.append((start, end))
-    _read_sentence(reader, tokens, spans)
+    for tokens, spans in sentences(text):
+        reader.read(tokens, spans)
     return dealt(reader.mentions, reader.said.relations)
 
 
-def _read_sentence(reader: Reader, tokens: Sequence[str], spans: Sequence[Span]) -> None:
-    words = reword(tokens, spans)
-    words = [words[i] for i in without_tags([token for token, _ in words])]
-    reader.read([token for token, _ in words], [span for _, span in words])
+@dataclass(frozen=True)
+class _Following:
+    """What follows a noun phrase: which word, or "", and whether words of place or a verb."""
 
+    word: str
+    place: Place | None
+    is_verb: bool
 
-def _owns_nothing(text: str, i: int) -> bool:
-    following = _TOKEN.search(text, i)
-    return following is None or following[0] in _SENTENCE_ENDS or following[0] == ","
-
-
-def _stated_by(verb: str) -> tuple[str, bool] | None:
-    """What a verb states of its subject and object; see `VERBS`."""
-    return VERBS.get(verb if verb in VERBS else verb_stem(verb) or "")
-
-
-def _holds(verb: str) -> bool:
-    return verb in _HAS or (_stated_by(verb) or ("",))[0] == "held by"
+    @property
+    def is_finite(self) -> bool:
+        return self.is_verb and (self.word in AUXILIARIES or self.word.endswith("s"))
 
 
 class Reader:
-    """Objects and relations of the sentences read so far."""
+    """Objects and relations of the sentences read so far.
+
+    A method `_take_...` reads one kind of thing. If it may be another kind, it returns where to go
+    on, or None; or whether it was that kind.
+
+    Attributes:
+        known: the objects; `mentions` are its items.
+        said: the relations.
+        sentence: the one that is being read.
+    """
 
     def __init__(self) -> None:
         self.known = Mentions()
         self.mentions = self.known.items
         self.said = Statements(self.mentions)
-        self.sentence = 0
-        self.main: list[int] = []  # what the sentence is about
+        self.sentence = Sentence([], Contents(self.mentions, self.said))
+
+    @property
+    def clause(self) -> Clause:
+        """The one that is being read; `Sentence.begin_clause` makes it another."""
+        return self.sentence.clause
 
     def read(self, tokens: list[str], spans: list[Span]) -> None:
-        """Reads one sentence."""
-        self.sentence += 1
-        self.about = self.main  # ... and the one before
-        self.main = []
-        self.spans = spans
-        self.subject: list[int] = []  # what the next words of place speak about by default
-        self.before: list[int] = []  # ... and before the latest words of place
-        self.latest: list[int] = []  # the latest noun phrase
-        self.last: list[int] = []  # ... with those that it is joined to, and what they are:
-        # "subject"; "object" of a verb or of "with", which the next words of place speak about;
-        # "adjunct", after words of place or a preposition.
-        self.role = "subject"
-        self.determiner = ""  # of the latest noun phrase
-        self.joint = ""  # conjunction since then
-        self.preposition = ""  # preposition since then
-        self.negated = self.absent = False  # "not"; "without a hat or ..."
-        self.denied: list[int] = []  # that "not on the table" is said of
-        self.corrected: list[int] = []  # ... and then "but under it"
-        self.outside: dict[str, Any] = {}  # what was so before a bracket
-        self.placed = False  # words of place were said of the latest noun phrase
-        self.joined = False  # "with" and a noun phrase, so that a participle is said of that
-        self.trait = False  # the latest noun phrase only describes: "a vase with flowers"
-        self.waiting: Link | None = None  # lacks its objects
-        self.inverted: Link | None = None  # lacks its subjects: "above the dog is a cat"
-        self.complete: Link | None = None  # the latest that lacks nothing
-        self.stated = 0  # relations of words of place so far
-        self.aside: list[int] = []  # what "it" is after "a cat left of a dog, with ..."
-        self.holders: list[int] = []  # who holds "a cup in one hand", for what is "in the other"
-        self.bearing = Bearing(self.mentions, self.said)  # "a table with a vase with flowers"
-        self.bearer: list[int] = []  # of what comes "with" it
-        self.outer: list[int] = []  # subject of the clause around "on which a cat sits"
-        self.scenery: Link | None = None  # "next to a road": of what the road is "with"
-        self.on_scenery = False  # "... with a truck on it": on what is no object
-        self.room = False  # "a bathroom with a sink and a towel on the door": the towel is
-        self.side: tuple[Side, Span] | None = None  # "on the left": of the noun phrase after it
-        self.sided: list[Sided] = []
-        self.phrase_end = -1  # where the latest noun phrase ended
-        self.preceding = ""  # the token before it
-        self.part_end = -1  # where what the latest thing comes with ended: "a cat with a long tail"
-        self.ignored_end = -1  # where the latest phrase that is no object ended
-        self.backdrop_end = -1  # ... if it came with something: "with grass in the background"
-        self._begin_clause([])
+        """Reads one sentence.
+
+        Args:
+            tokens: its words; comparisons of number are taken out, as from the spans.
+            spans: where each is in the text.
+        """
         self.known.take_comparisons(tokens, spans)
+        self.sentence = Sentence(
+            spans,
+            Contents(self.mentions, self.said),
+            number=self.sentence.number + 1,
+            about=self.sentence.main,
+        )
         self._begin_sentence()
         i = 0
         while i < len(tokens):
             i = self._step(tokens, i)
-        self.said.relate_sides(self.sided)
-        self.said.relate_depths(self.sided, (self.main, self.about))
+        self.said.relate_sides(self.sentence.sided)
+        self.said.relate_depths(self.sentence.sided, (self.sentence.main, self.sentence.about))
 
     def _begin_sentence(self) -> None:
         """For readers that know more than the words."""
 
     def _noun_phrase(self, tokens: Sequence[str], i: int) -> NounPhrase | None:
-        return noun_phrase(tokens, i, joined=self.joint == "and" and self.role == "subject")
+        joined = self.sentence.joint == "and" and self.clause.role == "subject"
+        return noun_phrase(tokens, i, joined=joined)
 
     def _is_verb(self, token: str, i: int) -> bool:
         return is_known_verb(token) or looks_like_participle(token)
 
-    def _begin_clause(self, subject: list[int]) -> None:
-        self.subject, self.last, self.latest, self.role = subject, subject, subject, "subject"
-        self.head = subject  # the clause's own subject
-        self.second = bool(self.main) and bool(subject)  # a clause after the main one
-        self.main = self.main or subject
-        self.verb = ""
-        self.verb_span = (0, 0)
-        self.finite = self.relative = self.negated = self.trait = False
-        self.fronted = False  # "perched on a post is ...": the subject follows
-
     def _step(self, tokens: Sequence[str], i: int) -> int:
-        token = tokens[i]
-        if token == "(" and self.waiting is None:
-            self.phrase_end += i == self.phrase_end
-            self.outside = {name: getattr(self, name) for name in _CLAUSE}
-        elif token == ")" and self.outside:
-            vars(self).update(self.outside)
-            self.outside, self.phrase_end = {}, i + 1
+        """Reads what begins at position i."""
+        self._take_bracket(tokens, i)
+        for take in (
+            self._take_order,
+            self._take_words_of_place,
+            self._take_both,
+            self._take_pronoun,
+            self._take_member,
+        ):
+            end = take(tokens, i)
+            if end is not None:
+                return end
+        return self._take_word(tokens, i)
+
+    # Single words
+
+    def _take_bracket(self, tokens: Sequence[str], i: int) -> None:
+        sentence = self.sentence
+        if tokens[i] == "(" and sentence.waiting is None:
+            sentence.phrase_end += i == sentence.phrase_end  # what follows follows the noun phrase
+            sentence.open_bracket()
+        elif tokens[i] == ")" and sentence.outside is not None:
+            sentence.close_bracket()
+            sentence.phrase_end = i + 1
+
+    def _take_order(self, tokens: Sequence[str], i: int) -> int | None:
+        """ "next to each other", "side by side", "from left to right": said of neighbours."""
+        clause, sentence = self.clause, self.sentence
         ahead = tuple(tokens[i : i + 3])
         if ahead[:2] in (("each", "other"), ("one", "another")):
-            if self.waiting is not None:
-                group = self.waiting.subjects if self.waiting.subjects[1:] else self.last
-                self.said.relate_neighbours(group, self.waiting.names, self.waiting.span)
-            self.waiting = None
+            link, sentence.waiting = sentence.waiting, None
+            if link is not None:
+                group = link.subjects if link.subjects[1:] else clause.last
+                self.said.relate_neighbours(group, link.names, link.span)
             return i + 2
-        if ahead == ("side", "by", "side") and tokens[i + 3 : i + 4] != ["with"]:
-            self.said.relate_neighbours(self.last, ("next to",), self._span(i, i + 3))
+        if ahead == ("side", "by", "side") and word_at(tokens, i + 3) != "with":
+            self.said.relate_neighbours(clause.last, ("next to",), sentence.span(i, i + 3))
             return i + 3
         order = ORDERS.get(" ".join(tokens[i : i + 4]))
         if order is not None:
-            group = self.subject if self.role == "adjunct" else self.last
-            self.said.relate_neighbours(group, (order,), self._span(i, i + 4))
+            group = clause.subject if clause.role == "adjunct" else clause.last
+            self.said.relate_neighbours(group, (order,), sentence.span(i, i + 4))
             return i + 4
-        place = None if self._is_agent(tokens, i) else find(tokens, i)
-        if place is None and token == "with" and tokens[i - 1 : i] and tokens[i - 1] in COPULAS:
-            place = Place(i + 1, ("next to",))  # "the cat is with the dog"
-        if place is not None:
-            if self._take_relative(tokens, i, place):
-                return place.end + (place.reference == "object")
-            self._take_place(tokens, i, place)
-            return place.end
-        if token == "both" and looks_like_participle(tokens[i + 1] if i + 1 < len(tokens) else ""):
-            link = self.complete  # "a man and a dog, both running", "a dog next to a cat, both ..."
-            if link is not None and self.role != "subject" and link.references == self.last:
-                self.subject = self.last = [*link.subjects, *link.references]
-                self.role = "subject"
-            self.joint = self.joint if self.role != "subject" else ""
+        return None
+
+    def _take_both(self, tokens: Sequence[str], i: int) -> int | None:
+        clause, sentence = self.clause, self.sentence
+        if tokens[i] != "both":
+            return None
+        if looks_like_participle(word_at(tokens, i + 1)):
+            link = sentence.complete
+            if link is not None and clause.role != "subject" and link.references == clause.last:
+                clause.speak_of([*link.subjects, *link.references])  # "a dog next to a cat, both"
+            if clause.role == "subject":
+                sentence.joint = ""  # "a man and a dog, both running"
             return i + 1
-        if token == "both" and self.waiting is not None and noun_phrase(tokens, i) is None:
-            self._take_pronoun(tokens, i)
+        if sentence.waiting is not None and noun_phrase(tokens, i) is None:
+            self._refer(tokens, i)
             return i + 1
-        hers = token == "her" and not is_boundary(tokens, i + 1)
-        hers = hers and not (is_known_verb(tokens[i + 1]) and inverts(tokens, i + 1, fronted=False))
-        if token in PRONOUNS and not hers:
-            self._take_pronoun(tokens, i)
-            return i + 1
-        end = self._take_member(tokens, i)
-        if end is not None:
-            return end
+        return None
+
+    def _take_word(self, tokens: Sequence[str], i: int) -> int:
+        """Reads a function word, a verb or a noun phrase."""
+        clause, sentence, token = self.clause, self.sentence, tokens[i]
         if token in NEGATIONS or token.endswith("n't"):
-            self.negated = True
-            self.preposition = token
+            sentence.negated = True
+            sentence.preposition = token
         if token in RELATIVES:
-            if self.last and self.waiting is None:
-                self.subject, self.role, self.joint, self.verb = self.last, "subject", "", ""
-                self.relative = True
+            if clause.last and sentence.waiting is None:
+                clause.speak_of(clause.last)
+                clause.verb = sentence.joint = ""
+                sentence.relative = True
         elif token in CONJUNCTIONS:
-            self.joint = "," if "," in (token, self.joint) else "and"
-            self.absent &= token in ("or", "nor")
-        elif token == "but" and self.denied and find(tokens, i + 1) is not None:
-            self.joint, self.waiting = "", None  # "a cat not on the table but under it"
-            self.corrected = self.denied
+            sentence.joint = "," if "," in (token, sentence.joint) else "and"
+            sentence.absent &= token in ("or", "nor")
+        elif token == "but" and sentence.denied and find(tokens, i + 1) is not None:
+            sentence.joint, sentence.waiting = "", None  # "a cat not on the table but under it"
+            sentence.corrected = sentence.denied
             return i + 1
         elif token in CLAUSE_BREAKS:
-            self.joint, self.absent = "while", False
+            sentence.joint, sentence.absent = "while", False
         elif token in WITH:
-            self.preposition, self.joint = "with", ""
-            self.bearer = self.latest if i == self.phrase_end else []
-            self.verb_span = self.spans[i]
+            sentence.preposition, sentence.joint = "with", ""
+            clause.bearer = clause.latest if i == sentence.phrase_end else []
+            sentence.verb_span = sentence.spans[i]
         elif token in AUXILIARIES:
             self._take_verb(tokens, i)
         elif token not in NEGATIONS:
-            if self._is_bare_verb(tokens, i) or self._is_verb_of_relative(tokens, i):
-                self._take_verb(tokens, i)
-                return i + 1
-            phrase = self._noun_phrase(tokens, i)
-            if phrase is not None:
-                return self._take_noun_phrase(tokens, phrase)
-            if self._is_verb(token, i):
-                self._take_verb(tokens, i)
-            elif token in FUNCTION_WORDS and token not in DETERMINERS:
-                self.preposition = token
-            return i + 1
+            return self._take_content_word(tokens, i)
         if token not in WITH | NEGATIONS:
-            self.preposition = ""
+            sentence.preposition = ""
         if token not in AUXILIARIES:
-            self.waiting = None
+            sentence.waiting = None
         return i + 1
 
-    def _span(self, start: int, end: int) -> Span:
-        """Where tokens [start, end) are in the text."""
-        return self.spans[start][0], self.spans[end - 1][1]
+    def _take_content_word(self, tokens: Sequence[str], i: int) -> int:
+        if self._is_bare_verb(tokens, i) or self._is_verb_of_relative(tokens, i):
+            self._take_verb(tokens, i)
+            return i + 1
+        phrase = self._noun_phrase(tokens, i)
+        if phrase is not None:
+            return self._take_noun_phrase(tokens, phrase)
+        if self._is_verb(tokens[i], i):
+            self._take_verb(tokens, i)
+        elif tokens[i] in FUNCTION_WORDS and tokens[i] not in DETERMINERS:
+            self.sentence.preposition = tokens[i]
+        return i + 1
 
-    def _is_agent(self, tokens: Sequence[str], i: int) -> bool:
-        """ "driven by a man", but not "parked by a car"."""
-        if tokens[i] != "by" or i == 0:
-            return False
-        before = tokens[i - 1]
-        passive = is_known_verb(before) or looks_like_participle(before)
-        return passive and not before.endswith("ing") and before not in POSTURES
+    # Verbs
 
     def _is_bare_verb(self, tokens: Sequence[str], i: int) -> bool:
         """ "they stand next to a car"."""
-        if tokens[i - 1 : i] == ["to"] and self.waiting is None and tokens[i] in VERB_STEMS:
+        clause, sentence = self.clause, self.sentence
+        if word_at(tokens, i - 1) == "to" and sentence.waiting is None and tokens[i] in VERB_STEMS:
             return True  # "to catch a frisbee"
         return (
             tokens[i] in VERB_STEMS
-            and bool(self.last)
-            and not (self.joint or self.preposition or self.waiting or self.verb)
+            and bool(clause.last)
+            and not (sentence.joint or sentence.preposition or sentence.waiting or clause.verb)
             and find(tokens, i + 1) is not None
         )
 
     def _is_verb_of_relative(self, tokens: Sequence[str], i: int) -> bool:
         """ "a lamp that lights up", but not "a lamp that cats like"."""
         return (
-            self.relative
+            self.sentence.relative
             and tokens[i - 1] in RELATIVES
             and tokens[i].endswith("s")
             and is_boundary(tokens, i + 1)
-            and not any(is_plural(self.mentions[index].noun) for index in self.last)
+            and not any(is_plural(self.mentions[index].noun) for index in self.clause.last)
         )
 
     def _take_verb(self, tokens: Sequence[str], i: int) -> None:
-        verb = tokens[i]
+        sentence, verb, before = self.sentence, tokens[i], word_at(tokens, i - 1)
         finite = verb in AUXILIARIES or verb.endswith("s")
-        self.fronted = not finite and all(map(is_adverb, tokens[:i]))
-        if finite and self.outer and self.joint == ",":
-            self._begin_clause(self.outer)  # "a box, on which a cat sits, is ..."
-            self.outer = []
-        if self.relative:
-            self.relative = False
-        elif finite and self.head and not self.finite:
+        sentence.fronted = not finite and all(map(is_adverb, tokens[:i]))
+        if finite and sentence.outer and sentence.joint == ",":
+            sentence.begin_clause(sentence.outer)  # "a box, on which a cat sits, is ..."
+            sentence.outer = []
+        clause = self.clause
+        if sentence.relative:
+            sentence.relative = False
+        elif finite and clause.head and not clause.finite:
             # "a dog with a cat above it is ...": back to the dog.
-            self.finite = True
-            if self.role != "subject" and not self.joint:
-                self.subject, self.last, self.role = self.head, self.head, "subject"
-        if finite and tokens[i - 1 : i] and tokens[i - 1] in CONJUNCTIONS and self.head:
-            # "... and has a hat": the same subject.
-            self.subject, self.last, self.role, self.joint = self.head, self.head, "subject", ""
-        joins = bool(tokens[i - 1 : i]) and tokens[i - 1] in CONJUNCTIONS and not finite
-        if joins and self.verb and self.verb not in AUXILIARIES and self.subject:
-            # "wearing a hat and holding a cup": the same subject.
-            self.last, self.role, self.joint = self.subject, "subject", ""
-        elif joins and tokens[i - 1] == "," and self.role == "subject":
-            self.joint = ""  # "a man, wearing a hat, ..."
-        elif self.role == "object" and (self.trait or (self.joined and not finite)):
-            if finite or not self._acts(self.last):
-                self.subject, self.last, self.role = self.head, self.head, "subject"
-                self.joint = self.joint if finite else ""
+            clause.finite = True
+            if clause.role != "subject" and not sentence.joint:
+                clause.speak_of(clause.head)
+        if finite and before in CONJUNCTIONS and clause.head:
+            clause.speak_of(clause.head)  # "... and has a hat": the same subject.
+            sentence.joint = ""
+        joins = before in CONJUNCTIONS and not finite
+        if joins and clause.verb and clause.verb not in AUXILIARIES and clause.subject:
+            clause.speak_of(clause.subject)  # "wearing a hat and holding a cup": the same subject.
+            sentence.joint = ""
+        elif joins and before == "," and clause.role == "subject":
+            sentence.joint = ""  # "a man, wearing a hat, ..."
+        elif clause.role == "object" and (clause.trait or (clause.joined and not finite)):
+            if finite or not object_acts(sentence, self.known):
+                clause.speak_of(clause.head)
+                sentence.joint = sentence.joint if finite else ""
             else:
-                self.subject = self.last
-        elif not finite and self._modifies_latest(verb, i):
-            self.subject = self.latest
-        self.trait = self.absent = self.joined = False
-        self.verb, self.preposition, self.verb_span = verb, "", self.spans[i]
+                clause.subject = clause.last
+        elif not finite and modifies_latest(verb, i, sentence, self.known):
+            clause.subject = clause.latest
+        clause.trait = clause.joined = sentence.absent = False
+        clause.verb, sentence.verb_span, sentence.preposition = verb, sentence.spans[i], ""
 
-    def _acts(self, ids: Sequence[int]) -> bool:
-        """ "a bus with a man wearing a hat", but "a man with a bag standing next to a bus"."""
-        alive, other = (
-            bool(group) and {self.mentions[index].kind for index in group} <= ANIMALS | PEOPLE
-            for group in (ids, self.bearer)
-        )
-        return alive or not (self.trait or (other and self.bearer == self.head and not self.verb))
+    # Words of place
 
-    def _modifies_latest(self, verb: str, i: int) -> bool:
-        """ "a dog next to a man wearing a hat", "a cup next to a plate holding a cake"."""
-        if self.role != "adjunct" or i != self.phrase_end or not verb.endswith("ing"):
-            return False
-        if self._are_people(self.latest):
-            return True
-        people = self._are_people(self.subject)
-        alive = all(self.mentions[index].kind in ANIMALS for index in self.latest)
-        if alive and verb in ("wearing", "holding", "carrying") and not people:
-            return True  # "a dog next to a cat wearing a scarf"
-        return _holds(verb) and not people and self.bearing.can_bear(self.latest)
-
-    def _are_alive(self, ids: Sequence[int]) -> bool:
-        kinds = {self.mentions[index].kind.split(" ")[-1] for index in ids}
-        return bool(kinds) and kinds <= ANIMALS | PEOPLE
-
-    def _are_clothes(self, ids: Sequence[int]) -> bool:
-        """ "in a hat and boots", but "in a ring"."""
-        return all(is_one_of(self.mentions[i].noun.split(" ")[-1], _WORN_IN) for i in ids)
-
-    def _wearers(self, ids: list[int]) -> list[int]:
-        """ "a woman in a dress with a ponytail": the woman comes with it; or ids."""
-        worn = [link for link in self.said.relations if link[0] in ids and link[1] == "worn by"]
-        return [wearer for _, _, wearer in worn] or ids
-
-    def _are_people(self, ids: Sequence[int]) -> bool:
-        return bool(ids) and all(self.mentions[index].kind in PEOPLE for index in ids)
-
-    def _spoken_of(
-        self, place: Place, i: int, *, bare: bool = False, pronoun: bool = False
-    ) -> list[int]:
-        """What words of place at i are said of; bare ones have no object, others may a pronoun."""
-        if self.role == "object" and self.trait and place.reference in ("object", "canvas"):
-            bearer = self.bearing.bearer_of(self.last)
-            if bearer:
-                # "a vase with flowers next to a clock", but "... with flowers inside"
-                return self.last if bare else bearer
-            if place.reference == "object" and not bare:
-                return self.head
-        if self.role == "object" and place.reference == "object" and not (bare or pronoun):
-            bearer = self.bearing.bearer_of(self.last)
-            if bearer and not self.bearing.stands(bearer):
-                return bearer  # "a bowl with an egg on a table"
-        link, beside = self.complete, place.names[:1] in _BESIDE
-        if self.role == "object":
-            if link is not None and link.references == self.last and place.reference == "object":
-                # "a woman riding a horse in front of a house", "... holding a cup behind a table"
-                rides, holds = link.names == ("on",), link.names == ("held by",) and link.reverse
-                if rides or (holds and beside):
-                    return [*link.subjects, *self.last]
-            listed = link is not None and link.lists and link.names not in _BORNE
-            if self.joint == "," and self.head and not listed:
-                return self.head  # "a house with a garden, next to a lake"
-            another = self.preceding == "," and i == self.phrase_end
-            if another and (pronoun or place.reference != "object"):
-                return self.latest  # "a plate with a burger, a fork to its left"
-            worn = {thing for thing, name, _ in self.said.relations if name == "worn by"}
-            if place.reference not in ("object", "canvas") and worn.issuperset(self.last):
-                return self._wearers(self.last)  # "a dog with a collar to her left"
-            if pronoun:
-                # "with an eyepatch and a parrot on his shoulder"
-                return [i for i in self.last if i in self.latest or i not in worn]
-            return self.last
-        looks = link is not None and link.names == ("facing",) and link.references == self.latest
-        if looks and self.role == "adjunct" and not self.joint:
-            return self.latest  # "looking at a goldfish in a bowl"
-        if i == self.phrase_end and link is not None and link.rests and link.names != ("inside",):
-            if place.names == ("around",):
-                return self.latest  # "sitting on benches around a table"
-            stacks = place.names == ("on",) and self.role == "adjunct" and not link.reverse
-            if stacks and link.references == self.latest:
-                return self.latest  # "a pizza on a pan on a stove"
-        if self.joint or self.verb:
-            return self.subject or self.last
-        facing = place.names == ("facing",)
-        if self.role == "adjunct" and link is not None and link.references == self.latest:
-            if link.names == ("inside",) and (link.reverse or beside or facing):
-                # "a bowl full of fruit", "a cat in a box next to a dog"
-                both = beside and not link.reverse
-                return [*link.subjects, *(link.references if both else [])]
-            if link.rests and (beside or facing):
-                # "a cat on a bed next to a lamp", "a plate topped with cake next to a spoon"
-                bears = link.reverse and link.names != ("worn by",)
-                return [*link.subjects, *(link.references if bears else [])]
-        if self.role == "subject" and place.reference == "object" and not self.room:
-            # "a lamp and a cup on a shelf", but "a lamp to its left, a cup on a shelf"
-            placed = {subject for subject, _, _ in self.said.relations}
-            placed.update(index for each in self.sided for index in each.subjects)
-            return [i for i in self.last if i in self.latest or i not in placed]
-        return self.latest
-
-    def _take_place(self, tokens: Sequence[str], i: int, place: Place) -> None:
-        if is_known_verb(tokens[i]) and tokens[i].endswith("s"):
-            self._take_verb(tokens, i)  # "a man on a horse looks at a car"
-        if place.reference == "canvas" and tokens[i - 1 : i] and tokens[i - 1] in _DIRECTED:
-            return  # "facing left"
-        opens = bool(self.joint) or not self.last
-        bare = place.bare and not needs_object(tokens, place.end)
-        following = tokens[place.end] if place.end < len(tokens) else ""
-        on_body = following in POSSESSIVES and not {*tokens[place.end + 1 :][:1]}.isdisjoint(
-            BODY_PARTS
-        )
-        pronoun = following in PRONOUNS or on_body
-        said_of = self.corrected or self._spoken_of(place, i, bare=bare, pronoun=pronoun)
-        self.corrected = []
-        subjects = [] if self.joint == "while" else said_of
-        if bare and i == self.phrase_end and self.role == "adjunct" and self.determiner == "the":
-            subjects = self.latest  # "on the landscape below"
-        elif "from" in tokens[max(0, i - 1) : i + 1] and self.verb and self.subject:
-            subjects = (
-                self.subject
-            )  # "a car passing them from the left", "looks from under a bench"
-        if self.role == "object" and ((self.trait and pronoun) or tokens[i] in ("into", "onto")):
-            subjects = self.last  # "pouring coffee into a mug"
-        middle = place.reference == "canvas" and set(place.side) == {0, None}
-        if middle and self.bearing.bearer_of(subjects):
-            return  # "a table with a vase in the middle": on it
-        beside = place.names[:1] in _BESIDE and place.reference == "object"
-        if not (beside or place.reverse) or pronoun:
-            self.bearing.withdraw(subjects)
-        orphan = not subjects and bool(self.verb) and self.joint != "while" and not self.fronted
-        self.before = self.subject
-        if self.role == "object":
-            self.subject = subjects
-        span = self._span(i, place.end)
-        names = () if self.negated else place.names
-        rests = names[:1] in _RESTS or not _ON_TOP.isdisjoint(tokens[i : place.end])
-        link = Link(names, subjects, span, opens=opens, reverse=place.reverse, rests=rests)
-        alone = tokens[i - 1 : i] == [","] and tokens[i - 2 : i - 1] != ["and"]
-        link.fronted = opens and not alone and self.joint != "and"
-        if is_known_verb(tokens[i]):
-            self.verb, self.verb_span = tokens[i], self.spans[i]
-        negated = self.negated
-        self.denied = subjects if negated else []
-        self.preposition, self.placed = "", True
-        self.negated = self.absent = False
-        if place.reference == "canvas" and i == self.backdrop_end:
-            return  # "with grass in the background"
-        if place.reference == "canvas" and not negated:
-            after = place.end + (tokens[place.end : place.end + 1] == [","])
-            while after < len(tokens) and (is_verb(tokens[after]) or tokens[after] == "there"):
-                after += 1
-            if opens and noun_phrase(tokens, after) is not None:
-                self.side = place.side, span
-            elif subjects and (whose := self._other_side_of(place, subjects)):
-                self._link(tokens, place.end, link, whose)
-            elif subjects:
-                sided = [index for each in self.sided for index in each.subjects]
-                if self.role == "adjunct" and not set(subjects).isdisjoint(sided):
-                    subjects = (
-                        self.latest
-                    )  # "a boy on the left throws a ball to a girl on the right"
-                self.sided.append(Sided(subjects, place.side, self.head, span))
-        elif place.reference not in ("object", "canvas"):
-            found = self._reference(place.reference, link)
-            found = found or self._resolve(place.reference, subjects)
-            if not found and link.opens and inverts(tokens, place.end, fronted=link.fronted):
-                found = self._resolve(place.reference, [])  # "a dog, and to its left a cat"
-            self._link(tokens, place.end, link, found)
-        elif place.reference == "object" and needs_object(tokens, place.end):
-            self.waiting = None if orphan else link
-        elif place.bare and i != self.ignored_end:
-            # "the bird below", "leaving it behind": below what the sentence is about.
-            other = self.bearing.bearer_of(subjects) or self._other_than(subjects)
-            self.said.relate(link, subjects, other)
+    def _take_words_of_place(self, tokens: Sequence[str], i: int) -> int | None:
+        place = None if is_agent(tokens, i) else find(tokens, i)
+        if place is None and tokens[i] == "with" and word_at(tokens, i - 1) in COPULAS:
+            place = Place(i + 1, ("next to",))  # "the cat is with the dog"
+        if place is None:
+            return None
+        if self._take_relative(tokens, i, place):
+            return place.end + (place.reference == "object")
+        self._take_place(tokens, i, place)
+        return place.end
 
     def _take_relative(self, tokens: Sequence[str], i: int, place: Place) -> bool:
         """ "a box on which a cat sits", "a chair to whose right stands a lamp"."""
-        following = tokens[place.end] if place.end < len(tokens) else ""
-        which = place.reference == "object" and following in ("which", "whom")
-        if not self.latest or not (which or place.reference == "whose"):
+        which = place.reference == "object" and word_at(tokens, place.end) in ("which", "whom")
+        latest = self.clause.latest
+        if not latest or not (which or place.reference == "whose"):
             return False
-        self._await_subject(Link(place.names, [], self._span(i, place.end), self.latest))
+        self._await_subject(Link(place.names, [], self.sentence.span(i, place.end), latest))
         return True
 
     def _await_subject(self, link: Link) -> None:
         """What comes next is in a relation to what came last; then the clause goes on."""
-        self.outer = self.outer or self.head
-        self.inverted, self.waiting, self.joint, self.preposition = link, None, "", ""
+        self.sentence.outer = self.sentence.outer or self.clause.head
+        self.sentence.inverted = link
+        self.sentence.settle()
 
-    def _other_side_of(self, place: Place, subjects: list[int]) -> list[int]:
-        """ "a dog is to the left of a bench, and a cat is on the right": of the bench."""
-        link = self.complete
-        opposite = tuple(OPPOSITE.get(name, "") for name in place.names)
-        if link is None or not link.is_side or not opposite or link.names != opposite:
+    def _take_place(self, tokens: Sequence[str], i: int, place: Place) -> None:
+        """Words of place at i: states their relation, or keeps it until its objects come."""
+        if is_known_verb(tokens[i]) and tokens[i].endswith("s"):
+            self._take_verb(tokens, i)  # "a man on a horse looks at a car"
+        if place.reference == "canvas" and word_at(tokens, i - 1) in _DIRECTED:
+            return  # "facing left"
+        clause, sentence = self.clause, self.sentence
+        bare = place.bare and not needs_object(tokens, place.end)
+        following, noun = word_at(tokens, place.end), word_at(tokens, place.end + 1)
+        pronoun = following in PRONOUNS or (following in POSSESSIVES and noun in BODY_PARTS)
+        subjects = self._subjects_of(tokens, i, place, bare=bare, pronoun=pronoun)
+        middle = place.reference == "canvas" and set(place.side) == {0, None}
+        if middle and sentence.contents.bearer_of(subjects):
+            return  # "a table with a vase in the middle": on it
+        beside = place.names[:1] in BESIDE and place.reference == "object"
+        if not (beside or place.reverse) or pronoun:
+            sentence.contents.withdraw(subjects)
+        link = self._open_link(tokens, i, place, subjects)
+        orphan = not (subjects or sentence.fronted) and bool(clause.verb)
+        orphan = orphan and sentence.joint != "while"
+        negated = sentence.negated
+        sentence.denied = subjects if negated else []
+        sentence.before = clause.subject
+        if clause.role == "object":
+            clause.subject = subjects
+        if is_known_verb(tokens[i]):
+            clause.verb, sentence.verb_span = tokens[i], sentence.spans[i]
+        sentence.preposition, sentence.placed = "", True
+        sentence.negated = sentence.absent = False
+        if place.reference == "canvas":
+            if not negated and i != sentence.backdrop_end:  # "with grass in the background"
+                self._take_side(tokens, place, link)
+        elif place.reference != "object":
+            self._relate_to_owner(tokens, place, link)
+        elif needs_object(tokens, place.end):
+            sentence.waiting = None if orphan else link
+        elif place.bare and i != sentence.ignored_end:
+            # "the bird below", "leaving it behind": below what the sentence is about.
+            other = sentence.contents.bearer_of(subjects) or other_than(subjects, sentence)
+            self.said.relate(link, subjects, other)
+
+    def _subjects_of(
+        self, tokens: Sequence[str], i: int, place: Place, *, bare: bool, pronoun: bool
+    ) -> list[int]:
+        """What a relation that begins at i is about, as far as it is named before.
+
+        bare: whether the words of place have no object. pronoun: whether it is a pronoun.
+        """
+        clause, sentence = self.clause, self.sentence
+        corrected, sentence.corrected = sentence.corrected, []
+        if clause.role == "object" and ((clause.trait and pronoun) or tokens[i] in _INTO):
+            return clause.last  # "pouring coffee into a mug"
+        definite = clause.role == "adjunct" and sentence.determiner == "the"
+        if bare and i == sentence.phrase_end and definite:
+            return clause.latest  # "on the landscape below"
+        if "from" in tokens[max(0, i - 1) : i + 1] and clause.verb and clause.subject:
+            return clause.subject  # "a car passing them from the left", "looks from under a bench"
+        if sentence.joint == "while":
             return []
-        return link.references if set(subjects).isdisjoint(link.subjects + link.references) else []
+        return corrected or self._spoken_of(place, i, bare=bare, pronoun=pronoun)
 
-    def _take_pronoun(self, tokens: Sequence[str], i: int) -> None:
-        if self.waiting is not None:
-            link, self.waiting = self.waiting, None
-            if self.on_scenery and tokens[i] == "it":
-                self.on_scenery = False
-                return
-            inverted = link.opens and inverts(tokens, i + 1, fronted=link.fronted)
-            besides = [] if inverted else link.subjects
-            if link.names == ("between",) and set(self.latest) < set(besides):
-                link.subjects, besides = (
-                    self.latest,
-                    self.latest,
-                )  # "two pillows and a cat between them"
-            if listed := self._reference(tokens[i], link):
-                found = listed
-            elif tokens[i] == "both" or link.names == ("between",):
-                found = self._latest_two(besides)
-            elif link.rests and self.joined and tokens[i] == "it" and len(self.bearer) == 1:
-                found = self.bearer  # "a cup next to a box with a cat on it"
-            else:
-                found = self._resolve(tokens[i], besides)
-            self._link(tokens, i + 1, link, found)
-            return
-        if tokens[i - 1 : i] == [self.verb] and self.verb not in AUXILIARIES and self.subject:
-            found = self._resolve(tokens[i], self.subject)
-            if found:
-                self._take_object(found)  # "riding it", "leaving it behind"
-            return
-        found = self._resolve(tokens[i], [])
-        if found and (self.joint or not self.last):
-            self._begin_clause(found)
-            self.joint = ""
+    def _spoken_of(
+        self, place: Place, i: int, *, bare: bool = False, pronoun: bool = False
+    ) -> list[int]:
+        """For readers that know better than `spoken_of`, whose arguments these are."""
+        return spoken_of(place, i, self.sentence, self.said, bare=bare, pronoun=pronoun)
+
+    def _open_link(self, tokens: Sequence[str], i: int, place: Place, subjects: list[int]) -> Link:
+        """The relation that words of place at i state, still without its objects."""
+        sentence = self.sentence
+        names = () if sentence.negated else place.names
+        alone = word_at(tokens, i - 1) == "," and word_at(tokens, i - 2) != "and"
+        return Link(
+            names,
+            subjects,
+            sentence.span(i, place.end),
+            opens=sentence.opens,
+            fronted=sentence.opens and not alone and sentence.joint != "and",
+            reverse=place.reverse,
+            rests=names[:1] in RESTS or not _ON_TOP.isdisjoint(tokens[i : place.end]),
+        )
+
+    def _take_side(self, tokens: Sequence[str], place: Place, link: Link) -> None:
+        """ "on the left": of the canvas, or of what the clause is about."""
+        clause, sentence, subjects = self.clause, self.sentence, link.subjects
+        after = place.end + (word_at(tokens, place.end) == ",")
+        while is_verb(word_at(tokens, after)) or word_at(tokens, after) == "there":
+            after += 1
+        if link.opens and noun_phrase(tokens, after) is not None:
+            sentence.side = place.side, link.span
+        elif subjects and (whose := other_side_of(place, subjects, sentence)):
+            self._link(tokens, place.end, link, whose)
+        elif subjects:
+            sided = [index for each in sentence.sided for index in each.subjects]
+            if clause.role == "adjunct" and not set(subjects).isdisjoint(sided):
+                # "a boy on the left throws a ball to a girl on the right"
+                subjects = clause.latest
+            sentence.sided.append(Sided(subjects, place.side, clause.head, link.span))
+
+    def _relate_to_owner(self, tokens: Sequence[str], place: Place, link: Link) -> None:
+        """ "to its left": whose left that is."""
+        pronoun, sentence, known = place.reference, self.sentence, self.known
+        found = after_list(pronoun, link, sentence, known)
+        if found:
+            link.subjects = self.clause.latest
+        else:
+            found = resolve(pronoun, link.subjects, sentence, known)
+        if not found and link.opens and inverts(tokens, place.end, fronted=link.fronted):
+            found = resolve(pronoun, [], sentence, known)  # "a dog, and to its left a cat"
+        self._link(tokens, place.end, link, found)
 
     def _link(self, tokens: Sequence[str], end: int, link: Link, references: list[int]) -> None:
         """Gives a relation its objects, whose words end at `end`."""
         link.references = references
         if link.opens and (not link.subjects or inverts(tokens, end, fronted=link.fronted)):
             link.subjects = []
-            self.inverted = link
-        else:
-            self.said.relate(link, link.subjects, references)
-            self.complete = link
-            self.stated += 1
-            if link.names[:1] in _BESIDE and self._are_backdrops(references, link.names):
-                self.scenery = link
+            self.sentence.inverted = link
+            return
+        self.said.relate(link, link.subjects, references)
+        self.sentence.complete = link
+        self.sentence.stated += 1
+        if link.names[:1] in BESIDE and self._are_backdrops(references, link.names):
+            self.sentence.scenery = link
 
     def _are_backdrops(self, ids: Sequence[int], names: tuple[str, ...]) -> bool:
         """ "next to trees with a giraffe", "next to a window with a book": not with the trees."""
@@ -664,107 +520,163 @@ class Reader:
         backdrops = all(each.kind in BACKDROPS or each.count == UNCOUNTED for each in here)
         return backdrops and names == ("next to",)
 
+    # Pronouns
+
+    def _take_pronoun(self, tokens: Sequence[str], i: int) -> int | None:
+        if tokens[i] not in PRONOUNS:
+            return None
+        if tokens[i] == "her" and not is_boundary(tokens, i + 1):
+            inverted = is_known_verb(tokens[i + 1]) and inverts(tokens, i + 1, fronted=False)
+            if not inverted:
+                return None  # "her hat", but "next to her stands a dog"
+        self._refer(tokens, i)
+        return i + 1
+
+    def _refer(self, tokens: Sequence[str], i: int) -> None:
+        """Reads a pronoun: as the object of words of place or of a verb, or as a subject."""
+        clause, sentence = self.clause, self.sentence
+        if sentence.waiting is not None:
+            link, sentence.waiting = sentence.waiting, None
+            self._relate_to_pronoun(tokens, i, link)
+            return
+        if tokens[i - 1 : i] == [clause.verb] and clause.verb not in AUXILIARIES and clause.subject:
+            found = resolve(tokens[i], clause.subject, sentence, self.known)
+            if found:
+                self._take_object(found)  # "riding it", "leaving it behind"
+            return
+        found = resolve(tokens[i], [], sentence, self.known)
+        if found and sentence.opens:
+            sentence.begin_clause(found)
+            sentence.joint = ""
+
+    def _relate_to_pronoun(self, tokens: Sequence[str], i: int, link: Link) -> None:
+        clause, sentence, pronoun = self.clause, self.sentence, tokens[i]
+        if sentence.on_scenery and pronoun == "it":
+            sentence.on_scenery = False
+            return
+        inverted = link.opens and inverts(tokens, i + 1, fronted=link.fronted)
+        besides = [] if inverted else link.subjects
+        if link.names == ("between",) and set(clause.latest) < set(besides):
+            link.subjects = besides = clause.latest  # "two pillows and a cat between them"
+        listed = after_list(pronoun, link, sentence, self.known)
+        if listed:
+            found, link.subjects = listed, clause.latest
+        elif pronoun == "both" or link.names == ("between",):
+            found = latest_two(besides, sentence, self.known)
+        elif link.rests and clause.joined and pronoun == "it" and len(clause.bearer) == 1:
+            found = clause.bearer  # "a cup next to a box with a cat on it"
+        else:
+            found = resolve(pronoun, besides, sentence, self.known)
+        self._link(tokens, i + 1, link, found)
+
+    # Noun phrases
+
     def _take_noun_phrase(self, tokens: Sequence[str], phrase: NounPhrase) -> int:
-        i, end = phrase.start, phrase.end
-        described = not phrase.determiner and all(map(is_adjective, phrase.words))
-        if described and phrase.count and self.joint == "and" and self.known.are_described():
-            # "two red balloons and one green"
-            phrase.words += self.mentions[self.known.members[0]].noun.split(" ")
-            find_noun(phrase)
-        elif described:
-            if phrase.count and len(self.known.members) >= phrase.count:
-                # "three balloons, two red and one green"
-                self.known.describe(self.known.next_members(phrase.count), phrase.words)
-                return end
-            is_said = self.verb in COPULAS and self.waiting is None and self.role == "subject"
-            if is_said and not self.joint:
-                self.known.describe(self.subject, phrase.words)
-                return end
-            if phrase.words[-1] != "orange":
-                self.waiting = None
-                return end
-        if (
-            phrase.words[-1] == "one"
-            and phrase.determiner in ("a", "an")
-            and self._is_member(tokens, i)
-        ):
+        sentence, end = self.sentence, phrase.end
+        if self._describes(phrase):
+            return end
+        if self._is_described_member(tokens, phrase):
             # "two cats, a black one and a white one"
             member = self.known.next_members(1)
             self.known.describe(member, phrase.words[:-1])
             self._take_members(tokens, end, member)
             return end
-        before = ["", "", *tokens[max(0, i - 2) : i]][-2:]
-        bare = not phrase.determiner and phrase.count is None
-        if bare and before[1] in LOOKS and before[0] != "there":
+        bare, looks = phrase.is_bare, word_at(tokens, phrase.start - 1) in LOOKS
+        if bare and looks and word_at(tokens, phrase.start - 2) != "there":
             return end  # "is asleep"
-        if not phrase.determiner and self.joint == "and" and self.determiner == "the":
+        if not phrase.determiner and sentence.joint == "and" and sentence.determiner == "the":
             phrase.determiner = "the"  # "the horse and cow"
-        self.determiner = phrase.determiner
+        sentence.determiner = phrase.determiner
         self._borrow_noun(tokens, phrase)
-        phrase.part = self._part_after(tokens, phrase)
-        owner, owned = [*tokens[end : end + 2], "", ""][:2]
-        side = SIDES.get(owned) if owner == "'s" else None
-        link = self.waiting
-        if side is not None and (link is not None or self.preposition in ("to", "on", "at")):
-            # "to the person's left", "on the bed's right side"
-            of = self._spoken_of(Place(end, ()), i) if link is None else link.subjects
-            span, opens = self._span(end + 1, end + 2), bool(self.joint) or not self.last
-            opens = opens if link is None else link.opens
-            self.waiting = Link(side_names(side), of, span, opens=opens)
-            end += 2 + (tokens[end + 2 : end + 3] == ["side"])
-        elif owner == "'s" and owned in BODY_PARTS:
-            end += 2  # "on the cat's back"
-        elif owner == "'s":
-            alive = singular_noun(phrase.noun) in ANIMALS | PEOPLE
-            if alive or phrase.determiner not in ("a", "an"):  # "a ship's wheel" has no ship
-                self._mention(phrase)  # "the cat's bowl": the sentence is about the bowl
-            return end
+        phrase.part = part_after(tokens, phrase)
+        if word_at(tokens, end) == "'s":
+            owned = self._take_owner(tokens, phrase)
+            if owned is None:
+                return end
+            end = owned
         aside = self._end_of_aside(tokens, phrase)
-        if aside:
-            self.ignored_end = aside
-            return aside
-        if self._take_row(phrase) or self._take_body_part(phrase):
-            self.ignored_end = end
-            return end
+        if aside or self._take_row(phrase) or self._take_body_part(phrase):
+            sentence.ignored_end = aside or end
+            return sentence.ignored_end
         self._take_clothes(tokens, phrase)
         if self._take_part(tokens, phrase):
             return end
-        if not self._is_object(tokens, phrase):
-            self.backdrop_end = end if self.preposition == "with" else -1
-            self._pass_over(phrase)
-            self.ignored_end = end
-            end += tokens[end : end + 1] == ["up"]  # "a close up of"
-            shows = phrase.words[-1] in CANVASES or self._is_scenery(phrase)
-            if not shows or end == len(tokens) or tokens[end] not in SHOWING:
-                return end
-            self.room = tokens[end] == "with"
-            return end + 1
-        if self.waiting is None:
-            self.denied = []
-        ids = self.latest = self._mention(phrase)
-        self.phrase_end, self.preceding = end, tokens[i - 1] if i else ""
-        if phrase.group in _ROWS:
-            self.said.relate_row(ids, _ROWS[phrase.group], self._span(i, end))
-        if self.side is not None:
-            self.sided.append(Sided(ids, self.side[0], [], self.side[1]))
-        self._place_in_clause(tokens, end, ids, bare, verb=phrase.verb and end == phrase.end)
-        self.joint, self.preposition, self.waiting, self.side = "", "", None, None
-        self.negated = self.placed = False
-        if phrase.verb and end == phrase.end:
-            self._take_verb(tokens, end)
-            return end + 1
-        return end
+        if not is_object(tokens, phrase, sentence):
+            return self._pass_over(tokens, end, phrase)
+        return self._take_thing(tokens, end, phrase, bare=bare)
+
+    def _describes(self, phrase: NounPhrase) -> bool:
+        """Whether it is no noun phrase but adjectives, which describe what is there."""
+        clause, sentence, known = self.clause, self.sentence, self.known
+        if phrase.determiner or not all(map(is_adjective, phrase.words)):
+            return False
+        if phrase.count and sentence.joint == "and" and known.are_described():
+            # "two red balloons and one green"
+            phrase.words += self.mentions[known.members[0]].noun.split(" ")
+            find_noun(phrase)
+            return False
+        if phrase.count and len(known.members) >= phrase.count:
+            # "three balloons, two red and one green"
+            known.describe(known.next_members(phrase.count), phrase.words)
+            return True
+        is_said = clause.verb in COPULAS and sentence.waiting is None and clause.role == "subject"
+        if is_said and not sentence.joint:
+            known.describe(clause.subject, phrase.words)
+            return True
+        if phrase.words[-1] == "orange":
+            return False
+        sentence.waiting = None
+        return True
+
+    def _is_described_member(self, tokens: Sequence[str], phrase: NounPhrase) -> bool:
+        one = phrase.words[-1] == "one" and phrase.determiner in ("a", "an")
+        return one and self._is_member(tokens, phrase.start)
+
+    def _borrow_noun(self, tokens: Sequence[str], phrase: NounPhrase) -> None:
+        """ "a red and a blue circle", "a red circle and a blue one"."""
+        if phrase.words[-1] in ("one", "ones") and self.mentions:
+            phrase.words[-1:] = self.mentions[-1].noun.split(" ")
+            find_noun(phrase)
+            return
+        if not phrase.determiner or phrase.words[-1] not in PURE_COLOURS:
+            return
+        if word_at(tokens, phrase.end) in ("and", ","):
+            other = noun_phrase(tokens, phrase.end + 1)
+            if other is not None and other.determiner:
+                phrase.words += other.noun.split(" ")
+                find_noun(phrase)
+
+    def _take_owner(self, tokens: Sequence[str], phrase: NounPhrase) -> int | None:
+        """ "the cat" of "the cat's left" and "the cat's back"; None of "the cat's bowl"."""
+        sentence, end = self.sentence, phrase.end
+        owned, link = word_at(tokens, end + 1), sentence.waiting
+        side = SIDES.get(owned)
+        if side is not None and (link is not None or sentence.preposition in ("to", "on", "at")):
+            # "to the person's left", "on the bed's right side"
+            if link is None:
+                subjects, opens = self._spoken_of(Place(end, ()), phrase.start), sentence.opens
+            else:
+                subjects, opens = link.subjects, link.opens
+            span = sentence.span(end + 1, end + 2)
+            sentence.waiting = Link(side_names(side), subjects, span, opens=opens)
+            return end + 2 + (word_at(tokens, end + 2) == "side")
+        if owned in BODY_PARTS:
+            return end + 2  # "on the cat's back"
+        if phrase.is_alive or phrase.determiner not in ("a", "an"):  # "a ship's wheel" has no ship
+            self._mention(phrase)  # "the cat's bowl": the sentence is about the bowl
+        return None
 
     def _end_of_aside(self, tokens: Sequence[str], phrase: NounPhrase) -> int:
         """Where "[a ship,] its sails billowing", "[a drone,] its propellers a blur" end; or 0."""
-        if phrase.determiner not in ("its", "their") or self.waiting is not None:
+        sentence = self.sentence
+        if phrase.determiner not in ("its", "their") or sentence.waiting is not None:
             return 0
-        alive = singular_noun(phrase.noun) in ANIMALS | PEOPLE
-        if alive or self.preposition or not (self.joint == "," or phrase.start == 0):
+        begins = sentence.joint == "," or phrase.start == 0
+        if phrase.is_alive or sentence.preposition or not begins:
             return 0
-        if phrase.start == 0 and tokens[phrase.end + 1 : phrase.end + 2] != [","]:
+        if phrase.start == 0 and word_at(tokens, phrase.end + 1) != ",":
             return 0  # "its sails billowing, a ship ..."
-        following = tokens[phrase.end] if phrase.end < len(tokens) else ""
+        following = word_at(tokens, phrase.end)
         if looks_like_participle(following):
             return phrase.end + 1
         other = noun_phrase(tokens, phrase.end) if following in ("a", "an") else None
@@ -772,40 +684,44 @@ class Reader:
 
     def _take_row(self, phrase: NounPhrase) -> bool:
         """ "three dogs in a row" """
+        clause, link = self.clause, self.sentence.waiting
         name = _ROWS.get(phrase.words[-1])
-        if name is None or self.waiting is None or self.waiting.names != ("inside",):
+        if name is None or link is None or link.names != ("inside",):
             return False
-        group = self.waiting.subjects if self.waiting.subjects[1:] else self.last
-        self.said.relate_row(group, name, self.waiting.span)
-        self.waiting, self.preposition, self.joint = None, "", ""
-        self.latest = group
+        group = link.subjects if link.subjects[1:] else clause.last
+        self.said.relate_row(group, name, link.span)
+        self.sentence.settle()
+        clause.latest = group
         return True
 
     def _take_body_part(self, phrase: NounPhrase) -> bool:
         """ "has its head on a pillow" speaks of the cat; "in his hand" says who holds it."""
-        link, last = self.waiting, phrase.words[-1]
+        clause, sentence = self.clause, self.sentence
+        link, last = sentence.waiting, phrase.words[-1]
         owned = phrase.determiner in POSSESSIVES - {"'s"} and last in BODY_PARTS
-        if phrase.determiner == "whose" and link is not None and self.latest:
-            link.references, link.subjects = self.latest, []
+        if phrase.determiner == "whose" and link is not None and clause.latest:
+            link.references, link.subjects = clause.latest, []
             self._await_subject(link)  # "a hut, on whose roof a stork sits"
             return True
         one = phrase.count == 1 or phrase.other or phrase.determiner == "each"
-        one |= not phrase.determiner and phrase.count is None and len(phrase.words) == 1
+        one |= phrase.is_bare and len(phrase.words) == 1
         if one and last in HELD_IN and link is not None and link.names == ("inside",):
-            self._hold(link, self._resolve("their", link.subjects))  # "in one hand", "in hand"
+            # "in one hand", "in hand"
+            self._hold(link, resolve("their", link.subjects, sentence, self.known))
             return True
         if not owned:
             return False
         if link is None and phrase.determiner == "whose":
-            self.relative = True  # "a dog whose ears are long is ..."
+            sentence.relative = True  # "a dog whose ears are long is ..."
             return True
         if link is None:
-            spoken_of = self.verb and not (self.joint or self.preposition) and self.subject
-            if not spoken_of or self.role != "subject":
+            spoken_of = clause.verb and not (sentence.joint or sentence.preposition)
+            if not (spoken_of and clause.subject) or clause.role != "subject":
                 return False
-            self.latest, self.last, self.role = self.subject, self.subject, "object"
+            clause.latest = clause.last = clause.subject
+            clause.role = "object"
             return True
-        owner = self._resolve(phrase.determiner, link.subjects, alive=True)
+        owner = resolve(phrase.determiner, link.subjects, sentence, self.known, alive=True)
         # "in their left hand": which side that is depends on which way they face.
         held = link.names == ("inside",) and last in HELD_IN
         if held or (link.names == ("above",) and singular(last) in CARRIED_OVER):
@@ -816,84 +732,74 @@ class Reader:
             return False
         return True
 
-    def _part_after(self, tokens: Sequence[str], phrase: NounPhrase) -> str:
-        """ "red hair" after "the woman with red hair", which tells which woman."""
-        if phrase.determiner not in DEFINITE or tokens[phrase.end : phrase.end + 1] != ["with"]:
-            return ""
-        part = noun_phrase(tokens, phrase.end + 1)
-        return " ".join(part.words) if part and is_one_of(part.words[-1], OWN_PARTS) else ""
+    def _hold(self, link: Link, owner: list[int]) -> None:
+        """ "in her hand", "over his shoulder" """
+        clause = self.clause
+        link.names = ("held by",)
+        self.sentence.holders = owner
+        self._end_adjunct(link, owner)
+        if clause.role == "adjunct" and owner == clause.head:
+            clause.subject = clause.latest = owner
+
+    def _end_adjunct(self, link: Link, references: list[int]) -> None:
+        self.said.relate(link, link.subjects, references)
+        self.sentence.settle()
+        if self.clause.verb:
+            self.clause.role = "adjunct"
+
+    # Clothes and parts
 
     def _take_clothes(self, tokens: Sequence[str], phrase: NounPhrase) -> None:
         """ "a man with a beard and a hat", "cute cat, tiny hat": clothes as if after "with"."""
-        goes_on, listed = self._goes_on(phrase), self._is_tag(phrase)
-        wearer = self.latest if goes_on or (listed and self._are_alive(self.latest)) else self.head
+        clause, sentence, known = self.clause, self.sentence, self.known
+        goes_on, listed = adds_part(phrase, sentence), is_tag(phrase, sentence)
+        of_latest = goes_on or (listed and known.are_alive(clause.latest))
+        wearer = clause.latest if of_latest else clause.head
         place = find(tokens, phrase.end)
-        if goes_on and place is not None and self._is_by_pronoun(tokens, place):
+        if goes_on and place is not None and is_by_pronoun(tokens, place):
             # "a man with a beard and a parrot on his shoulder"
-            self.preposition, self.bearer, self.joint = "with", self.latest, ""
+            sentence.preposition, clause.bearer, sentence.joint = "with", clause.latest, ""
         begins = goes_on or (listed and phrase.attributes)
-        if begins and is_one_of(phrase.words[-1], WORN) and self._are_alive(wearer):
-            self.preposition, self.bearer, self.joint = "with", wearer, ""
-
-    def _goes_on(self, phrase: NounPhrase) -> bool:
-        """Whether it is one more part: "a man with a beard and ..."."""
-        return bool(self.joint) and self.part_end == phrase.start - 1
-
-    def _is_tag(self, phrase: NounPhrase) -> bool:
-        return self.joint == "," and not phrase.determiner
+        if begins and is_one_of(phrase.words[-1], WORN) and known.are_alive(wearer):
+            sentence.preposition, clause.bearer, sentence.joint = "with", wearer, ""
 
     def _take_part(self, tokens: Sequence[str], phrase: NounPhrase) -> bool:
         """ "a woman with red hair", "the house has a blue door", "1girl, long hair".
 
         "Its tail" and "the beard" of a man with a beard are no objects either.
         """
+        clause, sentence, known = self.clause, self.sentence, self.known
         last, words = phrase.words[-1], " ".join(phrase.words)
-        of_verb = self.subject and tokens[phrase.start - 1 : phrase.start] == [self.verb]
-        of_verb = of_verb and self.verb not in COPULAS | _HAS and not phrase.determiner
+        of_verb = clause.subject and tokens[phrase.start - 1 : phrase.start] == [clause.verb]
+        of_verb = of_verb and clause.verb not in COPULAS | HAS and not phrase.determiner
         if of_verb and words in BODY_PARTS:
             return True  # "holding hands"
-        if not is_one_of(last, OWN_PARTS) or phrase.of or phrase.portion or self.waiting:
+        if not is_one_of(last, OWN_PARTS) or phrase.of or phrase.portion or sentence.waiting:
             return False
         of_body = is_one_of(last, OF_BODIES)
         if not of_body and self._is_placed(tokens, phrase):
             return False  # "a house with a door leading to a garden"
-        owners = self._owners(phrase, of_body=of_body)
-        if self._are_alive(owners) and not of_body:
+        owned_by = owners(phrase, sentence, known, self.said, of_body=of_body)
+        if known.are_alive(owned_by) and not of_body:
             return False  # "a girl with a leaf in her hand"
-        if self._are_people(owners) and last in ("horn", "trunk"):
+        if known.are_people(owned_by) and last in ("horn", "trunk"):
             return False
-        if phrase.determiner in DEFINITE | POSSESSIVES or self.negated or self.absent:
-            known = bool(owners) and all(self.mentions[index].has(words) for index in owners)
-            own = self.preposition == "with" and phrase.determiner in POSSESSIVES
-            if not (known or own):
+        if phrase.determiner in DEFINITE | POSSESSIVES or sentence.negated or sentence.absent:
+            named = bool(owned_by) and all(self.mentions[index].has(words) for index in owned_by)
+            own = sentence.preposition == "with" and phrase.determiner in POSSESSIVES
+            if not (named or own):
                 return False
-        elif not owners:
+        elif not owned_by:
             return False
         else:
-            text = " ".join(tokens[phrase.start : phrase.end])
-            self.known.complete(owners, text, words)
-        if owners:
-            self.latest = owners
-            if owners == self.head:
-                self.subject, self.last, self.role = owners, owners, "subject"
-        self.phrase_end = self.part_end = phrase.end
-        self.preposition, self.joint = "", ""
+            known.complete(owned_by, " ".join(tokens[phrase.start : phrase.end]), words)
+        if owned_by:
+            clause.latest = owned_by
+            if owned_by == clause.head:
+                clause.speak_of(owned_by)
+        sentence.phrase_end = sentence.part_end = phrase.end
+        sentence.preposition = sentence.joint = ""
         return True
-
-    def _owners(self, phrase: NounPhrase, *, of_body: bool) -> list[int]:
-        """What a part belongs to, if it is said to be a part; of_body: somebody's."""
-        if self.preposition == "with":
-            owners = self._wearers(self.bearer) if of_body else self.bearer
-            if of_body and not self._are_alive(owners) and self._are_alive(self.head):
-                return self.head  # "a man on a bench with long hair"
-            return owners
-        if self.verb in _HAS and self.role == "subject" and not (self.joint or self.preposition):
-            return self.subject
-        if self._goes_on(phrase) or (self._is_tag(phrase) and self._are_alive(self.latest)):
-            return self.latest
-        if self.joint and self.joined and of_body and self._are_alive(self.bearer):
-            return self.bearer  # "a woman with a dress and long hair"
-        return []
 
     def _is_placed(self, tokens: Sequence[str], phrase: NounPhrase) -> bool:
         """Whether a part does something, or has a place of its own."""
@@ -901,57 +807,40 @@ class Reader:
         if end < len(tokens) and self._is_verb(tokens[end], end):
             return not phrase.attributes
         place = find(tokens, end)
-        if place is None or self._is_by_pronoun(tokens, place):
+        if place is None or is_by_pronoun(tokens, place):
             return place is not None
         # "with a door on the left", but "a house with a red roof on the left"
         backdrop = place.reference == "canvas" and place.side[2] is not None
         return backdrop or (place.reference == "canvas" and not phrase.attributes)
 
-    def _is_by_pronoun(self, tokens: Sequence[str], place: Place) -> bool:
-        """ "behind it", "to her left", "on his head" """
-        following = tokens[place.end] if place.end < len(tokens) else ""
-        own = following in PRONOUNS | POSSESSIVES
-        return place.reference not in ("object", "canvas") or (place.reference == "object" and own)
-
-    def _hold(self, link: Link, owner: list[int]) -> None:
-        """ "in her hand", "over his shoulder" """
-        link.names = ("held by",)
-        self.holders = owner
-        self._end_adjunct(link, owner)
-        if self.role == "adjunct" and owner == self.head:
-            self.subject = self.latest = owner
-
-    def _end_adjunct(self, link: Link, references: list[int]) -> None:
-        self.said.relate(link, link.subjects, references)
-        self.waiting, self.preposition, self.joint = None, "", ""
-        self.role = "adjunct" if self.verb else self.role
+    # One of several
 
     def _take_member(self, tokens: Sequence[str], i: int) -> int | None:
         """ "two dogs, one on the left and the other on the right" """
+        clause, known = self.clause, self.known
         end, which = self._which(tokens, i)
         if which:
             self._take_members(tokens, end, which)
             return end
         end = i + (tokens[i] in ("the", "one", "another"))
-        end += tokens[end : end + 1] == ["other"]
+        end += word_at(tokens, end) == "other"
         alone = end > i and tokens[end - 1] in ("one", "another", "other")
         end += 2 * (alone and tokens[end : end + 2] == ["of", "them"])
-        alone &= self._ends_there(tokens, end)
-        link = self.waiting
-        if alone and self.holders and link and link.names == ("inside",):
-            self._hold(link, self.holders)  # "a cup in one hand and a fork in the other"
-            return end
-        if not alone:
+        if not alone or not ends_there(tokens, end):
             return None
-        if not self.known.members and tokens[i] == "another" and self.head:
-            noun = self.mentions[self.head[0]].noun.split(" ")
+        link, holders = self.sentence.waiting, self.sentence.holders
+        if holders and link is not None and link.names == ("inside",):
+            self._hold(link, holders)  # "a cup in one hand and a fork in the other"
+            return end
+        if known.members:
+            self._take_members(tokens, end, known.next_members(1))
+            return end
+        if tokens[i] == "another" and clause.head:
+            noun = self.mentions[clause.head[0]].noun.split(" ")
             phrase = NounPhrase(i, end, "a", None, noun)
             find_noun(phrase)
             return self._take_noun_phrase(tokens, phrase)
-        if not self.known.members:
-            return None
-        self._take_members(tokens, end, self.known.next_members(1))
-        return end
+        return None
 
     def _which(self, tokens: Sequence[str], i: int) -> tuple[int, list[int]]:
         """Where "the latter", "the second dog" or "two of them" ends, and what it is."""
@@ -959,339 +848,268 @@ class Reader:
         if is_number(tokens[i]):
             end, number = i + 1, number_of(tokens[i])
             end += 2 * (tokens[end : end + 2] == ["of", "them"])
-            if number > 1 and self._is_member(tokens, i, number) and self._ends_there(tokens, end):
+            if number > 1 and self._is_member(tokens, i, number) and ends_there(tokens, end):
                 return end, self.known.next_members(number)
             return nothing
-        word = tokens[i + 1] if tokens[i] == "the" and i + 1 < len(tokens) else ""
+        word = word_at(tokens, i + 1) if tokens[i] == "the" else ""
         if word not in _ORDINALS:
             return nothing
-        end = i + 2 + (tokens[i + 2 : i + 3] == ["one"])
-        phrase = None if self._ends_there(tokens, end) else noun_phrase(tokens, end)
+        end = i + 2 + (word_at(tokens, i + 2) == "one")
+        phrase = None if ends_there(tokens, end) else noun_phrase(tokens, end)
         group: Sequence[int]
         if phrase is not None:
             end, kind = phrase.end, singular_noun(phrase.noun)
             group = [index for index, mention in enumerate(self.mentions) if mention.kind == kind]
         else:
-            groups = (self.known.several, self.main, self.about, range(len(self.mentions)))
+            every = range(len(self.mentions))
+            groups = (self.known.several, self.sentence.main, self.sentence.about, every)
             group = next((each for each in groups if each[1:]), [])
             group = group[-2:] if word in ("former", "latter") else group
         if not group[1:] or _ORDINALS[word] >= len(group):
             return nothing
         return end, [group[_ORDINALS[word]]]
 
-    def _ends_there(self, tokens: Sequence[str], end: int) -> bool:
-        """Whether what stands before `end` is no part of a longer noun phrase."""
-        return is_boundary(tokens, end) or self._acts_alone(tokens, end)
-
     def _is_member(self, tokens: Sequence[str], i: int, number: int = 1) -> bool:
         """Whether what begins at i can be some of the plural before: it comes right after it."""
         left = self.known.members
         begun = bool(left) and self.mentions[left[0]].index > 0
-        return (
-            len(left) >= number
-            and i > 0
-            and (tokens[i - 1] in (",", ":") or (begun and self.joint == "and"))
-        )
+        after = word_at(tokens, i - 1) in (",", ":") or (begun and self.sentence.joint == "and")
+        return len(left) >= number and i > 0 and after
 
     def _take_members(self, tokens: Sequence[str], end: int, members: list[int]) -> None:
-        self.latest = members
-        if self.joint == "," or self.waiting is None:
-            self._begin_clause(members)
+        sentence = self.sentence
+        self.clause.latest = members
+        if sentence.joint == "," or sentence.waiting is None:
+            sentence.begin_clause(members)
         else:
-            self._place_in_clause(tokens, end, members, False)
-        self.joint, self.preposition, self.waiting = "", "", None
+            self._place_in_clause(tokens, end, members, bare=False)
+        sentence.settle()
 
-    def _acts_alone(self, tokens: Sequence[str], i: int) -> bool:
-        """ "two dogs, one standing on a chair", but "one standing dog"."""
-        return (
-            i < len(tokens)
-            and (is_known_verb(tokens[i]) or looks_like_participle(tokens[i]))
-            and (is_boundary(tokens, i + 1) or find(tokens, i) is not None)
-        )
+    # What a noun phrase is in its clause
 
-    def _pass_over(self, phrase: NounPhrase) -> None:
+    def _pass_over(self, tokens: Sequence[str], end: int, phrase: NounPhrase) -> int:
         """Reads a noun phrase that is no object."""
-        if phrase.determiner == "no" or self.preposition in NEGATIONS:
-            self.absent = True
-        elif (
-            self.waiting is None
-            and not (self.preposition or self.absent)
-            and (self.joint or not self.last)
-        ):
-            self._begin_clause([])  # "while their right hand is empty"
-        if self.waiting is not None:
-            self.subject = self.before  # "riding a bus at night"
-            if self.waiting.names[:1] in _BESIDE and self._is_scenery(phrase):
-                self.scenery = self.waiting
-        self.waiting, self.preposition, self.joint, self.negated = None, "", "", False
-        if self.last:
-            self.role = "adjunct" if self.verb else self.role
+        sentence, link = self.sentence, self.sentence.waiting
+        opens = sentence.opens
+        sentence.backdrop_end = end if sentence.preposition == "with" else -1
+        sentence.ignored_end = end
+        if phrase.determiner == "no" or sentence.preposition in NEGATIONS:
+            sentence.absent = True
+        elif link is None and not (sentence.preposition or sentence.absent) and opens:
+            sentence.begin_clause([])  # "while their right hand is empty"
+        if link is not None:
+            self.clause.subject = sentence.before  # "riding a bus at night"
+            if link.names[:1] in BESIDE and phrase.is_scenery:
+                sentence.scenery = link
+        sentence.settle()
+        sentence.negated = False
+        if self.clause.last and self.clause.verb:
+            self.clause.role = "adjunct"
+        end += word_at(tokens, end) == "up"  # "a close up of"
+        shows = phrase.words[-1] in CANVASES or phrase.is_scenery
+        if not shows or word_at(tokens, end) not in SHOWING:
+            return end
+        sentence.room = tokens[end] == "with"
+        return end + 1
 
-    def _place_in_clause(
-        self, tokens: Sequence[str], end: int, ids: list[int], bare: bool, *, verb: bool = False
-    ) -> None:
-        """Decides what a new noun phrase is: subject, object, adjunct, or one more of these."""
-        followed_by_verb = verb or (end < len(tokens) and is_verb(tokens[end]))
-        finite = followed_by_verb and (tokens[end] in AUXILIARIES or tokens[end].endswith("s"))
-        listed = self.joint in ("and", ",")
-        complete = self.complete
-        scenery, self.scenery = self.scenery, None
-        if scenery is not None and not (self.waiting or self.joint or self.negated):
-            # "a train next to a road with a truck"
-            self.said.relate(scenery, scenery.subjects, ids)
-            self.on_scenery = not scenery.references
-        # A bare noun in a text that has articles: "a vase with flowers next to a clock".
-        self.trait = bare and bool(self.head) and not self.mentions[self.head[0]].bare
-        # "above the fork and the knife", "next to a hat, book and blanket"
-        goes_on = self.joint == "and" and find(tokens, end) is None
-        # ... but "next to a queen, throne behind the queen" begins anew.
-        alone = self.trait and (self.joint == "and" or find(tokens, end) is None)
-        goes_on = (goes_on or (listed and alone)) and not followed_by_verb
-        bare_list = bare and self.preceding == "," and bool(self.head)
-        anew = bare_list and self.mentions[self.head[0]].bare and find(tokens, end) is not None
-        acts = listed and self.role == "object" and followed_by_verb and self._are_alive(ids)
-        place, following = find(tokens, end), tokens[end] if end < len(tokens) else ""
-        if self.joint == "," and self.role == "object" and not (bare or self.joined):
-            # "a girl holding an umbrella, a dog with a ball", "..., a tree to her left"
-            acts |= place is not None and place.reference != "object"
-            acts |= self._are_alive(ids) and following not in ("", *CONJUNCTIONS)
-        acts = acts and (
-            not self._are_alive(self.last)
-            if self.joined
-            else complete is None or complete.references == self.last
-        )
-        # "a man wearing a hat and a scarf stands"
-        borne = complete.names if complete is not None and complete.names in _BORNE else ()
-        carried = bool(borne)
-        worn = carried and self.joint == "and" and finite and not self.finite
-        # "a man wearing a hat and a woman", "a cat wearing a hat and a dog"
-        other = carried and {self.mentions[index].kind for index in ids} <= MEN | WOMEN
-        other |= borne == ("worn by",) and self._are_alive(ids)
-        clothes = listed and borne == ("worn by",) and self._are_clothes(ids)
-        clothes = clothes and self.determiner != "the"  # "wearing a hat, the hat above ..."
-        if self.waiting is not None:
-            link = self.waiting
-            if link.names == ("inside",) and not link.reverse and self._are_clothes(ids):
-                link.names, link.reverse = ("worn by",), True  # "a girl in a blue dress"
-            self._link(tokens, end, link, ids)
-            self.last, self.role = ids, "object" if link.lists else "adjunct"
-        elif self.inverted and not self.inverted.subjects and self.preceding == "and":
-            self.inverted.references = self.inverted.references + ids  # "between a and b is ..."
-        elif self.inverted is not None and (goes_on or not self.inverted.subjects):
-            # "above the dog is a cat [and a bird]"
-            self.said.relate(self.inverted, ids, self.inverted.references)
-            self.complete = self.inverted
-            if not self.inverted.subjects:
-                self._begin_clause(ids)
-                self.finite, self.verb = True, "is"
-            self.inverted.subjects = ids
-        elif listed and self.holders and tokens[end : end + 1] == ["in"]:
-            self.last, self.role = ids, "object"  # "a fork in one hand and a knife in the other"
-        elif self.preposition == "with":
-            if complete is not None and complete.is_side and self.stated == 1:
-                self.aside = complete.references
-            self.last, self.role, self.joined = ids, "object", True
-            self.bearer = self._wearers(self.bearer)
-            self.bearing.take(self.bearer, ids, self.verb_span)
-        elif anew:
-            self._begin_clause(ids)  # "woman holding umbrella, car on left"
-        elif acts:
-            self._begin_clause(ids)  # "a man holding a cup and a dog sitting next to him"
-        elif listed and self.role == "object" and self.last and (worn or not finite) and not other:
-            if complete is not None and complete.lists:
-                self.said.relate(complete, complete.subjects, ids)
-            self.last = ids if self.placed else self.last + ids
-            self.bearing.take_too(ids, with_article=self.joined)
-        elif self.role == "adjunct" and complete and not other and (goes_on or worn or clothes):
-            self.said.relate(complete, complete.subjects, ids)
-            complete.references = complete.references + ids
-            self.last = self.last + ids
-        elif listed and self.role == "subject" and set(ids) < set(self.last):
-            self._begin_clause(ids)  # "a cat and a dog, the cat on a mat"
-        elif listed and self.role == "subject" and not self.verb and self.last:
-            self.last = self.last + ids
-            self.main = self.last if self.main == self.subject else self.main
-            self.subject = self.head = self.last
-        elif self.preposition:
-            self.last, self.role = ids, "adjunct"
-        elif self.verb and self.subject and not self.joint:
-            self._take_object(ids)
-        else:
-            self._begin_clause(ids)
-
-    def _take_object(self, ids: list[int]) -> None:
-        """ "a man holding a cup" """
-        self.last, self.role = ids, "object"
-        held = self.verb not in _HAS
-        if _holds(self.verb) and self.bearing.take(self.subject, ids, self.verb_span, held=held):
-            return
-        stated = _stated_by(self.verb)
-        if stated is not None:
-            name, reverse = stated
-            link = Link((name,), self.subject, self.verb_span, ids, reverse=reverse)
-            self.said.relate(link, self.subject, ids)
-            self.complete = link
-            if name == "worn by":
-                self.role = "adjunct"  # "a dog wearing a shirt on top of a bed"
-
-    # What a phrase stands for
-
-    def _borrow_noun(self, tokens: Sequence[str], phrase: NounPhrase) -> None:
-        """ "a red and a blue circle", "a red circle and a blue one"."""
-        if phrase.words[-1] in ("one", "ones") and self.mentions:
-            phrase.words[-1:] = self.mentions[-1].noun.split(" ")
-            find_noun(phrase)
-            return
-        if not phrase.determiner or phrase.words[-1] not in PURE_COLOURS:
-            return
-        if tokens[phrase.end : phrase.end + 1] in (["and"], [","]):
-            other = noun_phrase(tokens, phrase.end + 1)
-            if other is not None and other.determiner:
-                phrase.words += other.noun.split(" ")
-                find_noun(phrase)
-
-    def _is_object(self, tokens: Sequence[str], phrase: NounPhrase) -> bool:
-        last = phrase.noun.split(" ")[-1]
-        head = singular(last)
-        if phrase.determiner == "no" or phrase.count == 0 or self.preposition in NEGATIONS:
-            return False
-        if self.absent and self.joint:
-            return False  # "without a hat or a coat"
-        acted_on = self.waiting is None and self.subject and not (self.joint or self.preposition)
-        if self.negated and acted_on and (_holds(self.verb) or _stated_by(self.verb)):
-            return False  # "is not wearing a hat"
-        following = tokens[phrase.end : phrase.end + 2]
-        shown = [["from"], ["taken"], *([word] for word in SHOWING)]
-        within = self.waiting is not None and self.waiting.names[:1] in [("inside",), ("on",)]
-        within = within or self.preposition in ("at", "through", "across")
-        within = within or tokens[phrase.start - 1 : phrase.start] == ["at"]
-        if head in PLACES and within:
-            return False
-        if self._is_scenery(phrase) and (
-            self.preposition
-            or self.waiting is not None
-            or following[:1] in _HAVING
-            or (self.head and not phrase.determiner)
-            or (self.head and self.verb and self.verb not in AUXILIARIES and not self.joint)
-        ):
-            return False
-        if " " in phrase.noun:
-            return True
-        if head in NOT_OBJECTS or last in NOT_OBJECTS or last in PURE_COLOURS:
-            return False
-        if head in PICTURES and (
-            following[:1] in shown
-            or following == ["up", "of"]
-            or not {"empty", "blank", "plain"}.isdisjoint(phrase.attributes)
-        ):
-            return False
-        facing = self.waiting is not None and self.waiting.names == ("facing",)
-        if last == "camera" and phrase.determiner == "the" and facing:
-            return False  # "looks at the camera"
-        if head in THE_CANVAS and phrase.determiner == "the" and self.waiting is not None:
-            return False
-        one_of_two = phrase.count == 1 or phrase.other
-        owned = phrase.determiner in POSSESSIVES or (
-            one_of_two
-            and self.waiting is not None
-            and self.waiting.names[:1] in [("inside",), ("on",)]
-        )
-        return not (owned and last in BODY_PARTS)
+    def _take_thing(
+        self, tokens: Sequence[str], end: int, phrase: NounPhrase, *, bare: bool
+    ) -> int:
+        """Reads a noun phrase that is one or more objects."""
+        sentence, start = self.sentence, phrase.start
+        if sentence.waiting is None:
+            sentence.denied = []
+        ids = self.clause.latest = self._mention(phrase)
+        sentence.phrase_end, sentence.preceding = end, word_at(tokens, start - 1)
+        if phrase.group in _ROWS:
+            self.said.relate_row(ids, _ROWS[phrase.group], sentence.span(start, end))
+        if sentence.side is not None:
+            (side, span), sentence.side = sentence.side, None
+            sentence.sided.append(Sided(ids, side, [], span))
+        verb = phrase.verb and end == phrase.end
+        self._place_in_clause(tokens, end, ids, bare=bare, verb=verb)
+        sentence.settle()
+        sentence.negated = sentence.placed = False
+        if not verb:
+            return end
+        self._take_verb(tokens, end)
+        return end + 1
 
     def _mention(self, phrase: NounPhrase) -> list[int]:
         start = phrase.start + (phrase.determiner == "'s")
         return self.known.take(
             phrase,
-            self._span(start, phrase.end),
-            sentence=self.sentence,
-            subject=self.subject,
-            latest=self.latest,
-            related=self.waiting is not None,
+            self.sentence.span(start, phrase.end),
+            sentence=self.sentence.number,
+            subject=self.clause.subject,
+            latest=self.clause.latest,
+            related=self.sentence.waiting is not None,
         )
 
-    def _is_scenery(self, phrase: NounPhrase) -> bool:
-        if phrase.noun in IN_THE_SKY and phrase.determiner in ("a", "an"):
-            return False  # "a red sun", but "in the sun"
-        return phrase.noun in SCENERY or singular_noun(phrase.noun) in SCENERY_COMPOUNDS
+    def _place_in_clause(
+        self, tokens: Sequence[str], end: int, ids: list[int], *, bare: bool, verb: bool = False
+    ) -> None:
+        """Decides what a new noun phrase is: subject, object, adjunct, or one more of these.
 
-    def _reference(self, pronoun: str, link: Link) -> list[int]:
-        """What a pronoun after words of place that end a list stands for; none if it is no list.
-
-        In "a cat, a dog behind it" that is the cat, and the relation speaks of the dog alone. In
-        "a bench, a tree on its left and a lamp on its right" both speak of the bench.
+        bare: whether it has no article and no number. verb: whether the word after it is a verb.
         """
-        if self.verb or self.about or link.opens or self.role != "subject":
-            return []
-        before, said = [i for i in link.subjects if i not in self.latest], self.complete
-        if said and before in ([], said.subjects) and said.looks_back:
-            before = said.references
-        found = self._resolve(pronoun, self.latest, first=before) if before else []
-        if not set(found).issuperset(before):
-            return []
-        if found:
-            link.subjects = self.latest
-        return found
+        clause, sentence = self.clause, self.sentence
+        word = word_at(tokens, end)
+        after = _Following(word, find(tokens, end), verb or is_verb(word))
+        self._relate_to_scenery(ids)
+        # A bare noun in a text that has articles: "a vase with flowers next to a clock".
+        clause.trait = bare and bool(clause.head) and not self.mentions[clause.head[0]].bare
+        if self._complete_link(tokens, end, ids, after):
+            return
+        if sentence.joint in ("and", ",") and sentence.holders and word == "in":
+            # "a fork in one hand and a knife in the other"
+            clause.last, clause.role = ids, "object"
+        elif sentence.preposition == "with":
+            self._come_with(ids)
+        elif self._begins_anew(bare, after) or self._acts_itself(ids, bare, after):
+            sentence.begin_clause(ids)
+        elif not self._join_latest(ids, after):
+            self._take_role(ids)
 
-    def _resolve(
-        self,
-        pronoun: str,
-        besides: Sequence[int],
-        first: Sequence[int] = (),
-        *,
-        alive: bool = False,
-    ) -> list[int]:
-        """What a pronoun stands for: `first` if that fits, and rather what is alive if it is to be.
+    def _relate_to_scenery(self, ids: list[int]) -> None:
+        """ "a train next to a road with a truck": next to the truck."""
+        sentence = self.sentence
+        link, sentence.scenery = sentence.scenery, None
+        if link is not None and not (sentence.waiting or sentence.joint or sentence.negated):
+            self.said.relate(link, link.subjects, ids)
+            sentence.on_scenery = not link.references
 
-        The main subject if it fits, else the latest object that does; what the relation before
-        spoke of comes first in a clause after the main one ("..., while the dog sits below it"),
-        and after a single statement of side ("a cat left of a dog, with a bird above it").
+    def _complete_link(
+        self, tokens: Sequence[str], end: int, ids: list[int], after: _Following
+    ) -> bool:
+        """Gives words of place the object or the subject that they wait for, if they do."""
+        clause, sentence = self.clause, self.sentence
+        link, inverted = sentence.waiting, sentence.inverted
+        if link is not None:
+            if link.names == ("inside",) and not link.reverse and self.known.are_clothes(ids):
+                link.names, link.reverse = ("worn by",), True  # "a girl in a blue dress"
+            self._link(tokens, end, link, ids)
+            clause.last, clause.role = ids, "object" if link.lists else "adjunct"
+            return True
+        if inverted is None:
+            return False
+        if not inverted.subjects and sentence.preceding == "and":
+            inverted.references = inverted.references + ids  # "between a and b is ..."
+            return True
+        if inverted.subjects and not self._continues(after):
+            return False
+        # "above the dog is a cat [and a bird]"
+        self.said.relate(inverted, ids, inverted.references)
+        sentence.complete = inverted
+        if not inverted.subjects:
+            sentence.begin_clause(ids)
+            self.clause.finite, self.clause.verb = True, "is"
+        inverted.subjects = ids
+        return True
+
+    def _continues(self, after: _Following) -> bool:
+        """Whether words of place are said of it too, or it is one more of their objects.
+
+        "Above the fork and the knife", "next to a hat, book and blanket"; but "next to a queen,
+        throne behind the queen" begins anew.
         """
-        groups = [self.main, self.subject, self.about]
-        if self.role == "object" and besides and pronoun in ("it", "its"):
-            groups.insert(0, self.aside)
-        if self.second and self.complete is not None and besides:
-            # "a laptop on a desk, a cup to its right", but "... a cat under it"
-            link, side = self.complete, pronoun == "its"
-            groups.insert(0, link.subjects if link.rests and side else link.references)
-        groups += [[index] for index in reversed(range(len(self.mentions)))]
-        groups.insert(0, list(first))
-        if alive:
-            groups.sort(key=lambda group: not self._are_alive(group))
-        for group in groups:
-            if not group or not set(group).isdisjoint(besides):
-                continue
-            people = [index for index in group if singular(self.mentions[index].noun) in PEOPLE]
-            person = bool(people)
-            plural = len(group) > 1 or is_plural(self.mentions[group[0]].noun)
-            if pronoun in PERSONAL:
-                others = WOMEN if pronoun in MASCULINE else MEN
-                group = [index for index in people if self.mentions[index].kind not in others]
-                fits = bool(group)
-            elif pronoun in PLURAL_PRONOUNS:
-                # "a man on a horse ... them" is both.
-                one = pronoun == "them" and self.mentions[group[0]].kind in MEN | WOMEN
-                fits = plural or (person and not one)
-            else:
-                one = len(group) == 1 and not self.known.is_one_of_several(group[0])
-                fits = one and not person
-            if fits:
-                return list(group)
-        here = [i for i, mention in enumerate(self.mentions) if mention.sentence == self.sentence]
-        before = [i for i, each in enumerate(self.mentions) if each.sentence == self.sentence - 1]
-        for group in (here, before):
-            if pronoun == "them" and group[1:]:
-                return [index for index in group if index not in besides]
-        return self._other_than(besides)
+        joint, trait = self.sentence.joint, self.clause.trait
+        if after.is_verb:
+            return False
+        if joint == "and":
+            return trait or after.place is None
+        return joint == "," and trait and after.place is None
 
-    def _latest_two(self, besides: Sequence[int]) -> list[int]:
-        """What "both" and "between them" stand for."""
-        for group in (self.subject, self.main, self.about):
-            if len(group) == 2 and set(group).isdisjoint(besides):
-                return list(group)
-        return [i for i in range(len(self.mentions)) if i not in besides][-2:]
+    def _come_with(self, ids: list[int]) -> None:
+        """ "a table with a lamp" """
+        clause, sentence = self.clause, self.sentence
+        link = sentence.complete
+        if link is not None and link.is_side and sentence.stated == 1:
+            sentence.aside = link.references
+        clause.last, clause.role, clause.joined = ids, "object", True
+        clause.bearer = self.said.wearers(clause.bearer)
+        sentence.contents.take(clause.bearer, ids, sentence.verb_span)
 
-    def _other_than(self, besides: Sequence[int]) -> list[int]:
-        for group in (self.subject, self.main, self.about, self.last):
-            if group and set(group).isdisjoint(besides):
-                return list(group)
-        return []
+    def _begins_anew(self, bare: bool, after: _Following) -> bool:
+        """ "woman holding umbrella, car on left" """
+        head = self.clause.head
+        listed = bare and self.sentence.preceding == "," and bool(head)
+        return listed and self.mentions[head[0]].bare and after.place is not None
+
+    def _acts_itself(self, ids: list[int], bare: bool, after: _Following) -> bool:
+        """ "a man holding a cup and a dog sitting next to him"."""
+        clause, sentence, known = self.clause, self.sentence, self.known
+        if clause.role != "object" or sentence.joint not in ("and", ","):
+            return False
+        alive, place, link = known.are_alive(ids), after.place, sentence.complete
+        acts = alive and after.is_verb
+        if sentence.joint == "," and not (bare or clause.joined):
+            # "a girl holding an umbrella, a dog with a ball", "..., a tree to her left"
+            acts |= alive and after.word not in ("", *CONJUNCTIONS)
+            acts |= place is not None and place.reference != "object"
+        if clause.joined:
+            return acts and not known.are_alive(clause.last)
+        return acts and (link is None or link.references == clause.last)
+
+    def _join_latest(self, ids: list[int], after: _Following) -> bool:
+        """Adds it to the objects of a verb or of words of place, if it is one more of these."""
+        clause, sentence, known = self.clause, self.sentence, self.known
+        link = sentence.complete
+        borne = link is not None and link.names in BORNE
+        worn = link is not None and link.names == ("worn by",)
+        kinds = {self.mentions[index].kind for index in ids}
+        if (borne and kinds <= MEN | WOMEN) or (worn and known.are_alive(ids)):
+            return False  # "a man wearing a hat and a woman", "a cat wearing a hat and a dog"
+        listed = sentence.joint in ("and", ",")
+        # "a man wearing a hat and a scarf stands"
+        borne_too = borne and sentence.joint == "and" and after.is_finite and not clause.finite
+        may_act = after.is_finite and not borne_too
+        if clause.role == "object" and listed and clause.last and not may_act:
+            if link is not None and link.lists:
+                self.said.relate(link, link.subjects, ids)
+            clause.last = ids if sentence.placed else clause.last + ids
+            sentence.contents.take_too(ids, with_article=clause.joined)
+            return True
+        clothes = listed and worn and known.are_clothes(ids)
+        clothes = clothes and sentence.determiner != "the"  # "wearing a hat, the hat above ..."
+        too = borne_too or clothes or self._continues(after)
+        if link is None or clause.role != "adjunct" or not too:
+            return False
+        self.said.relate(link, link.subjects, ids)
+        link.references = link.references + ids
+        clause.last = clause.last + ids
+        return True
+
+    def _take_role(self, ids: list[int]) -> None:
+        """Makes it a subject, an object or an adjunct, by what stands before it."""
+        clause, sentence = self.clause, self.sentence
+        one_more = sentence.joint in ("and", ",") and clause.role == "subject"
+        if one_more and set(ids) < set(clause.last):
+            sentence.begin_clause(ids)  # "a cat and a dog, the cat on a mat"
+        elif one_more and not clause.verb and clause.last:
+            clause.last = clause.last + ids
+            if sentence.main == clause.subject:
+                sentence.main = clause.last
+            clause.subject = clause.head = clause.last
+        elif sentence.preposition:
+            clause.last, clause.role = ids, "adjunct"
+        elif clause.verb and clause.subject and not sentence.joint:
+            self._take_object(ids)
+        else:
+            sentence.begin_clause(ids)
+
+    def _take_object(self, ids: list[int]) -> None:
+        """ "a man holding a cup" """
+        clause, sentence = self.clause, self.sentence
+        verb, span, subjects = clause.verb, sentence.verb_span, clause.subject
+        clause.last, clause.role = ids, "object"
+        if holds(verb) and sentence.contents.take(subjects, ids, span, held=verb not in HAS):
+            return
+        stated = stated_by(verb)
+        if stated is not None:
+            name, reverse = stated
+            link = Link((name,), subjects, span, ids, reverse=reverse)
+            self.said.relate(link, subjects, ids)
+            sentence.complete = link
+            if name == "worn by":
+                clause.role = "adjunct"  # "a dog wearing a shirt on top of a bed"

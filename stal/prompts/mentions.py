@@ -13,26 +13,30 @@ from stal.prompts.nouns import NounPhrase, noun_phrase
 from stal.prompts.things import thing_of
 from stal.prompts.words import (
     ALWAYS_PLURAL,
+    ANIMALS,
     DEFINITE,
     FIRST_PARTS,
     KINDS,
     LESS,
     MORE,
+    PEOPLE,
     POSSESSIVES,
     QUANTITIES,
     UNCOUNTED,
     VERB_STEMS,
+    WORN,
     article,
+    is_one_of,
     is_plural,
     is_word,
     singular,
     singular_noun,
+    word_set,
 )
-from stal.relations import NOWHERE, Side
-
-Span = tuple[int, int]
+from stal.relations import NOWHERE, Side, Span
 
 MOST_COUNTED = 20
+_WORN_IN = WORN - word_set("belt bow collar crown halo hood ring watch")  # "in a ring"
 
 
 def _shortens(short: str, noun: str) -> bool:
@@ -53,6 +57,7 @@ class Mention:
         sentence: number of the sentence that names it.
         kind: the noun, singular.
         bare: whether it is named without article and number.
+        parts: what is drawn with it, with articles: ["red hair", "a long tail"].
     """
 
     noun: str
@@ -94,7 +99,12 @@ class Mentions:
         self._compared: dict[str, tuple[str, int]] = {}  # noun -> (noun, 1 if it is to be more)
 
     def take_comparisons(self, tokens: list[str], spans: list[Span]) -> None:
-        """Takes out "the number of dogs is more than that of cats" and keeps what it says."""
+        """Takes out "the number of dogs is more than that of cats" and keeps what it says.
+
+        Args:
+            tokens: the words of a sentence; those of a comparison are deleted.
+            spans: their places in the text; deleted as well.
+        """
         i = 0
         while i + 1 < len(tokens):
             if tokens[i] != "number" or tokens[i + 1] != "of":
@@ -133,8 +143,13 @@ class Mentions:
     ) -> list[int]:
         """The objects that a noun phrase speaks of: earlier ones, or new ones.
 
-        span: of the phrase in the text. sentence: its number. subject: what its clause is about.
-        latest: the objects of the noun phrase before. related: whether words of place wait for it.
+        Args:
+            phrase: the noun phrase.
+            span: its place in the text.
+            sentence: the number of its sentence.
+            subject: what its clause is about.
+            latest: the objects of the noun phrase before.
+            related: whether words of place wait for it.
         """
         earlier = self._earlier(phrase, sentence, subject, related)
         if earlier:
@@ -160,7 +175,6 @@ class Mentions:
             text = f"{article(words[0])} {text}"
         elif words[-1] not in ALWAYS_PLURAL:
             numbers = UNCOUNTED
-        bare = not phrase.determiner and phrase.count is None
         self.items += [
             Mention(
                 noun,
@@ -169,7 +183,7 @@ class Mentions:
                 sentence,
                 span,
                 kind=singular_noun(noun),
-                bare=bare,
+                bare=phrase.is_bare,
                 count=numbers,
                 index=index,
             )
@@ -240,7 +254,7 @@ class Mentions:
         return []
 
     def next_members(self, number: int) -> list[int]:
-        """Takes so many of the members."""
+        """The next so many of the members, which are taken thereby."""
         taken, self.members = self.members[:number], self.members[number:]
         return taken
 
@@ -255,8 +269,24 @@ class Mentions:
         span = self.items[index].span
         return any(other.span == span for i, other in enumerate(self.items) if i != index)
 
+    def are_people(self, ids: Sequence[int]) -> bool:
+        """Whether they are somebody, and at least one."""
+        return bool(ids) and all(self.items[index].kind in PEOPLE for index in ids)
+
+    def are_alive(self, ids: Sequence[int]) -> bool:
+        """Whether they are people or animals, and at least one."""
+        kinds = {self.items[index].kind.split(" ")[-1] for index in ids}
+        return bool(kinds) and kinds <= ANIMALS | PEOPLE
+
+    def are_clothes(self, ids: Sequence[int]) -> bool:
+        """Whether somebody can be in them: "in a hat and boots", but "in a ring"."""
+        return all(is_one_of(self.items[i].noun.split(" ")[-1], _WORN_IN) for i in ids)
+
     def describe(self, subject: Sequence[int], words: Sequence[str]) -> None:
-        """ "a circle that is red": an attribute after the noun."""
+        """Adds attributes that stand after the noun: "a circle that is red".
+
+        Objects whose phrase is more than attributes and noun ("a glass of water") stay as they are.
+        """
         for index in subject:
             mention = self.items[index]
             new = [word for word in words if is_word(word) and word not in mention.attributes]
@@ -270,7 +300,13 @@ class Mentions:
             mention.phrase = " ".join([*before, mention.noun])
 
     def complete(self, owners: Sequence[int], part: str, name: str) -> None:
-        """ "a man with a beard": the part is drawn with its owners. name: without its article."""
+        """Has a part drawn with its owners: "a man with a beard".
+
+        Args:
+            owners: to each of them it is added, once.
+            part: as the text names it.
+            name: without its article.
+        """
         for index in owners:
             if not self.items[index].has(name):
                 self.items[index].parts.append(part)

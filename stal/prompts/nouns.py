@@ -9,20 +9,24 @@ from stal.prompts.places import find
 from stal.prompts.words import (
     AFTER_NOUN,
     ALWAYS_PLURAL,
+    ANIMALS,
     BODY_PARTS,
     COMPOUNDS,
     DEFINITE,
     DETERMINERS,
     HEAD_FIRST,
+    IN_THE_SKY,
     NOT_VERBS,
     OWN_PARTS,
     PARTS,
     PARTS_OF,
+    PEOPLE,
     PICTURES,
     PORTIONS,
     POSSESSIVES,
     PRONOUNS,
     SCENERY,
+    SCENERY_COMPOUNDS,
     VERB_STEMS,
     WORN,
     article,
@@ -31,6 +35,7 @@ from stal.prompts.words import (
     is_boundary,
     is_known_verb,
     is_number,
+    is_one_of,
     is_plural,
     is_verb,
     is_word,
@@ -38,6 +43,8 @@ from stal.prompts.words import (
     may_be_adjective,
     number_of,
     singular,
+    singular_noun,
+    word_at,
 )
 
 _DEEPEST = 3  # "a slice of a piece of a cake"
@@ -45,22 +52,54 @@ _DEEPEST = 3  # "a slice of a piece of a cake"
 
 @dataclass
 class NounPhrase:
-    """A noun phrase, tokens [start, end)."""
+    """A noun phrase, tokens [start, end).
+
+    Attributes:
+        determiner: "a", "the", "her", "some"; "" for none.
+        count: its number; None if it has none.
+        words: what is between determiner or number and end.
+        verb: whether the word after it is a verb.
+        of: " of water" in "a glass of water".
+        portion: "a slice of" in "a slice of pizza".
+        group: "row" in "a row of three dogs".
+        other: whether it is "the other dog".
+        as_many: whether it is "the same number of dogs".
+        part: "red hair" in "the woman with red hair".
+        noun: what it names, as `find_noun` finds it in the words.
+        attributes: what describes that.
+    """
 
     start: int
     end: int
     determiner: str
-    count: int | None  # None: uncounted
+    count: int | None
     words: list[str]
-    verb: bool = False  # the word after it is a verb
-    of: str = ""  # " of water" in "a glass of water"
-    portion: str = ""  # "a slice of" in "a slice of pizza"
-    group: str = ""  # "row" in "a row of three dogs"
-    other: bool = False  # "the other dog"
-    as_many: bool = False  # "the same number of dogs"
-    part: str = ""  # "red hair" in "the woman with red hair"
+    verb: bool = False
+    of: str = ""
+    portion: str = ""
+    group: str = ""
+    other: bool = False
+    as_many: bool = False
+    part: str = ""
     noun: str = ""
     attributes: tuple[str, ...] = ()
+
+    @property
+    def is_bare(self) -> bool:
+        """Whether it has no article and no number."""
+        return not self.determiner and self.count is None
+
+    @property
+    def is_scenery(self) -> bool:
+        """Whether it names where a picture is taken, such as a road or the sky, and no thing."""
+        if self.noun in IN_THE_SKY and self.determiner in ("a", "an"):
+            return False  # "a red sun", but "in the sun"
+        return self.noun in SCENERY or singular_noun(self.noun) in SCENERY_COMPOUNDS
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it names people or animals, in one word."""
+        return singular_noun(self.noun) in ANIMALS | PEOPLE
 
 
 def noun_phrase(
@@ -71,11 +110,15 @@ def noun_phrase(
     depth: int = 0,
     ends: Mapping[int, int] | None = None,
 ) -> NounPhrase | None:
-    """The noun phrase that begins at position i.
+    """The noun phrase that begins at position i; None if none does.
 
-    joined: another noun and "and" stand before it, so that a bare verb may follow ("a dog and a
-    cat sit"). depth: how many "of" it stands behind.
-    ends: start -> end of all noun phrases, where something other than the words tells.
+    Args:
+        tokens: the words of the sentence.
+        i: where it begins.
+        joined: whether another noun and "and" stand before it, so that a bare verb may follow ("a
+            dog and a cat sit").
+        depth: how many "of" it stands behind.
+        ends: start -> end of all noun phrases, where something other than the words tells.
     """
     n = len(tokens)
     start = i
@@ -281,7 +324,7 @@ def _describes(word: str) -> bool:
 
 
 def find_noun(phrase: NounPhrase) -> None:
-    """Splits the words into attributes and noun."""
+    """Splits the words of a phrase into its attributes and its noun, which are set."""
     words = phrase.words
     length = 1
     for size in (3, 2):
@@ -308,6 +351,25 @@ def find_noun(phrase: NounPhrase) -> None:
     )
 
 
+def part_after(tokens: Sequence[str], phrase: NounPhrase) -> str:
+    """ "red hair" after "the woman with red hair", which tells which woman; or ""."""
+    if phrase.determiner not in DEFINITE or word_at(tokens, phrase.end) != "with":
+        return ""
+    part = noun_phrase(tokens, phrase.end + 1)
+    return " ".join(part.words) if part and is_one_of(part.words[-1], OWN_PARTS) else ""
+
+
+def ends_there(tokens: Sequence[str], end: int) -> bool:
+    """Whether what stands before `end` is no part of a longer noun phrase.
+
+    In "two dogs, one standing on a chair" the "one" is none, in "one standing dog" it is.
+    """
+    if is_boundary(tokens, end):
+        return True
+    verb = is_known_verb(tokens[end]) or looks_like_participle(tokens[end])
+    return verb and (is_boundary(tokens, end + 1) or find(tokens, end) is not None)
+
+
 def needs_object(tokens: Sequence[str], i: int) -> bool:
     """Whether what follows can be the object of words of place that end at i."""
     if i >= len(tokens):
@@ -321,6 +383,11 @@ def inverts(tokens: Sequence[str], i: int, *, fronted: bool) -> bool:
     """Whether the subject follows: "above the dog [is a cat]", fronted "to its left [, a cat]".
 
     A noun phrase right after the place is the subject: "behind the bus [a cyclist]".
+
+    Args:
+        tokens: the words of the sentence.
+        i: where the words of place and their object end.
+        fronted: whether the subject may follow after a comma.
     """
     comma = fronted and tokens[i : i + 1] == [","]
     i += comma

@@ -35,6 +35,9 @@ def parse(text: str, *, engine: str = "grammar") -> Description:
         engine: "grammar", which needs nothing else, or "spacy", which takes noun phrases, verbs and
             what depends on what from the English pipeline of spaCy that is installed.
 
+    Returns:
+        The text with its objects, in order of mention, and its relations, in order of statement.
+
     Raises:
         ValueError: an unknown engine.
         ImportError: "spacy" without spaCy or an English pipeline; the message says how to get them.

@@ -14,9 +14,14 @@ from dataclasses import dataclass
 from stal.prompts.words import (
     FEET,
     POSSESSIVES,
+    POSTURES,
+    PRONOUNS,
     THE_CANVAS,
     is_boundary,
     is_known_verb,
+    looks_like_participle,
+    verb_stem,
+    word_at,
 )
 from stal.relations import NOWHERE, TABLE, Side, side_names
 
@@ -39,6 +44,7 @@ VERBS = {
     "touch": ("touching", False),
     "face": ("facing", False),
 }
+HAS = frozenset(("has", "have", "had", "having"))
 
 _FORMS: dict[tuple[str, ...], tuple[str, bool]] = {
     tuple(form.split()): (row.name, reverse)
@@ -107,8 +113,33 @@ class Place:
     bare: bool = False
 
 
+def stated_by(verb: str) -> tuple[str, bool] | None:
+    """What a verb, in any form, states of its subject and object, as `VERBS` does; or None."""
+    return VERBS.get(verb if verb in VERBS else verb_stem(verb) or "")
+
+
+def holds(verb: str) -> bool:
+    """Whether the subject of a verb has or holds its object."""
+    return verb in HAS or (stated_by(verb) or ("",))[0] == "held by"
+
+
+def is_agent(tokens: Sequence[str], i: int) -> bool:
+    """Whether "by" at position i is of no place: "driven by a man", but not "parked by a car"."""
+    if tokens[i] != "by" or i == 0:
+        return False
+    before = tokens[i - 1]
+    passive = is_known_verb(before) or looks_like_participle(before)
+    return passive and not before.endswith("ing") and before not in POSTURES
+
+
+def is_by_pronoun(tokens: Sequence[str], place: Place) -> bool:
+    """Whether a place is relative to what a pronoun means: "behind it", "to her left"."""
+    own = word_at(tokens, place.end) in PRONOUNS | POSSESSIVES
+    return place.reference not in ("object", "canvas") or (place.reference == "object" and own)
+
+
 def find(tokens: Sequence[str], i: int) -> Place | None:
-    """The words of place that begin at position i; the longest wins."""
+    """The words of place that begin at position i, the longest; None if none do."""
     start = i
     while i < len(tokens) and tokens[i] in _INTENSIFIERS:
         i += 1  # "right next to", "directly above"

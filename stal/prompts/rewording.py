@@ -21,8 +21,9 @@ from stal.prompts.words import (
     is_number,
     word_set,
 )
+from stal.relations import Span
 
-Word = tuple[str, tuple[int, int]]  # a token, and its span in the text
+Word = tuple[str, Span]  # a token, and its span in the text
 
 _VIEWERS = word_set("you you'll we we'll i one")
 _SEES = word_set("see find spot notice observe")
@@ -88,8 +89,16 @@ def without_markup(text: str) -> str:
     return "".join(out)
 
 
-def reword(tokens: Sequence[str], spans: Sequence[tuple[int, int]]) -> list[Word]:
-    """The words of a sentence, each with the span in the text that it stands for."""
+def reword(tokens: Sequence[str], spans: Sequence[Span]) -> list[Word]:
+    """The words of a sentence as the grammar reads them.
+
+    Args:
+        tokens: the words as they stand in the text.
+        spans: the place of each in the text.
+
+    Returns:
+        The words, each with the span that it stands for.
+    """
     words = list(zip(tokens, spans, strict=True))
     for rule in (_without_request, _with_order_last, _with_places_said, _without_viewer, _plain):
         words = rule(words)

@@ -14,10 +14,10 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from stal.prompts import grammar
-from stal.prompts.mentions import Mention, Span
+from stal.prompts.mentions import Mention
 from stal.prompts.nouns import NounPhrase, noun_phrase
 from stal.prompts.places import Place
-from stal.prompts.statements import Statement
+from stal.relations import Span, Statement
 
 if TYPE_CHECKING:
     from spacy.language import Language
@@ -51,6 +51,9 @@ class Syntax:
 def read(text: str) -> tuple[list[Mention], dict[Statement, Span]]:
     """The objects of a text, and its relations with the spans of the words that state them.
 
+    Args:
+        text: one or more sentences.
+
     Raises:
         ImportError: spaCy or an English pipeline is not installed.
         ValueError: the pipeline has no parser.
@@ -80,7 +83,12 @@ def pipeline() -> Language:
 
 
 def align(doc: Doc, spans: Sequence[Span]) -> Syntax:
-    """The syntax of the words at these places of the text, whatever tokens spaCy made of them."""
+    """The syntax of the words at these places of the text, whatever tokens spaCy made of them.
+
+    Args:
+        doc: the text as a pipeline with a parser read it.
+        spans: of the n words of a sentence.
+    """
     word_of: dict[int, int] = {}
     roots = []
     for k, (start, end) in enumerate(spans):
@@ -108,7 +116,7 @@ class Reader(grammar.Reader):
         self._analyse = analyse
 
     def _begin_sentence(self) -> None:
-        self.syntax = self._analyse(self.spans)
+        self.syntax = self._analyse(self.sentence.spans)
         self.named: dict[int, list[int]] = {}  # word -> objects of the noun phrase that it is in
 
     def _noun_phrase(self, tokens: Sequence[str], i: int) -> NounPhrase | None:
@@ -128,7 +136,7 @@ class Reader(grammar.Reader):
         ours = super()._spoken_of(place, i, bare=bare, pronoun=pronoun)
         found = self._attached(i, place.end)
         # The grammar knows what goes with a rider, a container or a list.
-        goes_with = set(found) <= set(ours) or self.bearing.bearer_of(found) == ours
+        goes_with = set(found) <= set(ours) or self.sentence.contents.bearer_of(found) == ours
         return ours if goes_with else found
 
     def _attached(self, i: int, end: int) -> list[int]:
@@ -144,7 +152,7 @@ class Reader(grammar.Reader):
                 return self.named[word]
             if i <= word < end:
                 continue
-            if self.role == "object":
+            if self.clause.role == "object":
                 return []  # "holds a cup in her hand" says that of the cup
             subjects = [k for k, h in enumerate(heads) if h == word and labels[k] in _SUBJECTS]
             for subject in subjects:

@@ -7,27 +7,42 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
-from stal.prompts.mentions import MOST_COUNTED, Mention, Span
+from stal.prompts.mentions import MOST_COUNTED, Mention
 from stal.prompts.words import UNCOUNTED, article, is_for_one, is_plural, singular_noun
-from stal.relations import Side, side_names
-
-Statement = tuple[int, str, int]
+from stal.relations import Side, Span, Statement, side_names
 
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+# The names of a link by kind: ...
+BESIDE = [("next to",), ("left of",), ("right of",), ("behind",), ("in front of",)]
+BORNE = [("worn by",), ("held by",)]
+# ... and what is said of what rests on or in something, not of that something: "a mouse on a desk
+# next to a cup".
+RESTS = [("on",), ("inside",)]
 
 
 @dataclass
 class Link:
-    """A relation while the text is read: it may still lack its objects, or its subjects."""
+    """A relation while the text is read: it may still lack its objects, or its subjects.
+
+    Attributes:
+        names: its predicates: two for "at the upper left of", none if it is denied.
+        subjects: what the words of place are said of.
+        span: of these words.
+        references: their objects.
+        opens: whether it begins a clause, so that its subject may follow.
+        fronted: ... also after a comma: "..., and below the clock, a couch".
+        reverse: whether it is the references that are in the relation: "a filled with b".
+        rests: on, in or on top of: what is said next is of what rests there.
+    """
 
     names: tuple[str, ...]
     subjects: list[int]
     span: Span
     references: list[int] = field(default_factory=list)
-    opens: bool = False  # begins a clause, so that its subject may follow
-    fronted: bool = False  # ... also after a comma: "..., and below the clock, a couch"
+    opens: bool = False
+    fronted: bool = False
     reverse: bool = False
-    rests: bool = False  # on, in or on top of: what is said next is of what rests there
+    rests: bool = False
 
     @property
     def is_side(self) -> bool:
@@ -48,7 +63,14 @@ class Link:
 
 @dataclass
 class Sided:
-    """ "on the left": of the canvas, or of what the clause was about."""
+    """ "on the left": of the canvas, or of what the clause was about.
+
+    Attributes:
+        subjects: what is there.
+        side: where that is.
+        head: what the clause is about; none for the canvas.
+        span: of the words of place.
+    """
 
     subjects: list[int]
     side: Side
@@ -57,7 +79,11 @@ class Sided:
 
 
 class Statements:
-    """The relations so far, with the spans of the words that state them."""
+    """The relations so far, with the spans of the words that state them.
+
+    Args:
+        mentions: the objects of the text, whose positions on the canvas are set here.
+    """
 
     def __init__(self, mentions: list[Mention]) -> None:
         self.relations: dict[Statement, Span] = {}
@@ -65,6 +91,7 @@ class Statements:
         self._rows: set[Statement] = set()  # orders that only the order of mention gives
 
     def relate(self, link: Link, subjects: Sequence[int], references: Sequence[int]) -> None:
+        """Adds what a link states of each subject and reference; what was said before stays."""
         if link.reverse:
             subjects, references = references, subjects
         for subject in subjects:
@@ -73,6 +100,11 @@ class Statements:
                     for name in link.names:
                         self._forget_row(subject, name, reference)
                         self.relations.setdefault((subject, name, reference), link.span)
+
+    def wearers(self, ids: list[int]) -> list[int]:
+        """Who wears these: of "a woman in a dress" the woman; or ids, if nobody does."""
+        worn = [link for link in self.relations if link[0] in ids and link[1] == "worn by"]
+        return [wearer for _, _, wearer in worn] or ids
 
     def _forget_row(self, subject: int, name: str, reference: int) -> None:
         """ "a, b and c in a row, with b to the right of c": not in order of mention."""
@@ -93,11 +125,15 @@ class Statements:
         self._rows |= {(subject, name, reference) for subject, reference in pairwise(group)}
 
     def relate_neighbours(self, group: Sequence[int], names: tuple[str, ...], span: Span) -> None:
+        """Adds relations of each of a group to the next one."""
         for subject, reference in pairwise(group):
             self.relate(Link(names, [subject], span), [subject], [reference])
 
     def relate_sides(self, places: Sequence[Sided]) -> None:
-        """ "a on the left and b on the right" is "a left of b"."""
+        """ "a on the left and b on the right" is "a left of b".
+
+        Sides of the canvas become positions of the mentions as well.
+        """
         placed = {index for sided in places for index in sided.subjects}
         groups: dict[tuple[int, ...], list[Sided]] = {}
         for sided in places:
@@ -131,7 +167,12 @@ class Statements:
                             self.relate(link, a.subjects, b.subjects)
 
     def relate_depths(self, places: Sequence[Sided], topics: Sequence[Sequence[int]]) -> None:
-        """ "a girl with trees in the background": behind what is in front, or else the topic."""
+        """ "a girl with trees in the background": behind what is in front, or else the topic.
+
+        Args:
+            places: of the sentence.
+            topics: what it is about, and what the one before was.
+        """
         deep = [sided for sided in places if sided.side[2] is not None]
         front = [index for sided in deep if sided.side[2] == 1 for index in sided.subjects]
         for sided in deep:
@@ -148,7 +189,15 @@ class Statements:
 def dealt(
     mentions: Sequence[Mention], relations: Mapping[Statement, Span]
 ) -> tuple[list[Mention], dict[Statement, Span]]:
-    """ "two women wearing red dresses": a dress for each of them."""
+    """Deals clothes out: "two women wearing red dresses", a dress for each of them.
+
+    Args:
+        mentions: the objects of a text.
+        relations: what it states of them, with spans.
+
+    Returns:
+        Both with as many clothes as there are wearers, if that makes no more than 20 objects.
+    """
     wearers: dict[int, list[int]] = {}
     for i, name, j in relations:
         if name == "worn by":

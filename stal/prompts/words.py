@@ -424,6 +424,7 @@ def is_for_one(noun: str) -> bool:
 
 
 def is_plural(word: str) -> bool:
+    """Whether a noun is in the plural as far as spelling tells."""
     if word in _IRREGULAR_PLURALS or word in ALWAYS_PLURAL:
         return True
     return len(word) > 3 and re.search(r"[^sui]s$", word) is not None and word not in _SINGULAR_IN_S
@@ -474,10 +475,12 @@ def is_known_verb(word: str) -> bool:
 
 
 def is_verb(word: str) -> bool:
+    """An auxiliary, or an inflected form of a known verb."""
     return word in AUXILIARIES or is_known_verb(word)
 
 
 def looks_like_participle(word: str) -> bool:
+    """Whether a word is a participle as far as spelling tells."""
     if word in NOT_VERBS or word.endswith("eed") or not word.endswith(("ing", "ed")):
         return False
     stem = word.removesuffix("ing").removesuffix("ed")
@@ -485,6 +488,7 @@ def looks_like_participle(word: str) -> bool:
 
 
 def is_adverb(word: str) -> bool:
+    """Whether a word ends as adverbs do and is none of the nouns that do."""
     return (
         len(word) > 5
         and word.endswith("ly")
@@ -493,6 +497,7 @@ def is_adverb(word: str) -> bool:
 
 
 def is_adjective(word: str) -> bool:
+    """Whether a word is a known adjective, or ends as only adjectives do."""
     return word in ADJECTIVES or word.endswith(("ful", "less", "ous", "-colored", "-coloured"))
 
 
@@ -503,10 +508,12 @@ def may_be_adjective(word: str) -> bool:
 
 
 def is_word(token: str) -> bool:
+    """Whether a token is no punctuation mark."""
     return token[:1].isalnum()
 
 
 def is_number(token: str) -> bool:
+    """Whether a token is a number up to twenty in letters, or any in digits."""
     return token in NUMBERS or token.isdecimal()
 
 
@@ -518,6 +525,11 @@ def is_one_of(word: str, words: Set[str]) -> bool:
 def number_of(token: str) -> int:
     """The value of a token that `is_number`, of its first nine digits."""
     return NUMBERS[token] if token in NUMBERS else int(token[:9])
+
+
+def word_at(tokens: Sequence[str], i: int) -> str:
+    """The token at position i; "" before the first and after the last."""
+    return tokens[i] if 0 <= i < len(tokens) else ""
 
 
 def is_boundary(tokens: Sequence[str], i: int) -> bool:

@@ -111,8 +111,7 @@ def generate(
 ) -> None:
     """Draw a picture of PROMPT."""
     from stal.layout.formats import read_layout
-    from stal.prompts import article
-    from stal.prompts.parser import noun_of
+    from stal.prompts import article, noun_of
 
     if prompt is None and source is None:
         raise typer.BadParameter("give one, or a picture with --from", param_hint="PROMPT")

@@ -7,8 +7,7 @@
 
 Other programs give names or phrases, and no nouns. What knows English is handed in:
 
-    from stal.prompts import article
-    from stal.prompts.parser import noun_of
+    from stal.prompts import article, noun_of
 
     read_layout("layoutgpt.css", noun_of=noun_of, article=article)
 
@@ -53,7 +52,7 @@ def read_layout(
 
     Args:
         path: a text file.
-        noun_of: from a phrase to its noun, "a green car" to "car"; `stal.prompts.parser.noun_of`.
+        noun_of: from a phrase to its noun, "a green car" to "car"; `stal.prompts.noun_of`.
         article: from a word to "a" or "an"; `stal.prompts.article`.
         canvas: (width, height) in pixels that LayoutGPT and LLM-grounded diffusion were told;
             their usual ones if None. Other formats do not need it.

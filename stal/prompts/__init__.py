@@ -1,8 +1,17 @@
 """From a sentence to the objects that it names and the relations that it states."""
 
 from stal.prompts.description import Description, Object, Relation
-from stal.prompts.parser import ENGINES, parse
+from stal.prompts.parser import ENGINES, noun_of, parse
 from stal.prompts.words import article
 from stal.relations import PREDICATES
 
-__all__ = ["ENGINES", "PREDICATES", "Description", "Object", "Relation", "article", "parse"]
+__all__ = [
+    "ENGINES",
+    "PREDICATES",
+    "Description",
+    "Object",
+    "Relation",
+    "article",
+    "noun_of",
+    "parse",
+]

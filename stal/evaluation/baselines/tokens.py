@@ -8,8 +8,7 @@ from typing import Any
 
 from stal.layout import PlacedObject
 from stal.prompts import Object, parse
-
-Span = tuple[int, int]
+from stal.relations import Span
 
 
 def token_span(tokenizer: Any, text: str, span: Span) -> range:

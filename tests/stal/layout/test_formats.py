@@ -8,8 +8,7 @@ import pytest
 from PIL import Image
 
 from stal.layout import Layout, PlacedObject, formats, masks
-from stal.prompts import article
-from stal.prompts.parser import noun_of
+from stal.prompts import article, noun_of
 
 read_layout = partial(formats.read_layout, noun_of=noun_of, article=article)
 

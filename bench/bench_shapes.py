@@ -21,7 +21,7 @@ import typer
 from timing import machine
 from tqdm import tqdm
 
-from stal.evaluation.parsing import interval
+from stal.evaluation.intervals import interval
 from stal.layout import Layout, place
 from stal.layout.predictor import predict
 from stal.pipeline import Pipeline, Result, Settings

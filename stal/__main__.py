@@ -475,7 +475,7 @@ def train_layout(
 )
 def evaluate_layout(context: typer.Context) -> None:
     """Score the prompt parser and the layout predictor on labelled sets."""
-    from stal.evaluation.parsing import main as evaluate
+    from stal.cli.evaluate_layout import evaluate_layout as evaluate
 
     evaluation = typer.Typer(
         add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from stal.checked_json import short
-from stal.evaluation.parsing import matches, read_gpt
+from stal.evaluation.agreement import matches
+from stal.evaluation.labelled import read_gpt
 from stal.layout import Box, Layout, PlacedObject
 from stal.layout.layout import Statement
 from stal.prompts import PREDICATES, Description, Object, article, parse

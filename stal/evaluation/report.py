@@ -16,7 +16,8 @@ from string import Template
 from typing import TYPE_CHECKING, Any
 
 from stal.evaluation.harness import Row
-from stal.evaluation.metrics import METRICS, Estimate, Metric, difference, estimate
+from stal.evaluation.intervals import Estimate
+from stal.evaluation.metrics import METRICS, Metric, difference, estimate
 from stal.files import write_atomic
 
 if TYPE_CHECKING:

@@ -249,10 +249,6 @@ class UNet(nn.Module):
             if isinstance(module, Attention):
                 module.name = name
 
-    def cross_attention_layers(self) -> dict[str, Attention]:
-        """The layers that call `attention`, by name, in the order of their calls."""
-        return {m.name: m for m in self.modules() if isinstance(m, Attention) and m.is_cross}
-
     def forward(
         self,
         sample: Tensor,

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
+from stal.model.unet import Attention
 from stal.optimize import (
     RELEASED,
     Options,
@@ -71,7 +72,9 @@ def test_a_trajectorys_tape_holds_latents_alone(pipe):
 
 def test_prompts_are_projected_once_and_get_no_gradient(pipe, monkeypatch, clip):
     drawing = pipe.prepare([TWO], BLENDED)
-    layer = next(iter(pipe.components.unet.cross_attention_layers().values()))
+    layer = next(
+        m for m in pipe.components.unet.modules() if isinstance(m, Attention) and m.is_cross
+    )
     calls = []
     handle = layer.to_k.register_forward_hook(lambda *args: calls.append(1))
     trajectory(drawing, clip, FAST)

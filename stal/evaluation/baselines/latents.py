@@ -164,15 +164,16 @@ def attention_maps(
 
 def default_descent(drawing: Drawing) -> Descent:
     """SMALL for latents of at most 32 cells along a side, else RELEASED."""
-    return SMALL if min(_cells(drawing)) <= 32 else RELEASED
+    return SMALL if min(latent_cells(drawing)) <= 32 else RELEASED
 
 
 def default_side(drawing: Drawing) -> int:
     """A quarter of the latents' shorter side, 16 for Stable Diffusion's 64, but at least 8."""
-    return max(min(_cells(drawing)) // 4, 8)
+    return max(min(latent_cells(drawing)) // 4, 8)
 
 
-def _cells(drawing: Drawing) -> tuple[int, int]:
+def latent_cells(drawing: Drawing) -> tuple[int, int]:
+    """Height and width of a drawing's latents."""
     settings, unit = drawing.settings, drawing.pipe.scale_factor
     return settings.height // unit, settings.width // unit
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from stal.evaluation.baselines.denoiser import Denoiser, plain_drawing
+from stal.evaluation.baselines.latents import latent_cells
 from stal.layout import Layout, masks
 from stal.pipeline import (
     UNCONDITIONAL,
@@ -64,9 +65,10 @@ def multidiffusion(
     own = pipe.defaults.reference
     around = background if background is not None else own if own != UNCONDITIONAL else None
     terms: list[_Term] = []
+    cells = latent_cells(drawing)
     for i, job in enumerate(drawing.jobs):
-        boxes = _hard(masks(job.layout, *_cells(drawing)))
-        everywhere = torch.ones(_cells(drawing))
+        boxes = _hard(masks(job.layout, *cells))
+        everywhere = torch.ones(cells)
         if not len(boxes):
             terms.append(_Term(i, job.prompt, everywhere, everywhere))
             continue
@@ -137,8 +139,3 @@ def _hard(soft: Tensor) -> Tensor:
     flat = soft.flatten(1)
     most = flat == flat.amax(1, keepdim=True)
     return ((flat >= 0.5) | most).float().view_as(soft)
-
-
-def _cells(drawing: Drawing) -> tuple[int, int]:
-    unit, settings = drawing.pipe.scale_factor, drawing.settings
-    return settings.height // unit, settings.width // unit

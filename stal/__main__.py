@@ -453,13 +453,15 @@ def train_layout(
 
     from dataclasses import replace
 
-    from stal.training.layout import Plan, train
+    from stal.training.layout import LayoutRecipe, train
 
-    plan = Plan(fold=fold, seed=seed)
-    plan = replace(plan, steps=steps or plan.steps, relative=plan.relative if relative else 0.0)
+    recipe = LayoutRecipe(fold=fold, seed=seed)
+    recipe = replace(
+        recipe, steps=steps or recipe.steps, relative=recipe.relative if relative else 0.0
+    )
     scores = train(
         output,
-        plan,
+        recipe,
         nsr1k=nsr1k or (),
         annotations=annotations,
         captions=captions,

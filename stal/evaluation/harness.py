@@ -28,6 +28,7 @@ from stal.evaluation.prompt_files import Case, boxes_of
 from stal.files import write_atomic
 from stal.layout import Layout
 from stal.prompts import parse
+from stal.runs import differing
 
 if sys.platform != "win32":  # where two runs in one folder go unnoticed
     import fcntl
@@ -45,7 +46,7 @@ Draw = Callable[..., "Sequence[Result]"]
 
 
 @dataclass(frozen=True)
-class Row:
+class ResultRow:
     """One image in `results.jsonl`.
 
     Attributes:
@@ -101,7 +102,7 @@ def run(
     background: Background | None = None,
     batch: int = 8,
     quiet: bool = False,
-) -> list[Row]:
+) -> list[ResultRow]:
     """Draws and judges what has no row in the folder yet.
 
     Seed k of prompt i is k * len(cases) + i: no two images of a method share their noise, and all
@@ -173,7 +174,7 @@ def run(
                         boxes_of(chosen[k], placed[k]),
                     )
                     scores = None if scorer is None else clip_scores(images[k], placed[k], scorer)
-                    row = Row(
+                    row = ResultRow(
                         method=method,
                         index=index,
                         prompt=chosen[k].prompt,
@@ -207,7 +208,7 @@ def run(
 
 
 def shows_background(image: Image, prompt: str, background: Background | None) -> bool | None:
-    """Whether a picture has the background that its prompt states; see `Row`."""
+    """Whether a picture has the background that its prompt states; see `ResultRow`."""
     stated = parse(prompt).background.replace("grey", "gray").split()
     return background(image) in stated if background and stated else None
 
@@ -281,7 +282,7 @@ class Meter:
         return next((int(line[1]) * 1024 / 1e6 for line in lines), None)
 
 
-def read_rows(folder: Path) -> list[Row]:
+def read_rows(folder: Path) -> list[ResultRow]:
     """The rows that a folder has. A last line that was torn by a kill or a full disk is removed.
 
     Raises:
@@ -297,13 +298,13 @@ def read_rows(folder: Path) -> list[Row]:
     rows = []
     for number, line in enumerate(data[:whole].splitlines(), 1):
         try:
-            rows.append(Row(**json.loads(line)))
+            rows.append(ResultRow(**json.loads(line)))
         except (ValueError, TypeError):
             raise ValueError(f"{path}:{number}: must be a row of `stal evaluate`") from None
     return rows
 
 
-def _append(path: Path, rows: Sequence[Row]) -> None:
+def _append(path: Path, rows: Sequence[ResultRow]) -> None:
     """Adds rows and waits until they are on the disk; a failure leaves at most one torn line."""
     data = "".join(json.dumps(asdict(row)) + "\n" for row in rows).encode()
     with open(path, "ab", buffering=0) as file:
@@ -361,14 +362,11 @@ def check_command(folder: Path, command: Mapping[str, Any]) -> None:
         raise ValueError(f"{path} must be of `stal evaluate`, got something else")
     if not _has_rows(folder):
         return
-    for name, value in {"version": VERSION, **command}.items():
-        before = old.get(name)
-        # As JSON gives it back: lists for tuples.
-        if before != json.loads(json.dumps(value)):
-            got = f"one with {name} {json.dumps(before)} instead of {json.dumps(value)}"
-            raise ValueError(
-                f"output must be a folder of this command, got {folder}, {got}: name a new one"
-            )
+    wanted = {"version": VERSION, **command}
+    for name in differing(old, wanted):
+        before, value = json.dumps(old.get(name)), json.dumps(wanted[name])
+        got = f"{folder}, one with {name} {before} instead of {value}"
+        raise ValueError(f"output must be a folder of this command, got {got}: name a new one")
 
 
 def _has_rows(folder: Path) -> bool:

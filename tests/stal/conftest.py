@@ -29,7 +29,7 @@ from transformers import (
 from stal.__main__ import main
 from stal.model.clip import Clip, Preprocessing
 from stal.pipeline import Pipeline
-from stal.training.shapes import MAX_TOKENS, write_tokenizer
+from stal.training.shapes_model import MAX_TOKENS, write_tokenizer
 
 # A busy machine is no failure.
 settings.register_profile("stal", deadline=None)

@@ -27,7 +27,7 @@ from stal import picture
 from stal.cli import evaluate as command
 from stal.evaluation import harness, methods, report
 from stal.evaluation.detectors import pixels
-from stal.evaluation.harness import Row, check_command, opened, read_rows, run
+from stal.evaluation.harness import ResultRow, check_command, opened, read_rows, run
 from stal.evaluation.metrics import METRICS, Detection
 from stal.evaluation.prompt_files import parsed
 from stal.layout import place
@@ -75,7 +75,7 @@ LAYOUTS = [place(parse(case.prompt)) for case in CASES]
 
 def go(
     folder: Path, *, draw=drawn, seeds=2, batch=3, cases=CASES, scorer=None, background=None
-) -> list[Row]:
+) -> list[ResultRow]:
     folder.mkdir(exist_ok=True)
     return run(
         folder,
@@ -94,7 +94,7 @@ def go(
     )
 
 
-def timeless(rows: list[Row]) -> list[Row]:
+def timeless(rows: list[ResultRow]) -> list[ResultRow]:
     """Rows without what differs from run to run."""
     return [replace(row, seconds=0.0, memory_mb=None, batch=0) for row in rows]
 

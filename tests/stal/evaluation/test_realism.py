@@ -14,7 +14,7 @@ from stal.prompts import parse
 
 
 def test_realism_compares_with_a_gaussian(tmp_path: Path) -> None:
-    from stal.training.layout import FOLDS, Plan, train
+    from stal.training.layout import FOLDS, LayoutRecipe, train
 
     path = tmp_path / "nsr1k.json"
     item = {"prompt": "a dog left of a car", "relation": "left", "type": "template"}
@@ -29,8 +29,8 @@ def test_realism_compares_with_a_gaussian(tmp_path: Path) -> None:
     path.write_text(json.dumps(items))
     folds = tmp_path / "folds"
     for fold in range(FOLDS):
-        plan = Plan(steps=1, batch=2, composed=0, fold=fold)
-        train(folds / str(fold), plan, nsr1k=[path], quiet=True)
+        recipe = LayoutRecipe(steps=1, batch=2, composed=0, fold=fold)
+        train(folds / str(fold), recipe, nsr1k=[path], quiet=True)
     found = realism_of([path], folds)
     assert found.boxes == 20
     assert found.gain.value == pytest.approx(found.gaussian.value - found.nll.value, abs=1e-5)

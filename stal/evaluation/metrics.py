@@ -105,7 +105,7 @@ def judge(
     Args:
         detections: what was seen.
         objects, relations: see `stal.evaluation.prompt_files.Case`.
-        boxes: where each object should be, or None.
+        boxes: where each object should be, (x0, y0, x1, y1) as fractions of the canvas, or None.
     """
     left = list(detections)
     whole: list[Detection | None] = [None] * len(objects)
@@ -260,6 +260,9 @@ def difference(counts: NDArray[Any], other: NDArray[Any]) -> Estimate:
 
     Args:
         counts, other: (prompts, 2) each, the same prompts in the same order.
+
+    Raises:
+        ValueError: they are of different numbers of prompts.
     """
     import numpy as np
 

@@ -54,7 +54,8 @@ def count(rows: Sequence[ResultRow], methods: Sequence[str]) -> tuple[Counts, li
     """Sums over the seeds of each prompt.
 
     Returns:
-        (method, kind, metric name) -> (prompts, 2), and the kinds, the first of which is all.
+        (method, kind, metric name) -> (prompts, 2), numerator and denominator as `Metric.counts`
+        has them, and the kinds, the first of which is all.
     """
     import numpy as np
 
@@ -237,7 +238,7 @@ def contact_sheet(
         rows, methods: see `write_report`.
         cell: side of a picture in pixels.
         lines: prompts at most.
-        max_bytes: size of the file.
+        max_bytes: size of the file; a sheet of one line may be larger.
     """
     chosen = _spread(rows, lines)
     while True:

@@ -69,7 +69,7 @@ def detect(images: Tensor, *, min_score: float = 0.72) -> list[list[DetectedShap
 
 
 def background_of(image: Tensor) -> str:
-    """The name of the background colour of a picture (3, height, width)."""
+    """The name of the background colour of a picture, (3, height, width) float in [0, 1]."""
     return _background(image, _flat(image))[0]
 
 

@@ -80,15 +80,22 @@ def train(
 ) -> dict[str, float]:
     """Trains and writes the weights to a folder; a killed run goes on where it stopped.
 
-    text_encoder: diffusers folder whose text encoder embeds the phrases; n-grams if None.
+    Args:
+        output: folder; it is made.
+        recipe: how long, on what share of the pictures, from which seed.
+        nsr1k: files in NSR-1K's format.
+        annotations: COCO's instances.
+        captions: COCO's captions of them; relations of the boxes are described if None.
+        text_encoder: diffusers folder whose text encoder embeds the phrases; n-grams if None.
+        quiet: without a progress bar.
 
     Returns:
         "nll" an object and "relations", the share of stated sides that hold between the modes, of
         annotated pictures: those held out if there is a fold.
 
     Raises:
-        ValueError: nothing to train on, a file that is not what it should be, or a checkpoint of
-            another recipe.
+        ValueError: nothing to train on, a file that is not what it should be, a checkpoint of
+            another recipe, or a fold or a number of steps that does not exist.
     """
     from tqdm import tqdm
 
@@ -101,15 +108,7 @@ def train(
         from stal.layout.phrase_encoder import TextEncoder
 
         encoder = TextEncoder.load(text_encoder)
-    real = [example for path in nsr1k for example in read_nsr1k(path)]
-    if annotations is not None:
-        real += read_coco(annotations, captions)
-    if not real:
-        raise ValueError("train-layout must be given annotated pictures: --nsr1k or --annotations")
-    held = [each for each in real if recipe.fold is None or each.image % FOLDS == recipe.fold]
-    kept = [each for each in real if recipe.fold is None or each.image % FOLDS != recipe.fold]
-    composed = compose(recipe.composed, seed=recipe.seed), shapes(recipe.composed, seed=recipe.seed)
-    pools = [pool for pool in (kept, *composed) if pool]
+    held, pools = _examples(recipe, nsr1k, annotations, captions)
     torch.manual_seed(recipe.seed)
     network = Network(Config(), encoder)
     identity = _identity(recipe, network)
@@ -145,6 +144,22 @@ def train(
     write_atomic(output / WEIGHTS, save(weights, metadata_of(network, extra)))
     (output / _STATE).unlink(missing_ok=True)
     return scores
+
+
+def _examples(
+    recipe: LayoutRecipe, nsr1k: Sequence[Path], annotations: Path | None, captions: Path | None
+) -> tuple[list[Example], list[list[Example]]]:
+    """What to validate on, and what to train on: pictures, composed scenes, shapes."""
+    real = [example for path in nsr1k for example in read_nsr1k(path)]
+    if annotations is not None:
+        real += read_coco(annotations, captions)
+    if not real:
+        raise ValueError("train-layout must be given annotated pictures: --nsr1k or --annotations")
+    fold, n, seed = recipe.fold, recipe.composed, recipe.seed
+    held = [each for each in real if fold is None or each.image % FOLDS == fold]
+    kept = [each for each in real if fold is None or each.image % FOLDS != fold]
+    pools = [kept, compose(n, seed=seed), shapes(n, seed=seed)]
+    return held, [pool for pool in pools if pool]
 
 
 def _choose(pools: Sequence[list[Example]], n: int, rng: random.Random) -> list[list[Example]]:
@@ -231,7 +246,7 @@ def _loss(mixture: Mixture, batch: Sequence[tuple[Tokens, Tensor]], relative: fl
 
 @torch.inference_mode()
 def log_probs(network: Network, examples: Sequence[Example]) -> list[list[float]]:
-    """log p of each known box, by example."""
+    """log p of each known box's (cx, cy, log w, log h), in nats, by example."""
     network.eval()
     out: list[list[float]] = []
     for start in range(0, len(examples), 64):

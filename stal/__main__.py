@@ -9,6 +9,7 @@ from typing import Any
 import typer
 
 from stal.cli.evaluate import evaluate
+from stal.cli.evaluate_layout import evaluate_layout
 from stal.cli.generate import generate
 from stal.cli.layout import show_layout
 from stal.cli.train import train_layout, train_shapes
@@ -34,21 +35,7 @@ app.command()(evaluate)
 app.command()(train_shapes)
 app.command("layout")(show_layout)
 app.command()(train_layout)
-
-
-@app.command(
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-    add_help_option=False,
-)
-def evaluate_layout(context: typer.Context) -> None:
-    """Score the prompt parser and the layout predictor on labelled sets."""
-    from stal.evaluation.parsing import main as evaluate
-
-    evaluation = typer.Typer(
-        add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False
-    )
-    evaluation.command()(evaluate)
-    evaluation(context.args, prog_name="stal evaluate-layout")
+app.command()(evaluate_layout)
 
 
 def main() -> None:

@@ -14,19 +14,17 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from stal.checked_json import read_json
 from stal.drawing import Drawing
-from stal.files import write_atomic
 from stal.model.clip import Clip, crops
+from stal.runs import read_record, write_record
 from stal.schedule import Schedule, denoised_and_eps
 from stal.weights.files import VERSION, WeightSchedule, knots_to_weights
 
@@ -163,8 +161,9 @@ def trajectory(
     best = [w.detach().clone() for w in weights]
     trace: list[list[dict[str, float]]] = [[] for _ in weights]
     key = {**_key(drawing), "options": asdict(options)}
-    if path is not None and Path(path).exists():
-        _resume(path, key, adam, weights, best, trace)
+    record = None if path is None else read_record(path, key)
+    if record is not None:
+        _resume(record, adam, weights, best, trace)
     latents: Tensor | None = None
     predict = differentiable(drawing.predict)
     done = len(trace[0])
@@ -204,7 +203,7 @@ def trajectory(
             adam.step()
             _project(weights, drawing)
         if path is not None:
-            _save(path, key, adam, weights, best, trace)
+            write_record(path, key, _state(adam, weights, best, trace))
     if latents is None:  # resumed
         latents = drawing.sample(best)
     return Outcome(best, latents, trace)
@@ -312,8 +311,8 @@ def schedule(
         "options": asdict(options),
         "start": start.to_json()["knots"],
     }
-    if path is not None and Path(path).exists():
-        record = _same_run(path, key)
+    record = None if path is None else read_record(path, key)
+    if record is not None:
         losses, updates = record["losses"], record["updates"]
         for i, n in enumerate(values):
             _restore(adam, values[n], record["values"][i], record["moments"][i])
@@ -348,7 +347,7 @@ def schedule(
                 "moments": [_moments(adam, v) for v in values.values()],
                 "sums": [sums[n].tolist() for n in values],
             }
-            write_atomic(path, (json.dumps({**key, **state}) + "\n").encode())
+            write_record(path, key, state)
     return WeightSchedule({n: tuple((s / updates).tolist()) for n, s in sums.items()}), losses
 
 
@@ -404,46 +403,32 @@ def _key(drawing: Drawing) -> dict[str, Any]:
     }
 
 
-def _save(
-    path: str | os.PathLike[str],
-    key: dict[str, Any],
+def _state(
     adam: torch.optim.Adam,
     weights: Sequence[Tensor],
     best: Sequence[Tensor],
     trace: Sequence[list[dict[str, float]]],
-) -> None:
+) -> dict[str, Any]:
+    """What a weights file has beside its key; the best weights are what `load_weights` reads."""
     state = {
         "weights": [w.tolist() for w in weights],
         "moments": [_moments(adam, w) for w in weights],
     }
-    record = {**key, "weights": [b.tolist() for b in best], "trace": trace, "state": state}
-    write_atomic(path, (json.dumps(record) + "\n").encode())
+    return {"weights": [b.tolist() for b in best], "trace": trace, "state": state}
 
 
 def _resume(
-    path: str | os.PathLike[str],
-    key: dict[str, Any],
+    record: Mapping[str, Any],
     adam: torch.optim.Adam,
     weights: Sequence[Tensor],
     best: Sequence[Tensor],
     trace: list[list[dict[str, float]]],
 ) -> None:
-    record = _same_run(path, key)
     state = record["state"]
     for i, w in enumerate(weights):
         best[i].copy_(torch.tensor(record["weights"][i]).reshape(w.shape))
         _restore(adam, w, state["weights"][i], state["moments"][i])
     trace[:] = record["trace"]
-
-
-def _same_run(path: str | os.PathLike[str], key: dict[str, Any]) -> dict[str, Any]:
-    """The record of a run. Raises ValueError if it is another one's than the key says."""
-    record = read_json(Path(path))
-    other = [k for k, v in json.loads(json.dumps(key)).items() if record.get(k) != v]
-    if other:
-        fix = "delete it, or write to another output"
-        raise ValueError(f"{path} must be of the same run, got other {', '.join(other)}: {fix}")
-    return record
 
 
 def _moments(adam: torch.optim.Adam, parameter: Tensor) -> dict[str, Any]:

@@ -57,13 +57,16 @@ def train_layout(
 
     from dataclasses import replace
 
-    from stal.training.layout import Plan, train
+    from stal.training.layout import LayoutRecipe, train
 
-    plan = Plan(fold=fold, seed=seed)
-    plan = replace(plan, steps=steps or plan.steps, relative=plan.relative if relative else 0.0)
+    recipe = LayoutRecipe(fold=fold, seed=seed)
+    if steps is not None:
+        recipe = replace(recipe, steps=steps)
+    if not relative:
+        recipe = replace(recipe, relative=0.0)
     scores = train(
         output,
-        plan,
+        recipe,
         nsr1k=nsr1k or (),
         annotations=annotations,
         captions=captions,

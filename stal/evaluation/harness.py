@@ -15,19 +15,21 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stal import picture
 from stal.evaluation.detectors import Background, Detector, pixels
-from stal.evaluation.metrics import judge
+from stal.evaluation.metrics import Detection, judge
 from stal.evaluation.prompt_files import Case, boxes_of
 from stal.files import write_atomic
 from stal.layout import Layout
 from stal.prompts import parse
+from stal.runs import differing
 
 if sys.platform != "win32":  # where two runs in one folder go unnoticed
     import fcntl
@@ -47,7 +49,7 @@ Draw = Callable[..., "Sequence[Result]"]
 
 
 @dataclass(frozen=True)
-class Row:
+class ResultRow:
     """One image in `results.jsonl`.
 
     Attributes:
@@ -103,7 +105,7 @@ def run(
     background: Background | None = None,
     batch: int = 8,
     quiet: bool = False,
-) -> list[Row]:
+) -> list[ResultRow]:
     """Draws and judges what has no row in the folder yet.
 
     Seed k of prompt i is k * len(cases) + i: no two images of a method share their noise, and all
@@ -140,76 +142,92 @@ def run(
     if strange or len(done) != len(rows):
         raise ValueError(f"{folder / RESULTS} must hold images of this command, each once")
     meter = Meter(pipe.model.device)
+    row_of = partial(_row, folder, scorer=scorer, background=background, meter=meter)
     with (
         _told_of_a_full_disk(folder),
         tqdm(total=len(pairs) * len(methods), initial=len(done), disable=quiet) as bar,
     ):
-        for start in range(0, len(pairs), batch):
-            for method in methods:
-                part = [p for p in pairs[start : start + batch] if (method, *p) not in done]
-                if not part:
-                    continue
-                bar.set_description(method)
-                chosen = [cases[i] for i, _ in part]
-                placed = [layouts[i] for i, _ in part]
-                with meter:
-                    results = draw(
-                        method,
-                        pipe,
-                        [case.prompt for case in chosen],
-                        layouts=placed,
-                        seeds=[seed for _, seed in part],
-                        settings=settings,
-                    )
-                images = [result.images[0] for result in results]
-                seen = detector(images, [case.objects for case in chosen])
-                fresh = []
-                for k, (index, seed) in enumerate(part):
-                    file = f"{IMAGES}/{method}/{index:05}-{seed}.png"
-                    (folder / file).parent.mkdir(parents=True, exist_ok=True)
-                    picture.save(images[k], folder / file, results[k].settings)
-                    verdict = judge(
-                        seen[k],
-                        chosen[k].objects,
-                        chosen[k].relations,
-                        boxes_of(chosen[k], placed[k]),
-                    )
-                    scores = None if scorer is None else clip_scores(images[k], placed[k], scorer)
-                    row = Row(
-                        method=method,
-                        index=index,
-                        prompt=chosen[k].prompt,
-                        kind=chosen[k].kind,
-                        seed=seed,
-                        image=file,
-                        layout=[{"phrase": o.phrase, "box": [*o.box]} for o in placed[k].objects],
-                        detections=[
-                            {
-                                "name": " ".join((*d.attributes, d.noun)),
-                                "box": [*d.box],
-                                "score": d.score,
-                            }
-                            for d in seen[k]
-                        ],
-                        verdict=asdict(verdict),
-                        correct=verdict.correct,
-                        background=shows_background(images[k], chosen[k].prompt, background),
-                        clip_global=scores and scores[0],
-                        clip_local=scores and scores[1],
-                        seconds=meter.seconds / len(part),
-                        memory_mb=None if meter.peak_mb is None else meter.peak_mb / len(part),
-                        batch=len(part),
-                    )
-                    fresh.append(row)
-                _append(folder / RESULTS, fresh)
-                rows += fresh
-                bar.update(len(fresh))
+        for method, part in _parts(pairs, methods, done, batch):
+            bar.set_description(method)
+            chosen, placed = [cases[i] for i, _ in part], [layouts[i] for i, _ in part]
+            prompts, noise = [case.prompt for case in chosen], [seed for _, seed in part]
+            with meter:
+                results = draw(
+                    method, pipe, prompts, layouts=placed, seeds=noise, settings=settings
+                )
+            images = [result.images[0] for result in results]
+            seen = detector(images, [case.objects for case in chosen])
+            judged = [
+                row_of(method, *each, batch=len(part))
+                for each in zip(part, chosen, placed, results, seen, strict=True)
+            ]
+            _append(folder / RESULTS, judged)
+            rows += judged
+            bar.update(len(judged))
     order = {method: number for number, method in enumerate(methods)}
     return sorted(rows, key=lambda row: (row.index, row.seed, order[row.method]))
 
 
+def _parts(
+    pairs: Sequence[tuple[int, int]],
+    methods: Sequence[str],
+    done: Container[tuple[str, int, int]],
+    batch: int,
+) -> Iterator[tuple[str, list[tuple[int, int]]]]:
+    """Batches of (index, seed) that are not done; methods take turns."""
+    for start in range(0, len(pairs), batch):
+        for method in methods:
+            part = [pair for pair in pairs[start : start + batch] if (method, *pair) not in done]
+            if part:
+                yield method, part
+
+
+def _row(
+    folder: Path,
+    method: str,
+    key: tuple[int, int],
+    case: Case,
+    layout: Layout,
+    result: Result,
+    detections: Sequence[Detection],
+    *,
+    scorer: Clip | None,
+    background: Background | None,
+    meter: Meter,
+    batch: int,
+) -> ResultRow:
+    """Saves a picture and judges it; the meter has the cost of its batch."""
+    (index, seed), image = key, result.images[0]
+    file = f"{IMAGES}/{method}/{index:05}-{seed}.png"
+    (folder / file).parent.mkdir(parents=True, exist_ok=True)
+    picture.save(image, folder / file, result.settings)
+    verdict = judge(detections, case.objects, case.relations, boxes_of(case, layout))
+    scores = None if scorer is None else clip_scores(image, layout, scorer)
+    return ResultRow(
+        method=method,
+        index=index,
+        prompt=case.prompt,
+        kind=case.kind,
+        seed=seed,
+        image=file,
+        layout=[{"phrase": o.phrase, "box": [*o.box]} for o in layout.objects],
+        detections=[
+            {"name": " ".join((*d.attributes, d.noun)), "box": [*d.box], "score": d.score}
+            for d in detections
+        ],
+        verdict=asdict(verdict),
+        correct=verdict.correct,
+        background=shows_background(image, case.prompt, background),
+        clip_global=scores and scores[0],
+        clip_local=scores and scores[1],
+        seconds=meter.seconds / batch,
+        memory_mb=None if meter.peak_mb is None else meter.peak_mb / batch,
+        batch=batch,
+    )
+
+
 def shows_background(image: Image, prompt: str, background: Background | None) -> bool | None:
-    """Whether a picture has the background that its prompt states; see `Row`."""
+    """Whether a picture has the background that its prompt states; see `ResultRow`."""
     stated = parse(prompt).background.replace("grey", "gray").split()
     return background(image) in stated if background and stated else None
 
@@ -220,7 +238,11 @@ def texts_of(prompt: str, layout: Layout) -> list[str]:
 
 
 def clip_scores(image: Image, layout: Layout, scorer: Clip) -> tuple[float, list[float]]:
-    """Cosine similarity of the picture and its prompt, and of each box's crop and its object."""
+    """Cosine similarity of the picture and its prompt, and of each box's crop and its object.
+
+    Raises:
+        ValueError: CLIP has no tokens for a text, or not enough.
+    """
     import torch
 
     from stal.model.clip import crops
@@ -283,7 +305,7 @@ class Meter:
         return next((int(line[1]) * 1024 / 1e6 for line in lines), None)
 
 
-def read_rows(folder: Path) -> list[Row]:
+def read_rows(folder: Path) -> list[ResultRow]:
     """The rows that a folder has. A last line that was torn by a kill or a full disk is removed.
 
     Raises:
@@ -299,13 +321,13 @@ def read_rows(folder: Path) -> list[Row]:
     rows = []
     for number, line in enumerate(data[:whole].splitlines(), 1):
         try:
-            rows.append(Row(**json.loads(line)))
+            rows.append(ResultRow(**json.loads(line)))
         except (ValueError, TypeError):
             raise ValueError(f"{path}:{number}: must be a row of `stal evaluate`") from None
     return rows
 
 
-def _append(path: Path, rows: Sequence[Row]) -> None:
+def _append(path: Path, rows: Sequence[ResultRow]) -> None:
     """Adds rows and waits until they are on the disk; a failure leaves at most one torn line."""
     data = "".join(json.dumps(asdict(row)) + "\n" for row in rows).encode()
     with open(path, "ab", buffering=0) as file:
@@ -329,8 +351,8 @@ def opened(folder: Path, command: Mapping[str, Any]) -> Iterator[None]:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(f"output must not be in use by another run, got {folder}") from None
-        for partial in folder.rglob(".*.????????.tmp"):
-            partial.unlink()  # of a run that was killed while it wrote
+        for torn in folder.rglob(".*.????????.tmp"):
+            torn.unlink()  # of a run that was killed while it wrote
         if not _has_rows(folder):
             text = json.dumps({"version": VERSION, **command}, indent=2) + "\n"
             write_atomic(folder / COMMAND, text.encode())
@@ -363,14 +385,11 @@ def check_command(folder: Path, command: Mapping[str, Any]) -> None:
         raise ValueError(f"{path} must be of `stal evaluate`, got something else")
     if not _has_rows(folder):
         return
-    for name, value in {"version": VERSION, **command}.items():
-        before = old.get(name)
-        # As JSON gives it back: lists for tuples.
-        if before != json.loads(json.dumps(value)):
-            got = f"one with {name} {json.dumps(before)} instead of {json.dumps(value)}"
-            raise ValueError(
-                f"output must be a folder of this command, got {folder}, {got}: name a new one"
-            )
+    wanted = {"version": VERSION, **command}
+    for name in differing(old, wanted):
+        before, value = json.dumps(old.get(name)), json.dumps(wanted[name])
+        got = f"{folder}, one with {name} {before} instead of {value}"
+        raise ValueError(f"output must be a folder of this command, got {got}: name a new one")
 
 
 def _has_rows(folder: Path) -> bool:

@@ -125,16 +125,6 @@ METHODS: Mapping[str, Method] = MappingProxyType(
     }
 )
 
-# What looks at the layout; the others only hand it on with their results.
-USES_LAYOUT = frozenset(METHODS) - {
-    "plain",
-    "composable",
-    "composable-released",
-    "structured",
-    "attend-and-excite",
-    "temporal",
-}
-
 
 def draw(
     method: str,

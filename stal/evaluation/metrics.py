@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from stal.evaluation.intervals import Estimate
 from stal.layout import Box
 from stal.prompts import Object
 from stal.relations import GEOMETRY, Statement
@@ -103,7 +104,7 @@ def judge(
     Args:
         detections: what was seen.
         objects, relations: see `stal.evaluation.prompt_files.Case`.
-        boxes: where each object should be, or None.
+        boxes: where each object should be, (x0, y0, x1, y1) as fractions of the canvas, or None.
     """
     left = list(detections)
     whole: list[Detection | None] = [None] * len(objects)
@@ -230,15 +231,6 @@ METRICS = (
 )
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """A value and its 95% interval; NaN where nothing was counted."""
-
-    value: float
-    low: float
-    high: float
-
-
 def estimate(counts: NDArray[Any], *, percent: bool = True) -> Estimate:
     """A ratio of sums, with the percentile interval of a bootstrap over prompts.
 
@@ -258,7 +250,7 @@ def estimate(counts: NDArray[Any], *, percent: bool = True) -> Estimate:
     if percent and value in (0.0, 1.0):
         edge = 0.025 ** (1 / np.count_nonzero(counts[:, 1]))
         return Estimate(value, *((0.0, 1 - edge) if value == 0 else (edge, 1.0)))
-    low, high = _interval(_ratios(counts))
+    low, high = _quantiles(_ratios(counts))
     return Estimate(value, low, high)
 
 
@@ -267,6 +259,9 @@ def difference(counts: NDArray[Any], other: NDArray[Any]) -> Estimate:
 
     Args:
         counts, other: (prompts, 2) each, the same prompts in the same order.
+
+    Raises:
+        ValueError: they are of different numbers of prompts.
     """
     import numpy as np
 
@@ -278,7 +273,7 @@ def difference(counts: NDArray[Any], other: NDArray[Any]) -> Estimate:
         return Estimate(math.nan, math.nan, math.nan)
     value = float(totals[0][0] / totals[0][1] - totals[1][0] / totals[1][1])
     # The same prompts are drawn for both.
-    low, high = _interval(_ratios(counts) - _ratios(other))
+    low, high = _quantiles(_ratios(counts) - _ratios(other))
     return Estimate(value, low, high)
 
 
@@ -301,7 +296,7 @@ def _draws(n: int) -> NDArray[Any]:
     return np.stack([draw.astype(np.float32) for draw in draws])
 
 
-def _interval(draws: NDArray[Any]) -> tuple[float, float]:
+def _quantiles(draws: NDArray[Any]) -> tuple[float, float]:
     import numpy as np
 
     draws = draws[~np.isnan(draws)]

@@ -13,12 +13,13 @@ import io
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from stal.checked_json import short
-from stal.evaluation.parsing import matches, read_gpt
+from stal.evaluation.agreement import matches
+from stal.evaluation.labelled import read_gpt
 from stal.layout import Box, Layout, PlacedObject
 from stal.prompts import PREDICATES, Description, Object, article, parse
 from stal.relations import Statement
@@ -130,12 +131,9 @@ def _shapes_cases(source: str) -> list[Case]:
         raise ValueError(f"prompts must be of 1 to {MAX_OBJECTS} objects, got {source}")
     cases = []
     for count in counts:
-        for drawn in draw_cases(int(found[1]), objects=count, seed=int(found[3] or 1)):
-            case = parsed(drawn.prompt, where=source)
-            relations = drawn.layout.relations
-            cases.append(
-                Case(case.prompt, case.objects, relations, drawn.layout, case.kind, source)
-            )
+        for true in draw_cases(int(found[1]), objects=count, seed=int(found[3] or 1)):
+            case = parsed(true.prompt, where=source)
+            cases.append(replace(case, relations=true.relations, layout=true))
     return cases
 
 

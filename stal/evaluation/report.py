@@ -15,8 +15,9 @@ from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any
 
-from stal.evaluation.harness import Row
-from stal.evaluation.metrics import METRICS, Estimate, Metric, difference, estimate
+from stal.evaluation.harness import ResultRow
+from stal.evaluation.intervals import Estimate
+from stal.evaluation.metrics import METRICS, Metric, difference, estimate
 from stal.files import write_atomic
 
 if TYPE_CHECKING:
@@ -28,7 +29,9 @@ SHEET_BYTES = 1_000_000
 Counts = dict[tuple[str, str, str], "NDArray[Any]"]
 
 
-def write_report(folder: Path, rows: Sequence[Row], methods: Sequence[str], *, title: str) -> None:
+def write_report(
+    folder: Path, rows: Sequence[ResultRow], methods: Sequence[str], *, title: str
+) -> None:
     """Writes summary.csv, summary.md, the plots, contact_sheet.png and index.html.
 
     Args:
@@ -47,11 +50,12 @@ def write_report(folder: Path, rows: Sequence[Row], methods: Sequence[str], *, t
     write_atomic(folder / "index.html", page(rows, methods, title=title).encode())
 
 
-def count(rows: Sequence[Row], methods: Sequence[str]) -> tuple[Counts, list[str]]:
+def count(rows: Sequence[ResultRow], methods: Sequence[str]) -> tuple[Counts, list[str]]:
     """Sums over the seeds of each prompt.
 
     Returns:
-        (method, kind, metric name) -> (prompts, 2), and the kinds, the first of which is all.
+        (method, kind, metric name) -> (prompts, 2), numerator and denominator as `Metric.counts`
+        has them, and the kinds, the first of which is all.
     """
     import numpy as np
 
@@ -93,7 +97,7 @@ def summary_csv(counts: Counts, kinds: Sequence[str], methods: Sequence[str]) ->
 
 
 def summary_markdown(
-    rows: Sequence[Row],
+    rows: Sequence[ResultRow],
     counts: Counts,
     kinds: Sequence[str],
     methods: Sequence[str],
@@ -217,7 +221,7 @@ def _folded(label: str) -> str:
 
 def contact_sheet(
     folder: Path,
-    rows: Sequence[Row],
+    rows: Sequence[ResultRow],
     methods: Sequence[str],
     *,
     cell: int = 128,
@@ -234,7 +238,7 @@ def contact_sheet(
         rows, methods: see `write_report`.
         cell: side of a picture in pixels.
         lines: prompts at most.
-        max_bytes: size of the file.
+        max_bytes: size of the file; a sheet of one line may be larger.
     """
     chosen = _spread(rows, lines)
     while True:
@@ -244,7 +248,7 @@ def contact_sheet(
         chosen = chosen[: max(1, min(len(chosen) - 1, len(chosen) * max_bytes // len(data)))]
 
 
-def _spread(rows: Sequence[Row], lines: int) -> list[tuple[int, int]]:
+def _spread(rows: Sequence[ResultRow], lines: int) -> list[tuple[int, int]]:
     """(index, seed) of the first seed of up to `lines` prompts, a kind after the other in turn."""
     first: dict[str, dict[int, int]] = {}
     for row in rows:
@@ -261,7 +265,7 @@ def _spread(rows: Sequence[Row], lines: int) -> list[tuple[int, int]]:
 
 def _sheet(
     folder: Path,
-    rows: Sequence[Row],
+    rows: Sequence[ResultRow],
     methods: Sequence[str],
     chosen: Sequence[tuple[int, int]],
     cell: int,
@@ -349,7 +353,7 @@ $body
 """)
 
 
-def page(rows: Sequence[Row], methods: Sequence[str], *, title: str) -> str:
+def page(rows: Sequence[ResultRow], methods: Sequence[str], *, title: str) -> str:
     """An HTML page of all pictures, a line a prompt and seed; boxes are shown when ticked."""
     by_key = {(row.method, row.index, row.seed): row for row in rows}
     lines = []
@@ -367,7 +371,7 @@ def page(rows: Sequence[Row], methods: Sequence[str], *, title: str) -> str:
     return _PAGE.substitute(title=html.escape(title), head=head, body="\n".join(lines))
 
 
-def _figure(row: Row) -> str:
+def _figure(row: ResultRow) -> str:
     boxes = [_box("layout", placed["phrase"], placed["box"]) for placed in row.layout]
     boxes += [_box("seen", f"{d['name']} {d['score']:.2f}", d["box"]) for d in row.detections]
     source, words = html.escape(row.image), html.escape(f"{row.prompt}, by {row.method}")

@@ -21,8 +21,6 @@ from stal.checked_json import read_json
 from stal.model.checkpoint import load_tokenizer
 from stal.model.tensors import load_safetensors, load_state
 
-Box = tuple[float, float, float, float]
-
 
 @dataclass(frozen=True)
 class Preprocessing:
@@ -104,7 +102,13 @@ class Clip:
         return torch.stack([self._texts[text] for text in texts])
 
 
-def crops(image: Tensor, boxes: Sequence[Box], *, size: int, margin: float = 0.1) -> Tensor:
+def crops(
+    image: Tensor,
+    boxes: Sequence[tuple[float, float, float, float]],
+    *,
+    size: int,
+    margin: float = 0.1,
+) -> Tensor:
     """Each box of one picture, with some of its surroundings, as a square; differentiable.
 
     Args:

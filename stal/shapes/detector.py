@@ -34,7 +34,7 @@ UNKNOWN = "blob"
 
 
 @dataclass(frozen=True)
-class Detection:
+class DetectedShape:
     """One object: names, box (x0, y0, x1, y1) as fractions of the canvas, and in [0, 1] how well
     its outline fits its shape (shape is "blob" where nothing fits)."""
 
@@ -48,7 +48,7 @@ class Detection:
         return (self.box[0] + self.box[2]) / 2, (self.box[1] + self.box[3]) / 2
 
 
-def detect(images: Tensor, *, min_score: float = 0.72) -> list[list[Detection]]:
+def detect(images: Tensor, *, min_score: float = 0.72) -> list[list[DetectedShape]]:
     """Finds the objects of each picture, largest first.
 
     Args:
@@ -69,7 +69,7 @@ def detect(images: Tensor, *, min_score: float = 0.72) -> list[list[Detection]]:
 
 
 def background_of(image: Tensor) -> str:
-    """The name of the background colour of a picture (3, height, width)."""
+    """The name of the background colour of a picture, (3, height, width) float in [0, 1]."""
     return _background(image, _flat(image))[0]
 
 
@@ -91,7 +91,7 @@ def _background(image: Tensor, flat: Tensor) -> tuple[str, Tensor]:
     return BACKGROUND_NAMES[index], chosen.median(0).values
 
 
-def _detect_one(image: Tensor, min_score: float) -> list[Detection]:
+def _detect_one(image: Tensor, min_score: float) -> list[DetectedShape]:
     height, width = image.shape[1:]
     flat = _flat(image)
     _, ground = _background(image, flat)
@@ -133,7 +133,7 @@ def _detect_one(image: Tensor, min_score: float) -> list[Detection]:
                 (rows[-1].item() + 1) / height,
             )
             name = shape if score >= min_score else UNKNOWN
-            found.append((area, Detection(COLOUR_NAMES[colour], name, box, score)))
+            found.append((area, DetectedShape(COLOUR_NAMES[colour], name, box, score)))
     return [detection for _, detection in sorted(found, key=lambda pair: -pair[0])]
 
 

@@ -14,6 +14,8 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from stal.prompts import article
+
 MAX_OBJECTS = 4
 IMAGE_SIZE = 64
 
@@ -85,10 +87,6 @@ class Scenes:
         radius = float(self.radius[scene, index])
         x0, y0, x1, y1 = x - radius, y - radius, x + radius, y + radius
         return max(x0, 0.0), max(y0, 0.0), min(x1, 1.0), min(y1, 1.0)
-
-
-def article(word: str) -> str:
-    return "an" if word[0] in "aeiou" else "a"
 
 
 def draw_scenes(

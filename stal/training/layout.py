@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
@@ -36,6 +35,7 @@ from stal.layout.network import (
 from stal.layout.predictor import WEIGHTS, metadata_of
 from stal.prompts.things import FLATTERY
 from stal.relations import GEOMETRY
+from stal.runs import read_checkpoint, write_checkpoint
 from stal.training.layout_data import Example, compose, read_coco, read_nsr1k, shapes
 
 FOLDS = 5
@@ -47,7 +47,7 @@ _BLUR = 0.6  # standard deviation of the error of a size's logarithm
 
 
 @dataclass(frozen=True)
-class Plan:
+class LayoutRecipe:
     """How to train.
 
     Attributes:
@@ -70,7 +70,7 @@ class Plan:
 
 def train(
     output: Path,
-    plan: Plan,
+    recipe: LayoutRecipe,
     *,
     nsr1k: Sequence[Path] = (),
     annotations: Path | None = None,
@@ -80,68 +80,86 @@ def train(
 ) -> dict[str, float]:
     """Trains and writes the weights to a folder; a killed run goes on where it stopped.
 
-    text_encoder: diffusers folder whose text encoder embeds the phrases; n-grams if None.
+    Args:
+        output: folder; it is made.
+        recipe: how long, on what share of the pictures, from which seed.
+        nsr1k: files in NSR-1K's format.
+        annotations: COCO's instances.
+        captions: COCO's captions of them; relations of the boxes are described if None.
+        text_encoder: diffusers folder whose text encoder embeds the phrases; n-grams if None.
+        quiet: without a progress bar.
 
     Returns:
         "nll" an object and "relations", the share of stated sides that hold between the modes, of
         annotated pictures: those held out if there is a fold.
 
     Raises:
-        ValueError: nothing to train on, a file that is not what it should be, or a checkpoint of
-            another plan.
+        ValueError: nothing to train on, a file that is not what it should be, a checkpoint of
+            another recipe, or a fold or a number of steps that does not exist.
     """
     from tqdm import tqdm
 
-    if plan.fold is not None and not 0 <= plan.fold < FOLDS:
-        raise ValueError(f"fold must be in 0 .. {FOLDS - 1}, got {plan.fold}")
-    if plan.steps < 1:
-        raise ValueError(f"steps must be positive, got {plan.steps}")
+    if recipe.fold is not None and not 0 <= recipe.fold < FOLDS:
+        raise ValueError(f"fold must be in 0 .. {FOLDS - 1}, got {recipe.fold}")
+    if recipe.steps < 1:
+        raise ValueError(f"steps must be positive, got {recipe.steps}")
     encoder: PhraseEncoder | None = None
     if text_encoder is not None:
         from stal.layout.phrase_encoder import TextEncoder
 
         encoder = TextEncoder.load(text_encoder)
-    real = [example for path in nsr1k for example in read_nsr1k(path)]
-    if annotations is not None:
-        real += read_coco(annotations, captions)
-    if not real:
-        raise ValueError("train-layout must be given annotated pictures: --nsr1k or --annotations")
-    held = [each for each in real if plan.fold is None or each.image % FOLDS == plan.fold]
-    kept = [each for each in real if plan.fold is None or each.image % FOLDS != plan.fold]
-    composed = compose(plan.composed, seed=plan.seed), shapes(plan.composed, seed=plan.seed)
-    pools = [pool for pool in (kept, *composed) if pool]
-    torch.manual_seed(plan.seed)
+    held, pools = _examples(recipe, nsr1k, annotations, captions)
+    torch.manual_seed(recipe.seed)
     network = Network(Config(), encoder)
-    run = f"{plan!r} {network.encoder.identity}"
-    optimizer = torch.optim.AdamW(network.parameters(), plan.learning_rate, weight_decay=0.05)
+    identity = _identity(recipe, network)
+    optimizer = torch.optim.AdamW(network.parameters(), recipe.learning_rate, weight_decay=0.05)
     output.mkdir(parents=True, exist_ok=True)
-    names = [name for name, _ in network.named_parameters()]
-    start = _resume(output / _STATE, network, optimizer, run, names)
-    with tqdm(range(start, plan.steps), initial=start, total=plan.steps, disable=quiet) as bar:
+    start, found = 0, read_checkpoint(output / _STATE, identity)
+    if found is not None:
+        start, tensors = found
+        _restore(network, optimizer, start, tensors)
+    with tqdm(range(start, recipe.steps), initial=start, total=recipe.steps, disable=quiet) as bar:
         for step in bar:
-            rate = 0.5 * (1 + math.cos(math.pi * step / plan.steps)) * min(1.0, (step + 1) / 50)
+            rate = 0.5 * (1 + math.cos(math.pi * step / recipe.steps)) * min(1.0, (step + 1) / 50)
             for group in optimizer.param_groups:
-                group["lr"] = plan.learning_rate * rate
+                group["lr"] = recipe.learning_rate * rate
             # All that is random follows from the step: a resumed run draws what a whole one does.
-            rng = random.Random(plan.seed * 1_000_003 + step)
+            rng = random.Random(recipe.seed * 1_000_003 + step)
             torch.manual_seed(rng.getrandbits(31))
-            batch = [_augment(rng.choice(pool), rng) for pool in _choose(pools, plan.batch, rng)]
+            batch = [_augment(rng.choice(pool), rng) for pool in _choose(pools, recipe.batch, rng)]
             network.train()
-            loss = _loss(network([tokens for tokens, _ in batch]), batch, plan.relative)
+            loss = _loss(network([tokens for tokens, _ in batch]), batch, recipe.relative)
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
             optimizer.step()
             if (step + 1) % 25 == 0:
                 bar.set_postfix(loss=f"{loss.item():.3f}")
-            if (step + 1) % SAVE_EVERY == 0 and step + 1 < plan.steps:
-                _save_state(output / _STATE, network, optimizer, run, names, step + 1)
+            if (step + 1) % SAVE_EVERY == 0 and step + 1 < recipe.steps:
+                state = _state(network, optimizer)
+                write_checkpoint(output / _STATE, identity, step + 1, state)
     scores = validate(network, held)
-    extra = {"fold": plan.fold, "relative": plan.relative, "steps": plan.steps, **scores}
+    extra = {"fold": recipe.fold, "relative": recipe.relative, "steps": recipe.steps, **scores}
     weights = {name: value.contiguous() for name, value in network.state_dict().items()}
     write_atomic(output / WEIGHTS, save(weights, metadata_of(network, extra)))
     (output / _STATE).unlink(missing_ok=True)
     return scores
+
+
+def _examples(
+    recipe: LayoutRecipe, nsr1k: Sequence[Path], annotations: Path | None, captions: Path | None
+) -> tuple[list[Example], list[list[Example]]]:
+    """What to validate on, and what to train on: pictures, composed scenes, shapes."""
+    real = [example for path in nsr1k for example in read_nsr1k(path)]
+    if annotations is not None:
+        real += read_coco(annotations, captions)
+    if not real:
+        raise ValueError("train-layout must be given annotated pictures: --nsr1k or --annotations")
+    fold, n, seed = recipe.fold, recipe.composed, recipe.seed
+    held = [each for each in real if fold is None or each.image % FOLDS == fold]
+    kept = [each for each in real if fold is None or each.image % FOLDS != fold]
+    pools = [kept, compose(n, seed=seed), shapes(n, seed=seed)]
+    return held, [pool for pool in pools if pool]
 
 
 def _choose(pools: Sequence[list[Example]], n: int, rng: random.Random) -> list[list[Example]]:
@@ -228,7 +246,7 @@ def _loss(mixture: Mixture, batch: Sequence[tuple[Tokens, Tensor]], relative: fl
 
 @torch.inference_mode()
 def log_probs(network: Network, examples: Sequence[Example]) -> list[list[float]]:
-    """log p of each known box, by example."""
+    """log p of each known box's (cx, cy, log w, log h), in nats, by example."""
     network.eval()
     out: list[list[float]] = []
     for start in range(0, len(examples), 64):
@@ -271,43 +289,32 @@ def validate(network: Network, examples: Sequence[Example]) -> dict[str, float]:
     }
 
 
-def _save_state(
-    path: Path,
-    network: Network,
-    optimizer: torch.optim.Optimizer,
-    run: str,
-    names: Sequence[str],
-    step: int,
-) -> None:
+def _identity(recipe: LayoutRecipe, network: Network) -> dict[str, str]:
+    """What a run that goes on must agree with."""
+    return {"recipe": f"{recipe} {network.encoder.identity}"}
+
+
+def _state(network: Network, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Every parameter with its two moments, "<name>/first" and "<name>/second"."""
     tensors: dict[str, Tensor] = {}
-    for name, parameter in zip(names, network.parameters(), strict=True):
+    for name, parameter in network.named_parameters():
         state = optimizer.state[parameter]
         tensors[name] = parameter.detach()
         tensors[f"{name}/first"] = state["exp_avg"]
         tensors[f"{name}/second"] = state["exp_avg_sq"]
-    write_atomic(path, save(tensors, {"plan": run, "step": str(step)}))
+    return tensors
 
 
-def _resume(
-    path: Path,
+def _restore(
     network: Network,
     optimizer: torch.optim.Optimizer,
-    run: str,
-    names: Sequence[str],
-) -> int:
-    """The step to go on from, 0 where there is nothing to resume."""
-    if not path.exists():
-        return 0
-    with safe_open(path, "pt") as file:
-        metadata: Mapping[str, str] = file.metadata()
-        if metadata["plan"] != run:
-            raise ValueError(f"{path} must be of the same plan, got {metadata['plan']}: delete it")
-        step = int(metadata["step"])
-        for name, parameter in zip(names, network.parameters(), strict=True):
-            parameter.data.copy_(file.get_tensor(name))
-            optimizer.state[parameter] = {
-                "step": torch.tensor(float(step)),
-                "exp_avg": file.get_tensor(f"{name}/first"),
-                "exp_avg_sq": file.get_tensor(f"{name}/second"),
-            }
-    return step
+    step: int,
+    tensors: Mapping[str, Tensor],
+) -> None:
+    for name, parameter in network.named_parameters():
+        parameter.data.copy_(tensors[name])
+        optimizer.state[parameter] = {
+            "step": torch.tensor(float(step)),
+            "exp_avg": tensors[f"{name}/first"],
+            "exp_avg_sq": tensors[f"{name}/second"],
+        }

@@ -178,7 +178,7 @@ def _described(
 
 
 def side_of(a: Box, b: Box) -> str | None:
-    """Where a clearly lies as seen from b, or None."""
+    """Where a clearly lies as seen from b: left of, right of, above, below; or None."""
     dx, dy = (a[0] + a[2] - b[0] - b[2]) / 2, (a[1] + a[3] - b[1] - b[3]) / 2
     if abs(abs(dx) - abs(dy)) < 0.05:
         return None
@@ -234,7 +234,7 @@ def _meet(a: Box, b: Box) -> bool:
 
 
 def shapes(n: int, *, seed: int) -> list[Example]:
-    """Scenes of the bundled world of shapes."""
+    """Scenes of one to four objects of the bundled world of shapes."""
     from stal.shapes.scenes import draw_scenes
 
     rng = random.Random(seed)

@@ -30,7 +30,7 @@ from transformers import (
 from stal.__main__ import main
 from stal.model.clip import Clip, Preprocessing
 from stal.pipeline import Pipeline
-from stal.training.shapes import MAX_TOKENS, write_tokenizer
+from stal.training.shapes_model import MAX_TOKENS, write_tokenizer
 
 # A busy machine is no failure.
 settings.register_profile("stal", deadline=None)
@@ -196,3 +196,22 @@ def run(
         return code, *capsys.readouterr()
 
     return call
+
+
+GPT = """\
+Objects: silver bed, couch
+Relation: silver bed left of couch
+Sentence: The silver bed is left of the couch.
+
+Objects: dog, cat, zebra
+Relation: dog above cat, cat right of dog
+Sentence: A dog is above a cat.
+"""
+
+
+@pytest.fixture
+def gpt(tmp_path: Path) -> Path:
+    """A labelled set in the released code's format; of the second prompt not all is true."""
+    path = tmp_path / "gpt.txt"
+    path.write_text(GPT)
+    return path

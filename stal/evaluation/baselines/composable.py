@@ -44,6 +44,9 @@ def composable(
         parts, whole: weights in units of the guidance scale; parts 0, whole 1 is the plain model.
         local_prompt: how a phrase becomes its text, "{}" stands for it; the model's own if None.
 
+    Raises:
+        ValueError: settings of several images a prompt, or what `Pipeline.prepare` refuses.
+
     Tuned on the bundled model and 32 prompts each with 2 and 3 objects of the development split;
     pictures wholly right, where the plain model has 41%, 28%:
 

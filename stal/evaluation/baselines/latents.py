@@ -113,9 +113,13 @@ def _levels(schedule: Schedule, eta: float) -> list[tuple[float, float, float]]:
 def descend(drawing: Drawing, losses: Losses, options: Descent) -> Move:
     """A move of `moving`: latents follow the gradient of each image's loss.
 
-    losses: gives each image's reach, 1 minus the least attention of its objects, and its loss. In
-        a step with a threshold an image's latents follow the gradient of its reach until it is at
-        most 1 - threshold; then, as in every step of the share, they once follow that of the loss.
+    Args:
+        drawing: has the steps.
+        losses: gives each image's reach, 1 minus the least attention of its objects, and its loss.
+            In a step with a threshold an image's latents follow the gradient of its reach until it
+            is at most 1 - threshold; then, as in every step of the share, they once follow that of
+            the loss.
+        options: when they move, and how far.
     """
     steps = drawing.schedule.steps
     targets = {round(share * steps): 1 - value for share, value in options.thresholds}
@@ -150,7 +154,12 @@ def attention_maps(
 ) -> Tensor:
     """A: (images, height, width, seqlen_k), the mean over heads and layers of one resolution.
 
-    side: of the square grid whose number of cells is nearest to that resolution's.
+    Args:
+        denoiser: the UNet, asked without guidance.
+        x: latents (images, channels, height, width); the maps are differentiable in them.
+        t: the timestep.
+        rows: the table row of each image's text.
+        side: of the square grid whose number of cells is nearest to that resolution's.
     """
     tokens = range(denoiser.embeddings.shape[1])
     recording = Recording(denoiser.prompts, rows, tokens)

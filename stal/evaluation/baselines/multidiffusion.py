@@ -50,6 +50,9 @@ def multidiffusion(
             model's own reference if it is a prompt ("an empty scene {}"), else the whole prompt, if
             None.
 
+    Raises:
+        ValueError: settings of several images a prompt, or what `Pipeline.prepare` refuses.
+
     Tried on the bundled model and prompts of the development split with 2 objects, of which the
     plain model draws 31% of the first 16 and 41% of the first 32 wholly right: bootstrap 0 and 0.2
     give 0% and 19% (of 16), 0.4 and 0.6 34% and 12% (of 32), strength 0.5 31% (of 16). The paper's
@@ -58,23 +61,7 @@ def multidiffusion(
     drawing = plain_drawing(pipe, prompts, layouts=layouts, seeds=seeds, settings=settings)
     own = pipe.defaults.reference
     around = background if background is not None else own if own != UNCONDITIONAL else None
-    terms: list[_Term] = []
-    for i, job in enumerate(drawing.jobs):
-        boxes = _hard(masks(job.layout, *drawing.cells))
-        everywhere = torch.ones(drawing.cells)
-        if not len(boxes):
-            terms.append(_Term(i, job.prompt, everywhere, everywhere))
-            continue
-        parts = torch.cat([(1 - boxes.sum(0, keepdim=True)).clamp(min=0), boxes])
-        shares = strength * parts / parts.sum(0)
-        stated = parse(job.prompt).background
-        rest = job.prompt if around is None else reference_prompt(around, stated)
-        terms.append(_Term(i, job.prompt, (1 - strength) * everywhere, everywhere))
-        terms.append(_Term(i, rest, shares[0], everywhere))
-        for item, share, box in zip(job.layout.objects, shares[1:], boxes, strict=True):
-            text = pipe.defaults.local_prompt.replace("{}", item.phrase)
-            terms.append(_Term(i, text, share, box))
-    terms = [term for term in terms if bool(term.share.any())]
+    terms = _terms(drawing, pipe.defaults.local_prompt, strength=strength, around=around)
     denoiser = Denoiser(drawing.model, drawing.settings, [term.text for term in terms])
     images, rows = [term.image for term in terms], [denoiser.rows[term.text] for term in terms]
     share, seen = (
@@ -110,6 +97,32 @@ class _Term(NamedTuple):
     text: str
     share: Tensor
     seen: Tensor
+
+
+def _terms(
+    drawing: Drawing, local_prompt: str, *, strength: float, around: str | None
+) -> list[_Term]:
+    """The terms of every image, without those whose share is 0 everywhere.
+
+    around: the text of what no box covers, the whole prompt if None.
+    """
+    terms: list[_Term] = []
+    everywhere = torch.ones(drawing.cells)
+    for i, job in enumerate(drawing.jobs):
+        boxes = _hard(masks(job.layout, *drawing.cells))
+        if not len(boxes):
+            terms.append(_Term(i, job.prompt, everywhere, everywhere))
+            continue
+        parts = torch.cat([(1 - boxes.sum(0, keepdim=True)).clamp(min=0), boxes])
+        shares = strength * parts / parts.sum(0)
+        stated = parse(job.prompt).background
+        rest = job.prompt if around is None else reference_prompt(around, stated)
+        terms.append(_Term(i, job.prompt, (1 - strength) * everywhere, everywhere))
+        terms.append(_Term(i, rest, shares[0], everywhere))
+        for item, share, box in zip(job.layout.objects, shares[1:], boxes, strict=True):
+            text = local_prompt.replace("{}", item.phrase)
+            terms.append(_Term(i, text, share, box))
+    return [term for term in terms if bool(term.share.any())]
 
 
 def _colours(drawing: Drawing, count: int = 20) -> Tensor:

@@ -31,7 +31,7 @@ from stal.model import clip
 from stal.model.model import bundled_model
 from stal.prompts import Object, parse
 from stal.shapes.scenes import BACKGROUND_NAMES, draw_scenes, render
-from stal.training.shapes import write_tokenizer
+from stal.training.shapes_model import write_tokenizer
 
 TWO = parse("a red circle and a blue square").objects
 

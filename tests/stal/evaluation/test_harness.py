@@ -24,7 +24,7 @@ import stal
 from stal import picture
 from stal.evaluation import harness, report
 from stal.evaluation.detectors import pixels
-from stal.evaluation.harness import Row, check_command, opened, read_rows, run
+from stal.evaluation.harness import ResultRow, check_command, opened, read_rows, run
 from stal.evaluation.metrics import METRICS, Detection
 from stal.evaluation.prompt_files import parsed
 from stal.layout import place
@@ -33,7 +33,7 @@ from stal.prompts import parse
 from stal.settings import Settings
 
 METHODS = ("plain", "ours")
-PIPE: Any = SimpleNamespace(device="cpu")
+PIPE: Any = SimpleNamespace(model=SimpleNamespace(device="cpu"))
 
 
 def drawn(method, pipe, prompts, *, layouts, seeds, settings):
@@ -73,7 +73,7 @@ LAYOUTS = [place(parse(case.prompt)) for case in CASES]
 
 def go(
     folder: Path, *, draw=drawn, seeds=2, batch=3, cases=CASES, scorer=None, background=None
-) -> list[Row]:
+) -> list[ResultRow]:
     folder.mkdir(exist_ok=True)
     return run(
         folder,
@@ -92,7 +92,7 @@ def go(
     )
 
 
-def timeless(rows: list[Row]) -> list[Row]:
+def timeless(rows: list[ResultRow]) -> list[ResultRow]:
     """Rows without what differs from run to run."""
     return [replace(row, seconds=0.0, memory_mb=None, batch=0) for row in rows]
 

@@ -12,7 +12,7 @@ from stal.layout.phrase_encoder import TextEncoder
 from stal.layout.predictor import WEIGHTS, LayoutPredictor
 from stal.model.model import bundled_model
 from stal.prompts import parse
-from stal.training.layout import Plan, train
+from stal.training.layout import LayoutRecipe, train
 
 PAIRS = [("a red car", "car"), ("a blue circle", "circle"), ("a red car", "car")]
 ITEM = {
@@ -32,8 +32,8 @@ def encoder():
 def trained(tmp_path):
     path = tmp_path / "nsr1k.json"
     path.write_text(json.dumps([ITEM]))
-    plan = Plan(steps=1, batch=2, composed=0)
-    train(tmp_path / "model", plan, nsr1k=[path], text_encoder=bundled_model(), quiet=True)
+    recipe = LayoutRecipe(steps=1, batch=2, composed=0)
+    train(tmp_path / "model", recipe, nsr1k=[path], text_encoder=bundled_model(), quiet=True)
     return tmp_path / "model"
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
 from stal.model import clip as clips
-from stal.training.shapes import MAX_TOKENS
+from stal.training.shapes_model import MAX_TOKENS
 
 TEXTS = ["a red circle", "a photo of a blue square", "a green star above a pink ring"]
 

@@ -74,11 +74,6 @@ CONFIGS = {
 configs = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
 
 
-def attending(unet: UNet) -> dict[str, Attention]:
-    """The layers that ask the attention argument, in the order of their calls."""
-    return {m.name: m for m in unet.modules() if isinstance(m, Attention) and m.is_cross}
-
-
 def make_pair(config: dict[str, Any]) -> tuple[Any, UNet]:
     """diffusers' model with random weights and ours with the same; norms and biases random too."""
     torch.manual_seed(0)
@@ -105,6 +100,11 @@ def make_inputs(config: dict, *, batch: int = 2, size: tuple[int, int] = (8, 8))
 
 def shapes(model: Any) -> dict[str, torch.Size]:
     return {key: value.shape for key, value in model.state_dict().items()}
+
+
+def cross_attention_layers(unet: UNet) -> dict[str, Attention]:
+    """The layers that call `attention`, by name, in the order of their calls."""
+    return {m.name: m for m in unet.modules() if isinstance(m, Attention) and m.is_cross}
 
 
 def run_theirs(model, sample, timestep, text, added):
@@ -180,7 +180,7 @@ def test_attention_argument_sees_every_cross_attention_layer_in_order(config):
     theirs, ours = make_pair(config)
     size = (9, 13)
     sample, text, added = make_inputs(config, size=size)
-    layers, calls = attending(ours), []
+    layers, calls = cross_attention_layers(ours), []
 
     def attention(name, q, module, height, width):
         assert module is ours.get_submodule(name)
@@ -215,7 +215,7 @@ def test_attention_argument_sees_every_cross_attention_layer_in_order(config):
 
 
 def test_only_cross_attention_asks_at_both_layers_but_not_in_the_middle():
-    layers = attending(UNet(UNetConfig.from_dict(CONFIGS["only-cross-everywhere"])))
+    layers = cross_attention_layers(UNet(UNetConfig.from_dict(CONFIGS["only-cross-everywhere"])))
     first = {name.rpartition(".")[0] for name in layers if name.endswith("attn1")}
     second = {name.rpartition(".")[0] for name in layers if name.endswith("attn2")}
     assert second - first == {"mid_block.attentions.0.transformer_blocks.0"}
@@ -452,5 +452,5 @@ def test_released_architecture_has_the_parameters_of_diffusers(config, parameter
     with torch.device("meta"):
         ours, theirs = UNet(UNetConfig.from_dict(config)), UNet2DConditionModel(**config)
     assert sum(p.numel() for p in ours.parameters()) == parameters
-    assert len(attending(ours)) == layers
+    assert len(cross_attention_layers(ours)) == layers
     assert shapes(ours) == shapes(theirs)

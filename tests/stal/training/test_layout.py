@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from stal.layout.predictor import WEIGHTS, LayoutPredictor
 from stal.training import layout as layout_training
-from stal.training.layout import Plan, train
+from stal.training.layout import LayoutRecipe, train
 from stal.training.layout_data import compose, read_coco, read_nsr1k, shapes, side_of
 
 SPATIAL = [
@@ -94,9 +94,9 @@ def test_composed_scenes_say_what_is_true(scenes):
 
 
 def test_training_learns_and_loads(nsr1k, tmp_path):
-    plan = Plan(steps=40, batch=8, composed=0)
-    scores = train(tmp_path / "out", plan, nsr1k=[nsr1k], quiet=True)
-    first = train(tmp_path / "one", Plan(steps=1, batch=8, composed=0), nsr1k=[nsr1k], quiet=True)
+    whole, short = (LayoutRecipe(steps=n, batch=8, composed=0) for n in (40, 1))
+    scores = train(tmp_path / "out", whole, nsr1k=[nsr1k], quiet=True)
+    first = train(tmp_path / "one", short, nsr1k=[nsr1k], quiet=True)
     assert scores["nll"] < first["nll"] - 1
     predictor = LayoutPredictor.load(tmp_path / "out")
     assert float(predictor.metadata["nll"]) == scores["nll"]
@@ -104,8 +104,8 @@ def test_training_learns_and_loads(nsr1k, tmp_path):
 
 def test_training_resumes_to_the_same_weights(nsr1k, tmp_path, monkeypatch):
     monkeypatch.setattr(layout_training, "SAVE_EVERY", 2)
-    plan = Plan(steps=4, batch=4, composed=4)
-    train(tmp_path / "whole", plan, nsr1k=[nsr1k], quiet=True)
+    recipe = LayoutRecipe(steps=4, batch=4, composed=4)
+    train(tmp_path / "whole", recipe, nsr1k=[nsr1k], quiet=True)
 
     class Killed(Exception):
         pass
@@ -120,10 +120,10 @@ def test_training_resumes_to_the_same_weights(nsr1k, tmp_path, monkeypatch):
 
     monkeypatch.setattr(layout_training, "_loss", fail_at_the_third)
     with pytest.raises(Killed):
-        train(tmp_path / "parts", plan, nsr1k=[nsr1k], quiet=True)
+        train(tmp_path / "parts", recipe, nsr1k=[nsr1k], quiet=True)
     assert [path.name for path in (tmp_path / "parts").iterdir()] == ["training.safetensors"]
     monkeypatch.setattr(layout_training, "_loss", loss)
-    train(tmp_path / "parts", plan, nsr1k=[nsr1k], quiet=True)
+    train(tmp_path / "parts", recipe, nsr1k=[nsr1k], quiet=True)
     whole, parts = (load_file(tmp_path / name / WEIGHTS) for name in ("whole", "parts"))
     for name, value in whole.items():
         torch.testing.assert_close(parts[name], value)
@@ -132,5 +132,5 @@ def test_training_resumes_to_the_same_weights(nsr1k, tmp_path, monkeypatch):
 
 def test_training_needs_pictures(tmp_path):
     with pytest.raises(ValueError, match="must be given annotated pictures"):
-        train(tmp_path / "out", Plan(), quiet=True)
+        train(tmp_path / "out", LayoutRecipe(), quiet=True)
     assert not (tmp_path / "out").exists()

@@ -1,6 +1,8 @@
 """Training in a few steps of small batches: the folder that comes out, and resuming."""
 
 import json
+import os
+import random
 import shutil
 from dataclasses import replace
 
@@ -9,13 +11,18 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
-from transformers import CLIPModel
+from transformers import CLIPModel, CLIPTokenizer
 
 from stal.pipeline import Pipeline
+from stal.shapes.captions import caption, words
+from stal.shapes.detector import detect
+from stal.shapes.scenes import draw_scenes
 from stal.training import shapes as training
-from stal.training.shapes import STAGES, Plan, export_unet, train
+from stal.training import shapes_model
+from stal.training.shapes import STAGES, ShapesRecipe, export_unet, train
+from stal.training.shapes_model import MAX_TOKENS, load_tokenizer, write_tokenizer
 
-PLAN = Plan(
+RECIPE = ShapesRecipe(
     vae_steps=3,
     vae_batch=2,
     vae_check=8,
@@ -31,7 +38,7 @@ PLAN = Plan(
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     output = tmp_path_factory.mktemp("trained")
-    train(output, plan=PLAN)
+    train(output, recipe=RECIPE)
     return output
 
 
@@ -92,17 +99,19 @@ def test_clip_scores_pictures_and_texts(trained):
     clip = CLIPModel.from_pretrained(trained / "model" / "clip", local_files_only=True)
     images, texts = training.clip_batch(4, seed=0)
     with torch.no_grad():
-        out = clip(input_ids=training._load_tokenizer(trained)(texts), pixel_values=2 * images - 1)
+        tokens = load_tokenizer(trained / "model")(texts)
+        out = clip(input_ids=tokens, pixel_values=2 * images - 1)
     assert out.logits_per_text.shape == (4, 4)
     assert bool(out.logits_per_text.isfinite().all())
 
 
 def test_nothing_partial_is_left(trained):
-    assert [p.name for p in trained.rglob("*") if "partial" in p.name] == []
+    left = [p.name for p in trained.rglob("*") if "partial" in p.name or p.suffix == ".tmp"]
+    assert left == []
 
 
 def test_the_same_seed_gives_the_same_weights(trained, tmp_path):
-    train(tmp_path, plan=PLAN)
+    train(tmp_path, recipe=RECIPE)
     assert_equal(weights_of(tmp_path), weights_of(trained))
 
 
@@ -118,20 +127,64 @@ def test_a_killed_run_resumes_as_if_nothing_had_happened(trained, tmp_path, monk
     with monkeypatch.context() as patch:
         patch.setattr(training._Run, "update", killed)
         with pytest.raises(KeyboardInterrupt):
-            train(tmp_path, plan=PLAN)
+            train(tmp_path, recipe=RECIPE)
     steps = []
     monkeypatch.setattr(
         *(training._Run, "update"),
         lambda self, step, loss: (steps.append((self.stage, step)), update(self, step, loss)),
     )
-    train(tmp_path, plan=PLAN)
+    train(tmp_path, recipe=RECIPE)
     assert steps[0] == (stage, 2)
     assert_equal(weights_of(tmp_path), weights_of(trained))
 
 
+def test_every_word_is_one_token_and_the_longest_caption_fits(tmp_path):
+    write_tokenizer(tmp_path)
+    tokenizer = CLIPTokenizer.from_pretrained(tmp_path, local_files_only=True)
+    ids = [tokenizer(word).input_ids for word in words()]
+    assert {len(i) for i in ids} == {3}
+    assert len({i[1] for i in ids}) == len(words())
+    assert tokenizer.unk_token_id not in {i[1] for i in ids}
+    scenes, rng = draw_scenes(4000, seed=8), random.Random(0)
+    captions = [caption(scenes, i, rng) for i in range(len(scenes))]
+    thing = "a purple triangle"
+    beside = f"{thing} on the right side of {thing}"
+    longest = [
+        f"a picture of {beside} and {beside} on a white background",
+        f"a picture of {beside}, with {thing} and {thing} on a white background",
+    ]
+    most = max(len(i) for i in tokenizer(longest).input_ids)
+    assert max(len(i) for i in tokenizer(captions).input_ids) <= most <= MAX_TOKENS
+
+
+def test_the_tokenizer_takes_any_text(tmp_path):
+    write_tokenizer(tmp_path)
+    tokenizer = CLIPTokenizer.from_pretrained(tmp_path, local_files_only=True)
+    upper, lower = tokenizer("A RED circle").input_ids, tokenizer("a red circle").input_ids
+    assert upper == lower
+    for text in ("", "an elephant", "2 circles!", "ёлка 円"):
+        ids = tokenizer(text).input_ids
+        assert ids[0] == tokenizer.bos_token_id
+        assert ids[-1] == tokenizer.eos_token_id
+
+
+def test_clip_batches_are_whole_scenes_and_crops():
+    images, texts = training.clip_batch(9, seed=3)
+    assert images.shape == (9, 3, 64, 64)
+    assert len(texts) == 9
+    again, same = training.clip_batch(9, seed=3)
+    assert torch.equal(images, again)
+    assert texts == same
+    # A crop shows the object that it is described by.
+    found = detect(images[4:])
+    for text, detections in zip(texts[4:], found, strict=True):
+        colour, _ = text.split()[-2:]
+        assert colour in {d.colour for d in detections}, text
+
+
 def test_the_tokenizer_is_always_the_same_and_one_that_is_there_stays(tmp_path):
     for name in ("one", "two"):
-        training.write_tokenizer(tmp_path / name)
+        write_tokenizer(tmp_path / name)
     one, two = (tmp_path / name / "tokenizer.json" for name in ("one", "two"))
     assert one.read_bytes() == two.read_bytes()
     # Weights that were trained with other numbers for the words would be worth nothing.
@@ -146,35 +199,34 @@ def test_the_tokenizer_is_always_the_same_and_one_that_is_there_stays(tmp_path):
 def test_a_finished_stage_is_not_trained_again(trained, monkeypatch):
     before = weights_of(trained)
     monkeypatch.setattr(training._Run, "update", None)
-    train(trained, plan=PLAN)
+    train(trained, recipe=RECIPE)
     assert_equal(weights_of(trained), before)
 
 
 def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(tmp_path, monkeypatch):
-    plan = replace(PLAN, vae_steps=2)
-    train(tmp_path, stages=("vae",), plan=plan)
+    recipe = replace(RECIPE, vae_steps=2)
+    train(tmp_path, stages=("vae",), recipe=recipe)
     before = weights_of(tmp_path)
 
-    def save_file(tensors, path, metadata=None):
-        path.write_bytes(b"half")
+    def full(descriptor):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "save_file", save_file)
+        patch.setattr(os, "fsync", full)
         with pytest.raises(OSError, match="No space left"):
-            train(tmp_path, stages=("vae",), plan=PLAN)
+            train(tmp_path, stages=("vae",), recipe=RECIPE)
     assert_equal(weights_of(tmp_path), before)
-    train(tmp_path, stages=("vae",), plan=PLAN)
+    train(tmp_path, stages=("vae",), recipe=RECIPE)
     assert load_file(tmp_path / "checkpoints" / "vae.safetensors").keys()
 
 
 def test_a_new_vae_makes_new_latents(trained, tmp_path):
-    train(tmp_path, stages=("vae", "unet"), plan=PLAN)
+    train(tmp_path, stages=("vae", "unet"), recipe=RECIPE)
     path = tmp_path / "checkpoints" / "latents.safetensors"
     old = load_file(path)["latents"]
     for name in ("vae", "unet"):
         (tmp_path / "checkpoints" / f"{name}.safetensors").unlink()
-    train(tmp_path, stages=("vae", "unet"), plan=replace(PLAN, vae_steps=1))
+    train(tmp_path, stages=("vae", "unet"), recipe=replace(RECIPE, vae_steps=1))
     assert not torch.equal(load_file(path)["latents"], old)
 
 
@@ -183,20 +235,20 @@ def test_other_scenes_make_new_latents(trained, tmp_path):
     (tmp_path / "checkpoints" / "unet.safetensors").unlink()
     path = tmp_path / "checkpoints" / "latents.safetensors"
     old = load_file(path)["latents"]
-    train(tmp_path, stages=("unet",), plan=PLAN, seed=1)
+    train(tmp_path, stages=("unet",), recipe=RECIPE, seed=1)
     assert not torch.equal(load_file(path)["latents"], old)
 
 
 def test_a_run_of_another_seed_is_not_continued(trained):
     before = weights_of(trained)
     with pytest.raises(ValueError, match=r"seed must be 0 to go on from .*unet.safetensors, got 1"):
-        train(trained, stages=("unet",), plan=PLAN, seed=1)
+        train(trained, stages=("unet",), recipe=RECIPE, seed=1)
     assert_equal(weights_of(trained), before)
 
 
 def test_a_run_can_begin_with_the_weights_of_a_model(trained, tmp_path):
     start = trained / "model"
-    train(tmp_path, stages=("unet",), plan=replace(PLAN, unet_steps=1), start=start)
+    train(tmp_path, stages=("unet",), recipe=replace(RECIPE, unet_steps=1), start=start)
     for part in ("tokenizer", "vae"):
         for path in (start / part).iterdir():
             assert (tmp_path / "model" / part / path.name).read_bytes() == path.read_bytes()
@@ -210,16 +262,16 @@ def test_a_run_can_begin_with_the_weights_of_a_model(trained, tmp_path):
 
 
 def test_a_start_of_another_architecture_is_refused(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "MAX_TOKENS", training.MAX_TOKENS + 1)
+    monkeypatch.setattr(shapes_model, "MAX_TOKENS", shapes_model.MAX_TOKENS + 1)
     with pytest.raises(ValueError, match="start must hold the architecture that is trained, got"):
-        train(tmp_path, stages=("unet",), plan=PLAN, start=trained / "model")
+        train(tmp_path, stages=("unet",), recipe=RECIPE, start=trained / "model")
 
 
 def test_a_start_keeps_its_vae(trained, tmp_path):
     with pytest.raises(ValueError, match="stages must not hold vae with start"):
-        train(tmp_path, plan=PLAN, start=trained / "model")
+        train(tmp_path, recipe=RECIPE, start=trained / "model")
     with pytest.raises(ValueError, match=r"start must be a model folder, got no .*tokenizer"):
-        train(tmp_path, stages=("unet",), plan=PLAN, start=tmp_path)
+        train(tmp_path, stages=("unet",), recipe=RECIPE, start=tmp_path)
 
 
 def test_an_unfinished_unet_can_be_exported(trained, tmp_path, monkeypatch):
@@ -232,7 +284,7 @@ def test_an_unfinished_unet_can_be_exported(trained, tmp_path, monkeypatch):
 
     monkeypatch.setattr(training._Run, "update", killed)
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path, plan=PLAN)
+        train(tmp_path, recipe=RECIPE)
     export_unet(tmp_path)
     picture = Pipeline.from_pretrained(tmp_path / "model")("a red circle", steps=1).images[0]
     assert picture.size == (64, 64)
@@ -247,4 +299,4 @@ def test_an_unfinished_unet_can_be_exported(trained, tmp_path, monkeypatch):
 )
 def test_stages_that_cannot_be_trained_are_refused(tmp_path, stages, message):
     with pytest.raises(ValueError, match=message):
-        train(tmp_path, stages=stages, plan=PLAN)
+        train(tmp_path, stages=stages, recipe=RECIPE)

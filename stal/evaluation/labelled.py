@@ -1,0 +1,156 @@
+"""Sets of prompts with labels: what is named in each, and how it is related.
+
+Formats:
+    gpt: blocks of `Objects: a, b`, `Relation: a left of b, ...`, `Sentence: ...`.
+    spatial, counting: the JSON lists of NSR-1K (LayoutGPT, arXiv 2305.15393).
+    captions: a line each, either "the A is R the B" (VSR) or "a A R a B" (T2I-CompBench), where R
+        is one of `WORDINGS`; other lines are not labelled and are passed over.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+# Relations of one-relation captions -> predicate.
+WORDINGS = {
+    "left of": "left of",
+    "on the left of": "left of",
+    "to the left of": "left of",
+    "at the left side of": "left of",
+    "right of": "right of",
+    "on the right of": "right of",
+    "to the right of": "right of",
+    "at the right side of": "right of",
+    "above": "above",
+    "on the top of": "above",
+    "on top of": "above",
+    "below": "below",
+    "under": "below",
+    "on the bottom of": "below",
+    "next to": "next to",
+    "near": "next to",
+    "on side of": "next to",
+    "in front of": "in front of",
+    "behind": "behind",
+    "hidden by": "behind",
+}
+_NSR1K = {"left": "left of", "right": "right of", "top": "above", "bottom": "below"}
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A prompt and what is known of it.
+
+    Attributes:
+        prompt: the text.
+        objects: names of objects, e.g. "silver bed".
+        relations: (name, predicate, name).
+        counts: (name, number) of all objects of a class, where numbers are what is labelled.
+        kind: the part of the set, e.g. "3 objects" or "natural".
+        image: id of the picture that the prompt describes; 0 if there is none.
+    """
+
+    prompt: str
+    objects: tuple[str, ...]
+    relations: tuple[tuple[str, str, str], ...] = ()
+    counts: tuple[tuple[str, int], ...] = ()
+    kind: str = ""
+    image: int = 0
+
+
+def read_gpt(path: Path) -> list[Labelled]:
+    """Blocks of `Objects:`, `Relation:`, `Sentence:`; the kind is the number of objects.
+
+    Raises:
+        ValueError: a block lacks one of the three, and the message names its line; or a relation
+            is none of left of, right of, above, below.
+    """
+    cases = []
+    line = 1
+    for block in re.split(r"\n(?=\s*\n)", path.read_text(encoding="utf-8")):
+        if block.strip():
+            parts = dict(re.findall(r"^(Objects|Relation|Sentence): *(.*)$", block, re.MULTILINE))
+            if len(parts) != 3:
+                first = line + len(block) - len(block.lstrip())
+                raise ValueError(
+                    f"{path} must consist of blocks of Objects, Relation and Sentence,"
+                    f" got {sorted(parts)} near line {first}"
+                )
+            names = tuple(name.strip() for name in parts["Objects"].split(","))
+            relations = tuple(_split(text, path) for text in parts["Relation"].split(","))
+            cases.append(
+                Labelled(parts["Sentence"], names, relations, kind=f"{len(names)} objects")
+            )
+        line += block.count("\n") + 1
+    return cases
+
+
+def _split(text: str, path: Path) -> tuple[str, str, str]:
+    found = re.fullmatch(r"(.+?) (left of|right of|above|below) (.+)", text.strip())
+    if found is None:
+        raise ValueError(f"{path} must state relations as `A left of B`, got {text.strip()!r}")
+    return found[1], found[2], found[3]
+
+
+def read_spatial(path: Path) -> list[Labelled]:
+    """NSR-1K's spatial set; the kind is "template" or "natural".
+
+    Raises:
+        ValueError: not such a file.
+    """
+    cases = []
+    for item in _read_list(path, ("prompt", "obj1", "obj2", "relation", "type")):
+        names = (item["obj1"][0], item["obj2"][0])
+        predicate = _NSR1K.get(item["relation"], item["relation"])
+        relations = ((names[0], predicate, names[1]),)
+        image = int(item.get("image_id", 0))
+        cases.append(Labelled(item["prompt"], names, relations, kind=item["type"], image=image))
+    return cases
+
+
+def read_counting(path: Path) -> list[Labelled]:
+    """NSR-1K's counting set; the kind is its sub-type.
+
+    Raises:
+        ValueError: not such a file.
+    """
+    cases = []
+    for item in _read_list(path, ("prompt", "num_object", "sub-type")):
+        counts = tuple((name, int(number)) for name, number in item["num_object"])
+        names = tuple(name for name, _ in counts)
+        cases.append(Labelled(item["prompt"], names, (), counts, item["sub-type"]))
+    return cases
+
+
+def _read_list(path: Path, keys: Sequence[str]) -> list[dict]:
+    try:
+        items = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} must be JSON, got {error.msg} in line {error.lineno}") from None
+    for index, item in enumerate(items if isinstance(items, list) else [None]):
+        if not isinstance(item, dict) or not set(keys) <= item.keys():
+            raise ValueError(f"{path} must be a list of objects with {keys}, got item {index}")
+    return items
+
+
+def read_captions(path: Path) -> list[Labelled]:
+    """One-relation captions, a line each; lines of another form are left out.
+
+    The kind is the wording of the relation, a key of `WORDINGS`.
+    """
+    wordings = "|".join(sorted(map(re.escape, WORDINGS), key=len, reverse=True))
+    form = re.compile(
+        rf"(?:the|an?) (.+?)(?: is)? ({wordings}) (?:the|an?) (.+?)\.?", re.IGNORECASE
+    )
+    cases = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        found = form.fullmatch(line.strip())
+        if found is not None:
+            first, wording, second = found[1], found[2].lower(), found[3]
+            relation = (first, WORDINGS[wording], second)
+            cases.append(Labelled(line.strip(), (first, second), (relation,), kind=wording))
+    return cases

@@ -1,0 +1,94 @@
+"""Runs that a kill does not undo: a file of state, written whole and read by the same run alone.
+
+Beside the state a file has the run's identity: by name, what a run that goes on must have in common
+with the one that wrote it. A record is JSON, a checkpoint safetensors.
+
+    found = read_checkpoint(path, {"seed": "0"})
+    start, tensors = found or (0, {})
+    ...
+    write_checkpoint(path, {"seed": "0"}, step, tensors)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stal.checked_json import read_json
+from stal.files import write_atomic
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_FIX = "delete it, or write to another output"
+
+
+def differing(recorded: Mapping[str, Any], identity: Mapping[str, Any]) -> list[str]:
+    """The names of an identity whose recorded value is another, or which have none.
+
+    Values are compared as JSON gives them back: a tuple equals a list. What the identity does not
+    name is not compared.
+    """
+    wanted = json.loads(json.dumps(dict(identity)))
+    return [name for name, value in wanted.items() if recorded.get(name) != value]
+
+
+def read_record(path: str | os.PathLike[str], identity: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What `write_record` wrote, identity and state in one object; None where there is no file.
+
+    Raises:
+        ValueError: the file is no JSON object, or another run's; the message says what differs.
+    """
+    if not Path(path).exists():
+        return None
+    record = read_json(Path(path))
+    other = differing(record, identity)
+    if other:
+        raise ValueError(f"{path} must be of the same run, got other {', '.join(other)}: {_FIX}")
+    return record
+
+
+def write_record(
+    path: str | os.PathLike[str], identity: Mapping[str, Any], state: Mapping[str, Any]
+) -> None:
+    """Replaces a record. Raises OSError, and leaves the one before, where it cannot."""
+    write_atomic(path, (json.dumps({**identity, **state}) + "\n").encode())
+
+
+def read_checkpoint(
+    path: str | os.PathLike[str], identity: Mapping[str, str]
+) -> tuple[int, dict[str, Tensor]] | None:
+    """The step to go on from, and the tensors, on the CPU; None where there is no file.
+
+    Raises:
+        ValueError: the checkpoint is another run's; the message has the first value that differs.
+    """
+    from safetensors import safe_open
+
+    if not Path(path).exists():
+        return None
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata() or {}
+        for name in differing(metadata, identity):
+            old, new = metadata.get(name), identity[name]
+            raise ValueError(f"{name} must be {old} to go on from {path}, got {new}: {_FIX}")
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    return int(metadata["step"]), tensors
+
+
+def write_checkpoint(
+    path: str | os.PathLike[str],
+    identity: Mapping[str, str],
+    step: int,
+    tensors: Mapping[str, Tensor],
+) -> None:
+    """Replaces a checkpoint, of contiguous tensors that share no memory and `step` finished steps.
+
+    Raises OSError, and leaves the one before, where it cannot.
+    """
+    from safetensors.torch import save
+
+    write_atomic(path, save(dict(tensors), {**identity, "step": str(step)}))

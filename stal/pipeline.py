@@ -110,9 +110,8 @@ class Pipeline:
                 reference with it.
             height, width: of the picture in pixels, multiples of `pipe.model.scale_factor`; the
                 model's own size if None.
-            callback: called as callback(step, x, denoised) after each transition, both
-                (images, channels, height, width) latents; `pipe.model.decode(denoised)` is a
-                preview.
+            callback: called as callback(step, x, denoised) after each transition, both latents
+                (images, channels, height, width); `pipe.model.decode(denoised)` is a preview.
 
         Raises:
             ValueError: an argument breaks its rule, before any network runs.

@@ -277,7 +277,7 @@ class UNet(nn.Module):
 
         Raises ValueError if an argument is missing or has the wrong shape.
         """
-        config, added = self.config, added_cond_kwargs or {}
+        config = self.config
         _expect("sample", sample, "batch", config.in_channels, "height", "width")
         batch, t = len(sample), torch.as_tensor(timestep, device=sample.device)
         if t.numel() != 1:
@@ -290,10 +290,6 @@ class UNet(nn.Module):
         def plain(name: str, q: Tensor, module: Attention, height: int, width: int) -> Tensor:
             return module.attend_to(cast(Tensor, encoder_hidden_states), q)
 
-        def embed(numbers: Tensor, dim: int) -> Tensor:
-            order, shift = config.flip_sin_to_cos, config.freq_shift
-            return timestep_embedding(numbers, dim, cos_first=order, shift=shift).to(sample.dtype)
-
         attend = attention or plain
 
         def run(block: Block, i: int, x: Tensor) -> Tensor:
@@ -301,18 +297,7 @@ class UNet(nn.Module):
                 return checkpoint_call(block.layer, i, x, temb, attend, use_reentrant=False)
             return block.layer(i, x, temb, attend)
 
-        t = t.reshape(-1).expand(batch)
-        temb = self.time_embedding(embed(t, config.block_out_channels[0]))
-        if self.add_embedding is not None:
-            _expect("time_ids in added_cond_kwargs", added.get("time_ids"), batch, "numbers")
-            sizes = embed(added["time_ids"].flatten(), config.addition_time_embed_dim)
-            sizes = sizes.view(batch, -1)
-            width = config.projection_class_embeddings_input_dim - sizes.shape[1]
-            _expect("text_embeds in added_cond_kwargs", added.get("text_embeds"), batch, width)
-            extra = torch.cat((added["text_embeds"], sizes), dim=1).to(temb.dtype)
-            temb = temb + self.add_embedding(extra)
-        temb = F.silu(temb)
-
+        temb = self._embed(t.reshape(-1).expand(batch), added_cond_kwargs or {}, sample.dtype)
         x = self.conv_in(2 * sample - 1 if config.center_input_sample else sample)
         skips = [x]
         for block in cast("list[Block]", self.down_blocks):
@@ -332,6 +317,25 @@ class UNet(nn.Module):
                 x = F.interpolate(x, size=skips[-1].shape[-2:], mode="nearest")
                 x = block.upsamplers[0](x)
         return self.conv_out(F.silu(self.conv_norm_out(x)))
+
+    def _embed(self, t: Tensor, added: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
+        """(batch, 4 * block_out_channels[0]): time steps (batch,) and what XL is told besides."""
+        config, batch = self.config, len(t)
+
+        def embed(numbers: Tensor, dim: int) -> Tensor:
+            order, shift = config.flip_sin_to_cos, config.freq_shift
+            return timestep_embedding(numbers, dim, cos_first=order, shift=shift).to(dtype)
+
+        temb = self.time_embedding(embed(t, config.block_out_channels[0]))
+        if self.add_embedding is not None:
+            _expect("time_ids in added_cond_kwargs", added.get("time_ids"), batch, "numbers")
+            sizes = embed(added["time_ids"].flatten(), config.addition_time_embed_dim)
+            sizes = sizes.view(batch, -1)
+            width = config.projection_class_embeddings_input_dim - sizes.shape[1]
+            _expect("text_embeds in added_cond_kwargs", added.get("text_embeds"), batch, width)
+            extra = torch.cat((added["text_embeds"], sizes), dim=1).to(temb.dtype)
+            temb = temb + self.add_embedding(extra)
+        return F.silu(temb)
 
 
 def _expect(name: str, tensor: Tensor | None, *shape: int | str) -> None:

@@ -123,6 +123,35 @@ def test_cpu_limit_prints_limit_and_time_of_each_pass(dtype, tmp_path):
     assert path.with_suffix(".md").exists()
 
 
+@pytest.fixture(scope="module")
+def tiles(tmp_path_factory):
+    """csrc/test/tiles.cpp, with cpu_limit.cpp as it is compiled on a CPU with AMX."""
+    for reason in why_not("cpu:avx512_bf16"):
+        pytest.skip(f"code for AMX uses AVX-512 too: {reason}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCH))
+        import cpu_limit
+    target = tmp_path_factory.mktemp("tiles") / "tiles"
+    source = ROOT / "csrc" / "test" / "tiles.cpp"
+    command = [*cpu_limit.command("amx"), "-mamx-tile", "-mamx-bf16", source, "-o", target]
+    subprocess.run(command, check=True)
+    return target
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="compiles the measurement")
+def test_cpu_limit_asks_for_permission_before_it_uses_tiles(tiles):
+    said = subprocess.run([tiles, "granted"], capture_output=True, text=True, check=True).stdout
+    asked, used = said.splitlines()
+    assert asked == "arch_prctl 0x1023 18"
+    assert used.startswith("tiles")
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="compiles the measurement")
+def test_cpu_limit_uses_no_tiles_without_permission(tiles):
+    said = subprocess.run([tiles, "refused"], capture_output=True, text=True, check=True).stdout
+    assert said.splitlines() == ["arch_prctl 0x1023 18", "refused"]
+
+
 @pytest.mark.skipif(bool(why_not("cpu")), reason="measures the cpu backend")
 def test_overhead_prints_the_call_its_parts_and_their_sum(tmp_path):
     path = tmp_path / "overhead.json"

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -143,7 +144,11 @@ def test_cpu_limit_asks_for_permission_before_it_uses_tiles(tiles):
     said = subprocess.run([tiles, "granted"], capture_output=True, text=True, check=True).stdout
     asked, used = said.splitlines()
     assert asked == "arch_prctl 0x1023 18"
-    assert used.startswith("tiles")
+    what, configuration = used.split()
+    assert what == "tiles"
+    # Palette 1; eight registers of 16 rows of 64 bytes.
+    expected = struct.pack("<16B16H16B", 1, *[0] * 15, *[64] * 8, *[0] * 8, *[16] * 8, *[0] * 8)
+    assert bytes.fromhex(configuration) == expected
 
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="compiles the measurement")

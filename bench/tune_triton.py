@@ -32,8 +32,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from timing import gpu_times
 
-from stal_kernels.backends import triton
-from stal_kernels.backends.triton import TABLE, Row, Tile
 from stal_kernels.backends.triton.compile import (
     KERNELS,
     SHARED_MEMORY,
@@ -42,6 +40,8 @@ from stal_kernels.backends.triton.compile import (
     compile_variant,
     launch_of,
 )
+from stal_kernels.backends.triton.launches import run
+from stal_kernels.backends.triton.tiles import TABLE, Row, Tile, rows
 
 PRECISIONS = {"half": ("float16", "ieee"), "ieee": ("float32", "ieee"), "tf32": ("float32", "tf32")}
 # The head_dim that stands for all up to a limit.
@@ -127,7 +127,7 @@ def ranked(row: Row, head_dim: int, results: Results, device: str) -> dict[Tile,
         functions: dict[str, Callable[[], object]] = {}
         for i, tile in enumerate(results):
             launch = launch_of(variant, tile, device=device)
-            functions[str(i)] = partial(triton.run, launch, torch.device(device))
+            functions[str(i)] = partial(run, launch, torch.device(device))
         timings = gpu_times(functions, rounds=10)
         costs = {tile: timings[str(i)].median for i, tile in enumerate(results)}
     return dict(sorted(costs.items(), key=lambda item: item[1]))
@@ -174,10 +174,10 @@ def tune(
     return tile, bool(costs) and worth
 
 
-def render(rows: Sequence[Row]) -> str:
+def render(table: Sequence[Row]) -> str:
     """The table as JSON, a line a tile."""
     parts = []
-    for row in rows:
+    for row in table:
         head = json.dumps({k: v for k, v in row._asdict().items() if k != "tiles"})
         tiles = ",\n".join(f"  {json.dumps(tile._asdict())}" for tile in row.tiles)
         parts.append(f'{head[:-1]}, "tiles": [\n{tiles}]}}')
@@ -219,13 +219,13 @@ def main() -> None:
         parser.error("--capability is needed where there is no GPU")
 
     start = time.monotonic()
-    rows = list(triton.rows())
+    table = list(rows())
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(arguments.workers, mp_context=context) as pool:
         compiler = Compiler(pool)
         chosen = {
             i: row
-            for i, row in enumerate(rows)
+            for i, row in enumerate(table)
             if row.kernel in arguments.kernels
             and row.precision in arguments.precisions
             and row.capability * 10 == capability
@@ -246,9 +246,9 @@ def main() -> None:
             else:
                 own = source
             if device == "cuda" or changed:
-                rows[i] = row._replace(tiles=merged(tiles), source=own)
+                table[i] = row._replace(tiles=merged(tiles), source=own)
                 if arguments.write:
-                    TABLE.write_text(render(rows), encoding="utf-8")
+                    TABLE.write_text(render(table), encoding="utf-8")
 
 
 if __name__ == "__main__":

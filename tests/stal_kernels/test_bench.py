@@ -70,10 +70,10 @@ def test_tuner_writes_the_table_that_is_read(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCH))
     import tune_triton
 
-    from stal_kernels.backends import triton
+    from stal_kernels.backends.triton.tiles import TABLE, rows
 
-    assert tune_triton.render(triton.rows()) == triton.TABLE.read_text(encoding="utf-8")
-    for row in triton.rows():
+    assert tune_triton.render(rows()) == TABLE.read_text(encoding="utf-8")
+    for row in rows():
         tiles = {d: next(t for t in row.tiles if d <= t.head_dim) for d in tune_triton.LIMITS}
         merged = tune_triton.merged(tiles)
         again = {d: next(t for t in merged if d <= t.head_dim) for d in tune_triton.LIMITS}
@@ -81,11 +81,11 @@ def test_tuner_writes_the_table_that_is_read(monkeypatch):
 
 
 def test_table_has_a_tile_for_every_call():
-    from stal_kernels.backends import triton
+    from stal_kernels.backends.triton.tiles import rows
 
-    keys = {row[:4] for row in triton.rows()}
-    assert len(keys) == len(triton.rows()) == 3 * 2 * 3 * 2
-    for row in triton.rows():
+    keys = {row[:4] for row in rows()}
+    assert len(keys) == len(rows()) == 3 * 2 * 3 * 2
+    for row in rows():
         limits = [tile.head_dim for tile in row.tiles]
         assert limits == sorted(limits)
         assert limits[-1] == 256

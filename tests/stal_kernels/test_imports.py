@@ -53,12 +53,17 @@ def test_importing_the_kernel_package_loads_nothing_that_it_may_not_need():
     assert not roots & {"stal", "diffusers", "transformers", "PIL", "triton", "tvm_ffi"}
 
 
-@pytest.mark.parametrize("path", sorted((PACKAGE / "backends").glob("*.py")), ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path", sorted((PACKAGE / "backends").rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE))
+)
 def test_backend_imports_no_other_backend(path):
-    others = {p.stem for p in path.parent.glob("*.py")} - {"__init__"}
+    folder = PACKAGE / "backends"
+    backends = {p.stem for p in folder.iterdir() if not p.stem.startswith("__")}
+    assert {"cpu", "reference", "triton"} <= backends
+    own = Path(path.relative_to(folder).parts[0]).stem
     for name in imports(path):
         _, _, rest = name.partition("stal_kernels.backends.")
-        assert rest.partition(".")[0] not in others
+        assert rest.partition(".")[0] not in backends - {own}
 
 
 def test_fast_backend_runs_without_the_reference():

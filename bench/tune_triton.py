@@ -41,7 +41,7 @@ from stal_kernels.backends.triton.compile import (
     launch_of,
 )
 from stal_kernels.backends.triton.launches import run
-from stal_kernels.backends.triton.tiles import TABLE, Row, Tile, rows
+from stal_kernels.backends.triton.tiles import TABLE, Tile, TileRow, rows
 
 PRECISIONS = {"half": ("float16", "ieee"), "ieee": ("float32", "ieee"), "tf32": ("float32", "tf32")}
 # The head_dim that stands for all up to a limit.
@@ -71,7 +71,7 @@ def neighbours(tile: Tile) -> Iterator[Tile]:
             yield changed
 
 
-def variants(row: Row, head_dim: int) -> list[Variant]:
+def variants(row: TileRow, head_dim: int) -> list[Variant]:
     """The forms in which a row's kernel is shipped; the first is the one that is timed."""
     dtype, precision = PRECISIONS[row.precision]
     capability = row.capability * 10
@@ -100,7 +100,7 @@ class Compiler:
         self.pool = pool
         self.jobs: dict[tuple[Variant, Tile], Future[Compiled | None]] = {}
 
-    def fitting(self, row: Row, forms: Sequence[Variant], tiles: Sequence[Tile]) -> Results:
+    def fitting(self, row: TileRow, forms: Sequence[Variant], tiles: Sequence[Tile]) -> Results:
         """What became of the tiles that fit in every one of the forms."""
         for key in itertools.product(forms, tiles):
             if key not in self.jobs:
@@ -114,11 +114,11 @@ class Compiler:
         return results
 
 
-def starting_tile(row: Row, head_dim: int) -> Tile:
+def starting_tile(row: TileRow, head_dim: int) -> Tile:
     return next(tile for tile in row.tiles if head_dim <= tile.head_dim)
 
 
-def ranked(row: Row, head_dim: int, results: Results, device: str) -> dict[Tile, float]:
+def ranked(row: TileRow, head_dim: int, results: Results, device: str) -> dict[Tile, float]:
     """Seconds of each tile on a GPU; without one, a figure to sort by. Lowest first."""
     if device == "cpu":
         costs = {t: max(c.issued for c in r) - 1e-3 * r[0].occupancy for t, r in results.items()}
@@ -134,7 +134,7 @@ def ranked(row: Row, head_dim: int, results: Results, device: str) -> dict[Tile,
 
 
 def tune(
-    compiler: Compiler, row: Row, head_dim: int, *, rounds: int, device: str
+    compiler: Compiler, row: TileRow, head_dim: int, *, rounds: int, device: str
 ) -> tuple[Tile, bool]:
     """The tile for a head_dim, and whether it may replace the table's."""
     tile = first = starting_tile(row, head_dim)
@@ -174,7 +174,7 @@ def tune(
     return tile, bool(costs) and worth
 
 
-def render(table: Sequence[Row]) -> str:
+def render(table: Sequence[TileRow]) -> str:
     """The table as JSON, a line a tile."""
     parts = []
     for row in table:

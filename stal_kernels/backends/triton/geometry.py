@@ -9,19 +9,21 @@ from torch import Tensor
 from stal_kernels.backends import Inputs
 
 
-class Layout(NamedTuple):
+class View(NamedTuple):
+    """How a tensor lies in memory, in elements."""
+
     shape: tuple[int, ...]
     strides: tuple[int, ...]
 
 
-class Geometry(NamedTuple):
-    """All of a call that a launch depends on but addresses. precision: see `Row`."""
+class Problem(NamedTuple):
+    """All of a call that a launch depends on but addresses. precision: see `TileRow`."""
 
-    q: Layout
-    k: Layout
-    v: Layout
-    weight: Layout
-    region: Layout | None
+    q: View
+    k: View
+    v: View
+    weight: View
+    region: View | None
     ragged: bool
     has_lengths: bool
     scale: float
@@ -62,8 +64,8 @@ class Geometry(NamedTuple):
         return max(abs(self.scale) * math.log2(math.e), 2.0**-100)
 
 
-def layout_of(x: Tensor) -> Layout:
-    return Layout(x.shape, x.stride())
+def view_of(x: Tensor) -> View:
+    return View(x.shape, x.stride())
 
 
 def _full_precision() -> bool:
@@ -75,17 +77,17 @@ def _full_precision() -> bool:
         return bool(newer != "tf32")
 
 
-def geometry_of(inputs: Inputs) -> Geometry:
+def problem_of(inputs: Inputs) -> Problem:
     q, k, v, weight, _, offsets, region, key_lengths, scale = inputs
     precision = "half"
     if q.dtype == torch.float32:
         precision = "ieee" if _full_precision() else "tf32"
-    return Geometry(
-        layout_of(q),
-        layout_of(k),
-        layout_of(v),
-        layout_of(weight),
-        None if region is None else layout_of(region),
+    return Problem(
+        view_of(q),
+        view_of(k),
+        view_of(v),
+        view_of(weight),
+        None if region is None else view_of(region),
         offsets is not None,
         key_lengths is not None,
         scale,
@@ -94,27 +96,27 @@ def geometry_of(inputs: Inputs) -> Geometry:
     )
 
 
-def strides_of(x: Layout, divisor: int = 1) -> tuple[int, ...]:
+def strides_of(x: View, divisor: int = 1) -> tuple[int, ...]:
     """Strides of all dimensions but the last; that of a dimension of size 1 may be anything."""
     pairs = zip(x.shape[:-1], x.strides[:-1], strict=True)
     return tuple(0 if size == 1 else stride // divisor for size, stride in pairs)
 
 
-def key_strides(x: Layout, divisor: int) -> tuple[int, ...]:
+def key_strides(x: View, divisor: int) -> tuple[int, ...]:
     """Strides b, p, h, l of k, v and their gradients; a table has no b."""
     return strides_of(x, divisor) if len(x.shape) == 5 else (0, *strides_of(x, divisor))
 
 
-def input_strides(g: Geometry, divisor: int) -> tuple[tuple[int, ...], ...]:
+def input_strides(problem: Problem, divisor: int) -> tuple[tuple[int, ...], ...]:
     """Strides of q, k and v, of weight, of region."""
-    region = g.weight if g.region is None else g.region
-    table = (0,) if g.ragged else ()
+    region = problem.weight if problem.region is None else problem.region
+    table = (0,) if problem.ragged else ()
     matrices = (
-        *strides_of(g.q, divisor),
-        *key_strides(g.k, divisor),
-        *key_strides(g.v, divisor),
+        *strides_of(problem.q, divisor),
+        *key_strides(problem.k, divisor),
+        *key_strides(problem.v, divisor),
     )
-    return matrices, (*table, *g.weight.strides), (*table, *region.strides)
+    return matrices, (*table, *problem.weight.strides), (*table, *region.strides)
 
 
 def ceil_div(a: int, b: int) -> int:

@@ -16,14 +16,14 @@ from torch import Tensor
 
 from stal_kernels.backends import Inputs
 from stal_kernels.backends.triton.geometry import (
-    Geometry,
-    Layout,
+    Problem,
+    View,
     ceil_div,
-    geometry_of,
     input_strides,
     key_strides,
-    layout_of,
+    problem_of,
     strides_of,
+    view_of,
 )
 from stal_kernels.backends.triton.tiles import Tile, options_of
 
@@ -41,8 +41,11 @@ class Launch(NamedTuple):
     options: dict[str, Any]
 
 
-class Plan(NamedTuple):
-    """What a launch takes from sizes and strides; kept, since a layer asks again at every step."""
+class Draft(NamedTuple):
+    """A launch without its tensors: what it takes from sizes and strides.
+
+    Drafts are kept, since a layer asks again at every step.
+    """
 
     programs: int
     sizes: tuple[float, ...]
@@ -52,28 +55,30 @@ class Plan(NamedTuple):
 def forward_launch(
     inputs: Inputs, out: Tensor, capability: tuple[int, int], tile: Tile | None = None
 ) -> Launch:
-    plan = _forward_plan(geometry_of(inputs), layout_of(out), capability, tile)
+    draft = _forward_draft(problem_of(inputs), view_of(out), capability, tile)
     return Launch(
-        device_code().forward, plan.programs, (*_tensors(inputs), out, *plan.sizes), plan.options
+        device_code().forward, draft.programs, (*_tensors(inputs), out, *draft.sizes), draft.options
     )
 
 
 @functools.lru_cache(1024)
-def _forward_plan(g: Geometry, out: Layout, capability: tuple[int, int], tile: Tile | None) -> Plan:
-    options = options_of("forward", g, (out,), capability, tile)
-    tiles = ceil_div(g.seqlen_q, options["BLOCK_Q"])
+def _forward_draft(
+    problem: Problem, out: View, capability: tuple[int, int], tile: Tile | None
+) -> Draft:
+    options = options_of("forward", problem, (out,), capability, tile)
+    tiles = ceil_div(problem.seqlen_q, options["BLOCK_Q"])
     stride = options["STRIDE"]
     sizes = (
-        g.log2_scale,
-        g.prompts,
-        g.heads,
-        g.seqlen_q,
-        g.seqlen_k,
+        problem.log2_scale,
+        problem.prompts,
+        problem.heads,
+        problem.seqlen_q,
+        problem.seqlen_k,
         tiles,
-        *itertools.chain(*input_strides(g, stride)),
+        *itertools.chain(*input_strides(problem, stride)),
         *strides_of(out, stride),
     )
-    return Plan(tiles * g.heads * g.batch, sizes, options)
+    return Draft(tiles * problem.heads * problem.batch, sizes, options)
 
 
 def pixel_launch(
@@ -84,49 +89,49 @@ def pixel_launch(
     capability: tuple[int, int],
     tile: Tile | None = None,
 ) -> Launch:
-    like = None if dq is None else layout_of(dq)
-    plan = _pixel_plan(geometry_of(inputs), layout_of(dout), like, len(stats), capability, tile)
+    like = None if dq is None else view_of(dq)
+    draft = _pixel_draft(problem_of(inputs), view_of(dout), like, len(stats), capability, tile)
     absent = inputs.weight
     outputs = (dout if dq is None else dq, *stats, *[absent] * (3 - len(stats)))
     return Launch(
         device_code().pixel_gradients,
-        plan.programs,
-        (*_tensors(inputs), dout, *outputs, *plan.sizes),
-        plan.options,
+        draft.programs,
+        (*_tensors(inputs), dout, *outputs, *draft.sizes),
+        draft.options,
     )
 
 
 @functools.lru_cache(1024)
-def _pixel_plan(
-    g: Geometry,
-    dout: Layout,
-    dq: Layout | None,
+def _pixel_draft(
+    problem: Problem,
+    dout: View,
+    dq: View | None,
     stats: int,
     capability: tuple[int, int],
     tile: Tile | None,
-) -> Plan:
+) -> Draft:
     options = {
-        **options_of("pixels", g, (dout,) if dq is None else (dout, dq), capability, tile),
+        **options_of("pixels", problem, (dout,) if dq is None else (dout, dq), capability, tile),
         "WANT_DQ": dq is not None,
         "WANT_R": stats > 0,
         "WANT_ROWS": stats > 1,
     }
-    tiles = ceil_div(g.seqlen_q, options["BLOCK_Q"])
+    tiles = ceil_div(problem.seqlen_q, options["BLOCK_Q"])
     stride = options["STRIDE"]
     sizes = (
-        g.log2_scale,
-        g.scale,
-        g.prompts,
-        g.heads,
-        g.entries,
-        g.seqlen_q,
-        g.seqlen_k,
+        problem.log2_scale,
+        problem.scale,
+        problem.prompts,
+        problem.heads,
+        problem.entries,
+        problem.seqlen_q,
+        problem.seqlen_k,
         tiles,
-        *itertools.chain(*input_strides(g, stride)),
+        *itertools.chain(*input_strides(problem, stride)),
         *strides_of(dout, stride),
         *strides_of(dout if dq is None else dq, stride),
     )
-    return Plan(tiles * g.heads * g.batch, sizes, options)
+    return Draft(tiles * problem.heads * problem.batch, sizes, options)
 
 
 def prompt_launches(
@@ -138,57 +143,58 @@ def prompt_launches(
     capability: tuple[int, int],
     tile: Tile | None = None,
 ) -> list[Launch]:
-    kernels, g = device_code(), geometry_of(inputs)
-    layouts = layout_of(dout), layout_of(dk), layout_of(dv)
-    plan, parts, sums = _prompt_plans(g, *layouts, inputs.k.shape[0], capability, tile)
+    kernels, problem = device_code(), problem_of(inputs)
+    views = view_of(dout), view_of(dk), view_of(dv)
+    draft, parts, sums = _prompt_drafts(problem, *views, inputs.k.shape[0], capability, tile)
     written = [dout.new_empty(parts, dtype=torch.float32) if parts else x for x in (dk, dv)]
     q, k, v, _, *indices = _tensors(inputs)
-    arguments = (q, k, v, *indices, dout, *stats, *written, *plan.sizes)
-    launches = [Launch(kernels.prompt_gradients, plan.programs, arguments, plan.options)]
-    for own, gradient, plan in zip(written, (dk, dv), sums, strict=False):
+    arguments = (q, k, v, *indices, dout, *stats, *written, *draft.sizes)
+    launches = [Launch(kernels.prompt_gradients, draft.programs, arguments, draft.options)]
+    for own, gradient, draft in zip(written, (dk, dv), sums, strict=False):
         ids = own if inputs.prompt_ids is None else inputs.prompt_ids
-        arguments = (own, ids, gradient, *plan.sizes)
-        launches.append(Launch(kernels.sum_parts, plan.programs, arguments, plan.options))
+        arguments = (own, ids, gradient, *draft.sizes)
+        launches.append(Launch(kernels.sum_parts, draft.programs, arguments, draft.options))
     return launches
 
 
 @functools.lru_cache(1024)
-def _prompt_plans(
-    g: Geometry,
-    dout: Layout,
-    dk: Layout,
-    dv: Layout,
+def _prompt_drafts(
+    problem: Problem,
+    dout: View,
+    dk: View,
+    dv: View,
     table: int,
     capability: tuple[int, int],
     tile: Tile | None,
-) -> tuple[Plan, tuple[int, ...], tuple[Plan, ...]]:
-    """The kernel's plan, the shape of its parts (none: it writes dk and dv), and their sums'."""
-    options = options_of("prompts", g, (dout, dk, dv), capability, tile)
+) -> tuple[Draft, tuple[int, ...], tuple[Draft, ...]]:
+    """The kernel's draft, the shape of its parts (none: it writes dk and dv), and their sums'."""
+    options = options_of("prompts", problem, (dout, dk, dv), capability, tile)
     stride = options["STRIDE"]
-    tiles = ceil_div(g.seqlen_q, options["BLOCK_Q"])
-    key_tiles = ceil_div(g.seqlen_k, sum(options["K_PIECES"]))
-    programs = g.entries * g.heads * key_tiles
+    tiles = ceil_div(problem.seqlen_q, options["BLOCK_Q"])
+    key_tiles = ceil_div(problem.seqlen_k, sum(options["K_PIECES"]))
+    programs = problem.entries * problem.heads * key_tiles
+    size = problem.seqlen_k * problem.head_dim
     # The number of parts decides the order of the sum: it may depend on shapes only.
     per_split = ceil_div(tiles, min(tiles, ceil_div(_PROGRAMS, programs)))
     splits = ceil_div(tiles, per_split)
     parts: tuple[int, ...] = ()
     written_strides = [(0, *key_strides(x, stride)) for x in (dk, dv)]
-    if g.ragged or splits > 1:
-        parts = (splits, g.entries, g.heads, g.seqlen_k, g.head_dim)
-        in_prompt = g.heads * g.seqlen_k * g.head_dim
-        in_batch = 0 if g.ragged else g.prompts * in_prompt
-        strides = (g.entries * in_prompt, in_batch, in_prompt, g.seqlen_k * g.head_dim, g.head_dim)
+    if problem.ragged or splits > 1:
+        parts = (splits, problem.entries, problem.heads, problem.seqlen_k, problem.head_dim)
+        in_prompt = problem.heads * size
+        in_batch = 0 if problem.ragged else problem.prompts * in_prompt
+        strides = (problem.entries * in_prompt, in_batch, in_prompt, size, problem.head_dim)
         written_strides = [tuple(x // stride for x in strides)] * 2
-    q_and_k_and_v, _, region = input_strides(g, stride)
+    q_and_k_and_v, _, region = input_strides(problem, stride)
     sizes = (
-        g.log2_scale,
-        g.scale,
-        g.batch,
-        g.prompts,
-        g.heads,
-        g.entries,
-        g.seqlen_q,
-        g.seqlen_k,
+        problem.log2_scale,
+        problem.scale,
+        problem.batch,
+        problem.prompts,
+        problem.heads,
+        problem.entries,
+        problem.seqlen_q,
+        problem.seqlen_k,
         key_tiles,
         splits,
         per_split,
@@ -198,23 +204,23 @@ def _prompt_plans(
         *written_strides[0],
         *written_strides[1],
     )
-    plan = Plan(programs * splits, sizes, options)
+    draft = Draft(programs * splits, sizes, options)
     if not parts:
-        return plan, parts, ()
-    size = g.seqlen_k * g.head_dim
+        return draft, parts, ()
     blocks = ceil_div(size, _SUM_BLOCK)
-    rows = table if g.ragged else g.entries
+    rows = table if problem.ragged else problem.entries
     constants = {
-        "HEAD_DIM": g.head_dim,
-        "RAGGED": g.ragged,
+        "HEAD_DIM": problem.head_dim,
+        "RAGGED": problem.ragged,
         "BLOCK": _SUM_BLOCK,
         "num_warps": 4,
     }
-    counts = (g.prompts, g.heads, g.entries, splits, size, blocks)
+    counts = (problem.prompts, problem.heads, problem.entries, splits, size, blocks)
     sums = (
-        Plan(rows * g.heads * blocks, (*counts, *key_strides(x, 1)), constants) for x in (dk, dv)
+        Draft(rows * problem.heads * blocks, (*counts, *key_strides(x, 1)), constants)
+        for x in (dk, dv)
     )
-    return plan, parts, tuple(sums)
+    return draft, parts, tuple(sums)
 
 
 def run(launch: Launch, device: torch.device) -> None:

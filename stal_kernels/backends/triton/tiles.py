@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from stal_kernels.backends.triton.geometry import Geometry, Layout, strides_of
+from stal_kernels.backends.triton.geometry import Problem, View, strides_of
 
 
 class Tile(NamedTuple):
@@ -21,7 +21,7 @@ class Tile(NamedTuple):
     registers: int | None = None  # of a thread; None: the compiler weighs them against occupancy
 
 
-class Row(NamedTuple):
+class TileRow(NamedTuple):
     """Tiles of one kernel, in the order of head_dim.
 
     kernel: "forward", "pixels" or "prompts".
@@ -43,46 +43,48 @@ TABLE = Path(__file__).with_name("tiles.json")
 
 
 @functools.cache
-def rows() -> tuple[Row, ...]:
+def rows() -> tuple[TileRow, ...]:
     """The table of tiles, which bench/tune_triton.py writes."""
     found = json.loads(TABLE.read_text(encoding="utf-8"))
     for row in found:
         row["tiles"] = tuple(Tile(**{**t, "widest": tuple(t["widest"])}) for t in row["tiles"])
-    return tuple(Row(**row) for row in found)
+    return tuple(TileRow(**row) for row in found)
 
 
-def tile_of(kernel: str, g: Geometry, capability: tuple[int, int]) -> Tile:
+def tile_of(kernel: str, problem: Problem, capability: tuple[int, int]) -> Tile:
     """The table's choice. What decides is registers, since a warp works on 16 rows or more."""
-    skips = g.region is not None or g.has_lengths
-    key = kernel, min(capability[0], 9), g.precision, skips
+    skips = problem.region is not None or problem.has_lengths
+    key = kernel, min(capability[0], 9), problem.precision, skips
     (row,) = (row for row in rows() if row[:4] == key)
-    return next(tile for tile in row.tiles if g.head_dim <= tile.head_dim)
+    return next(tile for tile in row.tiles if problem.head_dim <= tile.head_dim)
 
 
 def options_of(
     kernel: str,
-    g: Geometry,
-    others: tuple[Layout, ...],
+    problem: Problem,
+    others: tuple[View, ...],
     capability: tuple[int, int],
     tile: Tile | None,
 ) -> dict[str, Any]:
     """Constants and compiler options of a kernel."""
-    tile = tile or tile_of(kernel, g, capability)
-    strides = [abs(stride) for x in (g.q, g.k, g.v, *others) for stride in strides_of(x)]
-    tiled = g.seqlen_k > tile.whole_row
+    tile = tile or tile_of(kernel, problem, capability)
+    strides = [
+        abs(stride) for x in (problem.q, problem.k, problem.v, *others) for stride in strides_of(x)
+    ]
+    tiled = problem.seqlen_k > tile.whole_row
     options = {
-        "HEAD_DIM": g.head_dim,
-        "D_PIECES": pieces(g.head_dim, tile.widest[0]),
-        "K_PIECES": pieces(tile.key_tile if tiled else g.seqlen_k, tile.widest[1]),
-        "RAGGED": g.ragged,
-        "HAS_REGION": g.region is not None,
-        "HAS_LENGTHS": g.has_lengths,
-        "NEGATIVE": g.scale < 0,
+        "HEAD_DIM": problem.head_dim,
+        "D_PIECES": pieces(problem.head_dim, tile.widest[0]),
+        "K_PIECES": pieces(tile.key_tile if tiled else problem.seqlen_k, tile.widest[1]),
+        "RAGGED": problem.ragged,
+        "HAS_REGION": problem.region is not None,
+        "HAS_LENGTHS": problem.has_lengths,
+        "NEGATIVE": problem.scale < 0,
         # A row of 8 elements is 16 bytes or more: the compiler may load it whole.
         "STRIDE": 8 if all(stride % 8 == 0 for stride in strides) else 1,
         # A tile of pixels has at most 128 rows.
-        "WIDE": max(strides) * max(128, g.seqlen_k) >= 2**31,
-        "PRECISION": "tf32" if g.precision == "tf32" else "ieee",
+        "WIDE": max(strides) * max(128, problem.seqlen_k) >= 2**31,
+        "PRECISION": "tf32" if problem.precision == "tf32" else "ieee",
         "BLOCK_Q": tile.block_q,
         "num_warps": tile.warps,
         "num_stages": tile.stages,

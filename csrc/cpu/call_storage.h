@@ -1,21 +1,21 @@
-// Builds a Plan from the parameters of a call.
+// Builds a Call from its parameters.
 #pragma once
 
 #include <vector>
 
-#include "cpu/plan.h"
+#include "cpu/call.h"
 
 namespace stal {
 
-// Owns the arrays that its plan points into. `params` must outlive it, and the values of
+// Owns the arrays that its call points into. `params` must outlive it, and the values of
 // offsets, prompt_ids and key_lengths must have been checked.
-class PlanStorage {
+class CallStorage {
  public:
-  PlanStorage(const BlendedAttentionParams& params, int threads);
-  PlanStorage(const PlanStorage&) = delete;
-  PlanStorage& operator=(const PlanStorage&) = delete;
+  CallStorage(const BlendedAttentionParams& params, int threads);
+  CallStorage(const CallStorage&) = delete;
+  CallStorage& operator=(const CallStorage&) = delete;
 
-  Plan plan;
+  Call call;
 
  private:
   std::vector<Prompt> prompts_;

@@ -205,19 +205,19 @@ struct Sizes {
         blocks(CeilDiv(p.seqlen_q, kMaxRows)) {}
 };
 
-void Forward(const Plan& plan) {
-  const BlendedAttentionParams& p = *plan.params;
+void Forward(const Call& call) {
+  const BlendedAttentionParams& p = *call.params;
   const Sizes sizes(p);
   const Headroom headroom(p.seqlen_k);
   const int64_t packed_k = sizes.keys * p.head_dim;
   // Of one prompt and head; a multiple of 16 floats keeps every tile aligned.
   const int64_t packed = RoundUp(packed_k + p.seqlen_k * p.head_dim, 16);
   const int64_t per_thread = 3 * sizes.tile + sizes.scores;
-  float* packs = stal::Scratch(plan.num_packed * p.heads * packed + plan.threads * per_thread);
-  float* tiles = packs + plan.num_packed * p.heads * packed;
+  float* packs = stal::Scratch(call.num_packed * p.heads * packed + call.threads * per_thread);
+  float* tiles = packs + call.num_packed * p.heads * packed;
 
-  ParallelFor(plan.threads, plan.num_prompts * p.heads, [&](int64_t task, int thread) {
-    const Prompt& prompt = plan.prompts[task / p.heads];
+  ParallelFor(call.threads, call.num_prompts * p.heads, [&](int64_t task, int thread) {
+    const Prompt& prompt = call.prompts[task / p.heads];
     const int64_t head = task % p.heads;
     if (!prompt.owner) return;
     float* out = packs + (prompt.packed * p.heads + head) * packed;
@@ -228,7 +228,7 @@ void Forward(const Plan& plan) {
                  prompt.length, p.head_dim, row, out + packed_k);
   });
 
-  ParallelFor(plan.threads, p.batch * p.heads * sizes.blocks, [&](int64_t task, int thread) {
+  ParallelFor(call.threads, p.batch * p.heads * sizes.blocks, [&](int64_t task, int thread) {
     const int64_t batch = task / sizes.blocks / p.heads;
     const int64_t head = task / sizes.blocks % p.heads;
     const int64_t first = task % sizes.blocks * kMaxRows;
@@ -244,9 +244,9 @@ void Forward(const Plan& plan) {
       PrefetchRows<false>(p, p.q, batch, head, first + kMaxRows, kMaxRows);
       PrefetchRows<true>(p, p.out, batch, head, first, kMaxRows);
       memset(out_t, 0, sizes.width * kVectors * kLanes * sizeof(float));
-      for (int64_t e = plan.begin[batch]; e < plan.begin[batch + 1]; ++e) {
-        const Entry& entry = plan.entries[e];
-        const Prompt& prompt = plan.prompts[entry.prompt];
+      for (int64_t e = call.begin[batch]; e < call.begin[batch + 1]; ++e) {
+        const Entry& entry = call.entries[e];
+        const Prompt& prompt = call.prompts[entry.prompt];
         if (prompt.length == 0) continue;
         const Lanes<kVectors> lanes(p, entry, first, rows);
         if (!lanes.any) continue;
@@ -302,20 +302,20 @@ STAL_INLINE void SoftmaxBackward(const float* q_t, const float* dout_t, const fl
 
 // dq and dweight. A task is a block of rows of one head, as in Forward; the heads' shares of
 // dweight are kept apart and added in order at the end, whoever computed them.
-void BackwardQ(const Plan& plan) {
-  const BlendedAttentionParams& p = *plan.params;
+void BackwardQ(const Call& call) {
+  const BlendedAttentionParams& p = *call.params;
   const Sizes sizes(p);
   const int64_t packed_k = sizes.keys * p.head_dim;
   const int64_t packed = RoundUp(2 * packed_k + p.seqlen_k * p.head_dim, 16);
   const int64_t per_thread = 4 * sizes.tile + 2 * sizes.scores;
-  const int64_t shares = p.dweight.data ? plan.num_entries * p.heads * p.seqlen_q : 0;
+  const int64_t shares = p.dweight.data ? call.num_entries * p.heads * p.seqlen_q : 0;
   float* packs =
-      stal::Scratch(plan.num_packed * p.heads * packed + plan.threads * per_thread + shares);
-  float* tiles = packs + plan.num_packed * p.heads * packed;
-  float* share = tiles + plan.threads * per_thread;  // (entries, heads, seqlen_q)
+      stal::Scratch(call.num_packed * p.heads * packed + call.threads * per_thread + shares);
+  float* tiles = packs + call.num_packed * p.heads * packed;
+  float* share = tiles + call.threads * per_thread;  // (entries, heads, seqlen_q)
 
-  ParallelFor(plan.threads, plan.num_prompts * p.heads, [&](int64_t task, int thread) {
-    const Prompt& prompt = plan.prompts[task / p.heads];
+  ParallelFor(call.threads, call.num_prompts * p.heads, [&](int64_t task, int thread) {
+    const Prompt& prompt = call.prompts[task / p.heads];
     const int64_t head = task % p.heads;
     if (!prompt.owner) return;
     float* out = packs + (prompt.packed * p.heads + head) * packed;
@@ -329,7 +329,7 @@ void BackwardQ(const Plan& plan) {
     }
   });
 
-  ParallelFor(plan.threads, p.batch * p.heads * sizes.blocks, [&](int64_t task, int thread) {
+  ParallelFor(call.threads, p.batch * p.heads * sizes.blocks, [&](int64_t task, int thread) {
     const int64_t batch = task / sizes.blocks / p.heads;
     const int64_t head = task / sizes.blocks % p.heads;
     const int64_t first = task % sizes.blocks * kMaxRows;
@@ -352,9 +352,9 @@ void BackwardQ(const Plan& plan) {
       memset(dq_t, 0, sizes.width * kVectors * kLanes * sizeof(float));
       Vec one[kVectors];
       for (int r = 0; r < kVectors; ++r) one[r] = Set(1.0f);
-      for (int64_t e = plan.begin[batch]; e < plan.begin[batch + 1]; ++e) {
-        const Entry& entry = plan.entries[e];
-        const Prompt& prompt = plan.prompts[entry.prompt];
+      for (int64_t e = call.begin[batch]; e < call.begin[batch + 1]; ++e) {
+        const Entry& entry = call.entries[e];
+        const Prompt& prompt = call.prompts[entry.prompt];
         const Lanes<kVectors> lanes(p, entry, first, rows);
         Vec r[kVectors] = {};
         if (prompt.length > 0 && lanes.any) {
@@ -375,21 +375,21 @@ void BackwardQ(const Plan& plan) {
     });
   });
 
-  if (p.dweight.data) SumShares(plan, share);
+  if (p.dweight.data) SumShares(call, share);
 }
 
 // dk and dv. A task is one head of one prompt of the table, and walks all entries that refer to
 // it and all their rows in order: no two tasks add into one place.
-void BackwardKV(const Plan& plan) {
-  const BlendedAttentionParams& p = *plan.params;
+void BackwardKV(const Call& call) {
+  const BlendedAttentionParams& p = *call.params;
   const Sizes sizes(p);
   const int64_t packed = sizes.keys * p.head_dim;
   const int64_t gradient = sizes.keys * sizes.width;
   const int64_t per_thread = 4 * sizes.tile + 2 * sizes.scores + 2 * packed + 2 * gradient;
-  float* scratch = stal::Scratch(plan.threads * per_thread);
+  float* scratch = stal::Scratch(call.threads * per_thread);
 
-  ParallelFor(plan.threads, plan.num_prompts * p.heads, [&](int64_t task, int thread) {
-    const Prompt& prompt = plan.prompts[task / p.heads];
+  ParallelFor(call.threads, call.num_prompts * p.heads, [&](int64_t task, int thread) {
+    const Prompt& prompt = call.prompts[task / p.heads];
     const int64_t head = task % p.heads;
     float* q_rows = scratch + thread * per_thread;
     float* q_t = q_rows + sizes.tile;
@@ -408,7 +408,7 @@ void BackwardKV(const Plan& plan) {
       PackKeys(At(p.v, p.dtype, prompt.v + head * p.v.strides.head), p.v.strides.row, p.dtype,
                prompt.length, p.head_dim, q_rows, keys_of_v);
       for (int64_t user = prompt.begin; user < prompt.end; ++user) {
-        const Entry& entry = plan.entries[plan.users[user]];
+        const Entry& entry = call.entries[call.users[user]];
         for (int64_t first = 0; first < p.seqlen_q; first += kMaxRows) {
           const int64_t rows = Min(kMaxRows, p.seqlen_q - first);
           WithVectors(rows, [&](auto vectors) {

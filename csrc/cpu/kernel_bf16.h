@@ -203,18 +203,18 @@ struct Block {
         rows(Min(kBlockRows, p.seqlen_q - first)) {}
 };
 
-void ForwardPairs(const Plan& plan) {
-  const BlendedAttentionParams& p = *plan.params;
+void ForwardPairs(const Call& call) {
+  const BlendedAttentionParams& p = *call.params;
   const PairSizes sizes(p);
   const Headroom headroom(p.seqlen_k);
   const int64_t packed = sizes.packed_rows + sizes.packed_columns;
   const int64_t per_thread = sizes.rows + 3 * sizes.tile + sizes.scores;
-  float* memory = stal::Scratch(plan.num_packed * p.heads * packed + plan.threads * per_thread);
+  float* memory = stal::Scratch(call.num_packed * p.heads * packed + call.threads * per_thread);
   uint32_t* packs = reinterpret_cast<uint32_t*>(memory);
-  float* tiles_of_threads = memory + plan.num_packed * p.heads * packed;
+  float* tiles_of_threads = memory + call.num_packed * p.heads * packed;
 
-  ParallelFor(plan.threads, plan.num_prompts * p.heads, [&](int64_t task, int thread) {
-    const Prompt& prompt = plan.prompts[task / p.heads];
+  ParallelFor(call.threads, call.num_prompts * p.heads, [&](int64_t task, int thread) {
+    const Prompt& prompt = call.prompts[task / p.heads];
     const int64_t head = task % p.heads;
     if (!prompt.owner) return;
     uint32_t* out = packs + (prompt.packed * p.heads + head) * packed;
@@ -225,7 +225,7 @@ void ForwardPairs(const Plan& plan) {
                     out + sizes.packed_rows);
   });
 
-  ParallelFor(plan.threads, p.batch * p.heads * sizes.blocks, [&](int64_t task, int thread) {
+  ParallelFor(call.threads, p.batch * p.heads * sizes.blocks, [&](int64_t task, int thread) {
     const Block block(p, sizes, task);
     float* scratch = tiles_of_threads + thread * per_thread;
     uint32_t* q_t = reinterpret_cast<uint32_t*>(scratch + sizes.tile);
@@ -241,9 +241,9 @@ void ForwardPairs(const Plan& plan) {
       PrefetchRows<true>(p, p.out, block.batch, block.head, block.first, kBlockRows);
       memset(out_t, 0, RoundUp(p.head_dim, kTile) * kVectors * kLanes * sizeof(float));
       const Vec log2_scale = Set((p.scale < 0 ? -p.scale : p.scale) * kLog2e);
-      for (int64_t e = plan.begin[block.batch]; e < plan.begin[block.batch + 1]; ++e) {
-        const Entry& entry = plan.entries[e];
-        const Prompt& prompt = plan.prompts[entry.prompt];
+      for (int64_t e = call.begin[block.batch]; e < call.begin[block.batch + 1]; ++e) {
+        const Entry& entry = call.entries[e];
+        const Prompt& prompt = call.prompts[entry.prompt];
         if (prompt.length == 0) continue;
         const Lanes<kVectors> lanes(p, entry, block.first, block.rows);
         if (!lanes.any) continue;
@@ -273,21 +273,21 @@ void ForwardPairs(const Plan& plan) {
 }
 
 // dq and dweight, as BackwardQ.
-void BackwardQPairs(const Plan& plan) {
-  const BlendedAttentionParams& p = *plan.params;
+void BackwardQPairs(const Call& call) {
+  const BlendedAttentionParams& p = *call.params;
   const PairSizes sizes(p);
   const Headroom headroom(p.seqlen_k);
   const int64_t packed = 2 * sizes.packed_rows + (p.dq.data ? sizes.packed_columns : 0);
   const int64_t per_thread = 2 * sizes.rows + 3 * sizes.tile + 2 * sizes.scores;
-  const int64_t shares = p.dweight.data ? plan.num_entries * p.heads * p.seqlen_q : 0;
+  const int64_t shares = p.dweight.data ? call.num_entries * p.heads * p.seqlen_q : 0;
   float* memory =
-      stal::Scratch(plan.num_packed * p.heads * packed + plan.threads * per_thread + shares);
+      stal::Scratch(call.num_packed * p.heads * packed + call.threads * per_thread + shares);
   uint32_t* packs = reinterpret_cast<uint32_t*>(memory);
-  float* tiles_of_threads = memory + plan.num_packed * p.heads * packed;
-  float* share = tiles_of_threads + plan.threads * per_thread;  // (entries, heads, seqlen_q)
+  float* tiles_of_threads = memory + call.num_packed * p.heads * packed;
+  float* share = tiles_of_threads + call.threads * per_thread;  // (entries, heads, seqlen_q)
 
-  ParallelFor(plan.threads, plan.num_prompts * p.heads, [&](int64_t task, int thread) {
-    const Prompt& prompt = plan.prompts[task / p.heads];
+  ParallelFor(call.threads, call.num_prompts * p.heads, [&](int64_t task, int thread) {
+    const Prompt& prompt = call.prompts[task / p.heads];
     const int64_t head = task % p.heads;
     if (!prompt.owner) return;
     uint32_t* out = packs + (prompt.packed * p.heads + head) * packed;
@@ -301,7 +301,7 @@ void BackwardQPairs(const Plan& plan) {
     }
   });
 
-  ParallelFor(plan.threads, p.batch * p.heads * sizes.blocks, [&](int64_t task, int thread) {
+  ParallelFor(call.threads, p.batch * p.heads * sizes.blocks, [&](int64_t task, int thread) {
     const Block block(p, sizes, task);
     float* scratch = tiles_of_threads + thread * per_thread;
     uint32_t* q_t = reinterpret_cast<uint32_t*>(scratch + sizes.tile);
@@ -322,9 +322,9 @@ void BackwardQPairs(const Plan& plan) {
       if (p.dq.data) PrefetchRows<true>(p, p.dq, block.batch, block.head, block.first, kBlockRows);
       memset(dq_t, 0, RoundUp(p.head_dim, kTile) * kVectors * kLanes * sizeof(float));
       const Vec log2_scale = Set((p.scale < 0 ? -p.scale : p.scale) * kLog2e);
-      for (int64_t e = plan.begin[block.batch]; e < plan.begin[block.batch + 1]; ++e) {
-        const Entry& entry = plan.entries[e];
-        const Prompt& prompt = plan.prompts[entry.prompt];
+      for (int64_t e = call.begin[block.batch]; e < call.begin[block.batch + 1]; ++e) {
+        const Entry& entry = call.entries[e];
+        const Prompt& prompt = call.prompts[entry.prompt];
         const Lanes<kVectors> lanes(p, entry, block.first, block.rows);
         const int64_t keys = prompt.length;
         Vec mean[kVectors] = {};  // r = rowsum(A * G)
@@ -370,7 +370,7 @@ void BackwardQPairs(const Plan& plan) {
       }
     });
   });
-  if (p.dweight.data) SumShares(plan, share);
+  if (p.dweight.data) SumShares(call, share);
 }
 
 STAL_INLINE bool AsPairs(const BlendedAttentionParams& p) {
@@ -378,18 +378,18 @@ STAL_INLINE bool AsPairs(const BlendedAttentionParams& p) {
 }
 
 template <const stal::Kernels& kBase>
-void ForwardOrBase(const Plan& plan) {
-  (AsPairs(*plan.params) ? ForwardPairs : kBase.forward)(plan);
+void ForwardOrBase(const Call& call) {
+  (AsPairs(*call.params) ? ForwardPairs : kBase.forward)(call);
 }
 
 template <const stal::Kernels& kBase>
-void BackwardQOrBase(const Plan& plan) {
-  (AsPairs(*plan.params) ? BackwardQPairs : kBase.backward_q)(plan);
+void BackwardQOrBase(const Call& call) {
+  (AsPairs(*call.params) ? BackwardQPairs : kBase.backward_q)(call);
 }
 
 template <const stal::Kernels& kBase>
-void BackwardKVOfBase(const Plan& plan) {
-  kBase.backward_kv(plan);
+void BackwardKVOfBase(const Call& call) {
+  kBase.backward_kv(call);
 }
 
 // Dot and Pairs, for tests: out[i] = Dot(sum[i], a[i], b[i]), rounded[i] = Pairs(sum[i], out[i]).

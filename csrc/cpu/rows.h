@@ -1,16 +1,16 @@
 // What the kernels of every level are made of: sizes, rows in memory and tiles, lanes, tasks.
 #pragma once
 
+#include "cpu/call.h"
 #include "cpu/parallel.h"
-#include "cpu/plan.h"
 #include "cpu/vector.h"
 
 namespace {
 
 using stal::BlendedAttentionParams;
+using stal::Call;
 using stal::DType;
 using stal::Entry;
-using stal::Plan;
 using stal::Prompt;
 
 constexpr int kMaxRows = kRowVectors * kLanes;
@@ -254,10 +254,10 @@ void StoreTransposed(const stal::Strided<void*>& tensor, DType dtype, int64_t of
 }
 
 // dweight from the shares of the heads, (entries, heads, seqlen_q).
-void SumShares(const Plan& plan, const float* shares) {
-  const BlendedAttentionParams& p = *plan.params;
-  ParallelFor(plan.threads, plan.num_entries, [&](int64_t e, int) {
-    float* out = p.dweight.data + plan.entries[e].dweight;
+void SumShares(const Call& call, const float* shares) {
+  const BlendedAttentionParams& p = *call.params;
+  ParallelFor(call.threads, call.num_entries, [&](int64_t e, int) {
+    float* out = p.dweight.data + call.entries[e].dweight;
     const float* share = shares + e * p.heads * p.seqlen_q;
     for (int64_t n = 0; n < p.seqlen_q; ++n) {
       float sum = 0;

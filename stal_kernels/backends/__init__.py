@@ -1,27 +1,14 @@
 """Which backend computes a call.
 
-A backend is a module of this package with
-
-    LEVELS                      names that may follow "<backend>:"
-    DEVICES                     types of device that auto uses it for; none: all
-    missing(level)              why it cannot run on this machine, or ""
-    why_not(device, dtype, head_dim, seqlen_k)
-                                reasons why it cannot run a call with such q and k; nothing else
-                                may decide, since choices are kept (seqlen_k may be None: unknown)
-    forward(inputs, level, out) writes the output
-    backward(inputs, level, dout, dq, dweight, dk, dv)
-                                writes the gradients that are not None
-
-and a row in `_AUTO_ORDER`. It is imported when it is first asked for. It imports neither
+A backend is a module or package in this folder that has what `Backend` lists, a row in
+`_AUTO_ORDER` and one in `_module`. It is imported when it is first asked for. It imports neither
 another backend nor anything but torch and what it calls.
 """
 
 import functools
-import importlib
 import os
 import warnings
-from types import ModuleType
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -29,6 +16,8 @@ from torch import Tensor
 # auto takes the first of these that is for the device and has no reason against it.
 _AUTO_ORDER = ("cpu", "triton", "reference")
 VARIABLE = "STAL_KERNELS_BACKEND"
+# What all fast backends compute; float64 has none by design.
+_FAST_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
 class Inputs(NamedTuple):
@@ -45,8 +34,48 @@ class Inputs(NamedTuple):
     scale: float
 
 
+class Backend(Protocol):
+    """What a backend has. Arguments of forward and backward have passed checks.py.
+
+    LEVELS: names that may follow "<backend>:".
+    DEVICES: types of device that auto uses it for; none: all.
+    """
+
+    LEVELS: tuple[str, ...]
+    DEVICES: tuple[str, ...]
+
+    def missing(self, level: str) -> str:
+        """Why it, or one of its levels, cannot run on this machine; "" if it can."""
+
+    def why_not(
+        self, device: torch.device, dtype: torch.dtype, head_dim: int, seqlen_k: int | None
+    ) -> list[str]:
+        """Reasons why it cannot run a call with such q and k; seqlen_k None: unknown.
+
+        Nothing else may decide, since choices are kept.
+        """
+
+    def forward(self, inputs: Inputs, level: str, out: Tensor) -> None:
+        """Writes out: shape, dtype and device of q, last dimension contiguous."""
+
+    def backward(
+        self,
+        inputs: Inputs,
+        level: str,
+        dout: Tensor,
+        dq: Tensor | None,
+        dweight: Tensor | None,
+        dk: Tensor | None,
+        dv: Tensor | None,
+    ) -> None:
+        """Writes the gradients that are not None, each as its input; dk and dv are both or neither.
+
+        dout is as q, last dimension contiguous.
+        """
+
+
 class Choice(NamedTuple):
-    backend: ModuleType
+    backend: Backend
     level: str  # "": the backend's best
 
 
@@ -90,6 +119,18 @@ def why_not(backend: str, q: Tensor | None = None, k: Tensor | None = None) -> l
     return _against(backend, q.device, q.dtype, q.shape[-1], None if k is None else k.shape[-2])
 
 
+def fast_limits(backend: str, dtype: torch.dtype, head_dim: int) -> list[str]:
+    """Reasons against a call that fast backends share, for their `why_not`."""
+    reasons = []
+    if dtype not in _FAST_DTYPES:
+        reasons.append(f"{backend} needs float16, bfloat16 or float32, got {dtype}")
+    if head_dim % 8 or head_dim > 256:
+        reasons.append(
+            f"{backend} needs a head_dim that is a multiple of 8 and at most 256, got {head_dim}"
+        )
+    return reasons
+
+
 def choose(inputs: Inputs, backend: str) -> Choice:
     """The backend and level that compute a call.
 
@@ -122,8 +163,7 @@ def _choose(
             continue
         found = _against(name, device, dtype, head_dim, seqlen_k)
         if not found:
-            # float64 has no fast backend by design.
-            if name == "reference" and dtype != torch.float64:
+            if name == "reference" and dtype in _FAST_DTYPES:
                 _warn_slow("; ".join(reasons) or f"no fast backend is for {device.type} tensors")
             return Choice(module, "")
         reasons += found
@@ -138,14 +178,26 @@ def _against(
     return [missing, *reasons] if missing else reasons
 
 
+@functools.cache
 def _missing(backend: str) -> str:
     name, _, level = backend.partition(":")
     return _module(name).missing(level)
 
 
 @functools.cache
-def _module(name: str) -> ModuleType:
-    return importlib.import_module(f"{__name__}.{name}")
+def _module(name: str) -> Backend:
+    # Spelled out, so that mypy compares each with the contract.
+    if name == "cpu":
+        from stal_kernels.backends import cpu
+
+        return cpu
+    if name == "triton":
+        from stal_kernels.backends import triton
+
+        return triton
+    from stal_kernels.backends import reference
+
+    return reference
 
 
 @functools.cache

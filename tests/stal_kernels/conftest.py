@@ -43,7 +43,7 @@ def _restore_threads():
 @pytest.fixture(autouse=True)
 def _forget_choices():
     """Choices and warnings that a process keeps belong to one test."""
-    kept = (backends._choose, backends._warn_slow)
+    kept = (backends._choose, backends._missing, backends._warn_slow)
     for function in kept:
         function.cache_clear()
     yield

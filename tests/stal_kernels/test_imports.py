@@ -53,8 +53,16 @@ def test_importing_the_kernel_package_loads_nothing_that_it_may_not_need():
     assert not roots & {"stal", "diffusers", "transformers", "PIL", "triton", "tvm_ffi"}
 
 
+def test_importing_the_kernel_package_imports_no_backend():
+    loaded = loaded_by("import stal_kernels")
+    assert "stal_kernels.backends" in loaded
+    assert not [name for name in loaded if name.startswith("stal_kernels.backends.")]
+
+
 @pytest.mark.parametrize(
-    "path", sorted((PACKAGE / "backends").rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE))
+    "path",
+    sorted({*(PACKAGE / "backends").rglob("*.py")} - {PACKAGE / "backends" / "__init__.py"}),
+    ids=lambda p: str(p.relative_to(PACKAGE)),
 )
 def test_backend_imports_no_other_backend(path):
     folder = PACKAGE / "backends"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from stal_kernels import blended_attention, why_not
+from stal_kernels import backends, blended_attention, why_not
 from stal_kernels.backends import Inputs, triton
 from stal_kernels.backends.triton import geometry, launches, tiles
 
@@ -78,7 +78,7 @@ def test_why_not_says_that_triton_is_not_installed(monkeypatch):
         return original(name, *rest)
 
     monkeypatch.setattr(builtins, "__import__", without_triton)
-    monkeypatch.setattr(triton, "missing", triton.missing.__wrapped__)
+    monkeypatch.setattr(backends, "_missing", backends._missing.__wrapped__)
     assert why_not("triton")[0] == "triton is missing: No module named 'triton'"
     assert len(why_not("triton", *tensors())) == 2  # and still says where tensors belong
 

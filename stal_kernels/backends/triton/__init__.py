@@ -5,17 +5,15 @@ import functools
 import torch
 from torch import Tensor
 
-from stal_kernels.backends import Inputs
+from stal_kernels.backends import Inputs, fast_limits
 from stal_kernels.backends.triton import launches
 
 LEVELS: tuple[str, ...] = ()
 DEVICES: tuple[str, ...] = ("cuda",)
 
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _CAPABILITY = (8, 0)
 
 
-@functools.cache
 def missing(level: str) -> str:
     """Why Triton kernels cannot run on this machine; "" if they can."""
     try:
@@ -39,13 +37,7 @@ def why_not(
             "triton needs tensors on a CUDA GPU, or on the CPU with TRITON_INTERPRET=1, "
             f"got {device}"
         )
-    if dtype not in _DTYPES:
-        reasons.append(f"triton needs float16, bfloat16 or float32, got {dtype}")
-    if head_dim % 8 or head_dim > 256:
-        reasons.append(
-            f"triton needs a head_dim that is a multiple of 8 and at most 256, got {head_dim}"
-        )
-    return reasons
+    return reasons + fast_limits("triton", dtype, head_dim)
 
 
 def forward(inputs: Inputs, level: str, out: Tensor) -> None:

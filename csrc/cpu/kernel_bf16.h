@@ -179,7 +179,7 @@ constexpr int64_t kBlockRows = kPairVectors * kLanes;
 struct PairSizes {
   int64_t key_step, channel_step;  // from one tile of rows of A to the next
   int64_t packed_rows, packed_columns;
-  int64_t rows, tile, scores, blocks;
+  int64_t rows, tile, scores;
 
   explicit PairSizes(const BlendedAttentionParams& p)
       : key_step(CeilDiv(p.head_dim, 2 * kTile) * kTileWords),
@@ -188,19 +188,7 @@ struct PairSizes {
         packed_columns(CeilDiv(p.head_dim, kTile) * channel_step),
         rows(kBlockRows * RoundUp(p.head_dim / 2, kTile)),
         tile(kBlockRows * RoundUp(p.head_dim, kTile)),
-        scores(kBlockRows * RoundUp(p.seqlen_k, 2 * kTile)),
-        blocks(CeilDiv(p.seqlen_q, kBlockRows)) {}
-};
-
-// A block of rows of one head.
-struct Block {
-  int64_t batch, head, first, rows;
-
-  Block(const BlendedAttentionParams& p, const PairSizes& sizes, int64_t task)
-      : batch(task / sizes.blocks / p.heads),
-        head(task / sizes.blocks % p.heads),
-        first(task % sizes.blocks * kBlockRows),
-        rows(Min(kBlockRows, p.seqlen_q - first)) {}
+        scores(kBlockRows * RoundUp(p.seqlen_k, 2 * kTile)) {}
 };
 
 void ForwardPairs(const Call& call) {
@@ -213,11 +201,7 @@ void ForwardPairs(const Call& call) {
   uint32_t* packs = reinterpret_cast<uint32_t*>(memory);
   float* tiles_of_threads = memory + call.num_packed * p.heads * packed;
 
-  ParallelFor(call.threads, call.num_prompts * p.heads, [&](int64_t task, int thread) {
-    const Prompt& prompt = call.prompts[task / p.heads];
-    const int64_t head = task % p.heads;
-    if (!prompt.owner) return;
-    uint32_t* out = packs + (prompt.packed * p.heads + head) * packed;
+  ForEachPack(call, packs, packed, [&](const Prompt& prompt, int64_t head, auto* out, int thread) {
     PackRowPairs(At(p.k, p.dtype, prompt.k + head * p.k.strides.head), p.k.strides.row, p.dtype,
                  prompt.length, p.head_dim, out);
     PackColumnPairs(At(p.v, p.dtype, prompt.v + head * p.v.strides.head), p.v.strides.row, p.dtype,
@@ -225,8 +209,7 @@ void ForwardPairs(const Call& call) {
                     out + sizes.packed_rows);
   });
 
-  ParallelFor(call.threads, p.batch * p.heads * sizes.blocks, [&](int64_t task, int thread) {
-    const Block block(p, sizes, task);
+  ForEachBlock(call, kBlockRows, [&](RowBlock block, int thread) {
     float* scratch = tiles_of_threads + thread * per_thread;
     uint32_t* q_t = reinterpret_cast<uint32_t*>(scratch + sizes.tile);
     float* out_t = scratch + sizes.tile + sizes.rows;
@@ -235,19 +218,19 @@ void ForwardPairs(const Call& call) {
     Tiles tiles;
     WithVectors<kPairVectors>(block.rows, [&](auto vectors) {
       constexpr int kVectors = decltype(vectors)::value;
-      LoadPairs<kVectors>(p.q, p.dtype, RowOffset(p.q, block.batch, block.head, block.first),
-                          block.rows, p.head_dim, p.scale < 0, scratch, q_t);
-      PrefetchRows<false>(p, p.q, block.batch, block.head, block.first + kBlockRows, kBlockRows);
-      PrefetchRows<true>(p, p.out, block.batch, block.head, block.first, kBlockRows);
+      LoadPairs<kVectors>(p.q, p.dtype, RowOffset(p.q, block), block.rows, p.head_dim, p.scale < 0,
+                          scratch, q_t);
+      PrefetchRows<false>(p, p.q, block, kBlockRows);
+      PrefetchRows<true>(p, p.out, block, kBlockRows);
       memset(out_t, 0, RoundUp(p.head_dim, kTile) * kVectors * kLanes * sizeof(float));
       const Vec log2_scale = Set((p.scale < 0 ? -p.scale : p.scale) * kLog2e);
       for (int64_t e = call.begin[block.batch]; e < call.begin[block.batch + 1]; ++e) {
         const Entry& entry = call.entries[e];
         const Prompt& prompt = call.prompts[entry.prompt];
         if (prompt.length == 0) continue;
-        const Lanes<kVectors> lanes(p, entry, block.first, block.rows);
+        const Lanes<kVectors> lanes(p, entry, block);
         if (!lanes.any) continue;
-        const uint32_t* pack = packs + (prompt.packed * p.heads + block.head) * packed;
+        const uint32_t* pack = PackOf(call, packs, packed, prompt, block.head);
         const int64_t keys = prompt.length;
         Vec max[kVectors], sum[kVectors] = {};
         ScoresAndMax<kVectors>(tiles, pack, keys, sizes.key_step, p.head_dim, q_t, scores, max);
@@ -265,9 +248,8 @@ void ForwardPairs(const Call& call) {
         AddProduct<kVectors>(tiles, pack + sizes.packed_rows, p.head_dim, keys, scores, sum,
                              lanes.mask, product, out_t);
       }
-      StoreTransposed<kVectors>(p.out, p.dtype,
-                                RowOffset(p.out, block.batch, block.head, block.first), block.rows,
-                                p.head_dim, headroom.scale, scratch, out_t);
+      StoreTransposed<kVectors>(p.out, p.dtype, RowOffset(p.out, block), block.rows, p.head_dim,
+                                headroom.scale, scratch, out_t);
     });
   });
 }
@@ -286,11 +268,7 @@ void BackwardQPairs(const Call& call) {
   float* tiles_of_threads = memory + call.num_packed * p.heads * packed;
   float* share = tiles_of_threads + call.threads * per_thread;  // (entries, heads, seqlen_q)
 
-  ParallelFor(call.threads, call.num_prompts * p.heads, [&](int64_t task, int thread) {
-    const Prompt& prompt = call.prompts[task / p.heads];
-    const int64_t head = task % p.heads;
-    if (!prompt.owner) return;
-    uint32_t* out = packs + (prompt.packed * p.heads + head) * packed;
+  ForEachPack(call, packs, packed, [&](const Prompt& prompt, int64_t head, auto* out, int thread) {
     const char* k = At(p.k, p.dtype, prompt.k + head * p.k.strides.head);
     const char* v = At(p.v, p.dtype, prompt.v + head * p.v.strides.head);
     PackRowPairs(k, p.k.strides.row, p.dtype, prompt.length, p.head_dim, out);
@@ -301,8 +279,7 @@ void BackwardQPairs(const Call& call) {
     }
   });
 
-  ParallelFor(call.threads, p.batch * p.heads * sizes.blocks, [&](int64_t task, int thread) {
-    const Block block(p, sizes, task);
+  ForEachBlock(call, kBlockRows, [&](RowBlock block, int thread) {
     float* scratch = tiles_of_threads + thread * per_thread;
     uint32_t* q_t = reinterpret_cast<uint32_t*>(scratch + sizes.tile);
     uint32_t* dout_t = q_t + sizes.rows;
@@ -313,23 +290,23 @@ void BackwardQPairs(const Call& call) {
     Tiles tiles;
     WithVectors<kPairVectors>(block.rows, [&](auto vectors) {
       constexpr int kVectors = decltype(vectors)::value;
-      LoadPairs<kVectors>(p.q, p.dtype, RowOffset(p.q, block.batch, block.head, block.first),
-                          block.rows, p.head_dim, p.scale < 0, scratch, q_t);
-      LoadPairs<kVectors>(p.dout, p.dtype, RowOffset(p.dout, block.batch, block.head, block.first),
-                          block.rows, p.head_dim, false, scratch, dout_t);
-      PrefetchRows<false>(p, p.q, block.batch, block.head, block.first + kBlockRows, kBlockRows);
-      PrefetchRows<false>(p, p.dout, block.batch, block.head, block.first + kBlockRows, kBlockRows);
-      if (p.dq.data) PrefetchRows<true>(p, p.dq, block.batch, block.head, block.first, kBlockRows);
+      LoadPairs<kVectors>(p.q, p.dtype, RowOffset(p.q, block), block.rows, p.head_dim, p.scale < 0,
+                          scratch, q_t);
+      LoadPairs<kVectors>(p.dout, p.dtype, RowOffset(p.dout, block), block.rows, p.head_dim, false,
+                          scratch, dout_t);
+      PrefetchRows<false>(p, p.q, block, kBlockRows);
+      PrefetchRows<false>(p, p.dout, block, kBlockRows);
+      if (p.dq.data) PrefetchRows<true>(p, p.dq, block, kBlockRows);
       memset(dq_t, 0, RoundUp(p.head_dim, kTile) * kVectors * kLanes * sizeof(float));
       const Vec log2_scale = Set((p.scale < 0 ? -p.scale : p.scale) * kLog2e);
       for (int64_t e = call.begin[block.batch]; e < call.begin[block.batch + 1]; ++e) {
         const Entry& entry = call.entries[e];
         const Prompt& prompt = call.prompts[entry.prompt];
-        const Lanes<kVectors> lanes(p, entry, block.first, block.rows);
+        const Lanes<kVectors> lanes(p, entry, block);
         const int64_t keys = prompt.length;
         Vec mean[kVectors] = {};  // r = rowsum(A * G)
         if (keys > 0 && lanes.any) {
-          const uint32_t* pack = packs + (prompt.packed * p.heads + block.head) * packed;
+          const uint32_t* pack = PackOf(call, packs, packed, prompt, block.head);
           Vec max[kVectors], sum[kVectors] = {};
           ScoresAndMax<kVectors>(tiles, pack, keys, sizes.key_step, p.head_dim, q_t, s, max);
           Product<kVectors>(tiles, pack + sizes.packed_rows, keys, sizes.key_step, p.head_dim / 2,
@@ -364,9 +341,8 @@ void BackwardQPairs(const Call& call) {
         }
       }
       if (p.dq.data) {
-        StoreTransposed<kVectors>(p.dq, p.dtype,
-                                  RowOffset(p.dq, block.batch, block.head, block.first),
-                                  block.rows, p.head_dim, headroom.scale, scratch, dq_t);
+        StoreTransposed<kVectors>(p.dq, p.dtype, RowOffset(p.dq, block), block.rows, p.head_dim,
+                                  headroom.scale, scratch, dq_t);
       }
     });
   });

@@ -21,7 +21,14 @@ _FAST_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
 class Inputs(NamedTuple):
-    """The arguments of one call. prompt_ids and offsets are None in the dense form."""
+    """The arguments of one call, which have passed checks.py.
+
+    q: (batch, heads, seqlen_q, head_dim).
+    k, v: (batch, prompts, heads, seqlen_k, head_dim), ragged (table, heads, seqlen_k, head_dim).
+    weight: (batch, prompts, seqlen_q), ragged (entries, seqlen_q), as region.
+    prompt_ids, offsets: (entries,) and (batch + 1,), int32; both None in the dense form.
+    key_lengths: (table,), int32, or None; ragged only.
+    """
 
     q: Tensor
     k: Tensor
@@ -35,7 +42,7 @@ class Inputs(NamedTuple):
 
 
 class Backend(Protocol):
-    """What a backend has. Arguments of forward and backward have passed checks.py.
+    """What a backend has.
 
     LEVELS: names that may follow "<backend>:".
     DEVICES: types of device that auto uses it for; none: all.
@@ -56,7 +63,12 @@ class Backend(Protocol):
         """
 
     def forward(self, inputs: Inputs, level: str, out: Tensor) -> None:
-        """Writes out: shape, dtype and device of q, last dimension contiguous."""
+        """Writes all of out, which has the shape, dtype and device of q.
+
+        Args:
+            level: one of LEVELS that `missing` has nothing against; "": the best one.
+            out: any strides with a contiguous last dimension.
+        """
 
     def backward(
         self,
@@ -68,15 +80,21 @@ class Backend(Protocol):
         dk: Tensor | None,
         dv: Tensor | None,
     ) -> None:
-        """Writes the gradients that are not None, each as its input; dk and dv are both or neither.
+        """Writes all of the gradients that are not None.
 
-        dout is as q, last dimension contiguous.
+        Args:
+            level: as in `forward`.
+            dout: gradient of the output, shape, dtype and device of q.
+            dq, dweight, dk, dv: shape, dtype and device of q, weight, k, v; dk and dv are both
+                there or neither. Any strides with a contiguous last dimension, as dout.
         """
 
 
 class Choice(NamedTuple):
+    """A backend and its level, "" for the best one."""
+
     backend: Backend
-    level: str  # "": the backend's best
+    level: str
 
 
 @functools.cache
@@ -104,6 +122,9 @@ def why_not(backend: str, q: Tensor | None = None, k: Tensor | None = None) -> l
         backend: "reference", "cpu", "triton", or a level such as "cpu:avx512".
         q, k: tensors of a call. Without them only the machine is asked.
 
+    Returns:
+        A sentence for each reason: what the machine lacks, then what these tensors break.
+
     Raises:
         ValueError: there is no such backend.
 
@@ -120,7 +141,7 @@ def why_not(backend: str, q: Tensor | None = None, k: Tensor | None = None) -> l
 
 
 def fast_limits(backend: str, dtype: torch.dtype, head_dim: int) -> list[str]:
-    """Reasons against a call that fast backends share, for their `why_not`."""
+    """Reasons of the fast backends against a call, as far as they have them in common."""
     reasons = []
     if dtype not in _FAST_DTYPES:
         reasons.append(f"{backend} needs float16, bfloat16 or float32, got {dtype}")

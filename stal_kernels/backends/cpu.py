@@ -40,13 +40,14 @@ def missing(level: str) -> str:
 def why_not(
     device: torch.device, dtype: torch.dtype, head_dim: int, seqlen_k: int | None
 ) -> list[str]:
-    """Reasons why such tensors are none of its business."""
+    """As `Backend.why_not`: the device, the dtype, head_dim."""
     elsewhere = [] if device.type == "cpu" else [f"cpu needs tensors on the CPU, got {device}"]
     return elsewhere + fast_limits("cpu", dtype, head_dim)
 
 
 # Spelled out twice: unpacking what a third function returns would cost a small call 0.2 us of 10.
 def forward(inputs: Inputs, level: str, out: Tensor) -> None:
+    """As `Backend.forward`, on torch's number of threads."""
     q, k, v, weight, prompt_ids, offsets, region, key_lengths, scale = inputs
     _library().forward(
         level or _best_level(),
@@ -74,6 +75,7 @@ def backward(
     dk: Tensor | None,
     dv: Tensor | None,
 ) -> None:
+    """As `Backend.backward`, on torch's number of threads."""
     q, k, v, weight, prompt_ids, offsets, region, key_lengths, scale = inputs
     _library().backward(
         level or _best_level(),

@@ -28,7 +28,7 @@ def missing(level: str) -> str:
 def why_not(
     device: torch.device, dtype: torch.dtype, head_dim: int, seqlen_k: int | None
 ) -> list[str]:
-    """Reasons why such tensors are none of its business."""
+    """As `Backend.why_not`: the device and its capability, the dtype, head_dim."""
     reasons = []
     if device.type == "cuda":
         reasons += _against_gpu(device.index)
@@ -41,6 +41,7 @@ def why_not(
 
 
 def forward(inputs: Inputs, level: str, out: Tensor) -> None:
+    """As `Backend.forward`, on the current stream; level is not read."""
     if _is_empty(inputs):
         out.zero_()
     else:
@@ -56,6 +57,7 @@ def backward(
     dk: Tensor | None,
     dv: Tensor | None,
 ) -> None:
+    """As `Backend.backward`, on the current stream; level is not read."""
     if _is_empty(inputs):
         for gradient in (dq, dweight, dk, dv):
             if gradient is not None:

@@ -148,7 +148,14 @@ def _fill(
 
 
 def compile_variant(variant: Variant, tile: Tile | None = None) -> Compiled:
-    """Compiles to machine code, in seconds; Triton keeps the result on disk."""
+    """Compiles to machine code, in seconds; Triton keeps the result on disk.
+
+    Args:
+        tile: instead of the table's.
+
+    Raises:
+        Exception: Triton, LLVM or ptxas refuse the tile; each has errors of its own.
+    """
     import triton as compiler
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource

@@ -65,6 +65,7 @@ class Problem(NamedTuple):
 
 
 def view_of(x: Tensor) -> View:
+    """Shape and strides of a tensor."""
     return View(x.shape, x.stride())
 
 
@@ -78,6 +79,7 @@ def _full_precision() -> bool:
 
 
 def problem_of(inputs: Inputs) -> Problem:
+    """What a launch takes from these inputs and from torch's float32 precision of now."""
     q, k, v, weight, _, offsets, region, key_lengths, scale = inputs
     precision = "half"
     if q.dtype == torch.float32:
@@ -97,7 +99,9 @@ def problem_of(inputs: Inputs) -> Problem:
 
 
 def strides_of(x: View, divisor: int = 1) -> tuple[int, ...]:
-    """Strides of all dimensions but the last; that of a dimension of size 1 may be anything."""
+    """Strides over `divisor` of all dimensions but the last; that of a size of 1, which may be
+    anything, is 0.
+    """
     pairs = zip(x.shape[:-1], x.strides[:-1], strict=True)
     return tuple(0 if size == 1 else stride // divisor for size, stride in pairs)
 
@@ -108,7 +112,11 @@ def key_strides(x: View, divisor: int) -> tuple[int, ...]:
 
 
 def input_strides(problem: Problem, divisor: int) -> tuple[tuple[int, ...], ...]:
-    """Strides of q, k and v, of weight, of region."""
+    """Strides of q, k and v, of weight, of region, in the order of the kernels' arguments.
+
+    Those of q, k and v are divided by `divisor`. In the ragged form a stride b that only the dense
+    one has is 0.
+    """
     region = problem.weight if problem.region is None else problem.region
     table = (0,) if problem.ragged else ()
     matrices = (
@@ -120,4 +128,5 @@ def input_strides(problem: Problem, divisor: int) -> tuple[tuple[int, ...], ...]
 
 
 def ceil_div(a: int, b: int) -> int:
+    """a / b, rounded up."""
     return -(-a // b)

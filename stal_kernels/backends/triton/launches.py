@@ -55,6 +55,14 @@ class Draft(NamedTuple):
 def forward_launch(
     inputs: Inputs, out: Tensor, capability: tuple[int, int], tile: Tile | None = None
 ) -> Launch:
+    """The launch that writes out.
+
+    Args:
+        inputs: none of their sizes may be 0.
+        out: as q.
+        capability: compute capability of the GPU, (major, minor).
+        tile: instead of the table's.
+    """
     draft = _forward_draft(problem_of(inputs), view_of(out), capability, tile)
     return Launch(
         device_code().forward, draft.programs, (*_tensors(inputs), out, *draft.sizes), draft.options
@@ -89,6 +97,15 @@ def pixel_launch(
     capability: tuple[int, int],
     tile: Tile | None = None,
 ) -> Launch:
+    """The launch that writes dq and what dweight, dk and dv are made of.
+
+    Args:
+        inputs, capability, tile: as in `forward_launch`.
+        dout: as q.
+        dq: as q; None: not asked for.
+        stats: r; r, m and factor; or none of them. Each (heads, *weight.shape), float32: see
+            kernels.py.
+    """
     like = None if dq is None else view_of(dq)
     draft = _pixel_draft(problem_of(inputs), view_of(dout), like, len(stats), capability, tile)
     absent = inputs.weight
@@ -143,6 +160,13 @@ def prompt_launches(
     capability: tuple[int, int],
     tile: Tile | None = None,
 ) -> list[Launch]:
+    """The launches that write dk and dv, to be run in this order.
+
+    Args:
+        inputs, dout, capability, tile: as in `forward_launch` and `pixel_launch`.
+        stats: r, m and factor, as `pixel_launch` wrote them.
+        dk, dv: as k and v.
+    """
     kernels, problem = device_code(), problem_of(inputs)
     views = view_of(dout), view_of(dk), view_of(dv)
     draft, parts, sums = _prompt_drafts(problem, *views, inputs.k.shape[0], capability, tile)
@@ -224,6 +248,7 @@ def _prompt_drafts(
 
 
 def run(launch: Launch, device: torch.device) -> None:
+    """Launches on the current stream of `device`, where the tensors are, and does not wait."""
     # Triton launches on the current device.
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
         launch.kernel[(launch.programs,)](*launch.arguments, **launch.options)

@@ -9,16 +9,24 @@ from stal_kernels.backends.triton.geometry import Problem, View, strides_of
 
 
 class Tile(NamedTuple):
-    """How a kernel is cut and compiled for head_dims up to `head_dim`."""
+    """How a kernel is cut and compiled for head_dims up to `head_dim`.
+
+    block_q: pixels of a program, or of one step of it.
+    warps: of a program.
+    stages: of the compiler's software pipeline.
+    widest: pieces of head_dim, of keys.
+    whole_row: more keys than this come in tiles, of key_tile keys each.
+    registers: of a thread; None: the compiler weighs them against occupancy.
+    """
 
     head_dim: int
     block_q: int
     warps: int
     stages: int
-    widest: tuple[int, int] = (128, 64)  # pieces of head_dim, of keys
-    whole_row: int = 128  # more keys than this come in tiles
+    widest: tuple[int, int] = (128, 64)
+    whole_row: int = 128
     key_tile: int = 64
-    registers: int | None = None  # of a thread; None: the compiler weighs them against occupancy
+    registers: int | None = None
 
 
 class TileRow(NamedTuple):
@@ -66,7 +74,13 @@ def options_of(
     capability: tuple[int, int],
     tile: Tile | None,
 ) -> dict[str, Any]:
-    """Constants and compiler options of a kernel."""
+    """Constants and compiler options of a kernel, by name.
+
+    Args:
+        kernel: "forward", "pixels" or "prompts".
+        others: the matrices of rows of head_dim that it has beside q, k and v.
+        tile: instead of the table's.
+    """
     tile = tile or tile_of(kernel, problem, capability)
     strides = [
         abs(stride) for x in (problem.q, problem.k, problem.v, *others) for stride in strides_of(x)

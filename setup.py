@@ -105,7 +105,7 @@ def build_library(target: Path, objects: Path) -> None:
         print(f"stal_kernels: OpenMP is left out: {error}", file=sys.stderr)
         threads = "-pthread"
         linked.append(compile_file(SOURCES / "parallel.cpp", threads))
-    for name in ("binding", "levels", "make_plan"):
+    for name in ("binding", "call_storage", "levels"):
         linked.append(compile_file(SOURCES / f"{name}.cpp", *defines))
 
     # tvm_ffi has loaded libtvm_ffi by the time that it loads this library; the run path is for

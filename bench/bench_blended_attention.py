@@ -186,43 +186,55 @@ def main() -> int:
         small = Case(**{**vars(case), "seqlen_q": min(case.seqlen_q, 512)})
         for backend in arguments.backends:
             assert_within_twice_plain(small, backend, checked, draws=1)
-        e = example(case, dtype)
-        pairs = case.batch * case.heads * case.seqlen_q * case.seqlen_k * case.head_dim
-        for name in arguments.passes:
-            factor, wanted = PASSES[name]
-            functions = {"loop": rival(loop, e, wanted), "one SDPA": rival(one_sdpa, e, wanted)}
-            if case.region is None:
-                functions["eager"] = rival(eager, e, wanted)
-                if arguments.compiled:
-                    torch.compiler.reset()
-                    functions["compiled"] = rival(torch.compile(eager), e, wanted)
-            for backend in arguments.backends:
-                functions[backend] = ours(backend, e, wanted)
-            times = interleave(functions, rounds=arguments.rounds, budget_s=arguments.budget)
-            for backend, timing in times.items():
-                flops = factor * pairs * (1 if backend == "one SDPA" else present(case))
-                ratios = {
-                    f"x {other}": ratio(times[other], timing) if other in times else ""
-                    for other in ("eager", "compiled", "loop", "one SDPA")
-                }
-                table.add(
-                    {
-                        "case": label,
-                        "pass": name,
-                        "backend": backend,
-                        "ms median (p20-p80)": str(timing),
-                        **ratios,
-                        "GFLOP/s": f"{flops / timing.median / 1e9:.0f}",
-                        "of mm": f"{flops / timing.median / peak:.0%}",
-                    },
-                    seconds=timing,
-                    flops=flops,
-                    sizes=vars(case),
-                )
+        add_rows(table, label, case, dtype, peak, arguments)
         if arguments.output:
             key = ("case", "pass", "backend")
             table.merge(arguments.output, key, lambda row: row["backend"] in names(), **details)
     return 0
+
+
+def add_rows(
+    table: Table,
+    label: str,
+    case: Case,
+    dtype: torch.dtype,
+    peak: float,
+    arguments: argparse.Namespace,
+) -> None:
+    """Times all passes of a case; `peak` is the FLOP/s of a matrix product."""
+    e = example(case, dtype)
+    pairs = case.batch * case.heads * case.seqlen_q * case.seqlen_k * case.head_dim
+    for name in arguments.passes:
+        factor, wanted = PASSES[name]
+        functions = {"loop": rival(loop, e, wanted), "one SDPA": rival(one_sdpa, e, wanted)}
+        if case.region is None:
+            functions["eager"] = rival(eager, e, wanted)
+            if arguments.compiled:
+                torch.compiler.reset()
+                functions["compiled"] = rival(torch.compile(eager), e, wanted)
+        for backend in arguments.backends:
+            functions[backend] = ours(backend, e, wanted)
+        times = interleave(functions, rounds=arguments.rounds, budget_s=arguments.budget)
+        for backend, timing in times.items():
+            flops = factor * pairs * (1 if backend == "one SDPA" else present(case))
+            ratios = {
+                f"x {other}": ratio(times[other], timing) if other in times else ""
+                for other in ("eager", "compiled", "loop", "one SDPA")
+            }
+            table.add(
+                {
+                    "case": label,
+                    "pass": name,
+                    "backend": backend,
+                    "ms median (p20-p80)": str(timing),
+                    **ratios,
+                    "GFLOP/s": f"{flops / timing.median / 1e9:.0f}",
+                    "of mm": f"{flops / timing.median / peak:.0%}",
+                },
+                seconds=timing,
+                flops=flops,
+                sizes=vars(case),
+            )
 
 
 def present(case: Case) -> int:

@@ -4,6 +4,7 @@
 // Compiled with the macros of the level that computes the products (csrc/cpu/level_*.cpp), and
 // with STAL_PAIRS where they are products of bfloat16 pairs.
 #if defined(STAL_PAIRS)
+#include "cpu/amx_permission.h"
 #include "cpu/kernel_bf16.h"
 #else
 #include "cpu/kernel.h"
@@ -108,9 +109,13 @@ void AddExps(const float* x, int64_t count, int64_t rounds) {
 // Each thread does all rounds.
 STAL_EXPORT int64_t FlopsARound() { return kFlopsARound; }
 
-// 512 zeros.
-STAL_EXPORT void Multiply(const float* zeros, int64_t rounds, int threads) {
+// 512 zeros. False, with nothing done: the operating system gives no permission to use AMX.
+STAL_EXPORT bool Multiply(const float* zeros, int64_t rounds, int threads) {
+#if defined(STAL_PAIRS) && defined(STAL_LEVEL_AMX)
+  if (!stal::MayUseTiles()) return false;
+#endif
   ParallelFor(threads, threads, [&](int64_t, int) { MultiplyRounds(zeros, rounds); });
+  return true;
 }
 
 STAL_EXPORT void Exponentiate(const float* x, int64_t count, int64_t rounds, int threads) {

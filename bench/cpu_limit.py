@@ -45,38 +45,51 @@ _ROUNDS = 20_000  # about a millisecond of either
 
 
 class Rates:
-    """The two measurements, on all threads at once, as functions to be timed."""
+    """The two measurements, on all threads at once, as functions to be timed.
+
+    Raises:
+        PermissionError: the operating system keeps the instructions of the level from this process.
+    """
 
     def __init__(self, level: str, threads: int) -> None:
-        self._library = _compile(level)
+        self._level, self._library = level, _compile(level)
         self._library.FlopsARound.restype = ctypes.c_int64
+        self._library.Multiply.restype = ctypes.c_bool
         self._threads = threads
         self._zeros = torch.zeros(512)
         self._values = torch.linspace(-20, 0, _VALUES)
         self.flops = _ROUNDS * self._library.FlopsARound() * threads
         self.exps = _ROUNDS // 100 * _VALUES * threads
+        self.multiply()  # what is not permitted is known before anything is measured
 
     def multiply(self) -> None:
         zeros, rounds = ctypes.c_void_p(self._zeros.data_ptr()), ctypes.c_int64(_ROUNDS)
-        self._library.Multiply(zeros, rounds, self._threads)
+        if not self._library.Multiply(zeros, rounds, self._threads):
+            raise PermissionError(
+                f"the operating system gives no permission to use the instructions of {self._level}"
+            )
 
     def exponentiate(self) -> None:
         x, count = ctypes.c_void_p(self._values.data_ptr()), ctypes.c_int64(_VALUES)
         self._library.Exponentiate(x, count, ctypes.c_int64(_ROUNDS // 100), self._threads)
 
 
-def _compile(level: str) -> ctypes.CDLL:
+def command(level: str) -> list[str]:
+    """The compiler's command line, up to what it makes of the sources and where."""
     macros = _PAIRS.get(level, f"-DSTAL_LEVEL_{level.upper()}")
     # As setup.py.
-    command = (
-        "c++ -std=c++17 -O3 -march=native -shared -fPIC -fvisibility=hidden -ffp-contract=fast "
+    compiler = (
+        "c++ -std=c++17 -O3 -march=native -fPIC -fvisibility=hidden -ffp-contract=fast "
         f"-fno-math-errno -fopenmp -Wno-psabi {macros}"
     )
     sources = [str(ROOT / name) for name in ("bench/cpu_limit.cpp", "csrc/cpu/parallel.cpp")]
+    return [*shlex.split(compiler), "-I", str(ROOT / "csrc"), *sources]
+
+
+def _compile(level: str) -> ctypes.CDLL:
     with tempfile.TemporaryDirectory() as folder:
         library = str(Path(folder, "cpu_limit.so"))
-        paths = ["-I", str(ROOT / "csrc"), *sources, "-o", library]
-        subprocess.run([*shlex.split(command), *paths], check=True)
+        subprocess.run([*command(level), "-shared", "-o", library], check=True)
         return ctypes.CDLL(library)
 
 
@@ -102,7 +115,10 @@ def main() -> int:
     level = cpu._best_level()
     if dtype == torch.float32:
         level = _SINGLE.get(level, level)
-    rates = Rates(level, arguments.threads)
+    try:
+        rates = Rates(level, arguments.threads)
+    except PermissionError as error:
+        parser.error(str(error))
     table = Table(
         {
             "case": 30,
@@ -119,9 +135,9 @@ def main() -> int:
         dtype=arguments.dtype,
         level=level,
     )
-    command = "python bench/cpu_limit.py --output ... --dtype "
     details = {
-        "command": f"{command}{arguments.dtype} --threads {arguments.threads} --cases ...",
+        "command": f"python bench/cpu_limit.py --output ... --dtype {arguments.dtype} "
+        f"--threads {arguments.threads} --cases ...",
         **cpu_details(),
     }
     for label, case in chosen:

@@ -32,8 +32,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from timing import gpu_times
 
-from stal_kernels.backends import triton
-from stal_kernels.backends.triton import TABLE, Row, Tile
 from stal_kernels.backends.triton.compile import (
     KERNELS,
     SHARED_MEMORY,
@@ -42,6 +40,8 @@ from stal_kernels.backends.triton.compile import (
     compile_variant,
     launch_of,
 )
+from stal_kernels.backends.triton.launches import run
+from stal_kernels.backends.triton.tiles import TABLE, Tile, TileRow, rows
 
 PRECISIONS = {"half": ("float16", "ieee"), "ieee": ("float32", "ieee"), "tf32": ("float32", "tf32")}
 # The head_dim that stands for all up to a limit.
@@ -71,7 +71,7 @@ def neighbours(tile: Tile) -> Iterator[Tile]:
             yield changed
 
 
-def variants(row: Row, head_dim: int) -> list[Variant]:
+def variants(row: TileRow, head_dim: int) -> list[Variant]:
     """The forms in which a row's kernel is shipped; the first is the one that is timed."""
     dtype, precision = PRECISIONS[row.precision]
     capability = row.capability * 10
@@ -100,7 +100,7 @@ class Compiler:
         self.pool = pool
         self.jobs: dict[tuple[Variant, Tile], Future[Compiled | None]] = {}
 
-    def fitting(self, row: Row, forms: Sequence[Variant], tiles: Sequence[Tile]) -> Results:
+    def fitting(self, row: TileRow, forms: Sequence[Variant], tiles: Sequence[Tile]) -> Results:
         """What became of the tiles that fit in every one of the forms."""
         for key in itertools.product(forms, tiles):
             if key not in self.jobs:
@@ -114,11 +114,11 @@ class Compiler:
         return results
 
 
-def starting_tile(row: Row, head_dim: int) -> Tile:
+def starting_tile(row: TileRow, head_dim: int) -> Tile:
     return next(tile for tile in row.tiles if head_dim <= tile.head_dim)
 
 
-def ranked(row: Row, head_dim: int, results: Results, device: str) -> dict[Tile, float]:
+def ranked(row: TileRow, head_dim: int, results: Results, device: str) -> dict[Tile, float]:
     """Seconds of each tile on a GPU; without one, a figure to sort by. Lowest first."""
     if device == "cpu":
         costs = {t: max(c.issued for c in r) - 1e-3 * r[0].occupancy for t, r in results.items()}
@@ -127,14 +127,14 @@ def ranked(row: Row, head_dim: int, results: Results, device: str) -> dict[Tile,
         functions: dict[str, Callable[[], object]] = {}
         for i, tile in enumerate(results):
             launch = launch_of(variant, tile, device=device)
-            functions[str(i)] = partial(triton.run, launch, torch.device(device))
+            functions[str(i)] = partial(run, launch, torch.device(device))
         timings = gpu_times(functions, rounds=10)
         costs = {tile: timings[str(i)].median for i, tile in enumerate(results)}
     return dict(sorted(costs.items(), key=lambda item: item[1]))
 
 
 def tune(
-    compiler: Compiler, row: Row, head_dim: int, *, rounds: int, device: str
+    compiler: Compiler, row: TileRow, head_dim: int, *, rounds: int, device: str
 ) -> tuple[Tile, bool]:
     """The tile for a head_dim, and whether it may replace the table's."""
     tile = first = starting_tile(row, head_dim)
@@ -174,10 +174,10 @@ def tune(
     return tile, bool(costs) and worth
 
 
-def render(rows: Sequence[Row]) -> str:
+def render(table: Sequence[TileRow]) -> str:
     """The table as JSON, a line a tile."""
     parts = []
-    for row in rows:
+    for row in table:
         head = json.dumps({k: v for k, v in row._asdict().items() if k != "tiles"})
         tiles = ",\n".join(f"  {json.dumps(tile._asdict())}" for tile in row.tiles)
         parts.append(f'{head[:-1]}, "tiles": [\n{tiles}]}}')
@@ -219,13 +219,13 @@ def main() -> None:
         parser.error("--capability is needed where there is no GPU")
 
     start = time.monotonic()
-    rows = list(triton.rows())
+    table = list(rows())
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(arguments.workers, mp_context=context) as pool:
         compiler = Compiler(pool)
         chosen = {
             i: row
-            for i, row in enumerate(rows)
+            for i, row in enumerate(table)
             if row.kernel in arguments.kernels
             and row.precision in arguments.precisions
             and row.capability * 10 == capability
@@ -246,9 +246,9 @@ def main() -> None:
             else:
                 own = source
             if device == "cuda" or changed:
-                rows[i] = row._replace(tiles=merged(tiles), source=own)
+                table[i] = row._replace(tiles=merged(tiles), source=own)
                 if arguments.write:
-                    TABLE.write_text(render(rows), encoding="utf-8")
+                    TABLE.write_text(render(table), encoding="utf-8")
 
 
 if __name__ == "__main__":

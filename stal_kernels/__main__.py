@@ -13,6 +13,7 @@ from stal_kernels import backends
 
 
 def main() -> None:
+    """Prints versions, processor and GPU, and what keeps each backend from running."""
     rows = [
         ("stal_kernels", stal_kernels.__version__),
         ("python", f"{platform.python_version()} on {platform.platform()}"),

@@ -107,7 +107,13 @@ def check_values(
     table: int,
     seqlen_k: int,
 ) -> None:
-    """Raises ValueError unless the index tensors point into the table. Waits for a GPU."""
+    """Raises ValueError unless the index tensors point into the table. Waits for a GPU.
+
+    Args:
+        prompt_ids: (entries,), each in 0 .. table - 1.
+        offsets: (batch + 1,), ascending from 0 to entries.
+        key_lengths: (table,), each in 0 .. seqlen_k; None: all are seqlen_k.
+    """
     entries = prompt_ids.shape[0]
     bounds = offsets.tolist()
     if bounds[0] != 0:

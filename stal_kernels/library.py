@@ -35,7 +35,21 @@ _backward_op = torch.ops.stal_kernels.blended_attention_backward.default
 
 
 def blended_attention(q: Tensor, k: Tensor, v: Tensor, weight: Tensor, *others: Any) -> Tensor:
-    """Calls the operator with arguments that have passed checks.py."""
+    """Calls the operator with arguments that have passed checks.py.
+
+    Args:
+        q, k, v, weight: as in `blended_attention` or `blended_attention_ragged`.
+        others: the rest of the schema: prompt_ids, offsets, region, key_lengths, scale, validate,
+            backend.
+
+    Returns:
+        (batch, heads, seqlen_q, head_dim), dtype and memory layout of q.
+
+    Raises:
+        ValueError: a value of an index tensor is out of range.
+        NotImplementedError: the named backend cannot run these inputs, or one of them has a
+            forward-mode derivative.
+    """
     if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
         _refuse_tangents(q, k, v, weight)
     if torch.compiler.is_compiling() or (

@@ -92,7 +92,10 @@ CASES = (
 
 @dataclass
 class Example:
-    """The tensors of one call: a random batch of the sizes of a case."""
+    """The tensors of one call, with the shapes of `blended_attention` or its ragged form.
+
+    dout is as q. prompt_ids and offsets are None in the dense form; scale None: the default.
+    """
 
     q: Tensor
     k: Tensor
@@ -106,9 +109,11 @@ class Example:
     scale: float | None
 
     def floats(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """q, k, v, weight: what has gradients."""
         return self.q, self.k, self.v, self.weight
 
     def run(self, backend: str) -> Tensor:
+        """The operator's output, as q; it checks values of indices on a GPU too."""
         if self.prompt_ids is None or self.offsets is None:
             return blended_attention(
                 *self.floats(), region=self.region, scale=self.scale, backend=backend
@@ -137,7 +142,12 @@ class Example:
 def example(
     case: Case, dtype: torch.dtype, device: str | torch.device = "cpu", seed: int = 0
 ) -> Example:
-    """Random tensors of the sizes of a case; q, k, v and weight require gradients."""
+    """Random tensors of the sizes of a case; q, k, v and weight require gradients.
+
+    Args:
+        dtype: of q, k, v and dout; weight is float64 with float64, else float32.
+        device: where they lie; they are drawn on the CPU, equal for equal seeds.
+    """
     generator = torch.Generator().manual_seed(seed)
     batch, heads, prompts = case.batch, case.heads, case.prompts
 
@@ -221,7 +231,14 @@ def _tf32(x: Tensor) -> Tensor:
 def plain_attention(
     e: Example, product: Callable[[Tensor, Tensor], Tensor] = torch.matmul
 ) -> Tensor:
-    """The formula as one would write it in PyTorch: batched, in the dtype of q throughout."""
+    """The formula as one would write it in PyTorch: batched, in the dtype of q throughout.
+
+    Args:
+        product: a @ b of two batches of matrices.
+
+    Returns:
+        (batch, heads, seqlen_q, head_dim), dtype of q.
+    """
     q, k, v, weight = e.floats()
     batch, seqlen_k = q.shape[0], k.shape[-2]
     scale = q.shape[-1] ** -0.5 if e.scale is None else e.scale
@@ -247,7 +264,11 @@ def plain_attention(
 
 
 def results(e: Example, backend: str) -> dict[str, Tensor]:
-    """out and all gradients, by name. backend "plain" or "plain tf32": `plain_attention`."""
+    """out, dq, dk, dv and dweight, by name, each as its input (out as q).
+
+    Args:
+        backend: the operator's, or "plain" or "plain tf32" for `plain_attention`.
+    """
     if backend.startswith("plain"):
         product = _Tf32Product.apply if backend == "plain tf32" else torch.matmul
         out = plain_attention(e, product)
@@ -268,13 +289,18 @@ def assert_within_twice_plain(
 ) -> dict[str, float]:
     """Asserts the twice-eager rule for the output and all gradients of a backend.
 
-    Args:
-        plain: what is compared with, "plain tf32" where float32 products may be tf32.
-
     Errors are taken over several draws of a case. Plain PyTorch counts as no closer than the
     rounding of the exact result to the dtype.
 
-    Returns: the larger share of what the two rules allow that was used, by name.
+    Args:
+        draws: how many examples of the case, of the seeds 0, 1, ...
+        plain: what is compared with, "plain tf32" where float32 products may be tf32.
+
+    Returns:
+        The larger share of what the two rules allow that was used, by name of the result.
+
+    Raises:
+        AssertionError: an error is larger than a rule allows.
     """
     drawn = [_errors(case, backend, dtype, device, seed, plain) for seed in range(draws)]
     shares: dict[str, float] = {}

@@ -8,8 +8,8 @@
 
 #include <string>
 
+#include "cpu/call_storage.h"
 #include "cpu/levels.h"
-#include "cpu/make_plan.h"
 
 namespace {
 
@@ -99,7 +99,7 @@ void Forward(const String& level, int64_t threads, double scale, bool bf16_produ
   stal::BlendedAttentionParams p =
       MakeParams(scale, bf16_products, q, k, v, weight, prompt_ids, offsets, region, key_lengths);
   SetRows(out, &p.out);
-  FindKernels(level).forward(stal::PlanStorage(p, static_cast<int>(threads)).plan);
+  FindKernels(level).forward(stal::CallStorage(p, static_cast<int>(threads)).call);
 }
 
 void Backward(const String& level, int64_t threads, double scale, bool bf16_products,
@@ -116,9 +116,9 @@ void Backward(const String& level, int64_t threads, double scale, bool bf16_prod
   if (dk.has_value()) SetKeys(dk.value(), &p.dk);
   if (dv.has_value()) SetKeys(dv.value(), &p.dv);
   const stal::Kernels& kernels = FindKernels(level);
-  const stal::PlanStorage storage(p, static_cast<int>(threads));
-  if (p.dq.data || p.dweight.data) kernels.backward_q(storage.plan);
-  if (p.dk.data) kernels.backward_kv(storage.plan);
+  const stal::CallStorage storage(p, static_cast<int>(threads));
+  if (p.dq.data || p.dweight.data) kernels.backward_q(storage.call);
+  if (p.dk.data) kernels.backward_kv(storage.call);
 }
 
 Array<String> LevelNames() {

@@ -194,33 +194,27 @@ void Softmax(float* scores, int64_t keys, float bits, Vec (&sum)[kVectors]) {
 
 // Sizes in floats, shared by all tasks of a call.
 struct Sizes {
-  int64_t head_dim, width, keys, tile, scores, blocks;
+  int64_t width, keys, tile, scores;
 
   explicit Sizes(const BlendedAttentionParams& p)
-      : head_dim(p.head_dim),
-        width(RoundUp(p.head_dim, kLanes)),
+      : width(RoundUp(p.head_dim, kLanes)),
         keys(RoundUp(p.seqlen_k, kBlock)),
         tile(kMaxRows * width),
-        scores(keys * kMaxRows),
-        blocks(CeilDiv(p.seqlen_q, kMaxRows)) {}
+        scores(keys * kMaxRows) {}
 };
 
-void Forward(const Plan& plan) {
-  const BlendedAttentionParams& p = *plan.params;
+void Forward(const Call& call) {
+  const BlendedAttentionParams& p = *call.params;
   const Sizes sizes(p);
   const Headroom headroom(p.seqlen_k);
   const int64_t packed_k = sizes.keys * p.head_dim;
   // Of one prompt and head; a multiple of 16 floats keeps every tile aligned.
   const int64_t packed = RoundUp(packed_k + p.seqlen_k * p.head_dim, 16);
   const int64_t per_thread = 3 * sizes.tile + sizes.scores;
-  float* packs = stal::Scratch(plan.num_packed * p.heads * packed + plan.threads * per_thread);
-  float* tiles = packs + plan.num_packed * p.heads * packed;
+  float* packs = stal::Scratch(call.num_packed * p.heads * packed + call.threads * per_thread);
+  float* tiles = packs + call.num_packed * p.heads * packed;
 
-  ParallelFor(plan.threads, plan.num_prompts * p.heads, [&](int64_t task, int thread) {
-    const Prompt& prompt = plan.prompts[task / p.heads];
-    const int64_t head = task % p.heads;
-    if (!prompt.owner) return;
-    float* out = packs + (prompt.packed * p.heads + head) * packed;
+  ForEachPack(call, packs, packed, [&](const Prompt& prompt, int64_t head, float* out, int thread) {
     float* row = tiles + thread * per_thread;
     PackKeys(At(p.k, p.dtype, prompt.k + head * p.k.strides.head), p.k.strides.row, p.dtype,
              prompt.length, p.head_dim, row, out);
@@ -228,29 +222,25 @@ void Forward(const Plan& plan) {
                  prompt.length, p.head_dim, row, out + packed_k);
   });
 
-  ParallelFor(plan.threads, p.batch * p.heads * sizes.blocks, [&](int64_t task, int thread) {
-    const int64_t batch = task / sizes.blocks / p.heads;
-    const int64_t head = task / sizes.blocks % p.heads;
-    const int64_t first = task % sizes.blocks * kMaxRows;
-    const int64_t rows = Min(kMaxRows, p.seqlen_q - first);
+  ForEachBlock(call, kMaxRows, [&](RowBlock block, int thread) {
     float* rows_tile = tiles + thread * per_thread;
     float* q_t = rows_tile + sizes.tile;
     float* out_t = q_t + sizes.tile;
     float* scores = out_t + sizes.tile;
-    WithVectors(rows, [&](auto vectors) {
+    WithVectors(block.rows, [&](auto vectors) {
       constexpr int kVectors = decltype(vectors)::value;
-      LoadTransposed<kVectors>(p.q, p.dtype, RowOffset(p.q, batch, head, first), rows, p.head_dim,
-                               nullptr, p.scale, rows_tile, q_t);
-      PrefetchRows<false>(p, p.q, batch, head, first + kMaxRows, kMaxRows);
-      PrefetchRows<true>(p, p.out, batch, head, first, kMaxRows);
+      LoadTransposed<kVectors>(p.q, p.dtype, RowOffset(p.q, block), block.rows, p.head_dim, nullptr,
+                               p.scale, rows_tile, q_t);
+      PrefetchRows<false>(p, p.q, block, kMaxRows);
+      PrefetchRows<true>(p, p.out, block, kMaxRows);
       memset(out_t, 0, sizes.width * kVectors * kLanes * sizeof(float));
-      for (int64_t e = plan.begin[batch]; e < plan.begin[batch + 1]; ++e) {
-        const Entry& entry = plan.entries[e];
-        const Prompt& prompt = plan.prompts[entry.prompt];
+      for (int64_t e = call.begin[block.batch]; e < call.begin[block.batch + 1]; ++e) {
+        const Entry& entry = call.entries[e];
+        const Prompt& prompt = call.prompts[entry.prompt];
         if (prompt.length == 0) continue;
-        const Lanes<kVectors> lanes(p, entry, first, rows);
+        const Lanes<kVectors> lanes(p, entry, block);
         if (!lanes.any) continue;
-        const float* pack = packs + (prompt.packed * p.heads + head) * packed;
+        const float* pack = PackOf(call, packs, packed, prompt, block.head);
         Vec factor[kVectors];
         Scores<kVectors>(q_t, pack, prompt.length, p.head_dim, scores);
         Softmax<kVectors>(scores, prompt.length, headroom.bits, factor);
@@ -260,8 +250,8 @@ void Forward(const Plan& plan) {
         AddValues<kVectors>(scores, pack + packed_k, prompt.length, p.head_dim, factor, lanes.mask,
                             out_t);
       }
-      StoreTransposed<kVectors>(p.out, p.dtype, RowOffset(p.out, batch, head, first), rows,
-                                p.head_dim, headroom.scale, rows_tile, out_t);
+      StoreTransposed<kVectors>(p.out, p.dtype, RowOffset(p.out, block), block.rows, p.head_dim,
+                                headroom.scale, rows_tile, out_t);
     });
   });
 }
@@ -302,23 +292,19 @@ STAL_INLINE void SoftmaxBackward(const float* q_t, const float* dout_t, const fl
 
 // dq and dweight. A task is a block of rows of one head, as in Forward; the heads' shares of
 // dweight are kept apart and added in order at the end, whoever computed them.
-void BackwardQ(const Plan& plan) {
-  const BlendedAttentionParams& p = *plan.params;
+void BackwardQ(const Call& call) {
+  const BlendedAttentionParams& p = *call.params;
   const Sizes sizes(p);
   const int64_t packed_k = sizes.keys * p.head_dim;
   const int64_t packed = RoundUp(2 * packed_k + p.seqlen_k * p.head_dim, 16);
   const int64_t per_thread = 4 * sizes.tile + 2 * sizes.scores;
-  const int64_t shares = p.dweight.data ? plan.num_entries * p.heads * p.seqlen_q : 0;
+  const int64_t shares = p.dweight.data ? call.num_entries * p.heads * p.seqlen_q : 0;
   float* packs =
-      stal::Scratch(plan.num_packed * p.heads * packed + plan.threads * per_thread + shares);
-  float* tiles = packs + plan.num_packed * p.heads * packed;
-  float* share = tiles + plan.threads * per_thread;  // (entries, heads, seqlen_q)
+      stal::Scratch(call.num_packed * p.heads * packed + call.threads * per_thread + shares);
+  float* tiles = packs + call.num_packed * p.heads * packed;
+  float* share = tiles + call.threads * per_thread;  // (entries, heads, seqlen_q)
 
-  ParallelFor(plan.threads, plan.num_prompts * p.heads, [&](int64_t task, int thread) {
-    const Prompt& prompt = plan.prompts[task / p.heads];
-    const int64_t head = task % p.heads;
-    if (!prompt.owner) return;
-    float* out = packs + (prompt.packed * p.heads + head) * packed;
+  ForEachPack(call, packs, packed, [&](const Prompt& prompt, int64_t head, float* out, int thread) {
     float* row = tiles + thread * per_thread;
     const char* k = At(p.k, p.dtype, prompt.k + head * p.k.strides.head);
     const char* v = At(p.v, p.dtype, prompt.v + head * p.v.strides.head);
@@ -329,36 +315,32 @@ void BackwardQ(const Plan& plan) {
     }
   });
 
-  ParallelFor(plan.threads, p.batch * p.heads * sizes.blocks, [&](int64_t task, int thread) {
-    const int64_t batch = task / sizes.blocks / p.heads;
-    const int64_t head = task / sizes.blocks % p.heads;
-    const int64_t first = task % sizes.blocks * kMaxRows;
-    const int64_t rows = Min(kMaxRows, p.seqlen_q - first);
+  ForEachBlock(call, kMaxRows, [&](RowBlock block, int thread) {
     float* rows_tile = tiles + thread * per_thread;
     float* q_t = rows_tile + sizes.tile;
     float* dout_t = q_t + sizes.tile;
     float* dq_t = dout_t + sizes.tile;
     float* s = dq_t + sizes.tile;
     float* g = s + sizes.scores;
-    WithVectors(rows, [&](auto vectors) {
+    WithVectors(block.rows, [&](auto vectors) {
       constexpr int kVectors = decltype(vectors)::value;
-      LoadTransposed<kVectors>(p.q, p.dtype, RowOffset(p.q, batch, head, first), rows, p.head_dim,
-                               nullptr, p.scale, rows_tile, q_t);
-      LoadTransposed<kVectors>(p.dout, p.dtype, RowOffset(p.dout, batch, head, first), rows,
-                               p.head_dim, nullptr, 1.0f, rows_tile, dout_t);
-      PrefetchRows<false>(p, p.q, batch, head, first + kMaxRows, kMaxRows);
-      PrefetchRows<false>(p, p.dout, batch, head, first + kMaxRows, kMaxRows);
-      if (p.dq.data) PrefetchRows<true>(p, p.dq, batch, head, first, kMaxRows);
+      LoadTransposed<kVectors>(p.q, p.dtype, RowOffset(p.q, block), block.rows, p.head_dim, nullptr,
+                               p.scale, rows_tile, q_t);
+      LoadTransposed<kVectors>(p.dout, p.dtype, RowOffset(p.dout, block), block.rows, p.head_dim,
+                               nullptr, 1.0f, rows_tile, dout_t);
+      PrefetchRows<false>(p, p.q, block, kMaxRows);
+      PrefetchRows<false>(p, p.dout, block, kMaxRows);
+      if (p.dq.data) PrefetchRows<true>(p, p.dq, block, kMaxRows);
       memset(dq_t, 0, sizes.width * kVectors * kLanes * sizeof(float));
       Vec one[kVectors];
       for (int r = 0; r < kVectors; ++r) one[r] = Set(1.0f);
-      for (int64_t e = plan.begin[batch]; e < plan.begin[batch + 1]; ++e) {
-        const Entry& entry = plan.entries[e];
-        const Prompt& prompt = plan.prompts[entry.prompt];
-        const Lanes<kVectors> lanes(p, entry, first, rows);
+      for (int64_t e = call.begin[block.batch]; e < call.begin[block.batch + 1]; ++e) {
+        const Entry& entry = call.entries[e];
+        const Prompt& prompt = call.prompts[entry.prompt];
+        const Lanes<kVectors> lanes(p, entry, block);
         Vec r[kVectors] = {};
         if (prompt.length > 0 && lanes.any) {
-          const float* pack = packs + (prompt.packed * p.heads + head) * packed;
+          const float* pack = PackOf(call, packs, packed, prompt, block.head);
           SoftmaxBackward<kVectors>(q_t, dout_t, pack, pack + packed_k, prompt.length, p.head_dim,
                                     lanes, p.scale, s, g, r);
           if (p.dq.data) {
@@ -366,30 +348,32 @@ void BackwardQ(const Plan& plan) {
                                 dq_t);
           }
         }
-        if (p.dweight.data) memcpy(share + (e * p.heads + head) * p.seqlen_q + first, r, rows * 4);
+        if (p.dweight.data) {
+          memcpy(share + (e * p.heads + block.head) * p.seqlen_q + block.first, r, block.rows * 4);
+        }
       }
       if (p.dq.data) {
-        StoreTransposed<kVectors>(p.dq, p.dtype, RowOffset(p.dq, batch, head, first), rows,
-                                  p.head_dim, 1.0f, rows_tile, dq_t);
+        StoreTransposed<kVectors>(p.dq, p.dtype, RowOffset(p.dq, block), block.rows, p.head_dim,
+                                  1.0f, rows_tile, dq_t);
       }
     });
   });
 
-  if (p.dweight.data) SumShares(plan, share);
+  if (p.dweight.data) SumShares(call, share);
 }
 
 // dk and dv. A task is one head of one prompt of the table, and walks all entries that refer to
 // it and all their rows in order: no two tasks add into one place.
-void BackwardKV(const Plan& plan) {
-  const BlendedAttentionParams& p = *plan.params;
+void BackwardKV(const Call& call) {
+  const BlendedAttentionParams& p = *call.params;
   const Sizes sizes(p);
   const int64_t packed = sizes.keys * p.head_dim;
   const int64_t gradient = sizes.keys * sizes.width;
   const int64_t per_thread = 4 * sizes.tile + 2 * sizes.scores + 2 * packed + 2 * gradient;
-  float* scratch = stal::Scratch(plan.threads * per_thread);
+  float* scratch = stal::Scratch(call.threads * per_thread);
 
-  ParallelFor(plan.threads, plan.num_prompts * p.heads, [&](int64_t task, int thread) {
-    const Prompt& prompt = plan.prompts[task / p.heads];
+  ParallelFor(call.threads, call.num_prompts * p.heads, [&](int64_t task, int thread) {
+    const Prompt& prompt = call.prompts[task / p.heads];
     const int64_t head = task % p.heads;
     float* q_rows = scratch + thread * per_thread;
     float* q_t = q_rows + sizes.tile;
@@ -408,23 +392,23 @@ void BackwardKV(const Plan& plan) {
       PackKeys(At(p.v, p.dtype, prompt.v + head * p.v.strides.head), p.v.strides.row, p.dtype,
                prompt.length, p.head_dim, q_rows, keys_of_v);
       for (int64_t user = prompt.begin; user < prompt.end; ++user) {
-        const Entry& entry = plan.entries[plan.users[user]];
+        const Entry& entry = call.entries[call.users[user]];
         for (int64_t first = 0; first < p.seqlen_q; first += kMaxRows) {
-          const int64_t rows = Min(kMaxRows, p.seqlen_q - first);
-          WithVectors(rows, [&](auto vectors) {
+          const RowBlock block = {entry.batch, head, first, Min(kMaxRows, p.seqlen_q - first)};
+          WithVectors(block.rows, [&](auto vectors) {
             constexpr int kVectors = decltype(vectors)::value;
-            const Lanes<kVectors> lanes(p, entry, first, rows);
+            const Lanes<kVectors> lanes(p, entry, block);
             if (!lanes.any) return;
-            LoadTransposed<kVectors>(p.q, p.dtype, RowOffset(p.q, entry.batch, head, first), rows,
-                                     p.head_dim, lanes.present, p.scale, q_rows, q_t);
-            LoadTransposed<kVectors>(p.dout, p.dtype, RowOffset(p.dout, entry.batch, head, first),
-                                     rows, p.head_dim, lanes.present, 1.0f, dout_rows, dout_t);
+            LoadTransposed<kVectors>(p.q, p.dtype, RowOffset(p.q, block), block.rows, p.head_dim,
+                                     lanes.present, p.scale, q_rows, q_t);
+            LoadTransposed<kVectors>(p.dout, p.dtype, RowOffset(p.dout, block), block.rows,
+                                     p.head_dim, lanes.present, 1.0f, dout_rows, dout_t);
             Vec r[kVectors];
             SoftmaxBackward<kVectors>(q_t, dout_t, keys_of_k, keys_of_v, prompt.length, p.head_dim,
                                       lanes, p.scale, s, g, r);
             constexpr int kRows = kVectors * kLanes;
-            AddRowProducts<kRows>(g, q_rows, prompt.length, rows, sizes.width, dk);
-            AddRowProducts<kRows>(s, dout_rows, prompt.length, rows, sizes.width, dv);
+            AddRowProducts<kRows>(g, q_rows, prompt.length, block.rows, sizes.width, dk);
+            AddRowProducts<kRows>(s, dout_rows, prompt.length, block.rows, sizes.width, dv);
           });
         }
       }

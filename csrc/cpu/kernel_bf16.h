@@ -179,7 +179,7 @@ constexpr int64_t kBlockRows = kPairVectors * kLanes;
 struct PairSizes {
   int64_t key_step, channel_step;  // from one tile of rows of A to the next
   int64_t packed_rows, packed_columns;
-  int64_t rows, tile, scores, blocks;
+  int64_t rows, tile, scores;
 
   explicit PairSizes(const BlendedAttentionParams& p)
       : key_step(CeilDiv(p.head_dim, 2 * kTile) * kTileWords),
@@ -188,36 +188,20 @@ struct PairSizes {
         packed_columns(CeilDiv(p.head_dim, kTile) * channel_step),
         rows(kBlockRows * RoundUp(p.head_dim / 2, kTile)),
         tile(kBlockRows * RoundUp(p.head_dim, kTile)),
-        scores(kBlockRows * RoundUp(p.seqlen_k, 2 * kTile)),
-        blocks(CeilDiv(p.seqlen_q, kBlockRows)) {}
+        scores(kBlockRows * RoundUp(p.seqlen_k, 2 * kTile)) {}
 };
 
-// A block of rows of one head.
-struct Block {
-  int64_t batch, head, first, rows;
-
-  Block(const BlendedAttentionParams& p, const PairSizes& sizes, int64_t task)
-      : batch(task / sizes.blocks / p.heads),
-        head(task / sizes.blocks % p.heads),
-        first(task % sizes.blocks * kBlockRows),
-        rows(Min(kBlockRows, p.seqlen_q - first)) {}
-};
-
-void ForwardPairs(const Plan& plan) {
-  const BlendedAttentionParams& p = *plan.params;
+void ForwardPairs(const Call& call) {
+  const BlendedAttentionParams& p = *call.params;
   const PairSizes sizes(p);
   const Headroom headroom(p.seqlen_k);
   const int64_t packed = sizes.packed_rows + sizes.packed_columns;
   const int64_t per_thread = sizes.rows + 3 * sizes.tile + sizes.scores;
-  float* memory = stal::Scratch(plan.num_packed * p.heads * packed + plan.threads * per_thread);
+  float* memory = stal::Scratch(call.num_packed * p.heads * packed + call.threads * per_thread);
   uint32_t* packs = reinterpret_cast<uint32_t*>(memory);
-  float* tiles_of_threads = memory + plan.num_packed * p.heads * packed;
+  float* tiles_of_threads = memory + call.num_packed * p.heads * packed;
 
-  ParallelFor(plan.threads, plan.num_prompts * p.heads, [&](int64_t task, int thread) {
-    const Prompt& prompt = plan.prompts[task / p.heads];
-    const int64_t head = task % p.heads;
-    if (!prompt.owner) return;
-    uint32_t* out = packs + (prompt.packed * p.heads + head) * packed;
+  ForEachPack(call, packs, packed, [&](const Prompt& prompt, int64_t head, auto* out, int thread) {
     PackRowPairs(At(p.k, p.dtype, prompt.k + head * p.k.strides.head), p.k.strides.row, p.dtype,
                  prompt.length, p.head_dim, out);
     PackColumnPairs(At(p.v, p.dtype, prompt.v + head * p.v.strides.head), p.v.strides.row, p.dtype,
@@ -225,8 +209,7 @@ void ForwardPairs(const Plan& plan) {
                     out + sizes.packed_rows);
   });
 
-  ParallelFor(plan.threads, p.batch * p.heads * sizes.blocks, [&](int64_t task, int thread) {
-    const Block block(p, sizes, task);
+  ForEachBlock(call, kBlockRows, [&](RowBlock block, int thread) {
     float* scratch = tiles_of_threads + thread * per_thread;
     uint32_t* q_t = reinterpret_cast<uint32_t*>(scratch + sizes.tile);
     float* out_t = scratch + sizes.tile + sizes.rows;
@@ -235,19 +218,19 @@ void ForwardPairs(const Plan& plan) {
     Tiles tiles;
     WithVectors<kPairVectors>(block.rows, [&](auto vectors) {
       constexpr int kVectors = decltype(vectors)::value;
-      LoadPairs<kVectors>(p.q, p.dtype, RowOffset(p.q, block.batch, block.head, block.first),
-                          block.rows, p.head_dim, p.scale < 0, scratch, q_t);
-      PrefetchRows<false>(p, p.q, block.batch, block.head, block.first + kBlockRows, kBlockRows);
-      PrefetchRows<true>(p, p.out, block.batch, block.head, block.first, kBlockRows);
+      LoadPairs<kVectors>(p.q, p.dtype, RowOffset(p.q, block), block.rows, p.head_dim, p.scale < 0,
+                          scratch, q_t);
+      PrefetchRows<false>(p, p.q, block, kBlockRows);
+      PrefetchRows<true>(p, p.out, block, kBlockRows);
       memset(out_t, 0, RoundUp(p.head_dim, kTile) * kVectors * kLanes * sizeof(float));
       const Vec log2_scale = Set((p.scale < 0 ? -p.scale : p.scale) * kLog2e);
-      for (int64_t e = plan.begin[block.batch]; e < plan.begin[block.batch + 1]; ++e) {
-        const Entry& entry = plan.entries[e];
-        const Prompt& prompt = plan.prompts[entry.prompt];
+      for (int64_t e = call.begin[block.batch]; e < call.begin[block.batch + 1]; ++e) {
+        const Entry& entry = call.entries[e];
+        const Prompt& prompt = call.prompts[entry.prompt];
         if (prompt.length == 0) continue;
-        const Lanes<kVectors> lanes(p, entry, block.first, block.rows);
+        const Lanes<kVectors> lanes(p, entry, block);
         if (!lanes.any) continue;
-        const uint32_t* pack = packs + (prompt.packed * p.heads + block.head) * packed;
+        const uint32_t* pack = PackOf(call, packs, packed, prompt, block.head);
         const int64_t keys = prompt.length;
         Vec max[kVectors], sum[kVectors] = {};
         ScoresAndMax<kVectors>(tiles, pack, keys, sizes.key_step, p.head_dim, q_t, scores, max);
@@ -265,32 +248,27 @@ void ForwardPairs(const Plan& plan) {
         AddProduct<kVectors>(tiles, pack + sizes.packed_rows, p.head_dim, keys, scores, sum,
                              lanes.mask, product, out_t);
       }
-      StoreTransposed<kVectors>(p.out, p.dtype,
-                                RowOffset(p.out, block.batch, block.head, block.first), block.rows,
-                                p.head_dim, headroom.scale, scratch, out_t);
+      StoreTransposed<kVectors>(p.out, p.dtype, RowOffset(p.out, block), block.rows, p.head_dim,
+                                headroom.scale, scratch, out_t);
     });
   });
 }
 
 // dq and dweight, as BackwardQ.
-void BackwardQPairs(const Plan& plan) {
-  const BlendedAttentionParams& p = *plan.params;
+void BackwardQPairs(const Call& call) {
+  const BlendedAttentionParams& p = *call.params;
   const PairSizes sizes(p);
   const Headroom headroom(p.seqlen_k);
   const int64_t packed = 2 * sizes.packed_rows + (p.dq.data ? sizes.packed_columns : 0);
   const int64_t per_thread = 2 * sizes.rows + 3 * sizes.tile + 2 * sizes.scores;
-  const int64_t shares = p.dweight.data ? plan.num_entries * p.heads * p.seqlen_q : 0;
+  const int64_t shares = p.dweight.data ? call.num_entries * p.heads * p.seqlen_q : 0;
   float* memory =
-      stal::Scratch(plan.num_packed * p.heads * packed + plan.threads * per_thread + shares);
+      stal::Scratch(call.num_packed * p.heads * packed + call.threads * per_thread + shares);
   uint32_t* packs = reinterpret_cast<uint32_t*>(memory);
-  float* tiles_of_threads = memory + plan.num_packed * p.heads * packed;
-  float* share = tiles_of_threads + plan.threads * per_thread;  // (entries, heads, seqlen_q)
+  float* tiles_of_threads = memory + call.num_packed * p.heads * packed;
+  float* share = tiles_of_threads + call.threads * per_thread;  // (entries, heads, seqlen_q)
 
-  ParallelFor(plan.threads, plan.num_prompts * p.heads, [&](int64_t task, int thread) {
-    const Prompt& prompt = plan.prompts[task / p.heads];
-    const int64_t head = task % p.heads;
-    if (!prompt.owner) return;
-    uint32_t* out = packs + (prompt.packed * p.heads + head) * packed;
+  ForEachPack(call, packs, packed, [&](const Prompt& prompt, int64_t head, auto* out, int thread) {
     const char* k = At(p.k, p.dtype, prompt.k + head * p.k.strides.head);
     const char* v = At(p.v, p.dtype, prompt.v + head * p.v.strides.head);
     PackRowPairs(k, p.k.strides.row, p.dtype, prompt.length, p.head_dim, out);
@@ -301,8 +279,7 @@ void BackwardQPairs(const Plan& plan) {
     }
   });
 
-  ParallelFor(plan.threads, p.batch * p.heads * sizes.blocks, [&](int64_t task, int thread) {
-    const Block block(p, sizes, task);
+  ForEachBlock(call, kBlockRows, [&](RowBlock block, int thread) {
     float* scratch = tiles_of_threads + thread * per_thread;
     uint32_t* q_t = reinterpret_cast<uint32_t*>(scratch + sizes.tile);
     uint32_t* dout_t = q_t + sizes.rows;
@@ -313,23 +290,23 @@ void BackwardQPairs(const Plan& plan) {
     Tiles tiles;
     WithVectors<kPairVectors>(block.rows, [&](auto vectors) {
       constexpr int kVectors = decltype(vectors)::value;
-      LoadPairs<kVectors>(p.q, p.dtype, RowOffset(p.q, block.batch, block.head, block.first),
-                          block.rows, p.head_dim, p.scale < 0, scratch, q_t);
-      LoadPairs<kVectors>(p.dout, p.dtype, RowOffset(p.dout, block.batch, block.head, block.first),
-                          block.rows, p.head_dim, false, scratch, dout_t);
-      PrefetchRows<false>(p, p.q, block.batch, block.head, block.first + kBlockRows, kBlockRows);
-      PrefetchRows<false>(p, p.dout, block.batch, block.head, block.first + kBlockRows, kBlockRows);
-      if (p.dq.data) PrefetchRows<true>(p, p.dq, block.batch, block.head, block.first, kBlockRows);
+      LoadPairs<kVectors>(p.q, p.dtype, RowOffset(p.q, block), block.rows, p.head_dim, p.scale < 0,
+                          scratch, q_t);
+      LoadPairs<kVectors>(p.dout, p.dtype, RowOffset(p.dout, block), block.rows, p.head_dim, false,
+                          scratch, dout_t);
+      PrefetchRows<false>(p, p.q, block, kBlockRows);
+      PrefetchRows<false>(p, p.dout, block, kBlockRows);
+      if (p.dq.data) PrefetchRows<true>(p, p.dq, block, kBlockRows);
       memset(dq_t, 0, RoundUp(p.head_dim, kTile) * kVectors * kLanes * sizeof(float));
       const Vec log2_scale = Set((p.scale < 0 ? -p.scale : p.scale) * kLog2e);
-      for (int64_t e = plan.begin[block.batch]; e < plan.begin[block.batch + 1]; ++e) {
-        const Entry& entry = plan.entries[e];
-        const Prompt& prompt = plan.prompts[entry.prompt];
-        const Lanes<kVectors> lanes(p, entry, block.first, block.rows);
+      for (int64_t e = call.begin[block.batch]; e < call.begin[block.batch + 1]; ++e) {
+        const Entry& entry = call.entries[e];
+        const Prompt& prompt = call.prompts[entry.prompt];
+        const Lanes<kVectors> lanes(p, entry, block);
         const int64_t keys = prompt.length;
         Vec mean[kVectors] = {};  // r = rowsum(A * G)
         if (keys > 0 && lanes.any) {
-          const uint32_t* pack = packs + (prompt.packed * p.heads + block.head) * packed;
+          const uint32_t* pack = PackOf(call, packs, packed, prompt, block.head);
           Vec max[kVectors], sum[kVectors] = {};
           ScoresAndMax<kVectors>(tiles, pack, keys, sizes.key_step, p.head_dim, q_t, s, max);
           Product<kVectors>(tiles, pack + sizes.packed_rows, keys, sizes.key_step, p.head_dim / 2,
@@ -364,13 +341,12 @@ void BackwardQPairs(const Plan& plan) {
         }
       }
       if (p.dq.data) {
-        StoreTransposed<kVectors>(p.dq, p.dtype,
-                                  RowOffset(p.dq, block.batch, block.head, block.first),
-                                  block.rows, p.head_dim, headroom.scale, scratch, dq_t);
+        StoreTransposed<kVectors>(p.dq, p.dtype, RowOffset(p.dq, block), block.rows, p.head_dim,
+                                  headroom.scale, scratch, dq_t);
       }
     });
   });
-  if (p.dweight.data) SumShares(plan, share);
+  if (p.dweight.data) SumShares(call, share);
 }
 
 STAL_INLINE bool AsPairs(const BlendedAttentionParams& p) {
@@ -378,18 +354,18 @@ STAL_INLINE bool AsPairs(const BlendedAttentionParams& p) {
 }
 
 template <const stal::Kernels& kBase>
-void ForwardOrBase(const Plan& plan) {
-  (AsPairs(*plan.params) ? ForwardPairs : kBase.forward)(plan);
+void ForwardOrBase(const Call& call) {
+  (AsPairs(*call.params) ? ForwardPairs : kBase.forward)(call);
 }
 
 template <const stal::Kernels& kBase>
-void BackwardQOrBase(const Plan& plan) {
-  (AsPairs(*plan.params) ? BackwardQPairs : kBase.backward_q)(plan);
+void BackwardQOrBase(const Call& call) {
+  (AsPairs(*call.params) ? BackwardQPairs : kBase.backward_q)(call);
 }
 
 template <const stal::Kernels& kBase>
-void BackwardKVOfBase(const Plan& plan) {
-  kBase.backward_kv(plan);
+void BackwardKVOfBase(const Call& call) {
+  kBase.backward_kv(call);
 }
 
 // Dot and Pairs, for tests: out[i] = Dot(sum[i], a[i], b[i]), rounded[i] = Pairs(sum[i], out[i]).

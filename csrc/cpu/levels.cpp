@@ -4,10 +4,8 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
-#endif
-#if defined(__linux__)
-#include <sys/syscall.h>
-#include <unistd.h>
+
+#include "cpu/amx_permission.h"
 #endif
 
 namespace stal {
@@ -40,12 +38,7 @@ bool HasBit(unsigned subleaf, int index, int bit) {
   flags.insert(flags.end(), others.begin(), others.end());
   const std::string missing = Missing(flags);
   if (!missing.empty()) return missing;
-#if defined(__linux__)
-  // The tile registers are 8 KB that Linux saves only for a process that has asked for them.
-  constexpr int kRequestPermission = 0x1023, kTileData = 18;
-  if (syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0) return "";
-#endif
-  return "the operating system gives no permission to use AMX";
+  return MayUseTiles() ? "" : "the operating system gives no permission to use AMX";
 }
 #endif
 

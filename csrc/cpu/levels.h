@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "cpu/plan.h"
+#include "cpu/call.h"
 
 namespace stal {
 

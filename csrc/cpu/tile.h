@@ -105,6 +105,8 @@ class Tiles {
       uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
       uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
     } config;
+    // GCC 12 declares that _tile_loadconfig reads 8 bytes, and leaves out what sets the others.
+    asm volatile("" : : "m"(config));
     _tile_loadconfig(&config);
   }
   ~Tiles() { _tile_release(); }

@@ -26,8 +26,8 @@
 #include <thread>
 
 #include "case.h"
+#include "cpu/call_storage.h"
 #include "cpu/levels.h"
-#include "cpu/make_plan.h"
 #include "exact.h"
 
 namespace stal::test {
@@ -270,10 +270,10 @@ std::map<std::string, Tensor> Run(const Case& c, const Kernels& kernels,
   std::exception_ptr error;
   std::thread([&] {
     try {
-      if (asked.count("out")) kernels.forward(PlanStorage(p, threads).plan);
-      const PlanStorage storage(p, threads);
-      if (p.dq.data || p.dweight.data) kernels.backward_q(storage.plan);
-      if (p.dk.data) kernels.backward_kv(storage.plan);
+      if (asked.count("out")) kernels.forward(CallStorage(p, threads).call);
+      const CallStorage storage(p, threads);
+      if (p.dq.data || p.dweight.data) kernels.backward_q(storage.call);
+      if (p.dk.data) kernels.backward_kv(storage.call);
     } catch (...) {
       error = std::current_exception();
     }

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stal_kernels.backends import Inputs
+from stal_kernels.backends.contract import Inputs, fast_limits
 
-LEVELS = (
+LEVELS: tuple[str, ...] = (
     "amx",
     "avx512_bf16",
     "avx512",
@@ -23,10 +23,8 @@ LEVELS = (
 DEVICES: tuple[str, ...] = ("cpu",)
 
 _FOLDER = Path(__file__).parent.parent
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
-@functools.cache
 def missing(level: str) -> str:
     """Why the library, or one of its levels, cannot run on this machine; "" if it can."""
     try:
@@ -42,21 +40,14 @@ def missing(level: str) -> str:
 def why_not(
     device: torch.device, dtype: torch.dtype, head_dim: int, seqlen_k: int | None
 ) -> list[str]:
-    """Reasons why such tensors are none of its business."""
-    reasons = []
-    if device.type != "cpu":
-        reasons.append(f"cpu needs tensors on the CPU, got {device}")
-    if dtype not in _DTYPES:
-        reasons.append(f"cpu needs float16, bfloat16 or float32, got {dtype}")
-    if head_dim % 8 or head_dim > 256:
-        reasons.append(
-            f"cpu needs a head_dim that is a multiple of 8 and at most 256, got {head_dim}"
-        )
-    return reasons
+    """As `Backend.why_not`: the device, the dtype, head_dim."""
+    elsewhere = [] if device.type == "cpu" else [f"cpu needs tensors on the CPU, got {device}"]
+    return elsewhere + fast_limits("cpu", dtype, head_dim)
 
 
 # Spelled out twice: unpacking what a third function returns would cost a small call 0.2 us of 10.
 def forward(inputs: Inputs, level: str, out: Tensor) -> None:
+    """As `Backend.forward`, on torch's number of threads."""
     q, k, v, weight, prompt_ids, offsets, region, key_lengths, scale = inputs
     _library().forward(
         level or _best_level(),
@@ -84,6 +75,7 @@ def backward(
     dk: Tensor | None,
     dv: Tensor | None,
 ) -> None:
+    """As `Backend.backward`, on torch's number of threads."""
     q, k, v, weight, prompt_ids, offsets, region, key_lengths, scale = inputs
     _library().backward(
         level or _best_level(),

@@ -14,19 +14,21 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from stal_kernels.backends import Inputs
+from stal_kernels.backends.contract import Inputs
 
 LEVELS: tuple[str, ...] = ()
 DEVICES: tuple[str, ...] = ()
 
 
 def missing(level: str) -> str:
+    """Nothing: it runs wherever torch does."""
     return ""
 
 
 def why_not(
     device: torch.device, dtype: torch.dtype, head_dim: int, seqlen_k: int | None
 ) -> list[str]:
+    """Nothing: it runs whatever torch's own operations do."""
     return []
 
 
@@ -44,6 +46,7 @@ class _Prompt(NamedTuple):
 
 
 def forward(inputs: Inputs, level: str, out: Tensor) -> None:
+    """As `Backend.forward`; level is not read."""
     q = _compute(inputs.q)
     total = torch.zeros_like(q)
     for prompt in _prompts(inputs):
@@ -61,6 +64,7 @@ def backward(
     dk: Tensor | None,
     dv: Tensor | None,
 ) -> None:
+    """As `Backend.backward`; level is not read."""
     q, dout, scale = _compute(inputs.q), _compute(dout), inputs.scale
     dq_sum = torch.zeros_like(q)
     dk_sum = torch.zeros_like(_compute(inputs.k))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from stal_kernels import backends, why_not
-from stal_kernels.backends import cpu
+from stal_kernels.backends import choice, cpu
 
 # On the CPU Triton needs its interpreter, which it chooses for good when it is imported:
 # test_triton.py runs a process with it, and in that process the backend is triton alone.
@@ -43,7 +43,7 @@ def _restore_threads():
 @pytest.fixture(autouse=True)
 def _forget_choices():
     """Choices and warnings that a process keeps belong to one test."""
-    kept = (backends._choose, backends._warn_slow)
+    kept = (choice._choose, choice._missing, choice._warn_slow)
     for function in kept:
         function.cache_clear()
     yield

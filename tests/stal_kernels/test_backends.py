@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from stal_kernels import backends, blended_attention, why_not
-from stal_kernels.backends import cpu, reference
+from stal_kernels.backends import choice, cpu, reference
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -120,8 +120,8 @@ def test_why_not_refuses_what_is_no_backend():
 
 def test_why_not_says_that_the_library_was_not_built(monkeypatch, tmp_path):
     monkeypatch.setattr(cpu, "_FOLDER", tmp_path)
-    for function in (cpu._library, cpu.missing):
-        monkeypatch.setattr(f"{cpu.__name__}.{function.__name__}", function.__wrapped__)
+    for function in (cpu._library, choice._missing):
+        monkeypatch.setattr(f"{function.__module__}.{function.__name__}", function.__wrapped__)
     assert "build_ext --inplace" in why_not("cpu")[0]
     (tmp_path / "not_built.txt").write_text("no C++ compiler was found\n")
     assert why_not("cpu") == ["cpu is missing: it was not built: no C++ compiler was found"]
@@ -131,8 +131,8 @@ def test_why_not_says_that_the_library_was_not_built(monkeypatch, tmp_path):
 def test_why_not_says_that_the_library_does_not_load(monkeypatch, tmp_path):
     (tmp_path / "libstal_kernels.so").write_bytes(b"not a library")
     monkeypatch.setattr(cpu, "_FOLDER", tmp_path)
-    for function in (cpu._library, cpu.missing):
-        monkeypatch.setattr(f"{cpu.__name__}.{function.__name__}", function.__wrapped__)
+    for function in (cpu._library, choice._missing):
+        monkeypatch.setattr(f"{function.__module__}.{function.__name__}", function.__wrapped__)
     assert why_not("cpu")[0].startswith("cpu is missing: ")
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -69,10 +70,10 @@ def test_tuner_writes_the_table_that_is_read(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCH))
     import tune_triton
 
-    from stal_kernels.backends import triton
+    from stal_kernels.backends.triton.tiles import TABLE, rows
 
-    assert tune_triton.render(triton.rows()) == triton.TABLE.read_text(encoding="utf-8")
-    for row in triton.rows():
+    assert tune_triton.render(rows()) == TABLE.read_text(encoding="utf-8")
+    for row in rows():
         tiles = {d: next(t for t in row.tiles if d <= t.head_dim) for d in tune_triton.LIMITS}
         merged = tune_triton.merged(tiles)
         again = {d: next(t for t in merged if d <= t.head_dim) for d in tune_triton.LIMITS}
@@ -80,11 +81,11 @@ def test_tuner_writes_the_table_that_is_read(monkeypatch):
 
 
 def test_table_has_a_tile_for_every_call():
-    from stal_kernels.backends import triton
+    from stal_kernels.backends.triton.tiles import rows
 
-    keys = {row[:4] for row in triton.rows()}
-    assert len(keys) == len(triton.rows()) == 3 * 2 * 3 * 2
-    for row in triton.rows():
+    keys = {row[:4] for row in rows()}
+    assert len(keys) == len(rows()) == 3 * 2 * 3 * 2
+    for row in rows():
         limits = [tile.head_dim for tile in row.tiles]
         assert limits == sorted(limits)
         assert limits[-1] == 256
@@ -121,6 +122,39 @@ def test_cpu_limit_prints_limit_and_time_of_each_pass(dtype, tmp_path):
     assert forward["limit_s"] == pytest.approx(parts / 1e3, rel=0.02)
     assert both["limit_s"] > 0
     assert path.with_suffix(".md").exists()
+
+
+@pytest.fixture(scope="module")
+def tiles(tmp_path_factory):
+    """csrc/test/tiles.cpp, with cpu_limit.cpp as it is compiled on a CPU with AMX."""
+    for reason in why_not("cpu:avx512_bf16"):
+        pytest.skip(f"code for AMX uses AVX-512 too: {reason}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCH))
+        import cpu_limit
+    target = tmp_path_factory.mktemp("tiles") / "tiles"
+    source = ROOT / "csrc" / "test" / "tiles.cpp"
+    command = [*cpu_limit.command("amx"), "-mamx-tile", "-mamx-bf16", source, "-o", target]
+    subprocess.run(command, check=True)
+    return target
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="compiles the measurement")
+def test_cpu_limit_asks_for_permission_before_it_uses_tiles(tiles):
+    said = subprocess.run([tiles, "granted"], capture_output=True, text=True, check=True).stdout
+    asked, used = said.splitlines()
+    assert asked == "arch_prctl 0x1023 18"
+    what, configuration = used.split()
+    assert what == "tiles"
+    # Palette 1; eight registers of 16 rows of 64 bytes.
+    expected = struct.pack("<16B16H16B", 1, *[0] * 15, *[64] * 8, *[0] * 8, *[16] * 8, *[0] * 8)
+    assert bytes.fromhex(configuration) == expected
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="compiles the measurement")
+def test_cpu_limit_uses_no_tiles_without_permission(tiles):
+    said = subprocess.run([tiles, "refused"], capture_output=True, text=True, check=True).stdout
+    assert said.splitlines() == ["arch_prctl 0x1023 18", "refused"]
 
 
 @pytest.mark.skipif(bool(why_not("cpu")), reason="measures the cpu backend")

@@ -25,7 +25,7 @@ pytestmark = [
 def driver(tmp_path_factory) -> Path:
     target = tmp_path_factory.mktemp("aarch64") / "driver"
     names = [f"cpu/level_{level}" for level in LEVELS]
-    names += ["cpu/levels", "cpu/make_plan", "cpu/parallel"]
+    names += ["cpu/call_storage", "cpu/levels", "cpu/parallel"]
     names += ["test/driver", "test/case", "test/exact"]
     objects = []
     for name in names:

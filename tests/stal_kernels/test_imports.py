@@ -11,6 +11,7 @@ import stal_kernels
 
 PACKAGE = Path(stal_kernels.__file__).parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
+BACKENDS = {"cpu", "reference", "triton"}
 CSRC = Path(__file__).parents[2] / "csrc"  # of the checkout: an installed package has none
 KERNELS = sorted(p for p in CSRC.rglob("*") if p.suffix in (".h", ".cpp"))
 
@@ -53,12 +54,30 @@ def test_importing_the_kernel_package_loads_nothing_that_it_may_not_need():
     assert not roots & {"stal", "diffusers", "transformers", "PIL", "triton", "tvm_ffi"}
 
 
-@pytest.mark.parametrize("path", sorted((PACKAGE / "backends").glob("*.py")), ids=lambda p: p.stem)
+def test_importing_the_kernel_package_imports_no_backend():
+    loaded = loaded_by("import stal_kernels")
+    assert "stal_kernels.backends" in loaded
+    assert not {f"stal_kernels.backends.{name}" for name in BACKENDS} & loaded
+
+
+def test_every_backend_is_known_here():
+    folder = PACKAGE / "backends"
+    modules = {p.stem for p in folder.iterdir() if not p.stem.startswith("__")}
+    assert modules - {"choice", "contract"} == BACKENDS
+
+
+@pytest.mark.parametrize(
+    "path",
+    [p for p in SOURCES if p.parent.name in BACKENDS or p.stem in BACKENDS],
+    ids=lambda p: str(p.relative_to(PACKAGE)),
+)
 def test_backend_imports_no_other_backend(path):
-    others = {p.stem for p in path.parent.glob("*.py")} - {"__init__"}
+    own = Path(path.relative_to(PACKAGE / "backends").parts[0]).stem
     for name in imports(path):
         _, _, rest = name.partition("stal_kernels.backends.")
-        assert rest.partition(".")[0] not in others
+        assert rest.partition(".")[0] not in BACKENDS - {own}
+        # Nor by way of what chooses among them.
+        assert f"{name}." not in ("stal_kernels.backends.", "stal_kernels.backends.choice.")
 
 
 def test_fast_backend_runs_without_the_reference():
@@ -75,7 +94,7 @@ def test_fast_backend_runs_without_the_reference():
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_environment_is_read_in_one_place(path):
     text = path.read_text(encoding="utf-8")
-    allowed = {"backends/__init__.py", "__main__.py"}
+    allowed = {"backends/choice.py", "__main__.py"}
     if "environ" in text or "getenv" in text:
         assert str(path.relative_to(PACKAGE)) in allowed
 

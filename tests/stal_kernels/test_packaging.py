@@ -79,6 +79,7 @@ def test_wheel_holds_the_library_and_serves_every_python(source, builder, tmp_pa
     (library,) = (name for name in names if name.endswith((".so", ".dylib")))
     assert Path(library).parent.name == "stal_kernels"
     assert {"stal/__init__.py", "stal_kernels/__init__.py", "stal_kernels/py.typed"} <= names
+    assert "stal_kernels/backends/triton/tiles.json" in names
     assets = {p.relative_to(source) for p in (source / "stal" / "assets").rglob("*") if p.is_file()}
     assert {str(p) for p in assets} <= names
     assert {name.partition("/")[0].partition("-")[0] for name in names} == {"stal", "stal_kernels"}

@@ -87,7 +87,7 @@ def driver(sanitizer, setup_script, tmp_path_factory) -> Path:
     ]
     jobs += [
         (kernels / f"{name}.cpp", [*instrumented, *defines])
-        for name in ("levels", "make_plan", "parallel")
+        for name in ("call_storage", "levels", "parallel")
     ]
     jobs += [(program / f"{name}.cpp", [*flags, "-O2"]) for name in ("driver", "case", "exact")]
 

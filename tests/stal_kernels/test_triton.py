@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from stal_kernels import blended_attention, why_not
-from stal_kernels.backends import Inputs, triton
+from stal_kernels.backends import Inputs, choice, triton
+from stal_kernels.backends.triton import geometry, launches, tiles
 
 FOLDER = Path(__file__).parent
 # Too many programs for the interpreter, which triton_interpreted.py replaces by smaller cases;
@@ -61,7 +62,7 @@ def test_why_not_names_every_reason():
 
 
 def test_named_backend_raises_with_its_reasons_before_a_launch(monkeypatch):
-    monkeypatch.setattr(triton, "run", lambda *_: pytest.fail("launched"))
+    monkeypatch.setattr(launches, "run", lambda *_: pytest.fail("launched"))
     q, k = tensors(36)
     weight = torch.ones(1, 3, 4)
     with pytest.raises(NotImplementedError, match=r"triton cannot run this: .*GPU.*; .*got 36"):
@@ -77,7 +78,7 @@ def test_why_not_says_that_triton_is_not_installed(monkeypatch):
         return original(name, *rest)
 
     monkeypatch.setattr(builtins, "__import__", without_triton)
-    monkeypatch.setattr(triton, "missing", triton.missing.__wrapped__)
+    monkeypatch.setattr(choice, "_missing", choice._missing.__wrapped__)
     assert why_not("triton")[0] == "triton is missing: No module named 'triton'"
     assert len(why_not("triton", *tensors())) == 2  # and still says where tensors belong
 
@@ -102,7 +103,7 @@ def test_auto_never_takes_the_interpreter(monkeypatch):
 
 @pytest.mark.parametrize("size", range(1, 257))
 def test_pieces_hold_the_size_with_little_waste(size):
-    pieces = triton.pieces(size)
+    pieces = tiles.pieces(size)
     assert len(pieces) <= 2
     assert all(piece >= 16 and piece & (piece - 1) == 0 for piece in pieces)
     assert size <= sum(pieces) < max(2 * 16, 1.34 * size + 16)
@@ -122,17 +123,17 @@ def test_launches_depend_on_no_values(ragged):
     ids, offsets, lengths = indices
     inputs = Inputs(q, k, k, weight, ids, offsets, None, lengths, 1.0)
     stats = empty(3, 8, *weight.shape, dtype=float32).unbind()
-    launches = [
-        triton.forward_launch(inputs, q, (9, 0)),
-        triton.pixel_launch(inputs, q, q, stats, (9, 0)),
-        *triton.prompt_launches(inputs, q, stats, k, k, (9, 0)),
+    found = [
+        launches.forward_launch(inputs, q, (9, 0)),
+        launches.pixel_launch(inputs, q, q, stats, (9, 0)),
+        *launches.prompt_launches(inputs, q, stats, k, k, (9, 0)),
     ]
-    assert [launch.kernel.fn.__name__ for launch in launches][:3] == [
+    assert [launch.kernel.fn.__name__ for launch in found][:3] == [
         "forward",
         "pixel_gradients",
         "prompt_gradients",
     ]
-    for launch in launches:
+    for launch in found:
         assert 0 < launch.programs < 2**31
 
 
@@ -156,4 +157,4 @@ def test_newer_precision_that_the_older_one_cannot_tell_is_followed(
     cuda.fp32_precision, cpu.fp32_precision = precision, "bf16"
     with pytest.raises(RuntimeError):
         torch.get_float32_matmul_precision()
-    assert triton._full_precision() is exact
+    assert geometry._full_precision() is exact

@@ -9,14 +9,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from stal_kernels import (
-    backends,
-    blended_attention,
-    blended_attention_ragged,
-    triton_kernels,
-    why_not,
-)
-from stal_kernels.backends import triton
+from stal_kernels import backends, blended_attention, blended_attention_ragged, why_not
+from stal_kernels.backends.triton import kernels, launches
 from stal_kernels.testing import Case, assert_within_twice_plain, example, results
 
 CASES = (
@@ -111,13 +105,13 @@ def walked(monkeypatch):
     """How many pairs of a tile and a prompt each function computed."""
     counts = {}
     for name in ("_attend", "_differentiate", "_add_pixels"):
-        original = getattr(triton_kernels, name)
+        original = getattr(kernels, name)
 
         def spy(*args, name=name, original=original):
             counts[name] = counts.get(name, 0) + 1
             return original(*args)
 
-        monkeypatch.setattr(triton_kernels, name, spy)
+        monkeypatch.setattr(kernels, name, spy)
     return counts
 
 
@@ -177,13 +171,13 @@ def test_nan_stays_in_the_pixels_of_its_prompt_when_keys_come_in_tiles():
 )
 def test_only_kernels_that_are_needed_are_launched(wanted, expected, monkeypatch):
     launched = []
-    original = triton.run
+    original = launches.run
 
     def spy(launch, device):
         launched.append(launch)
         original(launch, device)
 
-    monkeypatch.setattr(triton, "run", spy)
+    monkeypatch.setattr(launches, "run", spy)
     e = example(Case(heads=1, seqlen_q=3, seqlen_k=3, head_dim=8), torch.float32)
     leaves = dict(zip(("q", "k", "v", "weight"), (x.detach() for x in e.floats()), strict=True))
     leaves[wanted].requires_grad_()
@@ -215,15 +209,15 @@ def test_pixels_are_split_and_the_parts_are_summed():
     e = example(Case(heads=1, seqlen_q=130, seqlen_k=5, head_dim=8, prompts=1), torch.float32)
     inputs = backends.Inputs(*(x.detach() for x in e.floats()), None, None, None, None, 1.0)
     stats = torch.empty(3, 1, 1, 1, 130).unbind()
-    launches = triton.prompt_launches(
+    found = launches.prompt_launches(
         inputs, e.dout, stats, torch.empty_like(e.k), torch.empty_like(e.v), (8, 0)
     )
-    assert [launch.kernel.__name__ for launch in launches] == [
+    assert [launch.kernel.__name__ for launch in found] == [
         "prompt_gradients",
         "sum_parts",
         "sum_parts",
     ]
-    assert launches[0].programs > 1
+    assert found[0].programs > 1
     assert_within_twice_plain(
         Case(heads=1, seqlen_q=130, seqlen_k=5, head_dim=8, prompts=1), "triton", torch.float32
     )

@@ -13,8 +13,14 @@ from pathlib import Path
 
 import torch
 
-from stal_kernels.backends import Inputs, triton
-from stal_kernels.backends.triton import Launch, Tile
+from stal_kernels.backends.contract import Inputs
+from stal_kernels.backends.triton.launches import (
+    Launch,
+    forward_launch,
+    pixel_launch,
+    prompt_launches,
+)
+from stal_kernels.backends.triton.tiles import Tile
 
 KERNELS = ("forward", "pixels", "prompts")
 # Bytes that a block may use. Consumer GPUs of 8.6 and 8.9 have 99 KiB.
@@ -110,12 +116,12 @@ def launch_of(variant: Variant, tile: Tile | None = None, *, device: str = "meta
     torch.set_float32_matmul_precision("highest" if variant.precision == "ieee" else "high")
     try:
         if variant.kernel == "forward":
-            return triton.forward_launch(inputs, torch.empty_like(q), capability, tile)
+            return forward_launch(inputs, torch.empty_like(q), capability, tile)
         if variant.kernel == "pixels":
             dq = torch.empty_like(q)
-            return triton.pixel_launch(inputs, q, dq, stats, capability, tile)
+            return pixel_launch(inputs, q, dq, stats, capability, tile)
         dk, dv = torch.empty_like(k), torch.empty_like(k)
-        return triton.prompt_launches(inputs, q, stats, dk, dv, capability, tile)[0]
+        return prompt_launches(inputs, q, stats, dk, dv, capability, tile)[0]
     finally:
         torch.set_float32_matmul_precision(precision)
 
@@ -142,7 +148,14 @@ def _fill(
 
 
 def compile_variant(variant: Variant, tile: Tile | None = None) -> Compiled:
-    """Compiles to machine code, in seconds; Triton keeps the result on disk."""
+    """Compiles to machine code, in seconds; Triton keeps the result on disk.
+
+    Args:
+        tile: instead of the table's.
+
+    Raises:
+        Exception: Triton, LLVM or ptxas refuse the tile; each has errors of its own.
+    """
     import triton as compiler
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource

@@ -14,7 +14,7 @@ struct Prompt {
   int64_t length;  // number of keys
   int64_t packed;  // which packed copy it reads; -1: no entry refers to it
   bool owner;      // writes that copy
-  int64_t begin, end;  // its range in Plan::users
+  int64_t begin, end;  // its range in Call::users
 };
 
 // One prompt as one batch element sees it.
@@ -24,7 +24,7 @@ struct Entry {
   int64_t weight, region, dweight;  // offsets of row 0, in elements
 };
 
-struct Plan {
+struct Call {
   const BlendedAttentionParams* params;
   const Prompt* prompts;
   int64_t num_prompts;
@@ -43,9 +43,9 @@ float* Scratch(int64_t floats);
 // The kernels of one instruction level.
 struct Kernels {
   const char* name;
-  void (*forward)(const Plan&);
-  void (*backward_q)(const Plan&);   // dq, dweight
-  void (*backward_kv)(const Plan&);  // dk, dv
+  void (*forward)(const Call&);
+  void (*backward_q)(const Call&);   // dq, dweight
+  void (*backward_kv)(const Call&);  // dk, dv
   void (*exp2)(const float* x, float* out, int64_t count);  // for tests of its accuracy
   // For tests of the instructions that multiply pairs of bfloat16, see DotAll; null: has none.
   void (*dot)(const float* sum, const uint32_t* a, const uint32_t* b, float* out,

@@ -1,4 +1,4 @@
-#include "cpu/make_plan.h"
+#include "cpu/call_storage.h"
 
 #include <cstdlib>
 #include <memory>
@@ -32,7 +32,7 @@ float* Scratch(int64_t floats) {
   return block.get();
 }
 
-PlanStorage::PlanStorage(const BlendedAttentionParams& p, int threads) {
+CallStorage::CallStorage(const BlendedAttentionParams& p, int threads) {
   const int64_t num_prompts = p.ragged ? p.prompts : p.batch * p.prompts;
   const int64_t num_entries = p.ragged ? p.entries : p.batch * p.prompts;
   // An expanded batch is packed once.
@@ -54,7 +54,7 @@ PlanStorage::PlanStorage(const BlendedAttentionParams& p, int threads) {
   prompts_.resize(num_prompts);
   for (const Entry& entry : entries_) ++prompts_[entry.prompt].end;
   int64_t used = 0;
-  plan.num_packed = 0;
+  call.num_packed = 0;
   for (int64_t t = 0; t < num_prompts; ++t) {
     Prompt& prompt = prompts_[t];
     const int64_t b = p.ragged ? 0 : t / p.prompts;
@@ -66,7 +66,7 @@ PlanStorage::PlanStorage(const BlendedAttentionParams& p, int threads) {
     prompt.dv = offset(p.dv.strides);
     prompt.length = p.key_lengths ? p.key_lengths[t] : p.seqlen_k;
     prompt.owner = prompt.end > 0 && !(shared && b > 0);
-    prompt.packed = prompt.owner ? plan.num_packed++ : shared ? i : -1;
+    prompt.packed = prompt.owner ? call.num_packed++ : shared ? i : -1;
     prompt.begin = used;
     used += prompt.end;
     prompt.end = prompt.begin;
@@ -74,14 +74,14 @@ PlanStorage::PlanStorage(const BlendedAttentionParams& p, int threads) {
   users_.resize(num_entries);
   for (int64_t e = 0; e < num_entries; ++e) users_[prompts_[entries_[e].prompt].end++] = e;
 
-  plan.params = &p;
-  plan.prompts = prompts_.data();
-  plan.num_prompts = num_prompts;
-  plan.entries = entries_.data();
-  plan.num_entries = num_entries;
-  plan.begin = begin_.data();
-  plan.users = users_.data();
-  plan.threads = threads;
+  call.params = &p;
+  call.prompts = prompts_.data();
+  call.num_prompts = num_prompts;
+  call.entries = entries_.data();
+  call.num_entries = num_entries;
+  call.begin = begin_.data();
+  call.users = users_.data();
+  call.threads = threads;
 }
 
 }  // namespace stal

@@ -1,0 +1,143 @@
+"""Which backend computes a call."""
+
+import functools
+import os
+import warnings
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from stal_kernels.backends.contract import FAST_DTYPES, Backend, Inputs
+
+# auto takes the first of these that is for the device and has no reason against it.
+_AUTO_ORDER = ("cpu", "triton", "reference")
+VARIABLE = "STAL_KERNELS_BACKEND"
+
+
+class Choice(NamedTuple):
+    """A backend and its level, "" for the best one."""
+
+    backend: Backend
+    level: str
+
+
+@functools.cache
+def names() -> tuple[str, ...]:
+    """All values of `backend` but "auto", levels included."""
+    result: list[str] = []
+    for name in _AUTO_ORDER:
+        result += [name, *(f"{name}:{level}" for level in _module(name).LEVELS)]
+    return tuple(result)
+
+
+def check_name(backend: str, variable: str = "backend") -> None:
+    """Raises ValueError unless `backend` is "auto" or one of `names()`."""
+    if backend == "auto" or backend in _AUTO_ORDER:
+        return
+    # Levels are known to modules that a trace may not import; the call itself asks again.
+    if not torch.compiler.is_compiling() and backend not in names():
+        raise ValueError(f"{variable} must be one of auto, {', '.join(names())}, got {backend!r}")
+
+
+def why_not(backend: str, q: Tensor | None = None, k: Tensor | None = None) -> list[str]:
+    """Reasons why a backend cannot run; empty when it can.
+
+    Args:
+        backend: "reference", "cpu", "triton", or a level such as "cpu:avx512".
+        q, k: tensors of a call. Without them only the machine is asked.
+
+    Returns:
+        A sentence for each reason: what the machine lacks, then what these tensors break.
+
+    Raises:
+        ValueError: there is no such backend.
+
+    >>> why_not("cpu", torch.zeros(1, 1, 64, 36))
+    ['cpu needs a head_dim that is a multiple of 8 and at most 256, got 36']
+    """
+    check_name(backend)
+    if backend == "auto":
+        raise ValueError(f"backend must be one of {', '.join(names())}, got 'auto'")
+    if q is None:
+        missing = _missing(backend)
+        return [missing] if missing else []
+    return _against(backend, q.device, q.dtype, q.shape[-1], None if k is None else k.shape[-2])
+
+
+def choose(inputs: Inputs, backend: str) -> Choice:
+    """The backend and level that compute a call.
+
+    Raises:
+        NotImplementedError: the named backend cannot run these inputs.
+        ValueError: the environment variable names no backend.
+    """
+    q, k = inputs.q, inputs.k
+    if backend == "auto" and (value := os.environ.get(VARIABLE)):
+        check_name(value, VARIABLE)
+        backend = value
+    return _choose(backend, q.device, q.dtype, q.shape[-1], k.shape[-2])
+
+
+# Kept by all that may decide; what is missing from a machine stays missing.
+@functools.lru_cache(1024)
+def _choose(
+    backend: str, device: torch.device, dtype: torch.dtype, head_dim: int, seqlen_k: int
+) -> Choice:
+    check_name(backend)
+    if backend != "auto":
+        if reasons := _against(backend, device, dtype, head_dim, seqlen_k):
+            raise NotImplementedError(f"backend {backend} cannot run this: {'; '.join(reasons)}")
+        name, _, level = backend.partition(":")
+        return Choice(_module(name), level)
+    reasons = []
+    for name in _AUTO_ORDER:
+        module = _module(name)
+        if module.DEVICES and device.type not in module.DEVICES:
+            continue
+        found = _against(name, device, dtype, head_dim, seqlen_k)
+        if not found:
+            if name == "reference" and dtype in FAST_DTYPES:
+                _warn_slow("; ".join(reasons) or f"no fast backend is for {device.type} tensors")
+            return Choice(module, "")
+        reasons += found
+    raise NotImplementedError("; ".join(reasons))
+
+
+def _against(
+    backend: str, device: torch.device, dtype: torch.dtype, head_dim: int, seqlen_k: int | None
+) -> list[str]:
+    missing = _missing(backend)
+    reasons = _module(backend.partition(":")[0]).why_not(device, dtype, head_dim, seqlen_k)
+    return [missing, *reasons] if missing else reasons
+
+
+@functools.cache
+def _missing(backend: str) -> str:
+    name, _, level = backend.partition(":")
+    return _module(name).missing(level)
+
+
+@functools.cache
+def _module(name: str) -> Backend:
+    # Spelled out, so that mypy compares each with the contract.
+    if name == "cpu":
+        from stal_kernels.backends import cpu
+
+        return cpu
+    if name == "triton":
+        from stal_kernels.backends import triton
+
+        return triton
+    from stal_kernels.backends import reference
+
+    return reference
+
+
+@functools.cache
+def _warn_slow(reasons: str) -> None:
+    warnings.warn(
+        f"blended_attention runs on the slow reference backend: {reasons} "
+        "(backend='reference' asks for it without this warning)",
+        stacklevel=2,
+    )

@@ -1,0 +1,91 @@
+"""What a backend is handed and what it has, whichever it is."""
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+# What all fast backends compute; float64 has none by design.
+FAST_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+
+class Inputs(NamedTuple):
+    """The arguments of one call, which have passed checks.py.
+
+    q: (batch, heads, seqlen_q, head_dim).
+    k, v: (batch, prompts, heads, seqlen_k, head_dim), ragged (table, heads, seqlen_k, head_dim).
+    weight: (batch, prompts, seqlen_q), ragged (entries, seqlen_q), as region.
+    prompt_ids, offsets: (entries,) and (batch + 1,), int32; both None in the dense form.
+    key_lengths: (table,), int32, or None; ragged only.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    weight: Tensor
+    prompt_ids: Tensor | None
+    offsets: Tensor | None
+    region: Tensor | None
+    key_lengths: Tensor | None
+    scale: float
+
+
+class Backend(Protocol):
+    """What a backend has.
+
+    LEVELS: names that may follow "<backend>:".
+    DEVICES: types of device that auto uses it for; none: all.
+    """
+
+    LEVELS: tuple[str, ...]
+    DEVICES: tuple[str, ...]
+
+    def missing(self, level: str) -> str:
+        """Why it, or one of its levels, cannot run on this machine; "" if it can."""
+
+    def why_not(
+        self, device: torch.device, dtype: torch.dtype, head_dim: int, seqlen_k: int | None
+    ) -> list[str]:
+        """Reasons why it cannot run a call with such q and k; seqlen_k None: unknown.
+
+        Nothing else may decide, since choices are kept.
+        """
+
+    def forward(self, inputs: Inputs, level: str, out: Tensor) -> None:
+        """Writes all of out, which has the shape, dtype and device of q.
+
+        Args:
+            level: one of LEVELS that `missing` has nothing against; "": the best one.
+            out: any strides with a contiguous last dimension.
+        """
+
+    def backward(
+        self,
+        inputs: Inputs,
+        level: str,
+        dout: Tensor,
+        dq: Tensor | None,
+        dweight: Tensor | None,
+        dk: Tensor | None,
+        dv: Tensor | None,
+    ) -> None:
+        """Writes all of the gradients that are not None.
+
+        Args:
+            level: as in `forward`.
+            dout: gradient of the output, shape, dtype and device of q.
+            dq, dweight, dk, dv: shape, dtype and device of q, weight, k, v; dk and dv are both
+                there or neither. Any strides with a contiguous last dimension, as dout.
+        """
+
+
+def fast_limits(backend: str, dtype: torch.dtype, head_dim: int) -> list[str]:
+    """Reasons of the fast backends against a call, as far as they have them in common."""
+    reasons = []
+    if dtype not in FAST_DTYPES:
+        reasons.append(f"{backend} needs float16, bfloat16 or float32, got {dtype}")
+    if head_dim % 8 or head_dim > 256:
+        reasons.append(
+            f"{backend} needs a head_dim that is a multiple of 8 and at most 256, got {head_dim}"
+        )
+    return reasons

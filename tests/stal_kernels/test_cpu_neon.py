@@ -15,6 +15,7 @@ FLAGS = "-std=c++17 -O2 -ffp-contract=fast -fno-math-errno -Wno-psabi -DSTAL_LEV
 LEVELS = ("neon", "portable", "avx512_bf16_model", "amx_model")
 
 pytestmark = [
+    pytest.mark.xdist_group("neon"),  # one build for all
     pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="needs a checkout"),
     pytest.mark.skipif(shutil.which(COMPILER) is None, reason=f"needs {COMPILER}"),
     pytest.mark.skipif(shutil.which(EMULATOR) is None, reason=f"needs {EMULATOR}"),

@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.xdist_group("packaging"),  # one environment for all
     pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="needs a checkout"),
 ]
 

@@ -59,7 +59,11 @@ def setup_script() -> dict[str, Any]:
         return runpy.run_path(str(ROOT / "setup.py"))
 
 
-@pytest.fixture(scope="module", params=list(SANITIZERS))
+# One build for all tests of a sanitizer.
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in SANITIZERS],
+)
 def sanitizer(request) -> str:
     return request.param
 

@@ -30,6 +30,7 @@ NOT = "within_twice or every_time or scratch or layout_does or ragged or threads
     ],
 )
 def test_triton_passes_under_the_interpreter(file, least, options):
+    options = [*options, "-n", "0"]  # this process has its share of the cores
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(FOLDER / file)]
     result = subprocess.run(
         [*command, *options],

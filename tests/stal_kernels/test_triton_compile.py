@@ -6,8 +6,9 @@ products run on tensor cores, and few of their multiply-adds are wasted on paddi
 """
 
 from concurrent.futures import ProcessPoolExecutor
+from functools import cache
 from multiprocessing import get_context
-from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -56,15 +57,16 @@ ALL = [
 SLOW = [variant for variant in ALL if variant not in QUICK]
 
 
+def grouped(variants: list[Variant]) -> list[Any]:
+    """Parameters of which one worker has all tests of a variant, so that it is compiled once."""
+    return [pytest.param(v, id=repr(v), marks=pytest.mark.xdist_group(repr(v))) for v in variants]
+
+
 @pytest.fixture(scope="module")
-def results(request):
-    """Futures of all variants that this run asks for, two at a time."""
-    items = [item for item in request.session.items if item.path == Path(__file__)]
-    variants = {
-        item.callspec.params["variant"]: None for item in items if "results" in item.fixturenames
-    }
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        yield {variant: pool.submit(compile_variant, variant) for variant in variants}
+def compiled():
+    """compiled(variant), each once, in a process of its own."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        yield cache(lambda variant: pool.submit(compile_variant, variant).result())
 
 
 def check(variant: Variant, result: Compiled) -> None:
@@ -85,24 +87,22 @@ def check(variant: Variant, result: Compiled) -> None:
         assert any(shape.startswith(expected) for shape in result.instructions)
 
 
-@pytest.mark.parametrize("variant", QUICK, ids=repr)
-def test_kernel_compiles_without_spills(variant, results):
-    check(variant, results[variant].result())
+@pytest.mark.parametrize("variant", grouped(QUICK))
+def test_kernel_compiles_without_spills(variant, compiled):
+    check(variant, compiled(variant))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", SLOW, ids=repr)
-def test_every_variant_compiles_without_spills(variant, results):
-    check(variant, results[variant].result())
+@pytest.mark.parametrize("variant", grouped(SLOW))
+def test_every_variant_compiles_without_spills(variant, compiled):
+    check(variant, compiled(variant))
 
 
 @pytest.mark.parametrize(
-    "variant",
-    [Variant("forward", c, d) for c in (80, 90) for d in HEAD_DIMS],
-    ids=repr,
+    "variant", grouped([Variant("forward", c, d) for c in (80, 90) for d in HEAD_DIMS])
 )
-def test_forward_wastes_few_multiply_adds(variant, results):
-    assert results[variant].result().issued <= (1.25 if variant.head_dim == 40 else 1.05)
+def test_forward_wastes_few_multiply_adds(variant, compiled):
+    assert compiled(variant).issued <= (1.25 if variant.head_dim == 40 else 1.05)
 
 
 def lines(*instructions: str) -> str:

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from stal.drawing import Drawing
 from stal.model.clip import Clip, crops
-from stal.runs import read_record, write_record
+from stal.runs import read_run, write_run
 from stal.schedule import Schedule, denoised_and_eps
 from stal.weights.files import VERSION, WeightSchedule, knots_to_weights
 
@@ -161,7 +161,7 @@ def trajectory(
     best = [w.detach().clone() for w in weights]
     trace: list[list[dict[str, float]]] = [[] for _ in weights]
     key = {**_key(drawing), "options": asdict(options)}
-    record = None if path is None else read_record(path, key)
+    record = None if path is None else read_run(path, key)
     if record is not None:
         _resume(record, adam, weights, best, trace)
     latents: Tensor | None = None
@@ -203,7 +203,7 @@ def trajectory(
             adam.step()
             _project(weights, drawing)
         if path is not None:
-            write_record(path, key, _state(adam, weights, best, trace))
+            write_run(path, key, _state(adam, weights, best, trace))
     if latents is None:  # resumed
         latents = drawing.sample(best)
     return Outcome(best, latents, trace)
@@ -311,7 +311,7 @@ def schedule(
         "options": asdict(options),
         "start": start.to_json()["knots"],
     }
-    record = None if path is None else read_record(path, key)
+    record = None if path is None else read_run(path, key)
     if record is not None:
         losses, updates = record["losses"], record["updates"]
         for i, n in enumerate(values):
@@ -347,7 +347,7 @@ def schedule(
                 "moments": [_moments(adam, v) for v in values.values()],
                 "sums": [sums[n].tolist() for n in values],
             }
-            write_record(path, key, state)
+            write_run(path, key, state)
     return WeightSchedule({n: tuple((s / updates).tolist()) for n, s in sums.items()}), losses
 
 

@@ -36,8 +36,8 @@ def differing(recorded: Mapping[str, Any], identity: Mapping[str, Any]) -> list[
     return [name for name, value in wanted.items() if recorded.get(name) != value]
 
 
-def read_record(path: str | os.PathLike[str], identity: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What `write_record` wrote, identity and state in one object; None where there is no file.
+def read_run(path: str | os.PathLike[str], identity: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What `write_run` wrote, identity and state in one object; None where there is no file.
 
     Raises:
         ValueError: the file is no JSON object, or another run's; the message says what differs.
@@ -51,7 +51,7 @@ def read_record(path: str | os.PathLike[str], identity: Mapping[str, Any]) -> di
     return record
 
 
-def write_record(
+def write_run(
     path: str | os.PathLike[str], identity: Mapping[str, Any], state: Mapping[str, Any]
 ) -> None:
     """Replaces a record. Raises OSError, and leaves the one before, where it cannot."""

@@ -13,11 +13,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stal.cli.options import Clip, Device, DType, Model, Quiet, Sampler, torch_dtype
+from stal.cli.options import (
+    ClipOption,
+    DeviceOption,
+    DType,
+    ModelOption,
+    QuietOption,
+    SamplerOption,
+    torch_dtype,
+)
 
 if TYPE_CHECKING:
     from stal.evaluation.detectors import Background, Detector
-    from stal.evaluation.prompt_files import Case
+    from stal.evaluation.prompt_files import PromptCase
     from stal.layout import Layout
     from stal.pipeline import Pipeline
 
@@ -51,17 +59,17 @@ def evaluate(
     seeds: Annotated[int, typer.Option(min=1, help="Images of a prompt by each method.")] = 2,
     layouts: _Layouts = Layouts.predicted,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first prompts.")] = None,
-    model: Model = None,
+    model: ModelOption = None,
     detector: _Detector = "shapes",
     min_score: _MinScore = None,
-    clip: Clip = None,
-    sampler: Sampler = None,
+    clip: ClipOption = None,
+    sampler: SamplerOption = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.")] = None,
     guidance_scale: float | None = None,
     batch: Annotated[int, typer.Option(min=1, help="Images drawn at once.")] = 8,
     dtype: DType = DType.float32,
-    device: Device = "cpu",
-    quiet: Quiet = False,
+    device: DeviceOption = "cpu",
+    quiet: QuietOption = False,
 ) -> None:
     """Compare METHODS on PROMPTS: what is drawn, where, with which attributes, at what cost."""
     names = _names(methods)
@@ -150,7 +158,7 @@ def _check_methods(names: Sequence[str]) -> None:
         raise ValueError(f"methods must be among {known}, got {got}")
 
 
-def _read_cases(prompts: str, layouts: Layouts, limit: int | None) -> list[Case]:
+def _read_cases(prompts: str, layouts: Layouts, limit: int | None) -> list[PromptCase]:
     from stal.evaluation.prompt_files import read_cases
 
     cases = read_cases(prompts, limit=limit)
@@ -171,7 +179,7 @@ def _about(pipe: Pipeline) -> dict[str, Any]:
     return {"weights": fingerprint(pipe), "defaults": defaults}
 
 
-def _check_words(cases: Sequence[Case], pipe: Pipeline) -> None:
+def _check_words(cases: Sequence[PromptCase], pipe: Pipeline) -> None:
     """Before anything is drawn: the bundled model knows few words."""
     for case in cases:
         strange = pipe.defaults.unknown_words([case.prompt])
@@ -207,7 +215,7 @@ def _load_detector(
     return detectors.zero_shot(name, scorer, min_score=score, device=device), None
 
 
-def _placed(cases: Sequence[Case], source: Layouts, pipe: Pipeline) -> list[Layout]:
+def _placed(cases: Sequence[PromptCase], source: Layouts, pipe: Pipeline) -> list[Layout]:
     from stal.layout import place
     from stal.layout.predictor import bundled
     from stal.prompts import parse
@@ -226,7 +234,7 @@ def _placed(cases: Sequence[Case], source: Layouts, pipe: Pipeline) -> list[Layo
     return placed
 
 
-def _check_texts(cases: Sequence[Case], layouts: Sequence[Layout], scorer: Any) -> None:
+def _check_texts(cases: Sequence[PromptCase], layouts: Sequence[Layout], scorer: Any) -> None:
     """Encodes every text once, so that one that CLIP cannot read is found before the drawing."""
     from stal.evaluation.harness import texts_of
 

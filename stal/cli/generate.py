@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stal import picture
-from stal.cli.options import Clip, Device, DType, Model, Quiet, Sampler, Steps, outputs, torch_dtype
+from stal.cli.options import (
+    ClipOption,
+    DeviceOption,
+    DType,
+    ModelOption,
+    QuietOption,
+    SamplerOption,
+    StepsOption,
+    outputs,
+    torch_dtype,
+)
 from stal.files import write_atomic
 from stal.layout import render
 
@@ -20,7 +30,7 @@ if TYPE_CHECKING:
     from stal.drawing import Drawing, Result
 
 
-class Attention(str, Enum):
+class AttentionMode(str, Enum):
     plain = "plain"
     spatial = "spatial"
     spatial_temporal = "spatial-temporal"
@@ -82,8 +92,8 @@ def generate(
     json_file: _JsonFile = None,
     compare: _Compare = False,
     source: _Source = None,
-    model: Model = None,
-    attention: Annotated[Attention | None, typer.Option(help="[spatial-temporal]")] = None,
+    model: ModelOption = None,
+    attention: Annotated[AttentionMode | None, typer.Option(help="[spatial-temporal]")] = None,
     rule: Annotated[RuleName | None, typer.Option(help="How weights combine. [guidance]")] = None,
     reference: _Reference = None,
     background: _Background = None,
@@ -93,21 +103,21 @@ def generate(
     epochs: Annotated[int, typer.Option(min=1, help="Drawings of --optimize trajectory.")] = 3,
     lr: Annotated[float, typer.Option(help="Adam's, of --optimize trajectory.")] = 0.1,
     recompute_blocks: _RecomputeBlocks = False,
-    clip: Clip = None,
+    clip: ClipOption = None,
     layout: _Layout = None,
     canvas: _Canvas = None,
     seed: Annotated[int | None, typer.Option(help="Image i is drawn from seed + i. [0]")] = None,
     num_images: Annotated[int | None, typer.Option(min=1, help="[1]")] = None,
     negative_prompt: str | None = None,
-    sampler: Sampler = None,
+    sampler: SamplerOption = None,
     eta: Annotated[float | None, typer.Option(help="Fresh noise of ddim, 0 to 1. [0]")] = None,
-    steps: Steps = None,
+    steps: StepsOption = None,
     guidance_scale: float | None = None,
     height: Annotated[int | None, typer.Option(help="In pixels.")] = None,
     width: Annotated[int | None, typer.Option(help="In pixels.")] = None,
     dtype: Annotated[DType | None, typer.Option(help="[float32]")] = None,
-    device: Device = "cpu",
-    quiet: Quiet = False,
+    device: DeviceOption = "cpu",
+    quiet: QuietOption = False,
 ) -> None:
     """Draw a picture of PROMPT."""
     from stal.layout.formats import read_layout

@@ -20,16 +20,18 @@ class DType(str, Enum):
     float16 = "float16"
 
 
-Model = Annotated[
+ModelOption = Annotated[
     str | None, typer.Option(help="Diffusers folder or hub name; the bundled model if absent.")
 ]
-Clip = Annotated[
+ClipOption = Annotated[
     Path | None, typer.Option(help="Folder of a CLIP model; clip in the model's if absent.")
 ]
-Sampler = Annotated[str | None, typer.Option(help="ddim, plms, dpm++2m, euler, euler-ancestral.")]
-Steps = Annotated[int | None, typer.Option(help="Denoising steps.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar.")]
+SamplerOption = Annotated[
+    str | None, typer.Option(help="ddim, plms, dpm++2m, euler, euler-ancestral.")
+]
+StepsOption = Annotated[int | None, typer.Option(help="Denoising steps.")]
+DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress bar.")]
 
 
 def torch_dtype(dtype: DType) -> torch.dtype:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from stal.cli.options import Quiet
+from stal.cli.options import QuietOption
 
 
 def train_shapes(
@@ -49,7 +49,7 @@ def train_layout(
         bool, typer.Option(help="Train on differences of stated pairs too.")
     ] = True,
     seed: Annotated[int, typer.Option(help="Of the data and the initial weights.")] = 0,
-    quiet: Quiet = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Train the layout predictor; a killed run resumes where it stopped."""
     if captions is not None and annotations is None:

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from stal.cli.options import Clip, Device, Model, Quiet, Steps, check_apart
+from stal.cli.options import (
+    ClipOption,
+    DeviceOption,
+    ModelOption,
+    QuietOption,
+    StepsOption,
+    check_apart,
+)
 from stal.files import check_writable, read_lines
 
 if TYPE_CHECKING:
@@ -44,8 +51,8 @@ def fit_schedule(
     shapes: Annotated[
         int, typer.Option(min=1, help="Prompts of the shapes world for each number of objects.")
     ] = 64,
-    model: Model = None,
-    clip: Clip = None,
+    model: ModelOption = None,
+    clip: ClipOption = None,
     start: Annotated[
         Path | None, typer.Option(help="Schedule to start from; the default weights if absent.")
     ] = None,
@@ -54,10 +61,10 @@ def fit_schedule(
     lr: Annotated[float, typer.Option(help="Adam's.")] = 0.05,
     crop_weight: Annotated[float, typer.Option(help="Weight of the crops in the loss.")] = 5.0,
     batch: Annotated[int, typer.Option(min=1, help="Prompts an update looks at.")] = 16,
-    steps: Steps = None,
+    steps: StepsOption = None,
     seed: Annotated[int, typer.Option(help="Of the noise, and of the shapes world's prompts.")] = 0,
-    device: Device = "cpu",
-    quiet: Quiet = False,
+    device: DeviceOption = "cpu",
+    quiet: QuietOption = False,
 ) -> None:
     """Fit one schedule of weights to many prompts by CLIP.
 

@@ -46,7 +46,7 @@ def states(found: Description, i: int, predicate: str, j: int) -> bool:
 
     "a left of b" follows from "b right of a", and from a chain of these; "a next to b" from either
     side; of what is between two things, the first lies to the left. i and j are indices into
-    `found.objects`; predicate is a value of `stal.evaluation.labelled.WORDINGS`.
+    `found.objects`; predicate is a value of `stal.evaluation.labelled.PREDICATE_OF`.
     """
     if i == j:
         return False

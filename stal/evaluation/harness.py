@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from stal import picture
 from stal.evaluation.detectors import Background, Detector, pixels
 from stal.evaluation.metrics import Detection, judge
-from stal.evaluation.prompt_files import Case, boxes_of
+from stal.evaluation.prompt_files import PromptCase, boxes_of
 from stal.files import write_atomic
 from stal.layout import Layout
 from stal.prompts import parse
@@ -55,7 +55,7 @@ class ResultRow:
     Attributes:
         method: how it was drawn.
         index: number of its prompt, from 0.
-        prompt, kind: see `stal.evaluation.prompt_files.Case`.
+        prompt, kind: see `stal.evaluation.prompt_files.PromptCase`.
         seed: of its noise; the same for every method.
         image: file, relative to the folder of the results.
         layout: phrase and box of each object of the layout that it was drawn with.
@@ -92,7 +92,7 @@ class ResultRow:
 
 def run(
     folder: Path,
-    cases: Sequence[Case],
+    cases: Sequence[PromptCase],
     *,
     pipe: Pipeline,
     draw: Draw,
@@ -186,7 +186,7 @@ def _row(
     folder: Path,
     method: str,
     key: tuple[int, int],
-    case: Case,
+    case: PromptCase,
     layout: Layout,
     result: Result,
     detections: Sequence[Detection],

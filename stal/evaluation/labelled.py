@@ -4,7 +4,7 @@ Formats:
     gpt: blocks of `Objects: a, b`, `Relation: a left of b, ...`, `Sentence: ...`.
     spatial, counting: the JSON lists of NSR-1K (LayoutGPT, arXiv 2305.15393).
     captions: a line each, either "the A is R the B" (VSR) or "a A R a B" (T2I-CompBench), where R
-        is one of `WORDINGS`; other lines are not labelled and are passed over.
+        is one of `PREDICATE_OF`; other lines are not labelled and are passed over.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 # Relations of one-relation captions -> predicate.
-WORDINGS = {
+PREDICATE_OF = {
     "left of": "left of",
     "on the left of": "left of",
     "to the left of": "left of",
@@ -140,9 +140,9 @@ def _read_list(path: Path, keys: Sequence[str]) -> list[dict]:
 def read_captions(path: Path) -> list[Labelled]:
     """One-relation captions, a line each; lines of another form are left out.
 
-    The kind is the wording of the relation, a key of `WORDINGS`.
+    The kind is the wording of the relation, a key of `PREDICATE_OF`.
     """
-    wordings = "|".join(sorted(map(re.escape, WORDINGS), key=len, reverse=True))
+    wordings = "|".join(sorted(map(re.escape, PREDICATE_OF), key=len, reverse=True))
     form = re.compile(
         rf"(?:the|an?) (.+?)(?: is)? ({wordings}) (?:the|an?) (.+?)\.?", re.IGNORECASE
     )
@@ -151,6 +151,6 @@ def read_captions(path: Path) -> list[Labelled]:
         found = form.fullmatch(line.strip())
         if found is not None:
             first, wording, second = found[1], found[2].lower(), found[3]
-            relation = (first, WORDINGS[wording], second)
+            relation = (first, PREDICATE_OF[wording], second)
             cases.append(Labelled(line.strip(), (first, second), (relation,), kind=wording))
     return cases

@@ -103,7 +103,7 @@ def judge(
 
     Args:
         detections: what was seen.
-        objects, relations: see `stal.evaluation.prompt_files.Case`.
+        objects, relations: see `stal.evaluation.prompt_files.PromptCase`.
         boxes: where each object should be, (x0, y0, x1, y1) as fractions of the canvas, or None.
     """
     left = list(detections)

@@ -30,7 +30,7 @@ _SHAPES = re.compile(r"shapes:(\d+)(?::(\d(?:,\d)*))?(?::(\d+))?")
 
 
 @dataclass(frozen=True)
-class Case:
+class PromptCase:
     """A prompt, and what a picture of it has to show.
 
     Attributes:
@@ -51,7 +51,7 @@ class Case:
     where: str = ""
 
 
-def read_cases(source: str, *, limit: int | None = None) -> list[Case]:
+def read_cases(source: str, *, limit: int | None = None) -> list[PromptCase]:
     """Reads the prompts of a file, or draws those of `shapes:N[:COUNTS[:SEED]]`.
 
     Formats, by content: blocks of `Objects:`, `Relation:`, `Sentence:` (the released code of arXiv
@@ -92,7 +92,7 @@ def _read_text(path: Path) -> str:
         raise ValueError(f"{path}:{line}: prompts must be UTF-8 text, got another kind") from None
 
 
-def _by_content(path: Path, text: str) -> list[Case]:
+def _by_content(path: Path, text: str) -> list[PromptCase]:
     first = next((line.strip() for line in text.splitlines() if line.strip()), "")
     if first.startswith(("{", "[")):
         return _json_cases(path, text)
@@ -107,18 +107,18 @@ def _by_content(path: Path, text: str) -> list[Case]:
     ]
 
 
-def parsed(prompt: str, *, kind: str = "", where: str = "") -> Case:
+def parsed(prompt: str, *, kind: str = "", where: str = "") -> PromptCase:
     """A prompt of which nothing is known but what the parser reads in it."""
     found = parse(prompt)
     relations = found.statements
-    return Case(prompt, found.objects, relations, None, kind or _count(found.objects), where)
+    return PromptCase(prompt, found.objects, relations, None, kind or _count(found.objects), where)
 
 
 def _count(objects: Sequence[Object]) -> str:
     return f"{len(objects)} object{'' if len(objects) == 1 else 's'}"
 
 
-def _shapes_cases(source: str) -> list[Case]:
+def _shapes_cases(source: str) -> list[PromptCase]:
     found = _SHAPES.fullmatch(source)
     if found is None or not int(found[1]):
         raise ValueError(f"prompts must be like shapes:100:2,3,4, got {source}")
@@ -137,7 +137,7 @@ def _shapes_cases(source: str) -> list[Case]:
     return cases
 
 
-def _gpt_cases(path: Path) -> list[Case]:
+def _gpt_cases(path: Path) -> list[PromptCase]:
     cases = []
     for number, labelled in enumerate(read_gpt(path), 1):
         where = f"{path}, block {number}"
@@ -149,7 +149,9 @@ def _gpt_cases(path: Path) -> list[Case]:
                     raise ValueError(f"{where}: Relation must name Objects, got {name!r}")
             ends = [labelled.objects.index(name) for name in (first, second)]
             relations.append((ends[0], predicate, ends[1]))
-        cases.append(Case(labelled.prompt, objects, tuple(relations), None, labelled.kind, where))
+        cases.append(
+            PromptCase(labelled.prompt, objects, tuple(relations), None, labelled.kind, where)
+        )
     return cases
 
 
@@ -162,7 +164,7 @@ def _object(name: str) -> Object:
     return Object(phrase, name)
 
 
-def _json_cases(path: Path, text: str) -> list[Case]:
+def _json_cases(path: Path, text: str) -> list[PromptCase]:
     try:
         whole = json.loads(text)
     except json.JSONDecodeError:
@@ -176,10 +178,10 @@ def _json_cases(path: Path, text: str) -> list[Case]:
     return cases
 
 
-def _coco_cases(path: Path, annotations: Any) -> list[Case]:
+def _coco_cases(path: Path, annotations: Any) -> list[PromptCase]:
     if not isinstance(annotations, list):
         raise ValueError(f'{path}: "annotations" must be a list, got {type(annotations).__name__}')
-    cases: dict[Any, Case] = {}
+    cases: dict[Any, PromptCase] = {}
     for index, item in enumerate(annotations):
         where = f"{path}: annotations[{index}]"
         if not isinstance(item, dict) or not isinstance(item.get("caption"), str):
@@ -190,7 +192,7 @@ def _coco_cases(path: Path, annotations: Any) -> list[Case]:
     return list(cases.values())
 
 
-def _geneval_case(line: str, where: str) -> Case:
+def _geneval_case(line: str, where: str) -> PromptCase:
     """One line of GenEval (arXiv 2310.11513): its classes with count, colour and position."""
     rule = 'must be a line of GenEval ("prompt", "include") or COCO captions ("annotations")'
     try:
@@ -227,10 +229,10 @@ def _geneval_case(line: str, where: str) -> Case:
             raise ValueError(f'{where}: position must be like ["left of", 0], got {position}')
         relations.append((subject, position[0], first[position[1]]))
     kind = str(item.get("tag") or _count(objects))
-    return Case(item["prompt"], tuple(objects), tuple(relations), None, kind, where)
+    return PromptCase(item["prompt"], tuple(objects), tuple(relations), None, kind, where)
 
 
-def _csv_cases(path: Path, text: str) -> list[Case]:
+def _csv_cases(path: Path, text: str) -> list[PromptCase]:
     """7Bench (arXiv 2508.12919): a row a prompt with the boxes of its objects."""
     cases = []
     reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
@@ -250,7 +252,7 @@ def _csv_cases(path: Path, text: str) -> list[Case]:
         placed = (PlacedObject(o.phrase, o.noun, b) for o, b in zip(objects, boxes, strict=True))
         layout = Layout(prompt, tuple(placed), relations)
         kind = (row.get("category") or "").strip() or _count(objects)
-        cases.append(Case(prompt, objects, relations, layout, kind, where))
+        cases.append(PromptCase(prompt, objects, relations, layout, kind, where))
     return cases
 
 
@@ -293,7 +295,7 @@ def _described(
     return tuple(objects), mine
 
 
-def boxes_of(case: Case, layout: Layout) -> list[Box | None]:
+def boxes_of(case: PromptCase, layout: Layout) -> list[Box | None]:
     """Where a layout puts each object of a case; None for one that the layout does not have.
 
     A layout of the case itself has its objects in the same order. One that was predicted from the

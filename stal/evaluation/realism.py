@@ -13,7 +13,7 @@ from stal.evaluation.intervals import Estimate
 from stal.evaluation.placing import load_folds
 from stal.layout.predictor import LayoutPredictor
 from stal.training.layout import FOLDS, log_probs, modes, target_of
-from stal.training.layout_data import Example, read_nsr1k
+from stal.training.layout_data import LayoutExample, read_nsr1k
 
 RESAMPLES = 2000
 
@@ -83,7 +83,7 @@ def realism_of(paths: Sequence[Path], folds: Path) -> Realism:
 
 
 def _sums(
-    examples: Sequence[Example], fold: int, predictor: LayoutPredictor
+    examples: Sequence[LayoutExample], fold: int, predictor: LayoutPredictor
 ) -> list[tuple[int, Tensor]]:
     """(image, sums over its boxes) of each example of a fold.
 

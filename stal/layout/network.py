@@ -376,7 +376,7 @@ def normal_form(boxes: Sequence[Box]) -> Tensor:
     return torch.stack(columns, dim=1).float()
 
 
-def boxes_of(z: Tensor) -> list[Box]:
+def boxes_from(z: Tensor) -> list[Box]:
     """The inverse of `normal_form` for z (n, 4); sides above 1 become 1."""
     centre, side = z[:, :2].double(), z[:, 2:].double().exp().clamp(max=1.0)
     return [

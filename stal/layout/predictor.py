@@ -31,7 +31,7 @@ from stal.layout.network import (
     Network,
     PhraseEncoder,
     Tokens,
-    boxes_of,
+    boxes_from,
     normal_form,
     tokens_of,
 )
@@ -284,7 +284,7 @@ def _finish(
     for index, z in enumerate(samples[:, :n].clone()):
         for thing, box in (fixed or {}).items():
             z[thing] = normal_form([box])[0]
-        boxes = boxes_of(_aligned(z, description) if projected else z)
+        boxes = boxes_from(_aligned(z, description) if projected else z)
         if projected:
             boxes = project(boxes, relations, aspect=aspect, fixed=fixed, sides=sides)
         else:

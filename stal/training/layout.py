@@ -36,7 +36,7 @@ from stal.layout.predictor import WEIGHTS, metadata_of
 from stal.prompts.things import FLATTERY
 from stal.relations import GEOMETRY
 from stal.runs import read_checkpoint, write_checkpoint
-from stal.training.layout_data import Example, compose, read_coco, read_nsr1k, shapes
+from stal.training.layout_data import LayoutExample, compose, read_coco, read_nsr1k, shapes
 
 FOLDS = 5
 SAVE_EVERY = 250  # steps
@@ -148,7 +148,7 @@ def train(
 
 def _examples(
     recipe: LayoutRecipe, nsr1k: Sequence[Path], annotations: Path | None, captions: Path | None
-) -> tuple[list[Example], list[list[Example]]]:
+) -> tuple[list[LayoutExample], list[list[LayoutExample]]]:
     """What to validate on, and what to train on: pictures, composed scenes, shapes."""
     real = [example for path in nsr1k for example in read_nsr1k(path)]
     if annotations is not None:
@@ -162,11 +162,13 @@ def _examples(
     return held, [pool for pool in pools if pool]
 
 
-def _choose(pools: Sequence[list[Example]], n: int, rng: random.Random) -> list[list[Example]]:
+def _choose(
+    pools: Sequence[list[LayoutExample]], n: int, rng: random.Random
+) -> list[list[LayoutExample]]:
     return rng.choices(pools, _SHARES[: len(pools)], k=n)
 
 
-def target_of(example: Example) -> Tensor:
+def target_of(example: LayoutExample) -> Tensor:
     """z of every object, NaN where the box is not known: (n, 4) float32."""
     z = torch.full((len(example.boxes), 4), float("nan"))
     known = [i for i, box in enumerate(example.boxes) if box is not None]
@@ -175,7 +177,7 @@ def target_of(example: Example) -> Tensor:
     return z
 
 
-def _augment(example: Example, rng: random.Random) -> tuple[Tokens, Tensor]:
+def _augment(example: LayoutExample, rng: random.Random) -> tuple[Tokens, Tensor]:
     """Tokens and target, mirrored half the time; real pictures are also cut to another aspect.
 
     The sizes of things are blurred, lest nouns be told apart by them.
@@ -183,7 +185,7 @@ def _augment(example: Example, rng: random.Random) -> tuple[Tokens, Tensor]:
     boxes, aspect = example.boxes, example.aspect
     if example.image and rng.random() < 0.3:
         boxes, aspect = _crop(boxes, aspect, rng)
-    plain = Example(example.phrases, example.relations, boxes, aspect)
+    plain = LayoutExample(example.phrases, example.relations, boxes, aspect)
     tokens, z = tokens_of(plain.phrases, plain.relations, aspect=aspect), target_of(plain)
     tokens = replace(tokens, sizes=_blur(tokens.sizes, rng))
     if rng.random() < 0.5:
@@ -245,7 +247,7 @@ def _loss(mixture: Mixture, batch: Sequence[tuple[Tokens, Tensor]], relative: fl
 
 
 @torch.inference_mode()
-def log_probs(network: Network, examples: Sequence[Example]) -> list[list[float]]:
+def log_probs(network: Network, examples: Sequence[LayoutExample]) -> list[list[float]]:
     """log p of each known box's (cx, cy, log w, log h), in nats, by example."""
     network.eval()
     out: list[list[float]] = []
@@ -261,7 +263,7 @@ def log_probs(network: Network, examples: Sequence[Example]) -> list[list[float]
 
 
 @torch.inference_mode()
-def modes(network: Network, examples: Sequence[Example]) -> list[Tensor]:
+def modes(network: Network, examples: Sequence[LayoutExample]) -> list[Tensor]:
     """The likeliest z of each object, by example: (n, 4) float32."""
     network.eval()
     out: list[Tensor] = []
@@ -272,7 +274,7 @@ def modes(network: Network, examples: Sequence[Example]) -> list[Tensor]:
     return out
 
 
-def validate(network: Network, examples: Sequence[Example]) -> dict[str, float]:
+def validate(network: Network, examples: Sequence[LayoutExample]) -> dict[str, float]:
     """ "nll" an object, and "relations", the share of stated sides that the modes fulfil."""
     logs = [value for each in log_probs(network, examples) for value in each]
     held = stated = 0

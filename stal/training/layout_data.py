@@ -24,7 +24,7 @@ Boxes = tuple[Box | None, ...]
 
 
 @dataclass(frozen=True)
-class Example:
+class LayoutExample:
     """A scene: what is said of it, and where its objects are.
 
     Attributes:
@@ -42,7 +42,7 @@ class Example:
     image: int = 0
 
 
-def read_nsr1k(path: Path) -> list[Example]:
+def read_nsr1k(path: Path) -> list[LayoutExample]:
     """NSR-1K's spatial or counting set: captions with COCO boxes [x, y, w, h] on a square canvas.
 
     Raises:
@@ -65,7 +65,7 @@ def read_nsr1k(path: Path) -> list[Example]:
     return examples
 
 
-def read_coco(annotations: Path, captions: Path | None) -> list[Example]:
+def read_coco(annotations: Path, captions: Path | None) -> list[LayoutExample]:
     """COCO's instances, described by its captions or else by relations of its boxes.
 
     Raises:
@@ -128,7 +128,7 @@ def _area(box: Box) -> float:
 
 def _from_caption(
     text: str, named: Sequence[tuple[str, Box]], aspect: float, image: int
-) -> Example | None:
+) -> LayoutExample | None:
     """The parsed caption with the boxes of what it names; None if it names nothing that has one.
 
     Objects of one noun take their boxes from left to right, the largest ones if there are more.
@@ -151,12 +151,12 @@ def _from_caption(
         return None
     phrases = tuple((each.phrase, each.noun) for each in found.objects)
     relations = found.statements
-    return Example(phrases, relations, tuple(boxes), aspect, image)
+    return LayoutExample(phrases, relations, tuple(boxes), aspect, image)
 
 
 def _described(
     named: Sequence[tuple[str, Box]], aspect: float, image: int, rng: random.Random
-) -> Example:
+) -> LayoutExample:
     """Objects in random order with a relation or two that clearly hold."""
     order = list(named)
     rng.shuffle(order)
@@ -174,7 +174,7 @@ def _described(
             beside = name in ("left of", "right of") and rng.random() < 0.3
             relations.append((i, "next to" if beside else name, i + 1))
     phrases = tuple((f"{article(name)} {name}", name) for name, _ in order)
-    return Example(phrases, tuple(relations), tuple(boxes), aspect, image)
+    return LayoutExample(phrases, tuple(relations), tuple(boxes), aspect, image)
 
 
 def side_of(a: Box, b: Box) -> str | None:
@@ -187,7 +187,7 @@ def side_of(a: Box, b: Box) -> str | None:
     return "above" if dy < 0 else "below"
 
 
-def compose(n: int, *, seed: int) -> list[Example]:
+def compose(n: int, *, seed: int) -> list[LayoutExample]:
     """Scenes of one to five everyday things that stand on one ground, seen by one camera.
 
     A thing of height h at distance d is h / d large, and its foot lies the lower in the picture
@@ -201,7 +201,7 @@ def compose(n: int, *, seed: int) -> list[Example]:
     return [_compose_one(settings[rng.choice(sorted(settings))], rng) for _ in range(n)]
 
 
-def _compose_one(known: Sequence[Thing], rng: random.Random) -> Example:
+def _compose_one(known: Sequence[Thing], rng: random.Random) -> LayoutExample:
     aspect = math.exp(rng.uniform(math.log(0.5), math.log(2.0)))
     chosen = rng.sample(known, min(rng.randint(1, 5), len(known)))
     if rng.random() < 0.2:
@@ -233,7 +233,7 @@ def _meet(a: Box, b: Box) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
-def shapes(n: int, *, seed: int) -> list[Example]:
+def shapes(n: int, *, seed: int) -> list[LayoutExample]:
     """Scenes of one to four objects of the bundled world of shapes."""
     from stal.shapes.scenes import draw_scenes
 
@@ -245,5 +245,5 @@ def shapes(n: int, *, seed: int) -> list[Example]:
         named = [(scenes.phrase(scene, i), scenes.box(scene, i)) for i in range(count)]
         example = _described(named, 1.0, 0, rng)
         phrases = tuple((noun, noun.rsplit(" ", 1)[1]) for _, noun in example.phrases)
-        examples.append(Example(phrases, example.relations, example.boxes))
+        examples.append(LayoutExample(phrases, example.relations, example.boxes))
     return examples

@@ -36,11 +36,11 @@ from stal.shapes.scenes import (
     render,
 )
 from stal.training.shapes_model import (
-    load_tokenizer,
     new_clip,
     new_scheduler,
     new_unet_and_text_encoder,
     new_vae,
+    tokenizer_of,
     write_clip_input,
     write_half,
     write_index,
@@ -336,7 +336,7 @@ def _train_unet(output: Path, recipe: ShapesRecipe, seed: int, start: Path | Non
     decay = recipe.ema_decay
     run = _Run("unet", output, modules, recipe, recipe.unet_steps, seed=seed, ema_decay=decay)
     data = _latents(output, scenes, _step_seed(seed, "unet", 0))
-    tokenize = load_tokenizer(output / "model")
+    tokenize = tokenizer_of(output / "model")
     shares = _shares(scenes)
 
     for step in run.loop():
@@ -367,7 +367,7 @@ def _train_clip(output: Path, recipe: ShapesRecipe, seed: int) -> None:
     clip = new_clip(output / "model")
     modules = {"clip": clip}
     run = _Run("clip", output, modules, recipe, recipe.clip_steps, seed=seed, ema_decay=0.998)
-    tokenize = load_tokenizer(output / "model")
+    tokenize = tokenizer_of(output / "model")
     for step in run.loop():
         image, texts = clip_batch(recipe.clip_batch, _step_seed(seed, "clip", step))
         result = clip(input_ids=tokenize(texts), pixel_values=2 * image - 1)

@@ -73,7 +73,7 @@ def _merges(texts: Sequence[str]) -> list[tuple[str, str]]:
     return merges
 
 
-def load_tokenizer(model: Path) -> Callable[[list[str]], Tensor]:
+def tokenizer_of(model: Path) -> Callable[[list[str]], Tensor]:
     """Texts -> token numbers, (texts, MAX_TOKENS) int64, with the tokenizer of a model folder."""
     from transformers import CLIPTokenizer
 

@@ -7,7 +7,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from stal.runs import differing, read_checkpoint, read_record, write_checkpoint, write_record
+from stal.runs import differing, read_checkpoint, read_run, write_checkpoint, write_run
 
 IDENTITY = {"version": 1, "prompts": ("a cat", "a dog"), "options": {"lr": 0.1}}
 
@@ -21,27 +21,27 @@ def test_values_are_compared_as_json_has_them():
 
 def test_a_record_is_one_json_object_of_identity_and_state(tmp_path):
     path = tmp_path / "run.json"
-    assert read_record(path, IDENTITY) is None
-    write_record(path, IDENTITY, {"losses": [0.5]})
+    assert read_run(path, IDENTITY) is None
+    write_run(path, IDENTITY, {"losses": [0.5]})
     expected = {
         "version": 1,
         "prompts": ["a cat", "a dog"],
         "options": {"lr": 0.1},
         "losses": [0.5],
     }
-    assert read_record(path, IDENTITY) == json.loads(path.read_text()) == expected
+    assert read_run(path, IDENTITY) == json.loads(path.read_text()) == expected
     assert [each.name for each in tmp_path.iterdir()] == ["run.json"]
 
 
 def test_a_record_of_another_run_is_refused(tmp_path):
     path = tmp_path / "run.json"
-    write_record(path, IDENTITY, {})
+    write_run(path, IDENTITY, {})
     other = {**IDENTITY, "prompts": ("a cat",), "options": {}}
     with pytest.raises(ValueError, match=r"run.json must be of the same run, got other prompts, o"):
-        read_record(path, other)
+        read_run(path, other)
     path.write_text("[]")
     with pytest.raises(ValueError, match=r"run.json must be a JSON object, got list"):
-        read_record(path, IDENTITY)
+        read_run(path, IDENTITY)
 
 
 def test_a_checkpoint_is_safetensors_with_its_identity_and_step_beside(tmp_path):

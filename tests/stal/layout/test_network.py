@@ -6,7 +6,7 @@ import torch
 from stal.layout.network import (
     EDGE_FEATURES,
     Mixture,
-    boxes_of,
+    boxes_from,
     flip,
     normal_form,
     tokens_of,
@@ -46,7 +46,7 @@ def test_samples_follow_the_mixture():
 
 def test_boxes_survive_the_normal_form():
     boxes = [(0.1, 0.2, 0.4, 0.9), (0.0, 0.0, 1.0, 1.0)]
-    for found, box in zip(boxes_of(normal_form(boxes)), boxes, strict=True):
+    for found, box in zip(boxes_from(normal_form(boxes)), boxes, strict=True):
         assert found == pytest.approx(box, abs=1e-6)
 
 

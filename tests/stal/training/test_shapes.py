@@ -20,7 +20,7 @@ from stal.shapes.scenes import draw_scenes
 from stal.training import shapes as training
 from stal.training import shapes_model
 from stal.training.shapes import STAGES, ShapesRecipe, export_unet, train
-from stal.training.shapes_model import MAX_TOKENS, load_tokenizer, write_tokenizer
+from stal.training.shapes_model import MAX_TOKENS, tokenizer_of, write_tokenizer
 
 RECIPE = ShapesRecipe(
     vae_steps=3,
@@ -99,7 +99,7 @@ def test_clip_scores_pictures_and_texts(trained):
     clip = CLIPModel.from_pretrained(trained / "model" / "clip", local_files_only=True)
     images, texts = training.clip_batch(4, seed=0)
     with torch.no_grad():
-        tokens = load_tokenizer(trained / "model")(texts)
+        tokens = tokenizer_of(trained / "model")(texts)
         out = clip(input_ids=tokens, pixel_values=2 * images - 1)
     assert out.logits_per_text.shape == (4, 4)
     assert bool(out.logits_per_text.isfinite().all())

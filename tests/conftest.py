@@ -4,6 +4,8 @@ import os
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -24,3 +26,9 @@ def _share_cores() -> None:
 
 _prefer_installed()
 _share_cores()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long tests first, then those of the kernels, so that no worker is left alone with one."""
+    kernels = ROOT / "tests" / "stal_kernels"
+    items.sort(key=lambda item: ("slow" not in item.keywords, kernels not in item.path.parents))

@@ -7,6 +7,7 @@ whole batch; their keys and values depend on neither latents nor step and are pr
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -99,6 +100,7 @@ class Plain:
     def __call__(
         self, name: str, q: Tensor, module: AttentionModule, height: int, width: int
     ) -> Tensor:
+        _check_batch(q, self.offsets)
         k, v = self.prompts.project(name, module)
         # One prompt with weight 1, stored once for all pixels.
         weight = q.new_ones((), dtype=_at_least_float32(q)).expand(len(self.ids), height * width)
@@ -110,7 +112,7 @@ class Blended:
     inside their regions, blended as `stal.weights.weight_maps` says.
 
         attention = Blended(prompts, blends, unconditional=0)
-        unet(x, t, attention=attention.at(step, weights))
+        unet(x, t, None, attention=attention.at(step, weights))
 
     Args:
         prompts: the table.
@@ -147,7 +149,7 @@ class Blended:
     def at(
         self, step: int | Tensor, weights: Sequence[Tensor], *, keep_maps: bool = True
     ) -> AttentionFunction:
-        """What one call of the UNet uses.
+        """What one call of the UNet uses; asked for again where gradients or weights are new.
 
         Args:
             step: index into the weights, the same for all images, or (images,): images of one
@@ -175,10 +177,8 @@ class Blended:
                     f"got {tuple(each.shape)}"
                 )
             if not 0 <= index < len(each):
-                raise ValueError(
-                    f"step must be below the {len(each)} steps of the weights, got {index}"
-                )
-            check_weights(each.detach(), rule=self.rule)
+                raise ValueError(f"step must lie in [0, {len(each)}), got {index}")
+            check_weights(each.detach()[index : index + 1], rule=self.rule, first_step=index)
         return _AtStep(self, steps, tuple(weights), keep_maps)
 
     def masks(self, height: int, width: int, device: torch.device) -> list[Tensor]:
@@ -204,6 +204,7 @@ class _AtStep:
         self, name: str, q: Tensor, module: AttentionModule, height: int, width: int
     ) -> Tensor:
         blended = self._blended
+        _check_batch(q, blended.offsets)
         k, v = blended.prompts.project(name, module)
         maps = self._maps.get((height, width))
         if maps is None:
@@ -299,14 +300,16 @@ def _check_blends(blends: Sequence[Blend], rule: Rule) -> bool:
 
 def _steps(step: int | Tensor, images: int) -> list[int]:
     """The step of each image."""
-    if not isinstance(step, Tensor) or step.ndim == 0:
-        return [int(step)] * images
-    if step.shape != (images,) or step.is_floating_point():
-        raise ValueError(
-            f"step must be an integer or ({images},) integers, one an image, "
-            f"got {step.dtype} of shape {tuple(step.shape)}"
-        )
-    return step.tolist()
+    if isinstance(step, Tensor):
+        integers = step.dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+        if integers and step.shape in ((), (images,)):
+            return step.expand(images).tolist()
+        got = f"{step.dtype} of shape {tuple(step.shape)}"
+    else:
+        if hasattr(step, "__index__") and not isinstance(step, bool):
+            return [operator.index(step)] * images
+        got = repr(step)
+    raise ValueError(f"step must be an integer or ({images},) integers, one an image, got {got}")
 
 
 def _csr(prompts: Prompts, entries: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
@@ -316,6 +319,12 @@ def _csr(prompts: Prompts, entries: Sequence[Sequence[int]]) -> tuple[Tensor, Te
     lengths = torch.tensor([0, *(len(element) for element in entries)])
     ids = torch.tensor(rows, dtype=torch.int32, device=device)
     return ids, lengths.cumsum(0).to(device, torch.int32)
+
+
+def _check_batch(q: Tensor, offsets: Tensor) -> None:
+    batch = len(offsets) - 1
+    if len(q) != batch:
+        raise ValueError(f"q must have a batch of {batch}, both halves if guided, got {len(q)}")
 
 
 def _at_least_float32(q: Tensor) -> torch.dtype:

@@ -113,8 +113,13 @@ class Drawing:
             what the schedule's prediction_type says, in the shape of x.
 
         Raises:
-            ValueError: a step outside the weights, or weights that do not go with the layouts.
+            ValueError: timesteps or steps that are not one an image, a step outside the weights, or
+                weights that do not go with the layouts.
         """
+        if isinstance(t, Tensor) and t.numel() != 1 and t.shape != (len(x),):
+            raise ValueError(
+                f"t must be a number or ({len(x)},), one an image, got {tuple(t.shape)}"
+            )
         apart, scale = unconditional is not None, self.settings.guidance_scale
         attention = self._halves[1] if apart and self._halves else self._attention
         each = [w for w in weights for _ in range(self.settings.num_images)]
@@ -124,7 +129,7 @@ class Drawing:
         added = self._added_of(slice(len(x), None)) if apart else self._added
         if both:
             x = torch.cat([x, x])
-            t = torch.cat([t, t]) if isinstance(t, Tensor) and t.ndim else t
+            t = torch.cat([t, t]) if isinstance(t, Tensor) and t.numel() > 1 else t
         prediction = unet(x, t, None, added, attention=attend)
         if both:
             unconditional, prediction = prediction.chunk(2)

@@ -41,11 +41,15 @@ class Pipeline:
 
     Args:
         model: the networks.
-        defaults: settings used where a call gives none.
+        defaults: settings used where a call gives none; those of the model's folder if None.
+
+    Raises:
+        ValueError: the folder's `stal.json` holds other settings.
     """
 
     def __init__(self, model: Model, *, defaults: Defaults | None = None) -> None:
-        self.model, self.defaults = model, defaults or Defaults()
+        own = Defaults() if model.folder is None else Defaults.of(model.folder)
+        self.model, self.defaults = model, defaults or own
 
     @classmethod
     def from_pretrained(
@@ -56,8 +60,7 @@ class Pipeline:
         device: str | torch.device = "cpu",
     ) -> Pipeline:
         """Loads a model and its defaults. Arguments and errors are `Model.from_pretrained`'s."""
-        loaded = Model.from_pretrained(model, dtype=dtype, device=device)
-        return cls(loaded, defaults=Defaults.of(loaded.folder) if loaded.folder else None)
+        return cls(Model.from_pretrained(model, dtype=dtype, device=device))
 
     def __call__(
         self,

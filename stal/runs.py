@@ -73,7 +73,9 @@ def read_checkpoint(
     with safe_open(path, "pt") as file:
         metadata = file.metadata() or {}
         for name in differing(metadata, identity):
-            old, new = metadata.get(name), identity[name]
+            if name not in metadata:
+                raise ValueError(f"{path} must be of the same run, got one without {name}: {_FIX}")
+            old, new = metadata[name], identity[name]
             raise ValueError(f"{name} must be {old} to go on from {path}, got {new}: {_FIX}")
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
     return int(metadata["step"]), tensors

@@ -3,9 +3,21 @@
 `stal.layout.predictor`, which learned where things go, is not among these names: it needs torch.
 """
 
-from stal.layout.coverage import Box, hard_masks, masks
+from stal.layout.coverage import Box, Ellipse, Painted, Polygon, hard_masks, masks
 from stal.layout.grid import place
 from stal.layout.layout import Layout, PlacedObject
 from stal.layout.render import draw, sketch
 
-__all__ = ["Box", "Layout", "PlacedObject", "draw", "hard_masks", "masks", "place", "sketch"]
+__all__ = [
+    "Box",
+    "Ellipse",
+    "Layout",
+    "Painted",
+    "PlacedObject",
+    "Polygon",
+    "draw",
+    "hard_masks",
+    "masks",
+    "place",
+    "sketch",
+]

@@ -157,8 +157,21 @@ class Model:
     def latents(self, pixels: Tensor) -> Tensor:
         """The means of latents (images, channels, height, width) whose `pixels` look like these.
 
-        pixels: (images, 3, height, width) in [0, 1]; no gradient flows.
+        pixels: (images, 3, height, width), floating point in [0, 1], of whole latent cells; no
+            gradient flows.
+
+        Raises:
+            ValueError: pixels of another shape or dtype.
         """
+        unit = self.scale_factor
+        fits = pixels.ndim == 4 and pixels.shape[1] == 3
+        if not fits or any(side % unit for side in pixels.shape[2:]):
+            raise ValueError(
+                "pixels must be (images, 3, height, width) with sides that are multiples of "
+                f"{unit}, got {tuple(pixels.shape)}"
+            )
+        if not pixels.is_floating_point():
+            raise ValueError(f"pixels must be floating point in [0, 1], got {pixels.dtype}")
         vae = self._autoencoder()
         with torch.no_grad():
             mean = vae.encode((2 * pixels - 1).to(self.device, vae.dtype)).latent_dist.mean
@@ -215,4 +228,5 @@ def bundled_model() -> Path:
 
 def clip_folder(model: Model) -> Path:
     """Where a model that brings its own CLIP has it: the folder clip beside its networks."""
-    return (model.folder or bundled_model()) / "clip"
+    folder = resolve(model.name) if model.folder is None and model.name else model.folder
+    return (folder or bundled_model()) / "clip"

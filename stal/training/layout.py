@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -293,7 +293,8 @@ def validate(network: Network, examples: Sequence[LayoutExample]) -> dict[str, f
 
 def _identity(recipe: LayoutRecipe, network: Network) -> dict[str, str]:
     """What a run that goes on must agree with."""
-    return {"recipe": f"{recipe} {network.encoder.identity}"}
+    values = ", ".join(f"{name}={value!r}" for name, value in asdict(recipe).items())
+    return {"recipe": f"{values}, {network.encoder.identity}"}
 
 
 def _state(network: Network, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

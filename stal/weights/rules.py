@@ -161,8 +161,11 @@ def as_weights(
     return tensor
 
 
-def check_weights(weights: Tensor, *, rule: Rule) -> None:
-    """Raises ValueError unless weights (steps, objects) are finite, and in [0, 1] if "convex"."""
+def check_weights(weights: Tensor, *, rule: Rule, first_step: int = 0) -> None:
+    """Raises ValueError unless weights (steps, objects) are finite, and in [0, 1] if "convex".
+
+    first_step: the step of the first row, for the message.
+    """
     _require("rule", rule, RULES)
     good, limits = weights.isfinite(), "finite"
     if rule == "convex":
@@ -170,7 +173,8 @@ def check_weights(weights: Tensor, *, rule: Rule) -> None:
     if not bool(good.all()):
         step, index = (~good).nonzero()[0].tolist()
         value = weights[step, index].item()
-        raise ValueError(f"weights must be {limits}, got {value} at step {step}, object {index}")
+        where = f"at step {first_step + step}, object {index}"
+        raise ValueError(f"weights must be {limits}, got {value} {where}")
 
 
 def check_reference(rule: Rule, *, reference_is_prompt: bool, guided: bool) -> None:

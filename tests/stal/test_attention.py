@@ -358,16 +358,50 @@ def test_weights_that_do_not_fit_are_refused(weights, rule, message):
 def test_step_outside_the_weights_is_refused(step):
     _, prompts = make(torch.float32)
     attention = Blended(prompts, [ONE], unconditional=8)
-    with pytest.raises(ValueError, match=f"below the 3 steps of the weights, got {int(step)}"):
+    with pytest.raises(ValueError, match=rf"step must lie in \[0, 3\), got {int(step)}"):
         attention.at(step, [torch.ones(STEPS, 1)])
 
 
-@pytest.mark.parametrize("step", [torch.tensor([0, 1]), torch.tensor([0.0])], ids=str)
+@pytest.mark.parametrize(
+    "step",
+    [
+        torch.tensor([0, 1]),
+        torch.tensor([0.0]),
+        torch.tensor([True]),
+        torch.tensor(1.0),
+        1.0,
+        True,
+        "1",
+        None,
+        [0],
+    ],
+    ids=repr,
+)
 def test_steps_that_are_not_one_an_image_are_refused(step):
     _, prompts = make(torch.float32)
     attention = Blended(prompts, [ONE], unconditional=8)
     with pytest.raises(ValueError, match=r"step must be an integer or \(1,\) integers"):
         attention.at(step, [torch.ones(STEPS, 1)])
+
+
+def test_only_the_weights_that_are_read_must_be_right():
+    _, prompts = make(torch.float32)
+    attention = Blended(prompts, [ONE], unconditional=8, rule="convex")
+    weights = torch.tensor([[0.5], [torch.nan], [2.0]])
+    attention.at(0, [weights])
+    with pytest.raises(ValueError, match=r"got 2\.0 at step 2, object 0"):
+        attention.at(2, [weights])
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_batch_of_another_size_is_refused(batch):
+    module, prompts = make(torch.float32)
+    q = make_q(batch, 4, 6, torch.float32)
+    weights = torch.ones(STEPS, 1)
+    blended = Blended(prompts, [ONE], unconditional=8).at(0, [weights])
+    for attention in (blended, Plain(prompts, [0, 1])):
+        with pytest.raises(ValueError, match=f"q must have a batch of 2, .* got {batch}"):
+            attention(NAME, q, module, 4, 6)
 
 
 @pytest.mark.parametrize(("rule", "reference", "guided"), CASES)

@@ -64,3 +64,19 @@ def test_images_at_different_steps_equal_each_alone(pipe, xl_pipe, model, settin
             other = alone.predict(one, timesteps[i], steps[1 - i], *alone.weights)
             changes = (other - expected).abs().max() > 1e-3
             assert bool(changes) == (settings.attention != "plain")
+
+
+@pytest.mark.parametrize("guidance_scale", [7.5, 1.0])
+def test_timesteps_are_one_or_one_an_image(pipe, guidance_scale):
+    settings = Settings(reference="an empty scene", guidance_scale=guidance_scale)
+    drawing = pipe.prepare([TWO, THREE], settings)
+    x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        number, *others = (
+            drawing.predict(x, t, 1, *drawing.weights)
+            for t in (500.0, torch.tensor(500.0), torch.tensor([500.0]), torch.full((2,), 500.0))
+        )
+    assert all(torch.equal(number, other) for other in others)
+    for shape in ((3,), (4,), (2, 1)):
+        with pytest.raises(ValueError, match=r"t must be a number or \(2,\), one an image, got"):
+            drawing.predict(x, torch.full(shape, 500.0), 1, *drawing.weights)

@@ -33,6 +33,21 @@ def test_an_inpainting_unet_is_refused(pipe):
         components.unet.config = original
 
 
+@pytest.mark.parametrize(
+    ("pixels", "message"),
+    [
+        (torch.zeros(3, 16, 16), r"\(images, 3, height, width\) .* got \(3, 16, 16\)"),
+        (torch.zeros(1, 4, 16, 16), r"got \(1, 4, 16, 16\)"),
+        (torch.zeros(1, 3, 15, 16), "multiples of 2, got"),
+        (torch.zeros(1, 3, 16, 16, dtype=torch.uint8), "floating point in .* got torch.uint8"),
+    ],
+    ids=["image", "rgba", "odd", "levels"],
+)
+def test_pixels_that_have_no_latents_are_refused(pipe, pixels, message):
+    with pytest.raises(ValueError, match=message):
+        pipe.model.latents(pixels)
+
+
 def test_latents_are_those_whose_pixels_these_are(pipe):
     pixels = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     latents = pipe.model.latents(pixels)

@@ -595,6 +595,23 @@ def _add_pixels(
     return dk_sums, dv_sums
 
 
+@triton.jit
+def _prompt_of(entry, prompt_ids, offsets, batch, prompts, RAGGED: tl.constexpr):
+    """The batch element of an entry, the row of its keys, and the row of its region and gradients.
+
+    Dense rows count within the batch element, ragged ones in the table and among the entries.
+    """
+    if RAGGED:
+        b = _owner(offsets, entry, batch, 128).to(tl.int64)
+        row = tl.load(prompt_ids + entry).to(tl.int64)
+        p = entry.to(tl.int64)
+    else:
+        b = (entry // prompts).to(tl.int64)
+        row = (entry % prompts).to(tl.int64)
+        p = row
+    return b, row, p
+
+
 @triton.jit(do_not_specialize=_SIZES)
 def prompt_gradients(
     q, k, v, region, prompt_ids, offsets, key_lengths, dout, r, m, factor, dk, dv,
@@ -618,14 +635,8 @@ def prompt_gradients(
     key_tile = program // entries % key_tiles
     split = program // entries // key_tiles % splits
     h = (program // entries // key_tiles // splits).to(tl.int64)
-    if RAGGED:
-        b = _owner(offsets, entry, batch, 128).to(tl.int64)
-        row = tl.load(prompt_ids + entry).to(tl.int64)
-        p = entry.to(tl.int64)
-    else:
-        b = (entry // prompts).to(tl.int64)
-        row = (entry % prompts).to(tl.int64)
-        p = row
+    b, row, p = _prompt_of(entry, prompt_ids, offsets, batch, prompts, RAGGED)
+    if not RAGGED:
         k += b * stride_kb * STRIDE
         v += b * stride_vb * STRIDE
         region += b * stride_rb
@@ -644,8 +655,7 @@ def prompt_gradients(
     if HAS_LENGTHS:
         last_tile = tl.where(first_key < length, last_tile, first_tile)
 
-    k_tiles, v_tiles = (), ()
-    dk_total, dv_total = (), ()
+    k_tiles, v_tiles, dk_total, dv_total = (), (), (), ()
     for j in tl.static_range(len(K_PIECES)):
         key = first_key + _start(K_PIECES, j)
         keys = tl.arange(0, _size(K_PIECES, j)) < length - key

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stal.checked_json import read_json
+from stal.checked_json import first_line, read_json
 from stal.files import write_atomic
 
 if TYPE_CHECKING:
@@ -64,20 +64,26 @@ def read_checkpoint(
     """The step to go on from, and the tensors, on the CPU; None where there is no file.
 
     Raises:
-        ValueError: the checkpoint is another run's; the message has the first value that differs.
+        ValueError: the file is no complete checkpoint, or another run's; the message has the first
+            value that differs.
     """
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     if not Path(path).exists():
         return None
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata() or {}
-        for name in differing(metadata, identity):
-            if name not in metadata:
-                raise ValueError(f"{path} must be of the same run, got one without {name}: {_FIX}")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        got = first_line(error)
+        raise ValueError(f"{path} must be a complete checkpoint, got {got}: {_FIX}") from error
+    for name in ["step", *differing(metadata, identity)]:
+        if name not in metadata:
+            raise ValueError(f"{path} must be of the same run, got one without {name}: {_FIX}")
+        if name != "step":
             old, new = metadata[name], identity[name]
             raise ValueError(f"{name} must be {old} to go on from {path}, got {new}: {_FIX}")
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
     return int(metadata["step"]), tensors
 
 

@@ -42,7 +42,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from stal.sampler_checks import Callback, ModelFunction, NoiseFunction, Sampler, sampler
+from stal.sampler_checks import Callback, ModelFunction, NoiseFunction, Sampler, checked
 from stal.schedule import Schedule, ddim_variance, denoised_and_eps, require_one_of
 
 # Weights of the latest output of the model and of those before it, by their number.
@@ -54,7 +54,7 @@ _ADAMS_BASHFORTH = (
 )
 
 
-@sampler("ddim")
+@checked("ddim")
 def ddim(
     model: ModelFunction,
     x: Tensor,
@@ -94,7 +94,7 @@ def ddim(
     return x
 
 
-@sampler("plms")
+@checked("plms")
 def plms(
     model: ModelFunction,
     x: Tensor,
@@ -139,7 +139,7 @@ def plms(
     return x
 
 
-@sampler("dpm++2m")
+@checked("dpm++2m")
 def dpm_solver_pp_2m(
     model: ModelFunction,
     x: Tensor,
@@ -176,7 +176,7 @@ def dpm_solver_pp_2m(
     return x
 
 
-@sampler("euler")
+@checked("euler")
 def euler(
     model: ModelFunction,
     x: Tensor,
@@ -208,7 +208,7 @@ def euler(
     return x
 
 
-@sampler("euler-ancestral")
+@checked("euler-ancestral")
 def euler_ancestral(
     model: ModelFunction,
     x: Tensor,

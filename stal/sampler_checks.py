@@ -18,7 +18,7 @@ Sampler = Callable[..., Tensor]
 _S = TypeVar("_S", bound=Sampler)
 
 
-def sampler(name: str) -> Callable[[_S], _S]:
+def checked(name: str) -> Callable[[_S], _S]:
     """Surrounds the mathematics of a sampler by what all of them do, see `stal.sampler`.
 
     Inside, x and what model and noise return are at least float32 and of checked shape.
@@ -26,7 +26,7 @@ def sampler(name: str) -> Callable[[_S], _S]:
 
     def decorate(sample: _S) -> _S:
         @functools.wraps(sample)
-        def checked(
+        def sampler(
             model: ModelFunction,
             x: Tensor,
             schedule: Schedule,
@@ -75,7 +75,7 @@ def sampler(name: str) -> Callable[[_S], _S]:
             _require_finite(finite)
             return x.to(dtype)
 
-        return cast(_S, checked)
+        return cast(_S, sampler)
 
     return decorate
 

@@ -5,7 +5,7 @@ backend from running something, and `python -m stal_kernels` prints what a bug r
 """
 
 from stal_kernels.backends import why_not
-from stal_kernels.blended_attention import blended_attention, blended_attention_ragged
+from stal_kernels.interface import blended_attention, blended_attention_ragged
 
 __version__ = "0.1.0"
 

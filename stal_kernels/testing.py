@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stal_kernels.blended_attention import blended_attention, blended_attention_ragged
+from stal_kernels.interface import blended_attention, blended_attention_ragged
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 

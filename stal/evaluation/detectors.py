@@ -107,7 +107,7 @@ def zero_shot(
 def _load(folder: Path, device: Any) -> tuple[str, Any, Any]:
     from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
 
-    from stal.checked_json import read_json
+    from stal.checked_json import first_line, read_json
 
     if not folder.is_dir():
         raise ValueError(f"detector must be shapes or a folder with a model, got {folder}")
@@ -120,7 +120,7 @@ def _load(folder: Path, device: Any) -> tuple[str, Any, Any]:
             folder, local_files_only=True, use_safetensors=True, output_loading_info=True
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise ValueError(f"{folder} must hold a whole detector, got {reason}") from error
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:3])

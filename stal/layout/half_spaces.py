@@ -169,7 +169,7 @@ def _of_orders(
         if GEOMETRY[name].contact
     }
     ordered = [{frozenset(edge) for edge in order.edges} for order in orders]
-    bearing = Counter(j for i, name, j in relations if GEOMETRY[name].contact == "touching")
+    touched = Counter(j for i, name, j in relations if GEOMETRY[name].contact == "touching")
     rows: list[_HalfSpace] = []
     for axis, order in enumerate(orders):
         # What is straight in pixels and in fractions both.
@@ -188,7 +188,7 @@ def _of_orders(
                 # With its middle well over it; where that cannot be had, with an end.
                 own, its = (_on(0, 0.0), _on(0, -0.3)) if straight else (_on(0, -0.4), _on(0, -0.4))
                 rows += [(i, j, _on(0, sign), 0.0, own, its) for sign in (1.0, -1.0)]
-            together = touching and bearing[j] > 1
+            together = touching and touched[j] > 1
             if straight and not together and pair not in ordered[1 - axis]:
                 for sign in (1.0, -1.0):
                     normal = (slope, sign) if axis == 0 else (sign, slope)

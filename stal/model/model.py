@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from stal.checked_json import first_line
 from stal.model.checkpoint import Components, load_components, resolve
 from stal.model.unet import UNet
 
@@ -72,7 +73,7 @@ class Model:
         try:
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             raise ValueError(f"device must be available, got {device}: {reason}") from error
         folder = bundled_model() if model is None else resolve(model)
         components = load_components(folder, dtype=dtype, device=device)

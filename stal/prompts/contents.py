@@ -91,7 +91,7 @@ class Contents:
             self._links = self._links[:-1]
         if self._links and self._name(self._links[-1].references, ids):
             link = self._links[-1]
-            link.subjects += ids
+            link.subjects = [*link.subjects, *ids]
             self._said.relate(link, ids, link.references)
         else:
             self._links = []

@@ -232,3 +232,29 @@ def test_imports_in_a_fresh_interpreter(module, forbidden):
     loaded = set(result.stdout.split())
     assert module in loaded
     assert loaded & forbidden == set()
+
+
+FACES = [
+    path
+    for package in (PACKAGE, Path(stal_kernels.__file__).parent)
+    for path in sorted(package.rglob("__init__.py"))
+    # stal hands on lazily, and the triton backend is a package for its parts alone.
+    if path.parent not in (PACKAGE, package / "backends" / "triton")
+]
+
+
+@pytest.mark.parametrize("path", FACES, ids=lambda p: "-".join(p.parts[-3:-1]))
+def test_the_face_of_a_package_hands_on_its_names_and_does_nothing_else(path):
+    public: set[str] = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign):
+            (target,) = node.targets
+            assert isinstance(target, ast.Name)
+            assert target.id in ("__all__", "__version__")
+            value = ast.literal_eval(node.value)
+            public |= set(value) if target.id == "__all__" else set()
+        else:
+            doc = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+            assert doc or isinstance(node, ast.ImportFrom)
+    # import package.name must not find something else than package.name.
+    assert not public & {p.stem for p in path.parent.iterdir()}

@@ -62,3 +62,11 @@ def test_a_checkpoint_is_safetensors_with_its_identity_and_step_beside(tmp_path)
         ValueError, match=r"must be of the same run, got one without data: delete it"
     ):
         read_checkpoint(path, {"seed": "0", "data": "x"})
+
+
+@pytest.mark.parametrize("content", [b"", b"nonsense", b"\x10\0\0\0\0\0\0\0{}"], ids=repr)
+def test_a_broken_checkpoint_is_named(tmp_path, content):
+    path = tmp_path / "run.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"run\.safetensors must be a complete checkpoint, got"):
+        read_checkpoint(path, {"seed": "0"})

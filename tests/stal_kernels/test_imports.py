@@ -77,6 +77,7 @@ def test_backend_imports_no_other_backend(path):
         _, _, rest = name.partition("stal_kernels.backends.")
         # Not by way of what chooses among them either.
         assert rest.partition(".")[0] in ("", "contract", own)
+        assert name != "stal_kernels.backends"
 
 
 def test_fast_backend_runs_without_the_reference():

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from stal.drawing import Drawing, Result
 from stal.evaluation.baselines.denoiser import Denoiser, plain_drawing
-from stal.layout import Layout, masks
+from stal.layout import Layout, hard_masks
 from stal.pipeline import Pipeline
 from stal.prompts import parse
 from stal.settings import UNCONDITIONAL, Settings, reference_prompt
@@ -109,7 +109,7 @@ def _terms(
     terms: list[_Term] = []
     everywhere = torch.ones(drawing.cells)
     for i, job in enumerate(drawing.jobs):
-        boxes = _hard(masks(job.layout, *drawing.cells))
+        boxes = hard_masks(job.layout, *drawing.cells).float()
         if not len(boxes):
             terms.append(_Term(i, job.prompt, everywhere, everywhere))
             continue
@@ -130,10 +130,3 @@ def _colours(drawing: Drawing, count: int = 20) -> Tensor:
     levels = torch.rand(count, 3, 1, 1, generator=torch.Generator().manual_seed(0))
     pictures = levels.expand(-1, -1, drawing.settings.height, drawing.settings.width)
     return torch.cat([drawing.model.latents(picture[None]) for picture in pictures])
-
-
-def _hard(soft: Tensor) -> Tensor:
-    """Masks of 0 and 1 with at least one cell each."""
-    flat = soft.flatten(1)
-    most = flat == flat.amax(1, keepdim=True)
-    return ((flat >= 0.5) | most).float().view_as(soft)

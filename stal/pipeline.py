@@ -48,8 +48,9 @@ class Pipeline:
     """
 
     def __init__(self, model: Model, *, defaults: Defaults | None = None) -> None:
-        own = Defaults() if model.folder is None else Defaults.of(model.folder)
-        self.model, self.defaults = model, defaults or own
+        if defaults is None:
+            defaults = Defaults() if model.folder is None else Defaults.of(model.folder)
+        self.model, self.defaults = model, defaults
 
     @classmethod
     def from_pretrained(

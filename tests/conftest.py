@@ -28,6 +28,11 @@ _prefer_installed()
 _share_cores()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    text = "how long each harness of tests/fuzz draws examples; 0: a few, the same every time"
+    parser.addoption("--fuzz-seconds", type=float, default=0, metavar="SECONDS", help=text)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long tests first, then those of the kernels, so that no worker is left alone with one."""
     kernels = ROOT / "tests" / "stal_kernels"

@@ -22,11 +22,13 @@ CHUNK_BYTES = 16 << 20
 ANSWER_CHARS = 1 << 20
 # Lists inside lists in a language model's answer. A list of pairs has 3 levels.
 ANSWER_DEPTH = 16
-# A prompt, and a phrase of it. Text encoders read 77 tokens, the longest in use 512.
+# A prompt, a phrase of it, and what of a phrase is searched for its noun. Text encoders read 77
+# tokens, the longest in use 512.
 PROMPT_CHARS = 20_000
-PHRASE_CHARS = 1_000
-# Digits of an integer in JSON, above any float. Python takes a time quadratic in them.
-DIGITS = 400
+PHRASE_CHARS = 5_000
+NOUN_CHARS = 500
+# Digits of an integer in JSON: no float has more than 309. Time is quadratic in them.
+DIGITS = 1_000
 
 # Pixels of a picture: 8K, 7680 x 4320. Decoded and compared they take 14 bytes each.
 IMAGE_PIXELS = 1 << 25

@@ -68,15 +68,17 @@ def _integer(digits: str) -> int:
 def check_keys(
     data: Any, where: str, required: Sequence[str], *, optional: Sequence[str] = ()
 ) -> None:
-    """Raises ValueError unless data is a JSON object with these keys."""
+    """Raises ValueError unless data is a JSON object with these keys, of which the optional ones,
+    those that are required or others, may be missing."""
     typed(data, dict, where)
     for key in required:
-        if key not in data:
+        if key not in data and key not in optional:
             raise ValueError(f'{where} must have "{key}", got {_list_keys(data)}')
     for key in data:
         if key not in required and key not in optional:
             raise ValueError(
-                f'{where} must not have "{key}", only {_list_keys([*required, *optional])}'
+                f'{where} must not have "{key}", only'
+                f" {_list_keys(dict.fromkeys([*required, *optional]))}"
             )
 
 

@@ -73,17 +73,23 @@ def check_keys(
     typed(data, dict, where)
     for key in required:
         if key not in data and key not in optional:
-            raise ValueError(f'{where} must have "{key}", got {_list_keys(data)}')
+            raise ValueError(f"{where} must have {quoted(key)}, got {_list_keys(data)}")
     for key in data:
         if key not in required and key not in optional:
             raise ValueError(
-                f'{where} must not have "{key}", only'
+                f"{where} must not have {quoted(key)}, only"
                 f" {_list_keys(dict.fromkeys([*required, *optional]))}"
             )
 
 
-def _list_keys(keys: Mapping[str, Any] | Sequence[str]) -> str:
-    return ", ".join(f'"{key}"' for key in keys) or "no keys"
+def _list_keys(keys: Mapping[str, Any]) -> str:
+    more = ", ..." if len(keys) > 10 else ""
+    return ", ".join(map(quoted, list(keys)[:10])) + more or "no keys"
+
+
+def quoted(key: str) -> str:
+    """A key as error messages show it."""
+    return f'"{key}"' if len(key) <= 60 else f'"{key[:57]}..."'
 
 
 _JSON_NAMES = {dict: "an object", list: "a list", str: "a string", int: "an integer"}

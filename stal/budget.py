@@ -13,9 +13,6 @@ PROMPTS_BYTES = 128 << 20
 DATASET_BYTES = 1 << 30
 # A picture's file: as many bytes as its pixels have without compression.
 IMAGE_BYTES = 128 << 20
-# Text in a picture after it is unpacked: a zip bomb grows a thousandfold. That of a record with
-# painted masks stays below.
-CHUNK_BYTES = 16 << 20
 
 # What a language model answers with: 1000 objects of 1000 characters each. The reader builds
 # objects of 100 bytes from two characters.
@@ -48,12 +45,5 @@ OBJECTS = 1_000
 # Relations of a layout: ten an object.
 RELATIONS = 10_000
 
-# Pictures of one call, layouts of one prompt. Their noise, seeds and boxes are made at once.
+# Pictures of one call. Their noise is drawn at once, and a record may ask for any number.
 IMAGES = 4_096
-SAMPLES = 4_096
-# Steps of weights in a file. Models are trained on 1000 timesteps.
-STEPS = 10_000
-# Layers of one kind, and channels, in a model's config.json. The largest UNets in use have 70
-# transformer layers in a row and 10240 channels in one.
-LAYERS = 1_000
-CHANNELS = 1 << 16

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from stal import budget
-from stal.files import read_text
+from stal.files import load_text
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
     """The JSON object in a file. Raises ValueError, naming the file, if there is none."""
     try:
-        text = read_text(path, name=str(path))
+        text = load_text(path, name=str(path))
     except FileNotFoundError as error:
         raise ValueError(f"{path} must be a JSON file, got no such file") from error
     except OSError as error:
@@ -142,7 +142,7 @@ def scalar(value: Any) -> Any:
         return value
 
 
-def integer(value: Any) -> bool:
+def is_integer(value: Any) -> bool:
     """Whether `scalar(value)` is an integer, and no bool."""
     value = scalar(value)
     return isinstance(value, int) and not isinstance(value, bool)

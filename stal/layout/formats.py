@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from stal.checked_json import loads, number, short
-from stal.files import read_text
+from stal.files import load_text
 from stal.layout.answers import plain_text, read_answer
 from stal.layout.coverage import Box, check_box
 from stal.layout.layout import Layout, PlacedObject, check_phrase, find_noun
@@ -71,7 +71,7 @@ def read_layout(
     if canvas is not None:
         canvas = _checked_canvas(canvas)
     try:
-        text = read_text(path, name="layout")
+        text = load_text(path, name="layout")
         own = _own_json(text)
         if own is not None:
             masks = _masks(own)

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from stal import budget
-from stal.checked_json import check_keys, dump_lines, dumps, integer, loads, number, short, typed
-from stal.files import read_text, write_atomic
+from stal.checked_json import check_keys, dump_lines, dumps, is_integer, loads, number, short, typed
+from stal.files import load_text, write_atomic
 from stal.layout.coverage import (
     ELLIPSE,
     Box,
@@ -226,7 +226,7 @@ class Layout:
             OSError: the file cannot be read.
         """
         try:
-            return cls.from_json(read_text(path, name="layout"))
+            return cls.from_json(load_text(path, name="layout"))
         except ValueError as error:
             raise ValueError(f"{os.fspath(path)}: {error}") from None
 
@@ -293,7 +293,7 @@ def _triples(relations: Sequence[Statement]) -> tuple[Statement, ...]:
             f"relations must be of (subject, predicate, object), got {short(relations)}"
         ) from None
     return tuple(
-        (int(i) if integer(i) else i, predicate, int(j) if integer(j) else j)
+        (int(i) if is_integer(i) else i, predicate, int(j) if is_integer(j) else j)
         for i, predicate, j in each
     )
 
@@ -345,7 +345,7 @@ def check_relations(relations: Sequence[Statement], n: int) -> None:
     for index, (i, predicate, j) in enumerate(relations):
         where = f"relations[{index}]"
         for end in (i, j):
-            if not integer(end) or not 0 <= end < n:
+            if not is_integer(end) or not 0 <= end < n:
                 raise ValueError(
                     f"{where} must name two of the {n} objects by index from 0, got {short(end)}"
                 )

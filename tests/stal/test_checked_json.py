@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from stal.checked_json import integer, loads, number, read_json, scalar, typed
+from stal.checked_json import is_integer, loads, number, read_json, scalar, typed
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ FLOATS += [np.longdouble(2.5), torch.tensor(2.5, dtype=torch.bfloat16, requires_
 
 @pytest.mark.parametrize("value", INTEGERS, ids=repr)
 def test_integers_of_every_kind_are_integers(value):
-    assert integer(value)
+    assert is_integer(value)
     assert typed(value, int, "steps") == 5
     assert type(number(value, "x")) is float
     assert json.dumps(scalar(value)) == "5"
@@ -58,7 +58,7 @@ def test_integers_of_every_kind_are_integers(value):
 
 @pytest.mark.parametrize("value", FLOATS, ids=repr)
 def test_numbers_of_every_kind_are_numbers(value):
-    assert not integer(value)
+    assert not is_integer(value)
     assert json.dumps(scalar(value)) == json.dumps(number(value, "x")) == "2.5"
 
 
@@ -71,7 +71,7 @@ def test_numbers_of_every_kind_are_numbers(value):
     ids=repr,
 )
 def test_what_is_no_number_is_refused(value):
-    assert not integer(value)
+    assert not is_integer(value)
     with pytest.raises(ValueError, match="x must be a number, got"):
         number(value, "x")
     with pytest.raises(ValueError, match="x must be an integer, got"):

@@ -8,7 +8,15 @@ import tempfile
 
 import pytest
 
-from stal.files import check_writable, open_regular, read_bytes, read_lines, read_text, write_atomic
+from stal.files import (
+    check_writable,
+    load_text,
+    open_regular,
+    read_bytes,
+    read_lines,
+    read_text,
+    write_atomic,
+)
 
 
 def test_a_file_is_written_and_replaced(tmp_path):
@@ -160,11 +168,12 @@ def test_what_may_never_end_is_not_waited_for(tmp_path, read, name, message):
 def test_of_no_file_the_system_tells(tmp_path, name):
     (tmp_path / "file").write_bytes(b"a")
     (tmp_path / "dangling").symlink_to(tmp_path / "absent")
-    for read in (open_regular, read_bytes, read_text):
+    for read in (open_regular, read_bytes, load_text):
         with pytest.raises(OSError, match=r"No such file|too long|Not a directory"):
             _read(read, tmp_path / name)
-    with pytest.raises(ValueError, match="prompts must be a text file, got"):
-        read_lines(tmp_path / name, name="prompts")
+    for read in (read_text, read_lines):
+        with pytest.raises(ValueError, match="prompts must be a text file, got"):
+            _read(read, tmp_path / name)
 
 
 def test_a_huge_file_is_refused_unread(tmp_path):

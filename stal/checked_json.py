@@ -8,61 +8,144 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
+
+from stal import budget
+from stal.files import load_text
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
     """The JSON object in a file. Raises ValueError, naming the file, if there is none."""
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"{path} must be a JSON file, got no such file")
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} must be JSON, got {first_line(error)}") from error
+        text = load_text(path, name=str(path))
+    except FileNotFoundError as error:
+        raise ValueError(f"{path} must be a JSON file, got no such file") from error
+    except OSError as error:
+        raise ValueError(f"{path} must be a JSON file, got: {error.strerror}") from error
+    try:
+        value = loads(text)
+    except ValueError as error:
+        raise ValueError(f"{path} must be JSON, got {error}") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path} must be a JSON object, got {type(value).__name__}")
     return value
 
 
+def loads(text: str) -> Any:
+    """What a JSON text says.
+
+    Raises ValueError, with what is wrong and where, if it is no JSON, or says one key of an object
+    twice, of which some readers take the first and some the last.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_object, parse_int=_integer)
+    except json.JSONDecodeError as error:
+        reason = f"{error.msg.lower()} in line {error.lineno}, column {error.colno}"
+        raise ValueError(reason) from None
+    except RecursionError:
+        raise ValueError("deep nesting") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise ValueError(f"two of the key {short(key)} in one object")
+            seen.add(key)
+    return found
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > budget.DIGITS:
+        raise ValueError(f"an integer of {len(digits)} digits")
+    return int(digits)
+
+
 def check_keys(
     data: Any, where: str, required: Sequence[str], *, optional: Sequence[str] = ()
 ) -> None:
-    """Raises ValueError unless data is a JSON object with these keys."""
+    """Raises ValueError unless data is a JSON object with these keys, of which the optional ones,
+    those that are required or others, may be missing."""
     typed(data, dict, where)
     for key in required:
-        if key not in data:
-            raise ValueError(f'{where} must have "{key}", got {_list_keys(data)}')
+        if key not in data and key not in optional:
+            raise ValueError(f"{where} must have {quoted(key)}, got {_list_keys(data)}")
     for key in data:
         if key not in required and key not in optional:
             raise ValueError(
-                f'{where} must not have "{key}", only {_list_keys([*required, *optional])}'
+                f"{where} must not have {quoted(key)}, only"
+                f" {_list_keys(dict.fromkeys([*required, *optional]))}"
             )
 
 
-def _list_keys(keys: Mapping[str, Any] | Sequence[str]) -> str:
-    return ", ".join(f'"{key}"' for key in keys) or "no keys"
+def _list_keys(keys: Mapping[str, Any]) -> str:
+    more = ", ..." if len(keys) > 10 else ""
+    return ", ".join(map(quoted, list(keys)[:10])) + more or "no keys"
+
+
+def quoted(key: str) -> str:
+    """A key as error messages show it."""
+    return f'"{key}"' if len(key) <= 60 else f'"{key[:57]}..."'
 
 
 _JSON_NAMES = {dict: "an object", list: "a list", str: "a string", int: "an integer"}
 
 
 def typed(value: Any, kind: type, where: str) -> Any:
-    """The value. Raises ValueError unless it is of that kind: dict, list, str or int, no bool."""
+    """The value. Raises ValueError unless it is of that kind: dict, list, str or int, no bool.
+
+    An int may be any integer that `scalar` knows.
+    """
+    if kind is int:
+        value = scalar(value)
     if not isinstance(value, kind) or isinstance(value, bool):
         raise ValueError(f"{where} must be {_JSON_NAMES[kind]}, got {short(value)}")
     return value
 
 
 def number(value: Any, where: str) -> float:
-    """The value as a float. Raises ValueError unless it is a number that a float can hold."""
+    """The value as a float: any number that `scalar` knows, NaN and infinity too, which each place
+    refuses by its own rule. Raises ValueError unless it is one that a float can hold."""
+    value = scalar(value)
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise ValueError(f"{where} must be a number, got {short(value)}")
     try:
         return float(value)
     except OverflowError:
         raise ValueError(f"{where} must be a finite number, got {short(value)}") from None
+
+
+def scalar(value: Any) -> Any:
+    """A number of numpy, or an array or tensor of no dimension, as Python's int, float or bool.
+
+    Everything else comes back as it is. Numbers of our public functions go through this, so that
+    `numpy.int64(5)` is as good as 5, and what is written is what json knows.
+    """
+    if type(value) in (int, float, bool, str):
+        return value
+    if getattr(value, "shape", None) == () and callable(getattr(value, "item", None)):
+        try:
+            value = value.item()
+        except (RuntimeError, NotImplementedError):  # a tensor that has no value, such as meta's
+            return value
+    if isinstance(value, bool):
+        return value
+    try:
+        if isinstance(value, Integral):
+            return int(value)
+        return float(value) if isinstance(value, Real) else value
+    except OverflowError:  # a fraction that no float holds
+        return value
+
+
+def is_integer(value: Any) -> bool:
+    """Whether `scalar(value)` is an integer, and no bool."""
+    value = scalar(value)
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def short(value: Any) -> str:

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from stal.checked_json import scalar
+
 
 class ImageNoise:
     """Standard normal noise drawn image by image on the CPU, so that a picture does not depend on
@@ -69,6 +71,7 @@ class ImageNoise:
 
 
 def _seeds(seed: int | Sequence[int], prompts: int, num_images: int) -> list[int]:
+    seed = scalar(seed)
     try:
         if isinstance(seed, Iterable):
             seeds = [operator.index(s) for s in seed]

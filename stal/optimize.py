@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from stal.checked_json import is_integer, number, scalar
 from stal.drawing import Drawing
 from stal.model.clip import Clip, crops
 from stal.runs import read_run, write_run
@@ -48,13 +49,15 @@ class Options:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "patience"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
+            value = scalar(getattr(self, name))
+            if not is_integer(value) or value < 1:
                 raise ValueError(f"{name} must be a positive integer, got {value!r}")
+            object.__setattr__(self, name, value)
         for name in ("lr", "crop_weight", "margin"):
-            value = getattr(self, name)
-            if not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+            value = number(getattr(self, name), name)
+            if not 0 <= value < math.inf:
                 raise ValueError(f"{name} must be a finite number >= 0, got {value!r}")
+            object.__setattr__(self, name, value)
 
 
 # Constant weights 5/K against the unconditional half are where that code starts from:
@@ -232,7 +235,7 @@ def online(
     """
     _check_blended(drawing)
     for name, value in (("every", every), ("updates", updates)):
-        if not isinstance(value, int) or value < 1:
+        if not is_integer(value) or value < 1:
             raise ValueError(f"{name} must be a positive integer, got {value!r}")
     if not 0 <= until <= 1 or not 0 <= radius < math.inf:
         raise ValueError(f"until must lie in [0, 1] and radius be >= 0, got {until} and {radius}")

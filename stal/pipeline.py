@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from stal.drawing import Drawing, Job, Result
-from stal.layout import Layout
+from stal.layout.formats import LayoutLike, as_layout
+from stal.layout.layout import Layout
 from stal.layout.predictor import predict
 from stal.model.model import Model
 from stal.noise import ImageNoise
-from stal.prompts import parse
+from stal.prompts import article, noun_of, parse
 from stal.sampler import Callback
 from stal.schedule import schedule_from_config
 from stal.settings import (
@@ -67,7 +68,7 @@ class Pipeline:
         self,
         prompt: str,
         *,
-        layout: Layout | str | None = None,
+        layout: LayoutLike | None = None,
         seed: int | Sequence[int] = 0,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         num_images: int = 1,
@@ -89,7 +90,9 @@ class Pipeline:
 
         Args:
             prompt: the global description D; its noun phrases are the local ones.
-            layout: where the objects go, a `Layout` or its JSON; by default what
+            layout: where the objects go: a `Layout`, its JSON, the path of a file that
+                `stal.layout.formats.read_layout` reads, or (phrase, box) pairs, a box being
+                (x0, y0, x1, y1) in fractions of the picture; by default what
                 `stal.layout.predictor.predict` gives for the prompt.
             seed: image i is drawn from the noise of seed + i, whatever the batch around it; or one
                 seed an image.
@@ -149,7 +152,7 @@ class Pipeline:
         prompts: Sequence[str],
         settings: Settings | None = None,
         *,
-        layouts: Sequence[Layout | str | None] | None = None,
+        layouts: Sequence[LayoutLike | None] | None = None,
         weights: Sequence[Weights | None] | None = None,
         seed: int | Sequence[int] = 0,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
@@ -188,7 +191,7 @@ class Pipeline:
         prompts: Sequence[str],
         settings: Settings | None = None,
         *,
-        layouts: Sequence[Layout | str | None] | None = None,
+        layouts: Sequence[LayoutLike | None] | None = None,
         weights: Sequence[Weights | None] | None = None,
         seed: int | Sequence[int] = 0,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
@@ -215,7 +218,7 @@ class Pipeline:
         self,
         prompts: Sequence[str],
         settings: Complete,
-        layouts: Sequence[Layout | str | None] | None,
+        layouts: Sequence[LayoutLike | None] | None,
         weights: Sequence[Weights | None] | None,
     ) -> list[Job]:
         """What to draw, each value checked."""
@@ -235,7 +238,12 @@ class Pipeline:
             if layout is None:
                 layout = predict(description, aspect=settings.width / settings.height)
             elif not isinstance(layout, Layout):
-                layout = Layout.from_json(layout)
+                aspect = settings.width / settings.height
+                layout = as_layout(
+                    layout, prompt=prompt, aspect=aspect, noun_of=noun_of, article=article
+                )
+            for index, placed in enumerate(layout.objects):
+                check_text(f"objects[{index}].phrase of the layout", placed.phrase)
             given: Weights | None = weights[i] if weights is not None else None
             steps, objects = settings.steps, len(layout.objects)
             if given is None:

@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stal.checked_json import scalar
+
 _PREDICTION_TYPES = ("epsilon", "v_prediction")
 _SPACINGS = ("leading", "trailing", "linspace")
 
@@ -267,6 +269,7 @@ def schedule_from_config(
     require_one_of("sampler", sampler, _SCHEDULER_CLASSES)
     config = _without_defaulted(config)
     count = _num_train_timesteps(config)
+    steps = scalar(steps)
     if not _is_integer(steps) or not 1 <= steps <= count:
         raise ValueError(f"steps must be an integer in [1, {count}], got {steps!r}")
     if config.get("_class_name") == "PNDMScheduler":

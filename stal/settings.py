@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from stal.checked_json import read_json
+from stal import budget
+from stal.checked_json import read_json, scalar
 from stal.weights import MODES, RULES, Mode, Rule, check_background, check_reference
 
 UNCONDITIONAL = "unconditional"
@@ -112,7 +113,7 @@ def complete(
         "height": rows and rows * unit,
         "width": columns and columns * unit,
     }
-    given = {k: v for k, v in asdict(settings).items() if v is not None}
+    given = {k: scalar(v) for k, v in asdict(settings).items() if v is not None}
     full = Complete(**own | given)
     if settings.background is None and refers_to_prompt(full):
         full = replace(full, background=defaults.background)
@@ -147,7 +148,7 @@ def _check(settings: Complete, unit: int) -> None:
             raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
     for name in ("steps", "num_images", "height", "width"):
         value = getattr(settings, name)
-        if not isinstance(value, int) or value < 1:
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name} must be a positive integer, got {value!r}")
     for name in ("height", "width"):
         value = getattr(settings, name)
@@ -156,9 +157,17 @@ def _check(settings: Complete, unit: int) -> None:
             raise ValueError(
                 f"{name} must be a multiple of {unit}, got {value}; {near} is the nearest"
             )
+    if settings.num_images > budget.IMAGES:
+        raise ValueError(f"num_images must be at most {budget.IMAGES}, got {settings.num_images}")
+    if settings.height * settings.width > budget.IMAGE_PIXELS:
+        raise ValueError(
+            f"height and width must be at most {budget.IMAGE_PIXELS} pixels together, got"
+            f" {settings.height} and {settings.width}"
+        )
     for name in ("guidance_scale", "eta", "background"):
         value = getattr(settings, name)
-        if not isinstance(value, (int, float)) or not math.isfinite(value):
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not number or not math.isfinite(value):
             raise ValueError(f"{name} must be a finite number, got {value!r}")
     if not 0 <= settings.eta <= 1:
         raise ValueError(f"eta must lie in [0, 1], got {settings.eta}")

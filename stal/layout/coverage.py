@@ -17,7 +17,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-# numpy and torch are imported where they are used: reading a layout file needs none.
+from stal import budget
+from stal.checked_json import number, short, typed
+
+# numpy and torch are imported where they are used: to read a layout of boxes needs none.
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -35,6 +38,9 @@ class Ellipse:
     """The ellipse that touches the four sides of its box."""
 
     box: Box
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "box", check_box(self.box, "box"))
 
     def area_before(self, x: Array, y: Array) -> Array:
         """G on the grid of x (columns) and y (rows): (rows, columns)."""
@@ -68,6 +74,10 @@ class Polygon:
 
     corners: tuple[tuple[float, float], ...]
 
+    def __post_init__(self) -> None:
+        corners = tuple((number(x, "corner"), number(y, "corner")) for x, y in self.corners)
+        object.__setattr__(self, "corners", corners)
+
     @property
     def box(self) -> Box:
         """The smallest box around it."""
@@ -78,7 +88,7 @@ class Polygon:
         """G on the grid of x (columns) and y (rows): (rows, columns).
 
         By Green's theorem it is the sum over the edges of the integral of min(u, x) dv over their
-        part above y.
+        part above y. y ascends.
         """
         import numpy as np
 
@@ -88,13 +98,21 @@ class Polygon:
             dx, dy = bx - ax, by - ay
             if dy == 0:
                 continue
+            # Rows above the edge have nothing of it, and those below it have all alike.
+            first = np.searchsorted(y, min(ay, by), "right")
+            last = np.searchsorted(y, max(ay, by))
+            rows = y[first : last + 1]
+            if not len(rows):
+                continue
             with np.errstate(over="ignore"):  # of an edge that is almost level
-                t = np.clip((y - ay) / dy, 0, 1)[:, None]  # where the edge passes y
+                t = np.clip((rows - ay) / dy, 0, 1)[:, None]  # where the edge passes y
             below = self._below(ax - x[None, :], dx, t)
             if dy < 0:
                 below = self._below(ax - x[None, :], dx, np.ones_like(t)) - below
                 t = 1 - t
-            total += dy * (x[None, :] * t + below)
+            part = dy * (x[None, :] * t + below)
+            total[first : last + 1] += part
+            total[last + 1 :] += part[-1]
         return np.abs(total)
 
     @staticmethod
@@ -121,11 +139,34 @@ class Painted:
         height, width: of the grid in cells.
         runs: lengths of runs in reading order, in turn of cells that are not covered (0 if the
             first one is) and of cells that are.
+
+    Raises:
+        ValueError: the runs are no lengths that add up to the cells, or more than
+            `stal.budget` allows.
     """
 
     height: int
     width: int
     runs: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        height, width = (typed(getattr(self, name), int, name) for name in ("height", "width"))
+        most = budget.MASK_SIDE
+        if max(height, width) > most or height * width > budget.MASK_CELLS:
+            raise ValueError(
+                f"height and width must be at most {most}, and at most {budget.MASK_CELLS} cells"
+                f" together, got {short(height)} and {short(width)}"
+            )
+        if len(self.runs) > budget.MASK_RUNS:
+            raise ValueError(f"runs must be at most {budget.MASK_RUNS}, got {len(self.runs)}")
+        runs = tuple(typed(n, int, "runs") for n in self.runs)
+        if min(height, width) < 1 or min(runs, default=0) < 0 or sum(runs) != height * width:
+            raise ValueError(
+                f"runs must be lengths that add up to {height} x {width} cells,"
+                f" got {short(sum(runs))}"
+            )
+        for name, value in (("height", height), ("width", width), ("runs", runs)):
+            object.__setattr__(self, name, value)
 
     @classmethod
     def from_cells(cls, cells: NDArray[np.bool_]) -> Painted:
@@ -149,28 +190,67 @@ class Painted:
     @property
     def box(self) -> Box:
         """The smallest box around what is covered; at least one cell must be."""
+        start, end = self._covered()
+        first, last = start // self.width, (end - 1) // self.width
+        # A run that goes on in the next row reaches both sides.
+        whole = bool((first < last).any())
+        left = 0 if whole else (start % self.width).min()
+        right = self.width - 1 if whole else ((end - 1) % self.width).max()
+        return (
+            float(left / self.width),
+            float(first.min() / self.height),
+            float((right + 1) / self.width),
+            float((last.max() + 1) / self.height),
+        )
+
+    def _covered(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Where each run of covered cells begins and ends in reading order."""
         import numpy as np
 
-        rows, columns = (np.flatnonzero(self.cells.any(axis)) for axis in (1, 0))
-        return (
-            float(columns[0] / self.width),
-            float(rows[0] / self.height),
-            float((columns[-1] + 1) / self.width),
-            float((rows[-1] + 1) / self.height),
-        )
+        ends = np.cumsum(self.runs, dtype=np.int64)
+        lengths = np.array(self.runs[1::2], dtype=np.int64)
+        end = ends[1::2][lengths > 0]
+        return end - lengths[lengths > 0], end
+
+    def _counts(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Covered cells above rows (ascending, each once) and left of a column: (rows, width + 1).
+
+        From the runs: however many cells there are, it takes memory for these rows alone.
+        """
+        import numpy as np
+
+        start, end = self._covered()
+        first, last = start // self.width, (end - 1) // self.width
+        # From one of the rows to the next: how many more runs begin than end at each column. One
+        # that goes on in the next row begins again at its left side; right of the last column
+        # nothing is counted.
+        steps = np.zeros((len(rows) + 1, self.width + 1), dtype=np.int64)
+        np.add.at(steps, (np.searchsorted(rows, first, "right"), start - first * self.width), 1)
+        np.add.at(steps, (np.searchsorted(rows, last, "right"), end - last * self.width), -1)
+        going_on = np.zeros(self.height + 1, dtype=np.int64)
+        np.add.at(going_on, first + 1, 1)
+        np.add.at(going_on, last + 1, -1)
+        at = np.searchsorted(rows, np.arange(self.height), "right")
+        np.add.at(steps[:, 0], at, np.cumsum(going_on)[:-1])
+        above = np.cumsum(steps[:-1, :-1], axis=0)
+        cells = np.cumsum(np.cumsum(above, axis=1), axis=1)
+        return np.concatenate((np.zeros_like(cells[:, :1]), cells), axis=1)
 
     def area_before(self, x: Array, y: Array) -> Array:
         """G on the grid of x (columns) and y (rows): (rows, columns)."""
         import numpy as np
 
-        corners = np.zeros((self.height + 1, self.width + 1))
-        corners[1:, 1:] = self.cells.cumsum(0).cumsum(1)
+        row, column = (
+            np.clip((at * n).astype(np.int64), 0, n - 1)
+            for at, n in ((y, self.height), (x, self.width))
+        )
+        needed, index = np.unique(np.concatenate((row, row + 1)), return_inverse=True)
+        corners = self._counts(needed).astype(np.float64)
         # Within a cell the area grows in proportion, so that interpolation is exact.
-        for axis, (at, n) in enumerate(((y, self.height), (x, self.width))):
-            cell = np.clip((at * n).astype(np.int64), 0, n - 1)
-            part = (at * n - cell).reshape((-1, 1) if axis == 0 else (1, -1))
-            low, high = (np.take(corners, cell + k, axis) for k in (0, 1))
-            corners = low + part * (high - low)
+        low, high = corners[index[: len(row)]], corners[index[len(row) :]]
+        corners = low + (y * self.height - row)[:, None] * (high - low)
+        low, high = corners[:, column], corners[:, column + 1]
+        corners = low + (x * self.width - column)[None, :] * (high - low)
         return corners / (self.height * self.width)
 
     def to_json(self) -> dict[str, Any]:
@@ -209,34 +289,72 @@ def check_polygon(corners: Sequence[Sequence[float]], where: str) -> Polygon:
     Raises:
         ValueError: fewer than three corners, one outside the canvas, no area, or edges that cross.
     """
-    if len(corners) < 3:
-        raise ValueError(f"{where} must have at least 3 corners, got {len(corners)}")
-    points = tuple((float(x), float(y)) for x, y in corners)
-    for x, y in points:
+    if not 3 <= len(corners) <= budget.CORNERS:
+        rule = "at least 3" if len(corners) < 3 else f"at most {budget.CORNERS}"
+        raise ValueError(f"{where} must have {rule} corners, got {len(corners)}")
+    polygon = Polygon(tuple((x, y) for x, y in corners))
+    for x, y in polygon.corners:
         if not (0 <= x <= 1 and 0 <= y <= 1):
             raise ValueError(f"{where} must lie inside [0, 1], got the corner {[x, y]}")
-    n = len(points)
-    edges = [(points[k], points[(k + 1) % n]) for k in range(n)]
-    for i in range(n):
-        for j in range(i + 2, n):
-            if (i, j) != (0, n - 1) and _cross(*edges[i], *edges[j]):
-                raise ValueError(f"{where} must not cross itself, got edges {i} and {j} that do")
+    if crossing := _crossing(polygon):
+        i, j = crossing
+        raise ValueError(f"{where} must not cross itself, got edges {i} and {j} that do")
+    points = polygon.corners
+    edges = zip(points, (*points[1:], points[0]), strict=True)
     doubled = sum(a[0] * b[1] - b[0] * a[1] for a, b in edges)
     if abs(doubled) < 1e-9:
         raise ValueError(f"{where} must have an area, got none")
-    return Polygon(points)
+    return polygon
 
 
-_Point = tuple[float, float]
+def _crossing(polygon: Polygon) -> tuple[int, int] | None:
+    """The first two edges of which the open segments have one point in common."""
+    import numpy as np
+
+    a = np.array(polygon.corners)
+    b = np.roll(a, -1, axis=0)
+    low, high = np.minimum(a, b), np.maximum(a, b)
+    n = len(a)
+
+    def side(p: Array, q: Array, r: Array) -> Array:
+        return (q[..., 0] - p[..., 0]) * (r[..., 1] - p[..., 1]) - (q[..., 1] - p[..., 1]) * (
+            r[..., 0] - p[..., 0]
+        )
+
+    for i in range(n - 2):
+        later = slice(i + 2, n - (i == 0))  # neighbours share a corner
+        # Most edges are far from each other.
+        near = (low[later] <= high[i]) & (high[later] >= low[i])
+        j = np.flatnonzero(near[:, 0] & near[:, 1]) + i + 2
+        if not len(j):
+            continue
+        p, q = a[i], b[i]
+        crosses = (side(p, q, a[j]) * side(p, q, b[j]) < 0) & (
+            side(a[j], b[j], p) * side(a[j], b[j], q) < 0
+        )
+        if crosses.any():
+            return i, int(j[crosses.argmax()])
+    return None
 
 
-def _cross(a: _Point, b: _Point, c: _Point, d: _Point) -> bool:
-    """Whether the open segments ab and cd have one point in common."""
+def check_box(box: Sequence[float], where: str) -> Box:
+    """A box of these edges.
 
-    def side(p: _Point, q: _Point, r: _Point) -> float:
-        return (q[0] - p[0]) * (r[1] - p[1]) - (q[1] - p[1]) * (r[0] - p[0])
-
-    return side(a, b, c) * side(a, b, d) < 0 and side(c, d, a) * side(c, d, b) < 0
+    Raises:
+        ValueError: not four numbers, outside [0, 1], not finite, or empty.
+    """
+    try:
+        edges = tuple(box)
+    except TypeError:
+        raise ValueError(f"{where} must be (x0, y0, x1, y1), got {short(box)}") from None
+    if len(edges) != 4:
+        raise ValueError(f"{where} must be (x0, y0, x1, y1), got {short(box)}")
+    x0, y0, x1, y1 = (number(edge, where) for edge in edges)
+    if not all(0.0 <= edge <= 1.0 for edge in (x0, y0, x1, y1)):  # NaN is outside
+        raise ValueError(f"{where} must lie inside [0, 1], got {[x0, y0, x1, y1]}")
+    if not (x0 < x1 and y0 < y1):
+        raise ValueError(f"{where} must have x0 < x1 and y0 < y1, got {[x0, y0, x1, y1]}")
+    return x0, y0, x1, y1
 
 
 class Covering(Protocol):

@@ -1,4 +1,4 @@
-"""Layouts from elsewhere: what language models emit, and masks painted in a picture.
+"""Layouts from elsewhere: files of several formats, and what Python gives.
 
     layout.json     our own format, see `stal.layout.Layout.from_json`
     layoutgpt.css   cat {width: 30px; height: 40px; left: 5px; top: 10px; }
@@ -13,31 +13,33 @@ Other programs give names or phrases, and no nouns. What knows English is handed
 
 Sources: LayoutGPT (arXiv 2305.15393), whose canvas has 64 pixels a side unless it is told
 otherwise; LLM-grounded diffusion (arXiv 2305.13655), boxes [x, y, width, height] on 512 pixels.
+`stal.layout.answers` says what of their models' answers is read, `stal.layout.painted` which
+pictures are masks.
 """
 
 from __future__ import annotations
 
-import ast
-import json
 import math
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-import numpy as np
+from stal.checked_json import loads, number, short
+from stal.files import load_text
+from stal.layout.answers import plain_text, read_answer
+from stal.layout.coverage import Box, check_box
+from stal.layout.layout import Layout, PlacedObject, check_phrase, find_noun
+from stal.layout.literals import OPENING_QUOTE
 
-from stal.checked_json import check_keys, short
-from stal.layout.coverage import Box, Painted
-from stal.layout.layout import Layout, PlacedObject
+# What can be made a layout: one, its JSON, a file, or phrases with their boxes.
+LayoutLike: TypeAlias = "Layout | str | os.PathLike[str] | Iterable[tuple[str, Box]]"
 
-CSS_CANVAS = 64.0
-LIST_CANVAS = 512.0
-_RULE = re.compile(r"^\s*(?P<name>[^{}:]+?)\s*\{(?P<body>[^{}]*)\}\s*$")
-_PROPERTIES = ("left", "top", "width", "height")
-_COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
+_OWN = ("version", "prompt", "objects", "relations", "aspect", "masks", "background")
+_FIRST_KEY = re.compile(rf"\{{\s*{OPENING_QUOTE}(\w*)")
+_OWN_IN_PROSE = re.compile(rf'\{{\s*"(?:{"|".join(_OWN)})"\s*:')
 
 
 def read_layout(
@@ -48,7 +50,7 @@ def read_layout(
     canvas: tuple[float, float] | None = None,
     prompt: str | None = None,
 ) -> Layout:
-    """Reads a layout in any of the formats above, told apart by what the file begins with.
+    """Reads a layout in any of the formats above, told apart by what the file holds.
 
     Args:
         path: a text file.
@@ -66,212 +68,113 @@ def read_layout(
             and the place in it.
         OSError: the file cannot be read.
     """
-    if canvas is not None and not all(math.isfinite(side) and side > 0 for side in canvas):
-        raise ValueError(f"canvas must be positive, got {canvas}")
+    if canvas is not None:
+        canvas = _checked_canvas(canvas)
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-        if text.lstrip().startswith("{"):
-            if _has_masks(text):
-                return _read_masks(text, Path(path).parent, noun_of)
-            return Layout.from_json(text)
-        named = re.search(r"^(?:Prompt|Caption):[ \t]*(.+)$", text, re.MULTILINE | re.IGNORECASE)
-        said = prompt if prompt is not None else named[1].strip() if named else ""
-        if "{" in text:
-            canvas = canvas or (CSS_CANVAS, CSS_CANVAS)
-            found = [(f"{article(name)} {name}", box) for name, box in _read_css(text, canvas)]
-        else:
-            canvas = canvas or (LIST_CANVAS, LIST_CANVAS)
-            found = _read_list(text, canvas)
-        if not found:
-            raise ValueError("layout must have an object, got none")
-        objects = (PlacedObject(phrase, noun_of(phrase), box) for phrase, box in found)
-        return Layout(said, tuple(objects), (), canvas[0] / canvas[1])
-    except UnicodeDecodeError:
-        raise ValueError(f"{os.fspath(path)}: must be text in UTF-8, got other bytes") from None
+        text = load_text(path, name="layout")
+        own = _own_json(text)
+        if own is not None:
+            masks = _masks(own)
+            if masks is None:
+                return Layout.from_json(own, noun_of=noun_of)
+            from stal.layout.painted import read_painted
+
+            return read_painted(masks, Path(path).parent, noun_of=noun_of)
+        said, found, size = read_answer(plain_text(text), canvas=canvas, article=article)
+        objects = (PlacedObject(phrase, find_noun(phrase, noun_of), box) for phrase, box in found)
+        return Layout(said if prompt is None else prompt, tuple(objects), (), size[0] / size[1])
     except ValueError as error:
         raise ValueError(f"{os.fspath(path)}: {error}") from None
 
 
-def _read_css(text: str, canvas: tuple[float, float]) -> list[tuple[str, Box]]:
-    """Names and boxes: a line an object; lines without braces are passed over ("Layout:")."""
-    found = []
-    for number, line in enumerate(text.splitlines(), 1):
-        if "{" not in line and "}" not in line:
-            continue
-        where = f"line {number}"
-        rule = _RULE.match(line)
-        if rule is None:
-            raise ValueError(f"{where} must be like `cat {{width: 30px; ...}}`, got {line.strip()}")
-        values: dict[str, float] = {}
-        for part in filter(str.strip, rule["body"].split(";")):
-            name, _, value = (each.strip() for each in part.partition(":"))
-            if name in values:
-                raise ValueError(f"{where} must have one {name}, got two")
-            try:
-                values[name] = float(value.removesuffix("px"))
-            except ValueError:
-                raise ValueError(f"{where} must have {name} in px, got {value!r}") from None
-        if sorted(values) != sorted(_PROPERTIES):
-            raise ValueError(f"{where} must have {', '.join(_PROPERTIES)}, got {', '.join(values)}")
-        # "cat1" and "cat 2" are cats.
-        name = re.sub(r"[\s_-]*\d+$", "", rule["name"]).replace("-", " ").replace("_", " ")
-        if not name:
-            raise ValueError(f"{where} must name its object, got {rule['name']!r}")
-        found.append((name, _box([values[each] for each in _PROPERTIES], canvas, where)))
-    return found
+def as_layout(
+    value: LayoutLike,
+    *,
+    prompt: str,
+    aspect: float,
+    noun_of: Callable[[str], str],
+    article: Callable[[str], str],
+) -> Layout:
+    """The layout that a value of Python stands for.
 
+    Args:
+        value: a `Layout`; the JSON of one, which begins with "{"; the path of a file that
+            `read_layout` reads; or (phrase, box) pairs, or objects by phrase, where a box is
+            (x0, y0, x1, y1) in fractions of the canvas.
+        prompt: of pairs, and of files that hold none.
+        aspect: width / height of the canvas, of pairs.
+        noun_of, article: as in `read_layout`.
 
-def _read_list(text: str, canvas: tuple[float, float]) -> list[tuple[str, Box]]:
-    """Phrases and boxes: the first list of pairs (phrase, [x, y, width, height]).
-
-    What follows it is passed over.
+    Raises:
+        ValueError: none of these, or a box that breaks its rule; the message names it.
     """
-    start = text.find("[")
-    if start < 0:
-        raise ValueError(
-            "layout must be JSON, LayoutGPT's lines `cat {width: 30px; ...}` or a list of"
-            f" (phrase, [x, y, width, height]), got {text.strip()[:40]!r}"
-        )
-    end = _closing(text, start)
-    if end is None:
-        line = text.count("\n", 0, start) + 1
-        raise ValueError(f"list must be closed by ], got the end of the file after line {line}")
-    try:
-        items = ast.literal_eval(text[start:end])
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        raise ValueError("list must be of pairs (phrase, [x, y, width, height])") from None
-    found = []
-    for index, item in enumerate(items):
-        where = f"item {index}"
+    if isinstance(value, Layout):
+        return value
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        return Layout.from_json(value, noun_of=noun_of)
+    if isinstance(value, str | os.PathLike):
         try:
-            phrase, corner = item
-            corner = [float(value) for value in corner]
-            if not isinstance(phrase, str) or not phrase.strip() or len(corner) != 4:
-                raise TypeError
-        except (TypeError, ValueError, OverflowError):
-            raise ValueError(
-                f"{where} must be (phrase, [x, y, width, height]), got {short(item)}"
-            ) from None
-        found.append((" ".join(phrase.split()), _box(corner, canvas, where)))
-    return found
-
-
-def _closing(text: str, start: int) -> int | None:
-    """The end of the list that begins at `start`, brackets inside quotes not counted."""
-    depth, quote, k = 0, "", start
-    while k < len(text):
-        char = text[k]
-        if quote:
-            if char == "\\":
-                k += 1
-            elif char == quote:
-                quote = ""
-        elif char in "\"'":
-            quote = char
-        elif char in "[]":
-            depth += 1 if char == "[" else -1
-            if depth == 0:
-                return k + 1
-        k += 1
-    return None
-
-
-def _box(corner: Sequence[float], canvas: tuple[float, float], where: str) -> Box:
-    """Of (x, y, width, height) in pixels."""
-    x, y, w, h = corner
-    width, height = canvas
-    box = x / width, y / height, (x + w) / width, (y + h) / height
-    if not (w > 0 and h > 0):
-        raise ValueError(f"{where} must have a positive width and height, got {w:g} and {h:g}")
-    # Models count carelessly by a pixel or two; more is another canvas.
-    if min(box) < -0.05 or max(box) > 1.05 or not all(map(math.isfinite, box)):
+            layout = read_layout(value, noun_of=noun_of, article=article)
+        except OSError as error:
+            got = f"{short(os.fspath(value))}: {error.strerror}"
+            raise ValueError(f"layout must be a file that can be read, got {got}") from error
+        return layout if layout.prompt else replace(layout, prompt=prompt)
+    if isinstance(value, bytes) or not isinstance(value, Iterable):
         raise ValueError(
-            f"{where} must lie in the canvas of {width:g} x {height:g}, got"
-            f" {[round(value, 6) for value in corner]}: name the canvas that was meant"
+            f"layout must be a Layout, its JSON, a path or (phrase, box) pairs, got {short(value)}"
         )
-    x0, y0, x1, y1 = (min(max(edge, 0.0), 1.0) for edge in box)
-    return x0, y0, x1, y1
+    items = value.items() if isinstance(value, Mapping) else value
+    objects = (_pair(item, f"layout[{k}]", noun_of) for k, item in enumerate(items))
+    return Layout(prompt, tuple(objects), (), aspect)
 
 
-def _has_masks(text: str) -> bool:
+def _pair(item: Any, where: str, noun_of: Callable[[str], str]) -> PlacedObject:
+    if isinstance(item, PlacedObject):
+        return item
     try:
-        data = json.loads(text)
-    except (json.JSONDecodeError, RecursionError):
-        return False  # the reader of our own format says what is wrong
-    return isinstance(data, dict) and "masks" in data
-
-
-def _read_masks(text: str, folder: Path, noun_of: Callable[[str], str]) -> Layout:
-    """A PNG of one colour an object, and what the colours are.
-
-        {"masks": "masks.png", "prompt": str, "background": "#000000",
-         "objects": [{"phrase": str, "noun": str, "colour": "#ff0000"}],
-         "relations": [...], "aspect": number}
-
-    "background", "noun", "relations" and "aspect" (of the picture) may be missing.
-    """
-    from PIL import Image
-
-    data: dict[str, Any] = json.loads(text)
-    known = ("masks", "prompt", "background", "objects", "relations", "aspect")
-    for key in data:
-        if key not in known:
-            raise ValueError(f'layout must not have "{key}" beside "masks"')
-    name = data["masks"]
-    if not isinstance(name, str) or not isinstance(data.get("objects"), list):
-        raise ValueError('layout must name a PNG file as "masks", and have a list of "objects"')
-    background = _colour(data.get("background", "#000000"), "background")
+        phrase, box = item
+    except (TypeError, ValueError):
+        phrase, box = None, ()
+    if not isinstance(phrase, str) or not phrase.strip():
+        raise ValueError(f"{where} must be a pair (phrase, (x0, y0, x1, y1)), got {short(item)}")
+    check_phrase(phrase, where)
     try:
-        with Image.open(folder / name) as image:
-            pixels = np.asarray(image.convert("RGB"), dtype=np.uint32)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"masks must be a picture, got {name!r}: {error}") from None
-    codes = (pixels[..., 0] << 16) | (pixels[..., 1] << 8) | pixels[..., 2]
-    height, width = codes.shape
-    aspect = data.get("aspect", width / height)
-    if isinstance(aspect, bool) or not isinstance(aspect, int | float) or not 0 < aspect < 1e6:
-        raise ValueError(f"aspect must be a positive number, got {short(aspect)}")
-    if abs(aspect * height - width) > 1:
+        edges = [number(edge, where) for edge in box]
+    except TypeError:
+        edges = []
+    if len(edges) == 4 and max(edges) > 1:
         raise ValueError(
-            f"masks must have the layout's aspect {aspect:g}, got {name} of {width} x {height}"
+            f"{where} must have its box in fractions of the canvas, got {edges}: divide pixels"
+            " by the picture's width and height"
         )
-    items, colours = [], {background}
-    for index, item in enumerate(data["objects"]):
-        where = f"objects[{index}]"
-        if not isinstance(item, dict) or not isinstance(item.get("phrase"), str):
-            raise ValueError(f'{where} must have a "phrase" and a "colour", got {short(item)}')
-        check_keys(item, where, ("phrase",), optional=("noun", "colour"))
-        colour = _colour(item.get("colour"), f"{where}.colour")
-        if colour in colours:
-            raise ValueError(f"{where}.colour must be its own, got {item['colour']} again")
-        if not (codes == colour).any():
-            raise ValueError(f"{where}.colour must be in {name}, got no pixel of {item['colour']}")
-        colours.add(colour)
-        outline = Painted.from_cells(codes == colour)
-        items.append((item["phrase"], item.get("noun", noun_of(item["phrase"])), outline))
-    other = ~np.isin(codes, list(colours))
-    if other.any():
-        y, x = (int(each[0]) for each in other.nonzero())
-        raise ValueError(
-            f"{name} must have the colours of the objects and the background"
-            f" #{background:06x} only, got #{int(codes[y, x]):06x} at ({x}, {y}): save it"
-            " without smoothing"
-        )
-    boxes = [
-        {"phrase": phrase, "noun": noun, "box": list(outline.box)}
-        for phrase, noun, outline in items
-    ]
-    own = {"version": 1, "prompt": "", "relations": [], "aspect": float(aspect), "objects": boxes}
-    named = {key: data[key] for key in ("prompt", "relations") if key in data}
-    layout = Layout.from_json(json.dumps({**own, **named}))
-    objects = (
-        replace(each, outline=outline)
-        for each, (*_, outline) in zip(layout.objects, items, strict=True)
-    )
-    return replace(layout, objects=tuple(objects))
+    return PlacedObject(phrase, find_noun(phrase, noun_of), check_box(edges or box, where))
 
 
-def _colour(value: Any, where: str) -> int:
-    if not isinstance(value, str) or not _COLOUR.fullmatch(value):
-        raise ValueError(f'{where} must be like "#ff0000", got {value!r}')
-    return int(value[1:], 16)
+def _checked_canvas(canvas: tuple[float, float]) -> tuple[float, float]:
+    try:
+        width, height = (number(side, "canvas") for side in canvas)
+    except (TypeError, ValueError):
+        raise ValueError(f"canvas must be (width, height), got {short(canvas)}") from None
+    if not all(math.isfinite(side) and side > 0 for side in (width, height)):
+        raise ValueError(f"canvas must be positive, got {short(canvas)}")
+    return width, height
+
+
+def _own_json(text: str) -> str | None:
+    """The JSON of ours in a text, with nothing or with prose around it; None in an answer."""
+    bare = text.lstrip()
+    if bare.startswith("{"):
+        first = _FIRST_KEY.match(bare)
+        return text if first is None or first[1] in _OWN else None
+    text = plain_text(text)
+    found = _OWN_IN_PROSE.search(text)
+    return None if found is None else text[found.start() : text.rfind("}") + 1]
+
+
+def _masks(text: str) -> dict[str, Any] | None:
+    """The JSON if it is of `stal.layout.painted`."""
+    try:
+        data = loads(text) if '"masks"' in text else None
+    except ValueError:
+        return None  # the reader of our own format says what is wrong
+    return data if isinstance(data, dict) and "masks" in data else None

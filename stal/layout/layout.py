@@ -8,23 +8,24 @@ Boxes are (x0, y0, x1, y1) as fractions of the canvas, x to the right, y downwar
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from stal.checked_json import check_keys, dump_lines, dumps, number, short, typed
-from stal.files import write_atomic
+from stal import budget
+from stal.checked_json import check_keys, dump_lines, dumps, is_integer, loads, number, short, typed
+from stal.files import load_text, write_atomic
 from stal.layout.coverage import (
     ELLIPSE,
     Box,
     Ellipse,
     Outline,
     Painted,
+    Polygon,
+    check_box,
     check_polygon,
 )
 from stal.relations import GEOMETRY, PREDICATES, Statement
@@ -46,6 +47,9 @@ class PlacedObject:
         box: (x0, y0, x1, y1), fractions of the canvas.
         score: how sure the predictor is of the box; 1 where nothing was predicted.
         outline: what it covers of the box (`stal.layout.coverage`); all of it if None.
+
+    Raises:
+        ValueError: the box is not of numbers.
     """
 
     phrase: str
@@ -55,8 +59,13 @@ class PlacedObject:
     outline: Outline | None = None
 
     def __post_init__(self) -> None:
-        # Lists are welcome; equal boxes compare equal.
-        object.__setattr__(self, "box", tuple(map(float, self.box)))
+        # Lists and numbers of every kind are welcome; equal boxes compare equal.
+        try:
+            box = tuple(number(edge, "box") for edge in self.box)
+        except TypeError:
+            raise ValueError(f"box must be (x0, y0, x1, y1), got {short(self.box)}") from None
+        object.__setattr__(self, "box", box)
+        object.__setattr__(self, "score", number(self.score, "score"))
 
 
 @dataclass(frozen=True)
@@ -73,7 +82,7 @@ class Layout:
     Raises:
         ValueError: a box outside [0, 1], empty or not finite; an outline that leaves its box; a
             relation of an object that is not there or with an unknown predicate; an aspect that is
-            not positive.
+            not positive; more objects, corners or relations than `stal.budget` allows.
     """
 
     prompt: str
@@ -82,16 +91,28 @@ class Layout:
     aspect: float = 1.0
 
     def __post_init__(self) -> None:
-        # Lists are welcome; equal layouts compare equal.
+        # Lists and numbers of every kind are welcome; equal layouts compare equal.
+        typed(self.prompt, str, "prompt")
         object.__setattr__(self, "objects", tuple(self.objects))
-        object.__setattr__(self, "relations", tuple((i, p, j) for i, p, j in self.relations))
+        object.__setattr__(self, "relations", _triples(self.relations))
+        object.__setattr__(self, "aspect", number(self.aspect, "aspect"))
         if not (math.isfinite(self.aspect) and self.aspect > 0):
             raise ValueError(f"aspect must be positive and finite, got {self.aspect}")
+        _check_count("objects", len(self.objects), budget.OBJECTS)
+        _check_count("relations", len(self.relations), budget.RELATIONS)
+        outlines = [o.outline for o in self.objects if isinstance(o, PlacedObject)]
+        corners = sum(len(o.corners) for o in outlines if isinstance(o, Polygon))
+        _check_count("corners of all shapes", corners, budget.CORNERS)
         for index, placed in enumerate(self.objects):
-            _check_box(placed.box, f"objects[{index}].box")
-            _check_outline(placed, f"objects[{index}].shape")
+            where = f"objects[{index}]"
+            if not isinstance(placed, PlacedObject):
+                raise ValueError(f"{where} must be a PlacedObject, got {short(placed)}")
+            check_phrase(placed.phrase, f"{where}.phrase")
+            typed(placed.noun, str, f"{where}.noun")
+            check_box(placed.box, f"{where}.box")
+            _check_outline(placed, f"{where}.shape")
             if not math.isfinite(placed.score):
-                raise ValueError(f"objects[{index}].score must be finite, got {placed.score}")
+                raise ValueError(f"{where}.score must be finite, got {placed.score}")
         check_relations(self.relations, len(self.objects))
 
     @property
@@ -143,66 +164,49 @@ class Layout:
         return "{\n" + ",\n".join(lines) + "\n}\n"
 
     @classmethod
-    def from_json(cls, text: str) -> Layout:
-        """Reads what `to_json` writes.
+    def from_json(cls, text: str, *, noun_of: Callable[[str], str] | None = None) -> Layout:
+        """Reads what `to_json` writes, and what is written by hand.
 
             {"version": 2, "prompt": str, "aspect": width / height,
              "objects": [{"phrase": str, "noun": str, "box": [x0, y0, x1, y1], "score": number,
                           "shape": SHAPE}],
              "relations": [[subject, "left of", object], ...]}
 
-        "score" may be missing (1), and "shape" (the whole box), which version 1 does not have:
+        "objects" and of each "phrase" and "box" must be there. Without the others the prompt is
+        "", the aspect and a score are 1 and there are no relations; a noun is that of the phrase,
+        and a shape the whole box. A file that says "version": 1 has no shapes. They are
         "ellipse" (in the box), [[x, y], ...] (the corners of a polygon), or {"height": rows,
         "width": columns, "runs": [n, ...]}, cells of the canvas in reading order, in turn n that
         are not covered and n that are. A shape lies inside its box.
+
+        Args:
+            text: the JSON.
+            noun_of: from a phrase to its noun; `stal.prompts.noun_of`. Without it the noun that is
+                not there is the phrase.
 
         Raises:
             ValueError: no such JSON; the message names the place.
         """
         try:
-            data = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(
-                f"layout must be valid JSON, got {error.msg.lower()} in line {error.lineno},"
-                f" column {error.colno}"
-            ) from None
-        except RecursionError:
-            raise ValueError("layout must be valid JSON of this format, got deep nesting") from None
-        check_keys(data, "layout", ("version", "prompt", "objects", "relations", "aspect"))
-        version = data["version"]
+            data = loads(text)
+        except ValueError as error:
+            raise ValueError(f"layout must be valid JSON, got {error}") from None
+        optional = ("version", "prompt", "relations", "aspect")
+        keys = ("version", "prompt", "objects", "relations", "aspect")
+        check_keys(data, "layout", keys, optional=optional)
+        version = data.get("version", VERSION)
         if isinstance(version, bool) or version not in (1, VERSION):
-            raise ValueError(f"version must be 1 or {VERSION}, got {version!r}")
-        optional = ("score",) if version == 1 else ("score", "shape")
-        objects = []
-        for index, item in enumerate(typed(data["objects"], list, "objects")):
-            where = f"objects[{index}]"
-            check_keys(item, where, ("phrase", "noun", "box"), optional=optional)
-            box = typed(item["box"], list, f"{where}.box")
-            if len(box) != 4:
-                raise ValueError(f"{where}.box must be [x0, y0, x1, y1], got {box}")
-            x0, y0, x1, y1 = (number(edge, f"{where}.box") for edge in box)
-            objects.append(
-                PlacedObject(
-                    typed(item["phrase"], str, f"{where}.phrase"),
-                    typed(item["noun"], str, f"{where}.noun"),
-                    (x0, y0, x1, y1),
-                    number(item.get("score", 1.0), f"{where}.score"),
-                    _read_shape(item.get("shape"), (x0, y0, x1, y1), f"{where}.shape"),
-                )
-            )
-        relations = []
-        for index, item in enumerate(typed(data["relations"], list, "relations")):
-            where = f"relations[{index}]"
-            if len(typed(item, list, where)) != 3:
-                raise ValueError(f"{where} must be [subject, predicate, object], got {item}")
-            i, predicate, j = item
-            typed(predicate, str, where)
-            relations.append((typed(i, int, where), predicate, typed(j, int, where)))
+            raise ValueError(f"version must be 1 or {VERSION}, got {short(version)}")
+        objects = typed(data["objects"], list, "objects")
+        _check_count("objects", len(objects), budget.OBJECTS)
         return cls(
-            typed(data["prompt"], str, "prompt"),
-            tuple(objects),
-            tuple(relations),
-            number(data["aspect"], "aspect"),
+            typed(data.get("prompt", ""), str, "prompt"),
+            tuple(
+                _read_object(item, f"objects[{index}]", version, noun_of)
+                for index, item in enumerate(objects)
+            ),
+            read_relations(data.get("relations", [])),
+            number(data.get("aspect", 1.0), "aspect"),
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -222,19 +226,76 @@ class Layout:
             OSError: the file cannot be read.
         """
         try:
-            return cls.from_json(Path(path).read_text(encoding="utf-8"))
+            return cls.from_json(load_text(path, name="layout"))
         except ValueError as error:
             raise ValueError(f"{os.fspath(path)}: {error}") from None
 
 
-def _check_box(box: Box, where: str) -> None:
+def _check_count(name: str, count: int, most: int) -> None:
+    if count > most:
+        raise ValueError(f"{name} must be at most {most}, got {count}")
+
+
+def _read_object(
+    item: Any, where: str, version: int, noun_of: Callable[[str], str] | None
+) -> PlacedObject:
+    optional = ("noun", "score") if version == 1 else ("noun", "score", "shape")
+    check_keys(item, where, ("phrase", "noun", "box"), optional=optional)
+    phrase = check_phrase(item["phrase"], f"{where}.phrase")
+    noun = item["noun"] if "noun" in item else find_noun(phrase, noun_of)
+    box = typed(item["box"], list, f"{where}.box")
     if len(box) != 4:
-        raise ValueError(f"{where} must be (x0, y0, x1, y1), got {box}")
-    if not all(0.0 <= edge <= 1.0 for edge in box):  # NaN is outside
-        raise ValueError(f"{where} must lie inside [0, 1], got {list(box)}")
-    x0, y0, x1, y1 = box
-    if not (x0 < x1 and y0 < y1):
-        raise ValueError(f"{where} must have x0 < x1 and y0 < y1, got {list(box)}")
+        raise ValueError(f"{where}.box must be [x0, y0, x1, y1], got {short(box)}")
+    x0, y0, x1, y1 = (number(edge, f"{where}.box") for edge in box)
+    return PlacedObject(
+        phrase,
+        typed(noun, str, f"{where}.noun"),
+        (x0, y0, x1, y1),
+        number(item.get("score", 1.0), f"{where}.score"),
+        _read_shape(item.get("shape"), (x0, y0, x1, y1), f"{where}.shape"),
+    )
+
+
+def find_noun(phrase: str, noun_of: Callable[[str], str] | None) -> str:
+    """The noun of a phrase from elsewhere; the phrase where nobody knows English."""
+    return phrase if noun_of is None else noun_of(phrase[: budget.NOUN_CHARS])
+
+
+def check_phrase(value: Any, where: str) -> str:
+    """The value. Raises ValueError unless it is a text, and not too long to be one's."""
+    phrase = typed(value, str, where)
+    if len(phrase) > budget.PHRASE_CHARS:
+        raise ValueError(
+            f"{where} must have at most {budget.PHRASE_CHARS} characters, got {len(phrase)}"
+        )
+    return phrase
+
+
+def read_relations(value: Any) -> tuple[Statement, ...]:
+    """The relations of a layout's JSON. Raises ValueError, naming the place, if it has none."""
+    relations = []
+    for index, item in enumerate(typed(value, list, "relations")):
+        where = f"relations[{index}]"
+        if len(typed(item, list, where)) != 3:
+            raise ValueError(f"{where} must be [subject, predicate, object], got {short(item)}")
+        i, predicate, j = item
+        typed(predicate, str, where)
+        relations.append((typed(i, int, where), predicate, typed(j, int, where)))
+    return tuple(relations)
+
+
+def _triples(relations: Sequence[Statement]) -> tuple[Statement, ...]:
+    """The relations as tuples, their integers Python's."""
+    try:
+        each = [(i, predicate, j) for i, predicate, j in relations]
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"relations must be of (subject, predicate, object), got {short(relations)}"
+        ) from None
+    return tuple(
+        (int(i) if is_integer(i) else i, predicate, int(j) if is_integer(j) else j)
+        for i, predicate, j in each
+    )
 
 
 def _check_outline(placed: PlacedObject, where: str) -> None:
@@ -242,7 +303,7 @@ def _check_outline(placed: PlacedObject, where: str) -> None:
         return
     x0, y0, x1, y1 = placed.outline.box
     a0, b0, a1, b1 = placed.box
-    if min(x0 - a0, y0 - b0, a1 - x1, b1 - y1) < -1e-6:
+    if not min(x0 - a0, y0 - b0, a1 - x1, b1 - y1) >= -1e-6:  # NaN is outside
         raise ValueError(
             f"{where} must lie inside its box {list(placed.box)}, got one that reaches"
             f" {[x0, y0, x1, y1]}"
@@ -253,12 +314,11 @@ def _read_shape(value: Any, box: Box, where: str) -> Outline | None:
     if value is None:
         return None
     if value == ELLIPSE:
-        _check_box(box, where.removesuffix("shape") + "box")
-        return Ellipse(box)
+        return Ellipse(check_box(box, where.removesuffix("shape") + "box"))
     if isinstance(value, list):
         for k, corner in enumerate(value):
             if len(typed(corner, list, f"{where}[{k}]")) != 2:
-                raise ValueError(f"{where}[{k}] must be [x, y], got {corner}")
+                raise ValueError(f"{where}[{k}] must be [x, y], got {short(corner)}")
         corners = [[number(x, f"{where}[{k}]") for x in c] for k, c in enumerate(value)]
         return check_polygon(corners, where)
     if not isinstance(value, dict):
@@ -266,15 +326,14 @@ def _read_shape(value: Any, box: Box, where: str) -> Outline | None:
             f'{where} must be "{ELLIPSE}", a list of corners or painted cells, got {short(value)}'
         )
     check_keys(value, where, ("height", "width", "runs"))
-    height, width = (typed(value[key], int, f"{where}.{key}") for key in ("height", "width"))
-    runs = tuple(typed(n, int, f"{where}.runs") for n in typed(value["runs"], list, where))
-    if min(height, width) < 1 or min(runs, default=0) < 0 or sum(runs) != height * width:
-        raise ValueError(
-            f"{where}.runs must be lengths that add up to {height} x {width} cells, got {sum(runs)}"
-        )
-    if not any(runs[1::2]):
+    typed(value["runs"], list, f"{where}.runs")
+    try:
+        painted = Painted(**value)
+    except ValueError as error:
+        raise ValueError(f"{where}.{error}") from None
+    if not any(painted.runs[1::2]):
         raise ValueError(f"{where} must cover a cell, got none")
-    return Painted(height, width, runs)
+    return painted
 
 
 def check_relations(relations: Sequence[Statement], n: int) -> None:
@@ -286,14 +345,14 @@ def check_relations(relations: Sequence[Statement], n: int) -> None:
     for index, (i, predicate, j) in enumerate(relations):
         where = f"relations[{index}]"
         for end in (i, j):
-            if not isinstance(end, int) or not 0 <= end < n:
+            if not is_integer(end) or not 0 <= end < n:
                 raise ValueError(
-                    f"{where} must name two of the {n} objects by index from 0, got {end}"
+                    f"{where} must name two of the {n} objects by index from 0, got {short(end)}"
                 )
-        if predicate not in PREDICATES:
+        if not isinstance(predicate, str) or predicate not in PREDICATES:
             raise ValueError(
                 f"{where} must have one of the predicates {', '.join(PREDICATES)},"
-                f" got {predicate!r}"
+                f" got {short(predicate)}"
             )
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stal.checked_json import read_json
+from stal.checked_json import number, read_json, short, typed
 from stal.files import write_atomic
 
 VERSION = 1
@@ -55,12 +55,17 @@ class WeightSchedule:
     def __post_init__(self) -> None:
         if not self.knots:
             raise ValueError("knots must be given for at least one number of objects, got none")
-        for objects, values in self.knots.items():
-            if objects < 1 or not values or not all(map(math.isfinite, values)):
+        knots: dict[int, tuple[float, ...]] = {}
+        for objects, given in self.knots.items():
+            values = tuple(number(value, f"knots for {objects} objects") for value in given)
+            count = typed(objects, int, "number of objects in knots")
+            if count < 1 or not values or not all(map(math.isfinite, values)):
                 raise ValueError(
                     "knots must be one or more finite numbers for each number of objects from 1 "
-                    f"up, got {list(values)} for {objects}"
+                    f"up, got {short(list(values))} for {short(count)}"
                 )
+            knots[count] = values
+        object.__setattr__(self, "knots", knots)
 
     def __call__(self, steps: int, objects: int) -> Tensor:
         """(steps, objects) float32."""
@@ -80,11 +85,14 @@ class WeightSchedule:
     def from_json(record: Mapping[str, Any], *, source: str | os.PathLike[str]) -> WeightSchedule:
         """Raises ValueError, naming the source, if the record is no schedule."""
         if record.get("version") != VERSION:
-            raise ValueError(f"{source} must have version {VERSION}, got {record.get('version')!r}")
+            got = short(record.get("version"))
+            raise ValueError(f"{source} must have version {VERSION}, got {got}")
         try:
             if not all(isinstance(v, list) for v in record["knots"].values()):
                 raise TypeError("not every value is a list")
-            knots = {int(n): tuple(map(float, v)) for n, v in record["knots"].items()}
+            if not all(n.isdecimal() and str(int(n)) == n for n in record["knots"]):
+                raise TypeError("not every key is a number of objects")
+            knots = {int(n): tuple(v) for n, v in record["knots"].items()}
             about = {k: v for k, v in record.items() if k not in ("version", "knots")}
             return WeightSchedule(knots, about)
         except (AttributeError, TypeError, ValueError, KeyError) as error:
@@ -136,7 +144,7 @@ def _first_weights(record: Mapping[str, Any], path: str | os.PathLike[str]) -> T
     for candidate in (lambda: record["weights"][0], lambda: record["weights"]):
         try:
             tensor = torch.tensor(candidate(), dtype=torch.float32)
-        except (KeyError, IndexError, TypeError, ValueError):
+        except (KeyError, IndexError, TypeError, ValueError, OverflowError, RuntimeError):
             continue
         if tensor.ndim == 2 and len(tensor):
             return tensor

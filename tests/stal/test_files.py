@@ -8,7 +8,15 @@ import tempfile
 
 import pytest
 
-from stal.files import check_writable, write_atomic
+from stal.files import (
+    check_writable,
+    load_text,
+    open_regular,
+    read_bytes,
+    read_lines,
+    read_text,
+    write_atomic,
+)
 
 
 def test_a_file_is_written_and_replaced(tmp_path):
@@ -75,7 +83,7 @@ def test_check_leaves_nothing_behind_and_nothing_changed(tmp_path):
         ("absent/file", "output must be in an existing folder, got .*: create .*absent"),
         ("file/below", "output must be in an existing folder"),
         (".", "output must be a file, got the folder"),
-        ("pipe", "output must be a file, got the device"),
+        ("pipe", "output must be a file, got the pipe"),
         ("n" * 300, "output must be writable, got .*: File name too long"),
         ("dangling", "output must be in an existing folder, got .*dangling: create .*absent"),
     ],
@@ -96,3 +104,89 @@ def test_a_folder_without_permission_is_refused_under_the_given_name(tmp_path, m
     monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
     with pytest.raises(ValueError, match=r"json must be writable, got .*: Permission denied"):
         check_writable(tmp_path / "file.json", name="json")
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        (b"a\r\nb\rc\n", "a\nb\nc\n"),
+        (b"\xef\xbb\xbfa", "a"),
+        ("à \u2028 b".encode(), "à \u2028 b"),
+        ("à".encode("utf-16"), "à"),
+        (b"\xfe\xff" + "à\r\n".encode("utf-16-be"), "à\n"),
+        (b"", ""),
+    ],
+    ids=["line ends", "mark", "accents", "utf-16", "big-endian", "empty"],
+)
+def test_text_is_read_in_unicode(tmp_path, data, text):
+    (tmp_path / "file").write_bytes(data)
+    assert read_text(tmp_path / "file", name="prompts") == text
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("a\nà".encode("latin-1"), "prompts must be text in UTF-8, got other bytes in line 2 of"),
+        (b"a\nb\0", "prompts must be text, got a zero byte in line 2 of"),
+        ("ab".encode("utf-32"), "prompts must be text, got a zero byte"),
+        (b"\xff\xfea", "prompts must be text in UTF-8"),
+        (b"\xed\xa0\x80", "prompts must be text in UTF-8"),
+        (b"12345678", "prompts must have at most 7 bytes, got 8 in"),
+    ],
+    ids=["latin-1", "zero", "utf-32", "half of utf-16", "surrogate", "long"],
+)
+def test_what_is_no_text_is_refused(tmp_path, data, message):
+    (tmp_path / "file").write_bytes(data)
+    with pytest.raises(ValueError, match=message):
+        read_text(tmp_path / "file", name="prompts", limit=7 if len(data) == 8 else 100)
+
+
+def _read(read, path):
+    limit = {"limit": 100} if read is read_bytes else {}
+    return read(path, name="prompts", **limit)
+
+
+@pytest.mark.parametrize("read", [open_regular, read_bytes, read_text, read_lines])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("pipe", "prompts must be a file, got the pipe .*: save what it gives in a file"),
+        ("link", "prompts must be a file, got the pipe"),
+        (".", "prompts must be a file, got the folder"),
+        ("/dev/zero", "prompts must be a file, got the device /dev/zero"),
+        ("a\0b", "prompts must be a file, got .*x00b"),
+    ],
+)
+def test_what_may_never_end_is_not_waited_for(tmp_path, read, name, message):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "pipe")
+    with pytest.raises(ValueError, match=message):
+        _read(read, tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["absent", "dangling", "n" * 300, "file/below"])
+def test_of_no_file_the_system_tells(tmp_path, name):
+    (tmp_path / "file").write_bytes(b"a")
+    (tmp_path / "dangling").symlink_to(tmp_path / "absent")
+    for read in (open_regular, read_bytes, load_text):
+        with pytest.raises(OSError, match=r"No such file|too long|Not a directory"):
+            _read(read, tmp_path / name)
+    for read in (read_text, read_lines):
+        with pytest.raises(ValueError, match="prompts must be a text file, got"):
+            _read(read, tmp_path / name)
+
+
+def test_a_huge_file_is_refused_unread(tmp_path):
+    with open(tmp_path / "file", "wb") as file:
+        file.truncate(1 << 40)  # takes no room
+    for read in (read_bytes, read_text, read_lines):
+        with pytest.raises(
+            ValueError, match=r"prompts must have at most .* bytes, got 1099511627776"
+        ):
+            _read(read, tmp_path / "file")
+
+
+def test_files_of_strange_names_are_read(tmp_path):
+    for name in ("a b", "-", "*", "\udcff", "é\n"):
+        (tmp_path / name).write_bytes(b"a")
+        assert read_text(tmp_path / name, name="prompts") == "a"

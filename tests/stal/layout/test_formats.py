@@ -137,7 +137,7 @@ def test_painted_masks_are_read(write, painted):
         (f"[('a', [0, 0, {'9' * 400}, 9])]", "item 0 must be (phrase,"),
         ("cat {width: 3; width: 4; left: 5; top: 0}", "line 1 must have one width, got two"),
         ("[('a', [0, 0, 900, 9])]", "item 0 must lie in the canvas of 512 x 512"),
-        ('{"version": 3}', 'layout must have "prompt"'),
+        ('{"version": 3}', 'layout must have "objects"'),
         ('{"version": 1', "layout must be valid JSON"),
     ],
 )

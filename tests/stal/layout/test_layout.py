@@ -7,12 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stal.layout import Layout, PlacedObject, place
-from stal.prompts import parse
+from stal.layout import Ellipse, Layout, Painted, PlacedObject, Polygon, place
+from stal.prompts import noun_of, parse
 
 
 def test_moved_box_violates_its_relation() -> None:
@@ -94,17 +96,25 @@ def test_json_score_may_be_missing() -> None:
     assert Layout.from_json(with_object()).objects[0].score == 1.0
 
 
+def test_json_by_hand_may_say_no_more_than_phrases_and_boxes() -> None:
+    text = '{"objects": [{"phrase": "a red dog", "box": [0, 0, 0.5, 1]}]}'
+    layout = Layout.from_json(text, noun_of=noun_of)
+    assert layout == Layout("", (PlacedObject("a red dog", "dog", (0.0, 0.0, 0.5, 1.0)),))
+    assert Layout.from_json(text).objects[0].noun == "a red dog"
+    shaped = text.replace("1]", '1], "shape": "ellipse"')
+    assert Layout.from_json(shaped).objects[0].outline == Ellipse((0.0, 0.0, 0.5, 1.0))
+
+
 BAD_JSON = {
     "empty": ("", r"layout must be valid JSON, got .* in line 1, column 1"),
     "truncated": (document()[:-20], r"layout must be valid JSON, got .* in line 1, column \d+"),
     "deep": ("[" * 100_000, r"layout must be valid JSON"),
     "no object": ("[]", r"layout must be an object, got \[\]"),
     "null": ("null", r"layout must be an object, got None"),
-    "no version": (document(version=None), r'layout must have "version", got "prompt"'),
+    "no objects": (document(objects=None), r'layout must have "objects", got "version"'),
     "version": (document(version=3), r"version must be 1 or 2, got 3"),
     "version, text": (document(version="1"), r"version must be 1 or 2, got '1'"),
     "version, true": (document(version=True), r"version must be 1 or 2, got True"),
-    "no prompt": (document(prompt=None), r'layout must have "prompt"'),
     "prompt": (document(prompt=3), r"prompt must be a string, got 3"),
     "unknown key": (document(boxes=[]), r'layout must not have "boxes", only "version", "prompt"'),
     "aspect 0": (document(aspect=0), r"aspect must be positive and finite, got 0"),
@@ -215,3 +225,120 @@ def test_load_names_the_file(tmp_path: Path) -> None:
 def test_import_needs_neither_torch_nor_pil() -> None:
     code = "import sys, stal.layout; sys.exit('torch' in sys.modules or 'PIL' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_numbers_of_numpy_and_torch_make_an_equal_layout() -> None:
+    plain = Layout(
+        "two dogs",
+        (
+            PlacedObject("a dog", "dog", (0.0, 0.0, 0.5, 1.0), 0.5),
+            PlacedObject("a dog", "dog", (0.5, 0.0, 1.0, 1.0), 1.0, Ellipse((0.5, 0.0, 1.0, 1.0))),
+            PlacedObject("a cat", "cat", (0.0, 0.0, 1.0, 1.0), 1.0, Painted(1, 2, (1, 1))),
+            PlacedObject(
+                "a fox",
+                "fox",
+                (0.0, 0.0, 1.0, 1.0),
+                1.0,
+                Polygon(((0.0, 0.0), (1.0, 0.0), (0.0, 1.0))),
+            ),
+        ),
+        ((0, "left of", 1),),
+        2.0,
+    )
+    ends = torch.tensor([0.5, 0, 1, 1])
+    found = Layout(
+        "two dogs",
+        [
+            PlacedObject("a dog", "dog", np.float32([0, 0, 0.5, 1]), np.float16(0.5)),  # type: ignore[arg-type]
+            PlacedObject("a dog", "dog", ends, np.array(1), Ellipse(ends)),  # type: ignore[arg-type]
+            PlacedObject(
+                "a cat",
+                "cat",
+                [np.int64(0), 0, np.uint8(1), torch.tensor(1)],  # type: ignore[arg-type]
+                1,
+                Painted(np.int32(1), torch.tensor(2), np.array([1, 1])),  # type: ignore[arg-type]
+            ),
+            PlacedObject("a fox", "fox", (0, 0, 1, 1), 1, Polygon(np.eye(3)[[2, 0, 1], :2])),  # type: ignore[arg-type]
+        ],  # type: ignore[arg-type]
+        [[np.int64(0), "left of", torch.tensor(1)]],  # type: ignore[arg-type]
+        np.float32(2),  # type: ignore[arg-type]
+    )
+    assert found == plain
+    assert found.to_json() == plain.to_json()
+    assert Layout.from_json(found.to_json()) == plain
+
+
+DOG = PlacedObject("a dog", "dog", (0.0, 0.0, 1.0, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: PlacedObject("a", "a", 5), r"box must be \(x0, y0, x1, y1\), got 5"),
+        (lambda: PlacedObject("a", "a", (0, 0, True, 1)), "box must be a number, got True"),
+        (lambda: PlacedObject("a", "a", ("0", 0, 1, 1)), "box must be a number, got '0'"),
+        (lambda: Layout("", [PlacedObject("a", "a", (0, 1))]), r"objects\[0\].box must be \(x0"),
+        (lambda: Layout("", [(0, 0, 1, 1)]), r"objects\[0\] must be a PlacedObject, got \(0"),
+        (lambda: Layout("", [DOG], [(0, "left of")]), "relations must be of"),
+        (lambda: Layout("", [DOG], [0]), "relations must be of"),
+        (lambda: Layout("", [DOG], [(True, "left of", 0)]), r"relations\[0\] must name two"),
+        (lambda: Layout("", [DOG], [(0, ["above"], 0)]), r"relations\[0\] must have one of"),
+        (lambda: Layout("", [DOG], aspect=np.nan), "aspect must be positive and finite"),
+        (lambda: Layout("", [DOG], aspect="1"), "aspect must be a number, got '1'"),
+        (lambda: Layout(5), "prompt must be a string, got 5"),
+        (lambda: Layout("", [DOG] * 1001), "objects must be at most 1000, got 1001"),
+        (lambda: Layout("", [DOG], [(0, "above", 0)] * 10001), "relations must be at most 10000"),
+        (
+            lambda: Layout("", [PlacedObject("a" * 5001, "a", DOG.box)]),
+            r"objects\[0\].phrase must have at most 5000 characters, got 5001",
+        ),
+        (lambda: Painted(2, 2, (0, 5)), "runs must be lengths that add up to 2 x 2 cells, got 5"),
+        (lambda: Painted(2, 2.0, (4,)), "width must be an integer, got 2.0"),
+        (lambda: Painted(20000, 20000, (0, 4 * 10**8)), "height and width must be at most 16384"),
+        (lambda: Painted(8192, 8192, (0, 1 << 26)), "and at most 33554432 cells together"),
+        (lambda: Painted(1024, 1024, (2,) * (1 << 19) + (0,)), "runs must be at most 524288"),
+        (lambda: Ellipse((0, 0, 0, 1)), "box must have x0 < x1"),
+    ],
+)
+def test_what_makes_no_layout_is_refused(make, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ('"box": [0, 0, 1, 1], "box": [0, 0, 1, 1]', "two of the key 'box' in one object"),
+        (f'"box": [0, 0, 1, {"9" * 5000}]', "got an integer of 5000 digits"),
+        ('"box": [0, 0, 1, 1e400]', r"objects\[0\].box must lie inside"),
+        ('"box": [0, 0, 1, Infinity]', r"objects\[0\].box must lie inside"),
+        ('"box": [0, 0, 1, 1], "shape": [[0, 0], [1, 0], [0, NaN]]', "must lie inside"),
+        (
+            f'"box": [0, 0, 1, 1], "shape": {[[0, 0]] * 10001}',
+            r"objects\[0\].shape must have at most 10000 corners, got 10001",
+        ),
+        (
+            '"box": [0, 0, 1, 1],'
+            ' "shape": {"height": 20000, "width": 20000, "runs": [0, 400000000]}',
+            r"objects\[0\].shape.height and width must be at most 16384",
+        ),
+        (
+            f'"box": [0, 0, 1, 1], "shape": {{"height": {"9" * 999}, "width": 1, "runs": [0, 1]}}',
+            r"objects\[0\].shape.height and width must be at most",
+        ),
+    ],
+)
+def test_json_that_asks_for_too_much_is_refused(change: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        Layout.from_json(f'{{"objects": [{{"phrase": "a dog", {change}}}]}}')
+    assert len(str(caught.value)) < 300
+
+
+def test_corners_are_counted_over_all_objects() -> None:
+    corners = [
+        [0.5 + 0.4 * math.cos(k / 1000), 0.5 + 0.4 * math.sin(k / 1000)] for k in range(6000)
+    ]
+    each = {"phrase": "a dog", "box": [0, 0, 1, 1], "shape": corners}
+    assert len(Layout.from_json(json.dumps({"objects": [each]})).objects) == 1
+    with pytest.raises(ValueError, match="corners of all shapes must be at most 10000, got 12000"):
+        Layout.from_json(json.dumps({"objects": [each, each]}))

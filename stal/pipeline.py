@@ -26,6 +26,7 @@ from stal.settings import (
     reference_prompt,
     refers_to_prompt,
 )
+from stal.torch_state import undisturbed
 from stal.weights import Mode, Rule, as_weights, default_weights
 
 # Numbers (steps, objects) or (objects,), or what makes them of a number of steps and of objects.
@@ -183,6 +184,7 @@ class Pipeline:
         )
         return drawing.results(drawing.sample(callback=callback))
 
+    @undisturbed()
     def prepare(
         self,
         prompts: Sequence[str],

@@ -207,9 +207,9 @@ def alphas_cumprod_from_config(config: Mapping[str, Any]) -> Tensor:
     config = _without_defaulted(config)
     count = _num_train_timesteps(config)
     if config.get("trained_betas") is not None:
-        betas = torch.tensor(config["trained_betas"], dtype=torch.float64)
+        betas = torch.tensor(config["trained_betas"], dtype=torch.float64, device="cpu")
     elif (kind := config.get("beta_schedule", "linear")) == "squaredcos_cap_v2":
-        t = torch.arange(count + 1, dtype=torch.float64) / count
+        t = torch.arange(count + 1, dtype=torch.float64, device="cpu") / count
         alpha_bar = torch.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
         betas = (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=0.999)
     else:
@@ -219,7 +219,7 @@ def alphas_cumprod_from_config(config: Mapping[str, Any]) -> Tensor:
         if not all(isinstance(end, (int, float)) and 0 < end <= 1 for end in ends):
             raise ValueError(f"beta_start and beta_end must be numbers in (0, 1], got {ends}")
         start, end = (end ** (1 / power) for end in ends)
-        betas = torch.linspace(start, end, count, dtype=torch.float64) ** power
+        betas = torch.linspace(start, end, count, dtype=torch.float64, device="cpu") ** power
     if betas.shape != (count,) or not bool(((betas > 0) & (betas <= 1)).all()):
         raise ValueError(
             f"trained_betas must be num_train_timesteps = {count} numbers in (0, 1], "

@@ -65,6 +65,12 @@ def number(value: Any, where: str) -> float:
         raise ValueError(f"{where} must be a finite number, got {short(value)}") from None
 
 
+def as_whole(value: Any) -> Any:
+    """A float without a fraction as an int; anything else as it is."""
+    is_whole = isinstance(value, float) and value.is_integer()
+    return int(value) if is_whole else value
+
+
 def short(value: Any) -> str:
     """A value as error messages show it."""
     text = repr(value)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from stal.checked_json import first_line, read_json
+from stal.checked_json import as_whole, first_line, read_json, short
 from stal.model.config_values import check_layers
 from stal.model.part_configs import autoencoder_layers, autoencoder_values, built, text_values
 from stal.model.tensors import Weights, refuse_pickle
@@ -126,15 +126,18 @@ def load_components(
         text_encoder_2 = load_text_encoder(
             folder / "text_encoder_2", CLIPTextModelWithProjection, dtype=dtype, device=device
         )
+        _limit(tokenizer_2, text_encoder_2)
     network = load_unet(folder / "unet", dtype=dtype, device=device)
     text_encoder = load_text_encoder(
         folder / "text_encoder", CLIPTextModel, dtype=dtype, device=device
     )
+    tokenizer = load_tokenizer(folder / "tokenizer")
+    _limit(tokenizer, text_encoder)
     return Components(
         pipeline_class=index["_class_name"],
         unet=network.requires_grad_(False),
         vae=_load_vae(folder / "vae", dtype, device),
-        tokenizer=load_tokenizer(folder / "tokenizer"),
+        tokenizer=tokenizer,
         text_encoder=text_encoder,
         tokenizer_2=tokenizer_2,
         text_encoder_2=text_encoder_2,
@@ -257,13 +260,43 @@ def give_positions(model: nn.Module, device: str | torch.device) -> None:
 
 
 def load_tokenizer(folder: Path) -> CLIPTokenizer:
+    """A CLIP tokenizer, which pads with the end's mark where its files name nothing.
+
+    Its model_max_length is what the files say, see `prompt_length`.
+    Raises ValueError if the folder holds no such tokenizer.
+    """
     from transformers import CLIPTokenizer
 
     # Without these transformers makes an empty vocabulary and says nothing.
     if not ((folder / "tokenizer.json").is_file() or (folder / "vocab.json").is_file()):
         raise ValueError(f"{folder} must hold tokenizer.json or vocab.json, got neither")
     try:
-        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # whatever transformers and tokenizers make of a broken file
         got = first_line(error)
         raise ValueError(f"{folder} must hold a CLIP tokenizer, got {got}") from error
+    if not isinstance(tokenizer.model_max_length, (int, float)):
+        got = short(tokenizer.model_max_length)
+        raise ValueError(f"model_max_length must be a number in {folder}, got {got}")
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise ValueError(f"{folder} must hold a tokenizer with an eos_token, got none")
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _limit(tokenizer: CLIPTokenizer, encoder: Any) -> None:
+    """Whoever reads a tokenizer's model_max_length finds one that makes sense."""
+    positions = encoder.config.max_position_embeddings
+    tokenizer.model_max_length = prompt_length(tokenizer, positions)
+
+
+def prompt_length(tokenizer: Any, positions: int) -> int:
+    """Tokens of a prompt: as many as the tokenizer says where it says a number that makes sense.
+
+    Many say none, which transformers turns into 10^30, or more than the encoder has positions.
+    """
+    said = as_whole(tokenizer.model_max_length)
+    # Between the marks of beginning and end there is a word.
+    makes_sense = isinstance(said, int) and not isinstance(said, bool) and 3 <= said <= positions
+    return said if makes_sense else positions

@@ -11,13 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stal.budget import MAX_LAYERS, MAX_LEVELS, MAX_WIDTH
-from stal.checked_json import short
-
-
-def as_whole(value: Any) -> Any:
-    """A float without a fraction as an int; anything else as it is."""
-    is_whole = isinstance(value, float) and value.is_integer()
-    return int(value) if is_whole else value
+from stal.checked_json import as_whole, short
 
 
 def whole(

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from stal.checked_json import first_line, short
 from stal.finite import check_finite, is_finite
-from stal.model.checkpoint import Components, load_components, resolve
-from stal.model.config_values import as_whole
+from stal.model.checkpoint import Components, load_components, prompt_length, resolve
 from stal.model.unet import UNet
+from stal.settings import hinted
 from stal.torch_state import undisturbed
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ class Model:
         self.components, self.name, self.folder = components, name, folder
 
     @classmethod
+    @hinted
     def from_pretrained(
         cls,
         model: str | Path | None = None,
@@ -115,7 +116,7 @@ class Model:
         parts: list[Any] = [c.unet, c.vae, c.text_encoder, c.text_encoder_2]
         for module in parts:
             if module is not None:
-                module.to(device=device, dtype=dtype)
+                _move(module, device=device, dtype=dtype)
         return self
 
     @property
@@ -259,12 +260,12 @@ class Model:
         vae = self.components.vae
         if vae.dtype == torch.float16 and vae.config.force_upcast:
             # XL's autoencoder overflows in half precision and says so in its configuration.
-            vae.to(torch.float32)
+            _move(vae, dtype=torch.float32)
         found = call(vae)
         if vae.dtype in (torch.float16, torch.bfloat16) and not is_finite(found):
             half = str(vae.dtype).removeprefix("torch.")
             warnings.warn(f"the vae overflows in {half} and goes on in float32", stacklevel=3)
-            vae.to(torch.float32)
+            _move(vae, dtype=torch.float32)
             found = call(vae)
         return check_finite(what, found, vae.dtype)
 
@@ -291,15 +292,9 @@ class Model:
         return ids.to(self.device)
 
 
-def prompt_length(tokenizer: Any, positions: int) -> int:
-    """Tokens of a prompt: as many as the tokenizer says where it says a number that makes sense.
-
-    Many say none, which transformers turns into 10^30, or more than the encoder has positions.
-    """
-    said = as_whole(tokenizer.model_max_length)
-    # Between the marks of beginning and end there is a word.
-    makes_sense = isinstance(said, int) and not isinstance(said, bool) and 3 <= said <= positions
-    return said if makes_sense else positions
+def _move(module: nn.Module, *, device: Any = None, dtype: torch.dtype | None = None) -> None:
+    # Past diffusers' own method, which warns of every change of dtype.
+    nn.Module.to(module, device=device, dtype=dtype)
 
 
 def check_dtype(dtype: object) -> None:

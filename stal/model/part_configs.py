@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from stal.budget import MAX_ROWS, MAX_WIDTH
-from stal.checked_json import first_line, short, typed
-from stal.model.config_values import as_whole, flag, levels_of, one_of, real, reals, whole
+from stal.checked_json import as_whole, first_line, short, typed
+from stal.model.config_values import flag, levels_of, one_of, real, reals, whole
 
 _DOWN = ("DownEncoderBlock2D", "AttnDownEncoderBlock2D")
 _UP = ("UpDecoderBlock2D", "AttnUpDecoderBlock2D")

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from stal.budget import MAX_CELLS, MAX_WIDTH
-from stal.checked_json import read_json, short
-from stal.model.config_values import as_whole, flag, levels_of, real, whole
+from stal.checked_json import as_whole, read_json, short
+from stal.model.config_values import flag, levels_of, real, whole
 
 # Where not everything is implemented: what is, diffusers' default first. A key that is not there
 # has its default, and so has null where null is listed.
@@ -146,12 +146,18 @@ class UNetConfig:
 
     @property
     def layers(self) -> int:
-        """How many resnets and transformer blocks there are, but for those in the middle."""
-        return sum(
-            resnets * (2 + 2 * transformers)
-            for resnets, transformers in zip(
-                self.layers_per_block, self.transformer_layers_per_block, strict=True
-            )
+        """How many resnets and transformer blocks there are at least."""
+        counts = zip(
+            self.layers_per_block,
+            self.transformer_layers_per_block,
+            self.down_block_types,
+            reversed(self.up_block_types),
+            strict=True,
+        )
+        middle = self.transformer_layers_per_block[-1]
+        return middle + sum(
+            resnets * (2 + transformers * ((down == DOWN[0]) + (up == UP[0])))
+            for resnets, transformers, down, up in counts
         )
 
 

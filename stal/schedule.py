@@ -306,7 +306,7 @@ def schedule_from_config(
         if value is not None and value not in values:
             raise ValueError(
                 f"{option} must be {' or '.join(map(repr, values)) or 'null'} for sampler "
-                f"{sampler!r}, which implements nothing else, got {value!r}"
+                f"{sampler!r}, which implements nothing else, got {short(value)}"
             )
     offset = as_whole(config.get("steps_offset", 0))
     if not _is_integer(offset):
@@ -396,7 +396,7 @@ def _sampler_of_config(config: Mapping[str, Any]) -> str:
             return sampler
     raise ValueError(
         f"sampler must be given, one of {', '.join(map(repr, _SCHEDULER_CLASSES))}, "
-        f"for a configuration of {written_by!r}"
+        f"for a configuration of {short(written_by)}"
     )
 
 
@@ -408,4 +408,5 @@ def require_one_of(name: str, value: object, allowed: Iterable[str]) -> None:
     """Raises ValueError that lists the allowed values unless value is one of them."""
     allowed = tuple(allowed)
     if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+        names = ", ".join(map(repr, allowed))
+        raise ValueError(f"{name} must be one of {names}, got {short(value)}")

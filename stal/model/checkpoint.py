@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from stal.checked_json import as_whole, first_line, read_json, short
-from stal.model.config_values import check_layers
+from stal.model.config_values import check_layers, flag
 from stal.model.part_configs import autoencoder_layers, autoencoder_values, built, text_values
 from stal.model.tensors import Weights, refuse_pickle
 from stal.model.unet import UNet
@@ -142,7 +142,7 @@ def load_components(
         tokenizer_2=tokenizer_2,
         text_encoder_2=text_encoder_2,
         scheduler_config=read_json(folder / "scheduler" / "scheduler_config.json"),
-        force_zeros_for_empty_prompt=is_xl and index.get("force_zeros_for_empty_prompt", True),
+        force_zeros_for_empty_prompt=is_xl and flag(index, "force_zeros_for_empty_prompt", True),
     )
 
 
@@ -159,14 +159,16 @@ def read_model_index(folder: str | Path) -> dict[str, Any]:
         raise ValueError(f"model must {rule}, got {folder}{hint}")
     index = read_json(folder / "model_index.json")
     pipeline = index.get("_class_name")
-    if pipeline not in PIPELINES:
-        raise ValueError(f"model must be a {' or '.join(PIPELINES)}, got {pipeline} in {folder}")
+    if not isinstance(pipeline, str) or pipeline not in PIPELINES:
+        known, got = " or ".join(PIPELINES), short(pipeline)
+        raise ValueError(f"model must be a {known}, got {got} in {folder}")
     for part, class_name in PIPELINES[pipeline].items():
         entry = index.get(part)  # [library, class], or null
         found = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
         if found is None or found != (class_name or found):
             rule = f"be of class {class_name}" if class_name else "be present"
-            raise ValueError(f"{part} must {rule} in model_index.json of {folder}, got {entry}")
+            got = short(entry)
+            raise ValueError(f"{part} must {rule} in model_index.json of {folder}, got {got}")
         if not (folder / part).is_dir():
             raise ValueError(f"{folder} must hold the folder {part}, which its index names")
     return index

@@ -77,6 +77,12 @@ def short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
+def shown(name: Any) -> str:
+    """A name of a file's making as it is, where it fits into a line; anything else as `short`."""
+    fits = isinstance(name, str) and name.isprintable() and 0 < len(name) <= 100
+    return name if fits else short(name)
+
+
 def dumps(value: Any) -> str:
     """A value as JSON on one line. Raises ValueError for NaN and infinity."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from stal.checked_json import as_whole, first_line, read_json, short
+from stal.checked_json import as_whole, first_line, read_json, short, shown
 from stal.model.config_values import check_layers, flag
 from stal.model.part_configs import autoencoder_layers, autoencoder_values, built, text_values
 from stal.model.tensors import Weights, refuse_pickle
@@ -160,7 +160,7 @@ def read_model_index(folder: str | Path) -> dict[str, Any]:
     index = read_json(folder / "model_index.json")
     pipeline = index.get("_class_name")
     if not isinstance(pipeline, str) or pipeline not in PIPELINES:
-        known, got = " or ".join(PIPELINES), short(pipeline)
+        known, got = " or ".join(PIPELINES), shown(pipeline)
         raise ValueError(f"model must be a {known}, got {got} in {folder}")
     for part, class_name in PIPELINES[pipeline].items():
         entry = index.get(part)  # [library, class], or null

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stal.checked_json import read_json, short
+from stal.checked_json import read_json, shown
 from stal.finite import NotFinite, check_finite
 from stal.model.checkpoint import give_positions, load_tokenizer
 from stal.model.config_values import check_layers, real, reals
@@ -167,7 +167,7 @@ def load(
     config_json = read_json(folder / "config.json")
     kind = config_json.get("model_type")
     if kind != "clip":
-        raise ValueError(f"{folder} must hold a CLIP model (model_type clip), got {short(kind)}")
+        raise ValueError(f"{folder} must hold a CLIP model (model_type clip), got {shown(kind)}")
     try:
         values = clip_values(config_json)
     except ValueError as error:

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from stal.checked_json import first_line, read_json, short
+from stal.checked_json import first_line, read_json, shown
 from stal.finite import NotFinite, is_finite, way_out
 
 PICKLE_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
@@ -97,7 +97,7 @@ def _read(
     for file in files:
         with _opened(file, device) as opened:
             for key in opened.keys():  # noqa: SIM118
-                tensors[key] = _converted(opened.get_tensor(key), dtype, f"{_shown(key)} in {file}")
+                tensors[key] = _converted(opened.get_tensor(key), dtype, f"{shown(key)} in {file}")
     return tensors
 
 
@@ -122,7 +122,7 @@ def check_shapes(module: nn.Module, found: Mapping[str, Any], *, source: str | P
     unexpected = [key for key in found if key not in expected]
     if missing or unexpected:
         got = [
-            f"{len(keys)} {what} ({', '.join(map(_shown, keys[:3]))}"
+            f"{len(keys)} {what} ({', '.join(map(shown, keys[:3]))}"
             f"{', ...' if len(keys) > 3 else ''})"
             for what, keys in (("missing", missing), ("unexpected", unexpected))
             if keys
@@ -192,7 +192,7 @@ def _shards(index: Path) -> list[Path]:
     for shard in names.values():
         is_name = isinstance(shard, str) and Path(shard).name == shard
         if not is_name or not (index.parent / shard).is_file():
-            what = f"the shard {_shown(str(shard))} that {index.name} names"
+            what = f"the shard {shown(shard)} that {index.name} names"
             raise ValueError(f"{index.parent} must hold {what}, got no such file")
     return [index.parent / shard for shard in sorted(set(names.values()))]
 
@@ -219,11 +219,6 @@ def _converted(tensor: Tensor, dtype: torch.dtype | None, where: str) -> Tensor:
         fix = way_out(converted.dtype) if fits else ": the file is broken"
         raise NotFinite(f"{where} must be finite, got NaN or infinity{fix}")
     return converted
-
-
-def _shown(name: str) -> str:
-    """The name of a tensor, which may be any text, as one line shows it."""
-    return name if name.isprintable() and len(name) <= 100 else short(name)
 
 
 def refuse_pickle(files: Iterable[Path], source: Path) -> None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from stal.layout import Layout, masks
+from stal.torch_state import undisturbed
 from stal.weights import Rule, check_background, check_reference, check_weights, weight_maps
 from stal_kernels import blended_attention_ragged
 
@@ -51,7 +52,7 @@ class Prompts:
     def project(self, name: str, module: AttentionModule) -> tuple[Tensor, Tensor]:
         """k, v: (table, heads, seqlen_k, head_dim). No gradient flows into the prompts."""
         if name not in self._projected:
-            with torch.no_grad():
+            with undisturbed(), torch.no_grad():
                 k, v = (
                     layer(self.embeddings).unflatten(-1, (module.heads, -1)).transpose(1, 2)
                     for layer in (module.to_k, module.to_v)
@@ -239,7 +240,7 @@ class _AtStep:
             for mask, each, step in zip(covered, self._weights, self._steps, strict=True)
         ]
         alone = 0 if blended.unconditional is None else len(blended.blends)
-        ones = torch.ones(alone, height * width, device=device)
+        ones = torch.ones(alone, height * width, dtype=torch.float32, device=device)
         weight = torch.cat([ones, *(m.weight for m in maps)])
         region = torch.cat([ones.bool(), *(m.region for m in maps)])
         away = [m.unconditional for m in maps if m.unconditional is not None]
@@ -316,7 +317,7 @@ def _csr(prompts: Prompts, entries: Sequence[Sequence[int]]) -> tuple[Tensor, Te
     """The op's prompt_ids and offsets from the table rows that each batch element attends to."""
     device = prompts.embeddings.device
     rows = [prompts.check(row) for element in entries for row in element]
-    lengths = torch.tensor([0, *(len(element) for element in entries)])
+    lengths = torch.tensor([0, *map(len, entries)], dtype=torch.int64, device="cpu")
     ids = torch.tensor(rows, dtype=torch.int32, device=device)
     return ids, lengths.cumsum(0).to(device, torch.int32)
 

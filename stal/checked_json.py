@@ -148,10 +148,22 @@ def is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def as_whole(value: Any) -> Any:
+    """A float without a fraction as an int; anything else as it is."""
+    is_whole = isinstance(value, float) and value.is_integer()
+    return int(value) if is_whole else value
+
+
 def short(value: Any) -> str:
     """A value as error messages show it."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def shown(name: Any) -> str:
+    """A name of a file's making as it is, where it fits into a line; anything else as `short`."""
+    fits = isinstance(name, str) and name.isprintable() and 0 < len(name) <= 100
+    return name if fits else short(name)
 
 
 def dumps(value: Any) -> str:
@@ -170,4 +182,5 @@ def dump_lines(items: Sequence[Any]) -> str:
 
 def first_line(error: Exception) -> str:
     """An error's message as one line of ours can end."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return line if len(line) <= 300 else f"{line[:297]}..."

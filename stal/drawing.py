@@ -18,6 +18,7 @@ from stal.noise import ImageNoise
 from stal.sampler import Callback
 from stal.schedule import Schedule
 from stal.settings import Complete
+from stal.torch_state import undisturbed
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -71,6 +72,7 @@ class Drawing:
         seeds: one an image; None where the noise comes from the caller's generators.
     """
 
+    @undisturbed()
     def __init__(
         self,
         model: Model,
@@ -88,6 +90,7 @@ class Drawing:
         own = None if pooled is None else pooled[rows]
         self._added = model.added_conditions(own, height=settings.height, width=settings.width)
 
+    @undisturbed()
     def predict(
         self,
         x: Tensor,
@@ -98,7 +101,8 @@ class Drawing:
     ) -> Tensor:
         """e_0 + g (e - e_0): the guided prediction of one call of the UNet.
 
-        Differentiable in x and weights.
+        Differentiable in x and weights. The networks compute in their own dtype, whatever the
+        caller's autocast: for bfloat16, load them in it.
 
         Args:
             x: (images, channels, height, width), noisy latents in the model's dtype.
@@ -137,6 +141,7 @@ class Drawing:
             return prediction
         return unconditional + scale * (prediction - unconditional)
 
+    @undisturbed()
     def unconditional(self, x: Tensor, t: float | Tensor) -> Tensor | None:
         """The prediction of the unconditional half of the batch alone, for `self.predict`.
 

@@ -41,7 +41,7 @@ class ImageNoise:
         if generator is None:
             seeds = _seeds(seed, prompts, num_images)
             self.seeds = [*seeds]
-            self.generators = [torch.Generator().manual_seed(s) for s in seeds]
+            self.generators = [torch.Generator("cpu").manual_seed(s) for s in seeds]
         elif isinstance(generator, torch.Generator):
             self.generators = [generator]
         else:
@@ -63,7 +63,12 @@ class ImageNoise:
     def initial(self, channels: int, height: int, width: int) -> Tensor:
         """(images, channels, height, width) float32 on the CPU: the next draw of each image."""
         shape = (1, channels, height, width)
-        return torch.cat([torch.randn(shape, generator=g) for g in self.generators])
+        return torch.cat(
+            [
+                torch.randn(shape, generator=g, dtype=torch.float32, device="cpu")
+                for g in self.generators
+            ]
+        )
 
     def __call__(self, x: Tensor) -> Tensor:
         """The next draw, in the shape, dtype and device of x: what samplers call noise."""

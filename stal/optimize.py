@@ -24,9 +24,11 @@ from tqdm import tqdm
 
 from stal.checked_json import is_integer, number, scalar
 from stal.drawing import Drawing
+from stal.finite import NotFinite
 from stal.model.clip import Clip, crops
 from stal.runs import read_run, write_run
 from stal.schedule import Schedule, denoised_and_eps
+from stal.torch_state import undisturbed
 from stal.weights.files import VERSION, WeightSchedule, knots_to_weights
 
 
@@ -136,6 +138,8 @@ class _Recomputed(torch.autograd.Function):
         return (None, *(next(grads) if need else None for need in needed))
 
 
+@undisturbed()
+@torch.enable_grad()
 def trajectory(
     drawing: Drawing,
     clip: Clip,
@@ -175,20 +179,21 @@ def trajectory(
         if all(_is_stale(rows, options.patience) for rows in trace):
             break
         try:
-            drawn = _sample_finite(drawing, weights, predict)
+            drawn = drawing.sample(weights, predict=predict)
             terms = clip_loss(clip, drawing.model.pixels(drawn), drawing, options)
             loss = terms[:, 0] + options.crop_weight * terms[:, 1]
-            _check_finite("loss", loss, f"epoch {epoch}")
+            _check_finite("loss", loss)
             adam.zero_grad()
             if epoch + 1 < options.epochs:
                 loss.sum().backward()
                 for w in weights:
                     if w.grad is not None:
-                        _check_finite("gradient", w.grad, f"epoch {epoch}", axis="step")
-        except FloatingPointError as error:
+                        _check_finite("gradient", w.grad, axis="step")
+        except NotFinite as error:
+            where = f"{error} (epoch {epoch})"
             if not trace[0]:
-                raise ValueError(f"{error}; there are no better weights to keep") from error
-            warnings.warn(f"{error}; the best weights before it are kept", stacklevel=2)
+                raise NotFinite(f"{where}; there are no better weights to keep") from error
+            warnings.warn(f"{where}; the best weights before it are kept", stacklevel=4)
             break
         n = drawing.settings.num_images
         drawn = drawn.detach()
@@ -212,6 +217,7 @@ def trajectory(
     return Outcome(best, latents, trace)
 
 
+@undisturbed()
 @torch.no_grad()
 def online(
     drawing: Drawing,
@@ -265,7 +271,11 @@ def online(
         for i, (w, grad, value) in enumerate(zip(weights, grads, loss.tolist(), strict=True)):
             row = {"loss": value, "whole": parts[i][0], "crops": parts[i][1]}
             trace[i].append({"step": step, **row})
-            if grad is None or not w.numel() or not grad.isfinite().all():
+            if grad is None or not w.numel():
+                continue
+            if not grad.isfinite().all():
+                rule = f"gradient must be finite, got NaN or infinity at step {step}"
+                warnings.warn(f"{rule}: prompt {i} keeps its weights there", stacklevel=2)
                 continue
             move = grad[step] / grad[step].abs().max().clamp(min=1e-12)
             w[step : step + every] -= radius / updates * move
@@ -274,6 +284,8 @@ def online(
     return Outcome(weights, drawing.sample(weights, predict=predict), trace)
 
 
+@undisturbed()
+@torch.enable_grad()
 def schedule(
     drawings: Sequence[Drawing],
     clip: Clip,
@@ -304,7 +316,7 @@ def schedule(
         raise ValueError("drawings must hold at least one batch, got none")
     for drawing in drawings:
         _check_blended(drawing)
-    values = {n: torch.tensor(v, requires_grad=True) for n, v in sorted(start.knots.items())}
+    values = {n: _floats(v).requires_grad_() for n, v in sorted(start.knots.items())}
     adam = torch.optim.Adam(values.values(), lr=options.lr)
     sums, updates = {n: torch.zeros_like(v) for n, v in values.items()}, 0
     losses: list[float] = []
@@ -319,7 +331,7 @@ def schedule(
         losses, updates = record["losses"], record["updates"]
         for i, n in enumerate(values):
             _restore(adam, values[n], record["values"][i], record["moments"][i])
-            sums[n] = torch.tensor(record["sums"][i])
+            sums[n] = _floats(record["sums"][i])
     whole = WeightSchedule({n: tuple(v.tolist()) for n, v in values.items()})
     for epoch in tqdm(range(len(losses), options.epochs), desc="schedule", disable=quiet):
         total = []
@@ -331,9 +343,12 @@ def schedule(
             terms = clip_loss(clip, drawing.model.pixels(drawn), drawing, options)
             loss = (terms[:, 0] + options.crop_weight * terms[:, 1]).mean()
             if not loss.isfinite():
-                raise ValueError(f"loss must be finite, got {loss.item()} in epoch {epoch}, {i}")
+                raise NotFinite(f"loss must be finite, got {loss.item()} in epoch {epoch}, {i}")
             adam.zero_grad()
             loss.backward()
+            for n, v in values.items():
+                if v.grad is not None:
+                    _check_finite(f"gradient of {n} objects' knots", v.grad, axis="knot")
             adam.step()
             _project(list(values.values()), drawing)
             total.append(loss.item())
@@ -361,26 +376,16 @@ def _denoised(prediction: Tensor, x: Tensor, t: float, schedule: Schedule) -> Te
     return denoised_and_eps(prediction, x, alpha_bar, schedule.prediction_type)[0]
 
 
-def _sample_finite(
-    drawing: Drawing, weights: Sequence[Tensor], predict: Callable[..., Tensor]
-) -> Tensor:
-    try:
-        return drawing.sample(weights, predict=predict)
-    except ValueError as error:
-        # All arguments are checked: what is left is the sampler's "NaN or infinity at step".
-        raise FloatingPointError(str(error)) from error
-
-
 def _check_blended(drawing: Drawing) -> None:
     if drawing.settings.attention == "plain":
         raise ValueError("attention must not be plain, which has no weights to optimise")
 
 
-def _check_finite(name: str, values: Tensor, where: str, *, axis: str = "prompt") -> None:
+def _check_finite(name: str, values: Tensor, *, axis: str = "prompt") -> None:
     bad = (~values.isfinite()).nonzero()
     if len(bad):
-        index = f", {axis} {int(bad[0][0])}" if bad.shape[1] else ""
-        raise FloatingPointError(f"{name} must be finite, got NaN or infinity in {where}{index}")
+        index = f" in {axis} {int(bad[0][0])}" if bad.shape[1] else ""
+        raise NotFinite(f"{name} must be finite, got NaN or infinity{index}")
 
 
 def _is_stale(rows: Sequence[dict[str, float]], patience: int) -> bool:
@@ -429,7 +434,7 @@ def _resume(
 ) -> None:
     state = record["state"]
     for i, w in enumerate(weights):
-        best[i].copy_(torch.tensor(record["weights"][i]).reshape(w.shape))
+        best[i].copy_(_floats(record["weights"][i]).reshape(w.shape))
         _restore(adam, w, state["weights"][i], state["moments"][i])
     trace[:] = record["trace"]
 
@@ -438,9 +443,13 @@ def _moments(adam: torch.optim.Adam, parameter: Tensor) -> dict[str, Any]:
     return {name: value.tolist() for name, value in adam.state[parameter].items()}
 
 
+def _floats(values: Any) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32, device="cpu")
+
+
 def _restore(
     adam: torch.optim.Adam, parameter: Tensor, value: list, moments: dict[str, Any]
 ) -> None:
-    parameter.data.copy_(torch.tensor(value).reshape(parameter.shape))
+    parameter.data.copy_(_floats(value).reshape(parameter.shape))
     if moments:
-        adam.state[parameter].update({k: torch.tensor(v) for k, v in moments.items()})
+        adam.state[parameter].update({k: _floats(v) for k, v in moments.items()})

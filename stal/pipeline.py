@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -24,9 +25,12 @@ from stal.settings import (
     Settings,
     check_text,
     complete,
+    hint_of,
+    hinted,
     reference_prompt,
     refers_to_prompt,
 )
+from stal.torch_state import undisturbed
 from stal.weights import Mode, Rule, as_weights, default_weights
 
 # Numbers (steps, objects) or (objects,), or what makes them of a number of steps and of objects.
@@ -54,6 +58,7 @@ class Pipeline:
         self.model, self.defaults = model, defaults
 
     @classmethod
+    @hinted
     def from_pretrained(
         cls,
         model: str | Path | None = None,
@@ -64,6 +69,41 @@ class Pipeline:
         """Loads a model and its defaults. Arguments and errors are `Model.from_pretrained`'s."""
         return cls(Model.from_pretrained(model, dtype=dtype, device=device))
 
+    def to(
+        self,
+        *to: str | int | torch.device | torch.dtype,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Pipeline:
+        """Moves the networks to a device, into a dtype, or both, in any order; returns itself.
+
+        As in diffusers: pipe.to("cuda"), pipe.to(torch.float16), pipe.to("cuda", torch.float16).
+        The layout predictor is small and stays on the CPU in float32, so that a prompt has one
+        layout everywhere. Drawings prepared before go with the networks as they were then.
+
+        Raises:
+            ValueError: no such device here, a dtype that networks do not compute in, or two of a
+                kind.
+        """
+        dtypes = [each for each in (*to, dtype) if isinstance(each, torch.dtype)]
+        devices = [each for each in to if not isinstance(each, torch.dtype)]
+        devices += [] if device is None else [device]
+        if len(dtypes) > 1 or len(devices) > 1:
+            raise ValueError(f"to must be given one device and one dtype, got {to}")
+        wanted: Any = devices[0] if devices else None
+        self.model.to(device=wanted, dtype=dtypes[0] if dtypes else None)
+        return self
+
+    # Called where an attribute is not there, and only there: a dozen methods that exist only to
+    # refuse would be listed as if they worked. Hidden from mypy, which would then know every name.
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            hint = hint_of(name)
+            own = f"{type(self).__name__!r} object has no attribute {name!r}"
+            raise AttributeError(f"{own}: {hint}" if hint else own)
+
+    @hinted
     def __call__(
         self,
         prompt: str,
@@ -147,6 +187,7 @@ class Pipeline:
             callback=callback,
         )[0]
 
+    @hinted
     def batch(
         self,
         prompts: Sequence[str],
@@ -186,6 +227,8 @@ class Pipeline:
         )
         return drawing.results(drawing.sample(callback=callback))
 
+    @hinted
+    @undisturbed()
     def prepare(
         self,
         prompts: Sequence[str],

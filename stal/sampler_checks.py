@@ -9,6 +9,7 @@ from typing import TypeVar, cast
 import torch
 from torch import Tensor
 
+from stal.finite import NotFinite, way_out
 from stal.schedule import Schedule
 
 ModelFunction = Callable[[Tensor, float, int], Tensor]
@@ -51,7 +52,7 @@ def checked(name: str) -> Callable[[_S], _S]:
                 _require_like(x, prediction, f"model must return at step {step}")
                 finite.append((step, t, prediction.detach().isfinite().all()))
                 if x.device.type == "cpu":
-                    _require_finite(finite[-1:])
+                    _require_finite(finite[-1:], dtype)
                 return prediction.to(working_dtype)
 
             def draw(x: Tensor) -> Tensor:
@@ -72,7 +73,7 @@ def checked(name: str) -> Callable[[_S], _S]:
                 callback=None if callback is None else report,
                 **options,
             )
-            _require_finite(finite)
+            _require_finite(finite, dtype)
             return x.to(dtype)
 
         return cast(_S, sampler)
@@ -86,10 +87,10 @@ def _require_like(x: Tensor, value: object, what: str) -> None:
         raise ValueError(f"{what} a floating point tensor of shape {tuple(x.shape)}, got {got}")
 
 
-def _require_finite(finite: list[tuple[int, float, Tensor]]) -> None:
+def _require_finite(finite: list[tuple[int, float, Tensor]], dtype: torch.dtype) -> None:
     for step, t, flag in finite:
         if not flag:
-            raise ValueError(
+            raise NotFinite(
                 f"model must return finite predictions, got NaN or infinity at step {step} "
-                f"(timestep {t:g})"
+                f"(timestep {t:g}){way_out(dtype)}"
             )

@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stal.checked_json import scalar
+from stal.budget import MAX_TRAIN_TIMESTEPS
+from stal.checked_json import as_whole, number, scalar, short
 
 _PREDICTION_TYPES = ("epsilon", "v_prediction")
 _SPACINGS = ("leading", "trailing", "linspace")
@@ -72,6 +73,11 @@ _IMPLEMENTED: Mapping[str, Mapping[str, tuple[Any, ...]]] = MappingProxyType(
 )
 
 
+# What diffusers' Euler and DPM-Solver have for a last alpha_bar of 0, so that sigma stays finite,
+# at 4096. That may be less noise than the timestep before it has.
+LAST_ALPHA_BAR = 2.0**-24
+
+
 @dataclass(frozen=True, eq=False)
 class Schedule:
     """Noise levels and timesteps of one sampling run; built by `schedule_from_config`.
@@ -80,7 +86,8 @@ class Schedule:
     prediction_type       "epsilon": the model predicts eps; "v_prediction": it predicts
                           v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0
     alphas_cumprod        (num_train_timesteps,) float64 on the CPU, alpha_bar of each training
-                          timestep, strictly descending within [0, 1)
+                          timestep, strictly descending within [0, 1); the last one alone may be
+                          `LAST_ALPHA_BAR`, whatever the one before it
     timesteps             timestep of each transition, strictly descending
     timestep_spacing      the rule that chose them
     final_alpha_cumprod   alpha_bar that the last transition of DDIM and PLMS leads to
@@ -109,7 +116,9 @@ class Schedule:
                 f"got {a.dtype} of shape {tuple(a.shape)} on {a.device}"
             )
         # Written so that a NaN fails.
-        if not (len(a) and a[0] < 1 and a[-1] >= 0 and bool((a[1:] < a[:-1]).all())):
+        falling = a[:-1] if len(a) > 1 and a[-1] == LAST_ALPHA_BAR else a
+        descends = bool((falling[1:] < falling[:-1]).all())
+        if not (len(a) and a[0] < 1 and falling[-1] >= 0 and descends):
             raise ValueError(
                 "alphas_cumprod must descend strictly within [0, 1), "
                 f"got {reprlib.repr(a.tolist())}"
@@ -126,6 +135,13 @@ class Schedule:
                 "prediction_type must be 'v_prediction' and sampler 'ddim' or 'plms' where "
                 f"alphas_cumprod is 0 at the first timestep {t[0]}, "
                 f"got {self.prediction_type!r} and {self.sampler!r}"
+            )
+
+        sigmas = self.sigmas if self.sampler == "euler-ancestral" else ()
+        if any(later >= earlier for earlier, later in itertools.pairwise(sigmas)):
+            raise ValueError(
+                "noise levels must descend for sampler 'euler-ancestral', got "
+                f"{reprlib.repr(sigmas)}; take fewer steps"
             )
 
     @property
@@ -209,19 +225,30 @@ def alphas_cumprod_from_config(config: Mapping[str, Any]) -> Tensor:
     config = _without_defaulted(config)
     count = _num_train_timesteps(config)
     if config.get("trained_betas") is not None:
-        betas = torch.tensor(config["trained_betas"], dtype=torch.float64)
+        given = config["trained_betas"]
+        if hasattr(given, "tolist"):  # of a scheduler object
+            given = given.tolist()
+        if not isinstance(given, (list, tuple)) or len(given) != count:
+            rule = f"be num_train_timesteps = {count} numbers in (0, 1]"
+            raise ValueError(f"trained_betas must {rule}, got {reprlib.repr(given)}")
+        each = [number(beta, "trained_betas") for beta in given]
+        betas = torch.tensor(each, dtype=torch.float64, device="cpu")
     elif (kind := config.get("beta_schedule", "linear")) == "squaredcos_cap_v2":
-        t = torch.arange(count + 1, dtype=torch.float64) / count
+        t = torch.arange(count + 1, dtype=torch.float64, device="cpu") / count
         alpha_bar = torch.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
         betas = (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=0.999)
     else:
         require_one_of("beta_schedule", kind, ("linear", "scaled_linear", "squaredcos_cap_v2"))
         power = 2 if kind == "scaled_linear" else 1
-        ends = [config.get("beta_start", 0.0001), config.get("beta_end", 0.02)]
-        if not all(isinstance(end, (int, float)) and 0 < end <= 1 for end in ends):
+        defaults = {"beta_start": 0.0001, "beta_end": 0.02}
+        ends = [
+            number(own if (end := config.get(name)) is None else end, name)
+            for name, own in defaults.items()
+        ]
+        if not all(0 < end <= 1 for end in ends):
             raise ValueError(f"beta_start and beta_end must be numbers in (0, 1], got {ends}")
         start, end = (end ** (1 / power) for end in ends)
-        betas = torch.linspace(start, end, count, dtype=torch.float64) ** power
+        betas = torch.linspace(start, end, count, dtype=torch.float64, device="cpu") ** power
     if betas.shape != (count,) or not bool(((betas > 0) & (betas <= 1)).all()):
         raise ValueError(
             f"trained_betas must be num_train_timesteps = {count} numbers in (0, 1], "
@@ -280,11 +307,11 @@ def schedule_from_config(
         if value is not None and value not in values:
             raise ValueError(
                 f"{option} must be {' or '.join(map(repr, values)) or 'null'} for sampler "
-                f"{sampler!r}, which implements nothing else, got {value!r}"
+                f"{sampler!r}, which implements nothing else, got {short(value)}"
             )
-    offset = config.get("steps_offset", 0)
+    offset = as_whole(config.get("steps_offset", 0))
     if not _is_integer(offset):
-        raise ValueError(f"steps_offset must be an integer, got {offset!r}")
+        raise ValueError(f"steps_offset must be an integer, got {short(offset)}")
     by_alpha_bar = sampler in ("ddim", "plms")
     spacing = timestep_spacing
     if spacing is None:
@@ -295,8 +322,7 @@ def schedule_from_config(
         raise ValueError(f"alphas_cumprod must have shape ({count},), got {tuple(a.shape)}")
     a = a.detach().to("cpu", torch.float64, copy=True)
     if not by_alpha_bar and config.get("rescale_betas_zero_snr", False):
-        # Keeps the first sigma finite, at 4096; the number is diffusers'.
-        a[-1] = 2**-24
+        a[-1] = LAST_ALPHA_BAR
 
     to_one = not by_alpha_bar or config.get("set_alpha_to_one", sampler == "ddim")
     clip = sampler == "ddim" and config.get("clip_sample", True)
@@ -307,7 +333,7 @@ def schedule_from_config(
         timesteps=_timesteps(sampler, spacing, steps, count, offset),
         timestep_spacing=spacing,
         final_alpha_cumprod=1.0 if to_one else float(a[0]),
-        clip_sample_range=config.get("clip_sample_range", 1.0) if clip else None,
+        clip_sample_range=_clip_range(config) if clip else None,
     )
 
 
@@ -334,16 +360,33 @@ def _timesteps(
     return tuple(round(i * distance) for i in indices)
 
 
+def _clip_range(config: Mapping[str, Any]) -> float:
+    value = number(config.get("clip_sample_range", 1.0), "clip_sample_range")
+    if not 0 < value < math.inf:
+        raise ValueError(f"clip_sample_range must be a positive number, got {value}")
+    return value
+
+
 def _without_defaulted(config: Mapping[str, Any]) -> dict[str, Any]:
-    """config without the values that the scheduler object holding it merely defaulted to."""
-    defaulted = config.get("_use_default_values", ())
-    return {option: value for option, value in config.items() if option not in defaulted}
+    """config without the values that the scheduler object holding it merely defaulted to, and
+    without null, which stands for a default too."""
+    defaulted = config.get("_use_default_values") or ()
+    if not isinstance(defaulted, (list, tuple)):
+        raise ValueError(f"_use_default_values must be names, got {short(defaulted)}")
+    return {
+        option: value
+        for option, value in config.items()
+        if option not in defaulted and value is not None
+    }
 
 
 def _num_train_timesteps(config: Mapping[str, Any]) -> int:
-    count = config.get("num_train_timesteps", 1000)
+    count = as_whole(config.get("num_train_timesteps", 1000))
     if not _is_integer(count) or count < 1:
-        raise ValueError(f"num_train_timesteps must be a positive integer, got {count!r}")
+        raise ValueError(f"num_train_timesteps must be a positive integer, got {short(count)}")
+    if count > MAX_TRAIN_TIMESTEPS:
+        most = MAX_TRAIN_TIMESTEPS
+        raise ValueError(f"num_train_timesteps must be at most {most}, got {short(count)}")
     return count
 
 
@@ -354,7 +397,7 @@ def _sampler_of_config(config: Mapping[str, Any]) -> str:
             return sampler
     raise ValueError(
         f"sampler must be given, one of {', '.join(map(repr, _SCHEDULER_CLASSES))}, "
-        f"for a configuration of {written_by!r}"
+        f"for a configuration of {short(written_by)}"
     )
 
 
@@ -366,4 +409,5 @@ def require_one_of(name: str, value: object, allowed: Iterable[str]) -> None:
     """Raises ValueError that lists the allowed values unless value is one of them."""
     allowed = tuple(allowed)
     if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+        names = ", ".join(map(repr, allowed))
+        raise ValueError(f"{name} must be one of {names}, got {short(value)}")

@@ -45,7 +45,7 @@ def pixels(image: Image) -> Tensor:
     import numpy as np
     import torch
 
-    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1) / 255
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).to(torch.float32) / 255
 
 
 def shapes(images: Sequence[Image], wanted: Sequence[Sequence[Object]]) -> list[list[Detection]]:

@@ -61,15 +61,15 @@ def realism_of(paths: Sequence[Path], folds: Path) -> Realism:
         for image, sums in _sums(examples, fold, predictor):
             by_image[image] = by_image.get(image, 0) + sums
     sums = torch.stack(list(by_image.values()))  # (pictures, 5)
-    generator = torch.Generator().manual_seed(0)
-    picks = torch.randint(len(sums), (RESAMPLES, len(sums)), generator=generator)
+    generator = torch.Generator("cpu").manual_seed(0)
+    picks = torch.randint(len(sums), (RESAMPLES, len(sums)), generator=generator, device="cpu")
     draws = sums[picks].sum(1)  # (RESAMPLES, 5)
 
     def estimate(*signs: float) -> Estimate:
-        each = (draws[:, :4] @ torch.tensor(signs)) / draws[:, 4]
-        low, high = each.quantile(torch.tensor([0.025, 0.975])).tolist()
+        each = (draws[:, :4] @ sums.new_tensor(signs)) / draws[:, 4]
+        low, high = each.quantile(each.new_tensor([0.025, 0.975])).tolist()
         total = sums.sum(0)
-        return Estimate(float((total[:4] @ torch.tensor(signs)) / total[4]), low, high)
+        return Estimate(float((total[:4] @ sums.new_tensor(signs)) / total[4]), low, high)
 
     return Realism(
         int(sums[:, 4].sum()),
@@ -101,11 +101,11 @@ def _sums(
         known = ~z.isnan().any(1)
         real = z[known]
         columns = (
-            -torch.tensor(logs),
+            -real.new_tensor(logs),
             -normal.log_prob(real),
             _overlap(mode[known, 2:], real[:, 2:]),
             _overlap(normal.loc[2:].expand(len(real), 2), real[:, 2:]),
-            torch.ones(len(real)),
+            real.new_ones(len(real)),
         )
         found.append((example.image, torch.stack(columns, dim=1).sum(0)))
     return found

@@ -397,10 +397,11 @@ def masks(layout: HasObjects, height: int, width: int) -> Tensor:
     for name, cells in (("height", height), ("width", width)):
         if cells < 1:
             raise ValueError(f"{name} must be positive, got {cells}")
-    boxes = torch.tensor([o.box for o in layout.objects], dtype=torch.float64).reshape(-1, 4)
+    boxes = torch.tensor([o.box for o in layout.objects], dtype=torch.float64, device="cpu")
+    boxes = boxes.reshape(-1, 4)
 
     def covered(low: Tensor, high: Tensor, cells: int) -> Tensor:
-        start = torch.arange(cells, dtype=torch.float64)
+        start = torch.arange(cells, dtype=torch.float64, device="cpu")
         low, high = low[:, None] * cells, high[:, None] * cells
         return (torch.minimum(high, start + 1) - torch.maximum(low, start)).clamp(min=0)
 

@@ -11,16 +11,19 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from functools import lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stal.budget import MAX_ROWS
+from stal.checked_json import typed
 from stal.layout.coverage import Box
+from stal.model.config_values import whole
 from stal.prompts.things import thing_of
 from stal.relations import GEOMETRY, Statement
 
@@ -55,6 +58,19 @@ class Config:
     layers: int = 2
     heads: int = 4
     components: int = 5
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Config:
+        """Raises ValueError for sizes that are no sizes."""
+        own: dict[str, Any] = {field.name: field.default for field in fields(cls)}
+        unknown = sorted(set(typed(values, dict, "config")) - own.keys())
+        if unknown:
+            raise ValueError(f"config must hold known sizes, got {', '.join(unknown)}")
+        sizes = {name: whole(values, name, size, high=MAX_ROWS) for name, size in own.items()}
+        config = cls(**sizes)
+        if config.width % config.heads:
+            raise ValueError(f"heads must divide {config.width} features, got {config.heads}")
+        return config
 
 
 @dataclass(frozen=True)
@@ -91,19 +107,19 @@ def tokens_of(
         Tokens of n = len(phrases) objects.
     """
     n = len(phrases)
-    edges = torch.zeros(n, n, EDGE_FEATURES)
+    edges = torch.zeros(n, n, EDGE_FEATURES, dtype=torch.float32, device="cpu")
     for i, name, j in relations:
-        one_way = torch.tensor(_features(name))
+        one_way = torch.tensor(_features(name), dtype=torch.float32, device="cpu")
         edges[i, j, :ONE_WAY] = torch.maximum(edges[i, j, :ONE_WAY], one_way)
         edges[j, i, ONE_WAY:-1] = edges[i, j, :ONE_WAY]
     same: dict[str, list[int]] = {}
     for index, (phrase, _) in enumerate(phrases):
         same.setdefault(phrase, []).append(index)
-    twins = torch.zeros(n, 2)
+    twins = torch.zeros(n, 2, dtype=torch.float32, device="cpu")
     for group in same.values():
         for rank, index in enumerate(group):
             place_in_row = rank / (len(group) - 1) if len(group) > 1 else 0.5
-            twins[index] = torch.tensor([place_in_row, 1 / len(group)])
+            twins[index] = twins.new_tensor([place_in_row, 1 / len(group)])
             edges[index, group, -1] = 1.0
     return Tokens(tuple(phrases), edges, _sizes(phrases), twins, aspect)
 
@@ -125,7 +141,7 @@ def _sizes(phrases: Sequence[tuple[str, str]]) -> Tensor:
         else (0.0,) * _SIZES
         for thing in known
     ]
-    return torch.tensor(rows)
+    return torch.tensor(rows, dtype=torch.float32, device="cpu")
 
 
 @lru_cache
@@ -166,8 +182,9 @@ class NGramEncoder(nn.Module):
         """(n, dim) float32 for n pairs (phrase, noun)."""
         texts = [text for pair in phrases for text in pair]
         ids = [_ngrams(text, self.table.num_embeddings) for text in texts]
-        lengths = torch.tensor([0, *(len(each) for each in ids[:-1])])
-        flat = torch.tensor([index for each in ids for index in each], dtype=torch.long)
+        lengths = torch.tensor([0, *map(len, ids[:-1])], dtype=torch.long, device="cpu")
+        every = [index for each in ids for index in each]
+        flat = torch.tensor(every, dtype=torch.long, device="cpu")
         return self.table(flat, lengths.cumsum(0)).reshape(len(phrases), self.dim)
 
 
@@ -273,7 +290,8 @@ class Mixture:
             each.expand(draws, -1, -1, -1, -1).gather(3, index).squeeze(3)
             for each in (self.mean, self.log_std)
         )
-        return mean + log_std.exp() * torch.randn(mean.shape, generator=generator)
+        noise = torch.randn(mean.shape, generator=generator, dtype=torch.float32, device="cpu")
+        return mean + log_std.exp() * noise
 
 
 def _log_normal(z: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
@@ -325,10 +343,10 @@ class Network(nn.Module):
         # At first components spread over the canvas, each a quarter of its side wide.
         with torch.no_grad():
             self.head.weight.mul_(0.1)
-            start = torch.zeros(config.components, 9)
-            start[:, 1:3] = 0.5 + 0.2 * torch.randn(config.components, 2)
-            start[:, 3:5] = -1.3 + 0.3 * torch.randn(config.components, 2)
-            start[:, 5:] = torch.tensor([-1.5, -1.5, -0.7, -0.7])
+            start = self.head.bias.new_zeros(config.components, 9)
+            start[:, 1:3] = 0.5 + 0.2 * torch.randn_like(start[:, 1:3])
+            start[:, 3:5] = -1.3 + 0.3 * torch.randn_like(start[:, 3:5])
+            start[:, 5:7], start[:, 7:] = -1.5, -0.7
             self.head.bias.copy_(start.flatten())
 
     def forward(self, batch: Sequence[Tokens]) -> Mixture:
@@ -344,7 +362,7 @@ class Network(nn.Module):
         n = max(len(tokens.phrases) for tokens in batch)
         x = self.embed.weight.new_zeros(len(batch), n, self.embed.in_features)
         edges = x.new_zeros(len(batch), n, n, EDGE_FEATURES)
-        absent = torch.ones(len(batch), n, dtype=torch.bool)
+        absent = torch.ones(len(batch), n, dtype=torch.bool, device="cpu")
         for row, tokens in enumerate(batch):
             count = len(tokens.phrases)
             edges[row, :count, :count] = tokens.edges
@@ -371,7 +389,7 @@ class Network(nn.Module):
 
 def normal_form(boxes: Sequence[Box]) -> Tensor:
     """Boxes (x0, y0, x1, y1) as z = (cx, cy, log w, log h): (n, 4) float32."""
-    x0, y0, x1, y1 = torch.tensor(boxes, dtype=torch.float64).reshape(-1, 4).unbind(1)
+    x0, y0, x1, y1 = torch.tensor(boxes, dtype=torch.float64, device="cpu").reshape(-1, 4).unbind(1)
     columns = ((x0 + x1) / 2, (y0 + y1) / 2, (x1 - x0).log(), (y1 - y0).log())
     return torch.stack(columns, dim=1).float()
 

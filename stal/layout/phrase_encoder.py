@@ -16,7 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stal.model.checkpoint import load_tokenizer
+from stal.finite import check_finite
+from stal.model.checkpoint import load_text_encoder, load_tokenizer
+from stal.model.tensors import weight_files
+from stal.torch_state import undisturbed
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTokenizer
@@ -41,6 +44,7 @@ class TextEncoder(nn.Module):
         self._known: dict[str, Tensor] = {}
 
     @classmethod
+    @undisturbed()
     def load(cls, folder: str | os.PathLike[str]) -> TextEncoder:
         """From a folder in diffusers' layout.
 
@@ -50,22 +54,21 @@ class TextEncoder(nn.Module):
         from transformers import CLIPTextModel
 
         root = Path(folder)
-        weights = root / "text_encoder" / "model.safetensors"
-        if not weights.is_file():
+        part = root / "text_encoder"
+        if not part.is_dir():
             raise ValueError(
-                f"text encoder must be a diffusers folder with {weights.relative_to(root)}, got"
-                f" {os.fspath(folder)}"
+                f"text encoder must be a diffusers folder with {part.name}, got {os.fspath(folder)}"
             )
-        with weights.open("rb") as file:
-            digest = (
-                hashlib.file_digest(file, "sha256") if hasattr(hashlib, "file_digest") else None
-            )
-            if digest is None:  # Python 3.10
-                digest = hashlib.sha256(file.read())
-        model = CLIPTextModel.from_pretrained(weights.parent, local_files_only=True)
+        digest = hashlib.sha256()
+        for weights in weight_files(part, "model", torch.float32):
+            with weights.open("rb") as file:
+                while chunk := file.read(1 << 20):
+                    digest.update(chunk)
+        model = load_text_encoder(part, CLIPTextModel)
         tokenizer = load_tokenizer(root / "tokenizer")
         return cls(model, tokenizer, f"clip-text/{digest.hexdigest()[:16]}")
 
+    @undisturbed()
     @torch.no_grad()
     def forward(self, phrases: Sequence[tuple[str, str]]) -> Tensor:
         """(n, dim) float32 for n pairs (phrase, noun); the noun is in the phrase already."""
@@ -82,6 +85,7 @@ class TextEncoder(nn.Module):
                 return_tensors="pt",
             )
             pooled = model(tokens.input_ids).pooler_output
+            check_finite("what text_encoder gives", pooled, torch.float32)
             rows = F.layer_norm(pooled.float(), (self.dim,))
             self._known.update(zip(part, rows, strict=True))
         return torch.stack([self._known[text] for text in texts])

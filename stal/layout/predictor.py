@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from stal.finite import check_finite
 from stal.layout.coverage import Box
 from stal.layout.grid import place
 from stal.layout.layout import Contour, Layout, PlacedObject
@@ -39,6 +40,7 @@ from stal.layout.projection import project
 from stal.prompts import Description
 from stal.prompts.things import worn_at
 from stal.prompts.words import PEOPLE, singular_noun
+from stal.torch_state import undisturbed
 
 BUNDLED = Path(__file__).parents[1] / "assets" / "layout"
 _UNEQUAL = 0.5  # of the differences in size within a counted plural, what is kept
@@ -69,6 +71,7 @@ class LayoutPredictor:
         self.metadata = dict(metadata or {})
 
     @classmethod
+    @undisturbed()
     def load(
         cls,
         folder: str | os.PathLike[str] | None = None,
@@ -89,16 +92,21 @@ class LayoutPredictor:
 
         from safetensors import SafetensorError, safe_open
 
+        from stal.model.config_values import check_layers
+        from stal.model.tensors import Weights
+
         path = Path(folder or BUNDLED) / WEIGHTS
         try:
             with safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}
-                weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            config = Config(**json.loads(metadata["config"]))
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            weights = Weights.of(path, dtype=torch.float32)
+            config = Config.from_dict(json.loads(metadata["config"]))
+            check_layers(config.layers, len(weights.shapes), path)
+        except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"{path} must be weights of a layout predictor: {error}") from error
         encoder = None if text_encoder is None else _text_encoder(text_encoder)
-        network = Network(config, encoder)
+        with torch.device("meta"):
+            network = Network(config, encoder)
         if metadata.get("encoder") != network.encoder.identity:
             other = str(metadata.get("encoder")).startswith("clip-text/")
             fix = "name its folder as the text encoder" if other else "name no text encoder"
@@ -107,11 +115,12 @@ class LayoutPredictor:
                 f" {metadata.get('encoder')}: {fix}, or train again with `stal train-layout`"
             )
         try:
-            network.load_state_dict(weights)
-        except RuntimeError as error:
+            weights.into(network)
+        except ValueError as error:
             raise ValueError(f"{path} must be weights of a layout predictor: {error}") from error
         return cls(network, metadata)
 
+    @undisturbed()
     @torch.inference_mode()
     def mixture(self, descriptions: Sequence[Description], *, aspect: float = 1.0) -> Mixture:
         """The density of every object's box, for a batch of prompts.
@@ -125,13 +134,17 @@ class LayoutPredictor:
             those beyond a prompt's own are padding.
 
         Raises:
-            ValueError: a description has no object.
+            ValueError: a description has no object; `stal.finite.NotFinite`, no finite mixture.
         """
         for index, each in enumerate(descriptions):
             if not each.objects:
                 raise ValueError(f"descriptions[{index}] must have an object, got none")
-        return self.network([_tokens(each, aspect) for each in descriptions])
+        mixture = self.network([_tokens(each, aspect) for each in descriptions])
+        for values in (mixture.log_weight, mixture.mean, mixture.log_std):
+            check_finite("what the layout predictor gives", values, torch.float32)
+        return mixture
 
+    @undisturbed()
     def contours(self, description: Description, *, aspect: float = 1.0) -> list[list[Contour]]:
         """Where each object's centre may be: an ellipse of one standard deviation a component.
 
@@ -156,6 +169,7 @@ class LayoutPredictor:
             for each in torch.cat(columns, dim=-1).tolist()
         ]
 
+    @undisturbed()
     @torch.inference_mode()
     def predict(
         self,
@@ -226,14 +240,14 @@ class LayoutPredictor:
         self, mixture: Mixture, batch: Sequence[Description], seed: int | None, samples: int
     ) -> Tensor:
         """The likeliest of several draws: (batch, samples, n, 4)."""
-        counts = torch.tensor([len(each.objects) for each in batch])
+        counts = torch.tensor([len(each.objects) for each in batch], dtype=torch.long)
         n = mixture.mean.shape[1]
-        present = torch.arange(n) < counts[:, None]
+        present = torch.arange(n, dtype=torch.long) < counts[:, None]
         draws = []
         if seed is None:
             draws.append(mixture.mode()[None])
         if seed is not None or samples > 1:
-            generator = torch.Generator().manual_seed(seed or 0)
+            generator = torch.Generator("cpu").manual_seed(seed or 0)
             drawn = mixture.sample(_DRAWS * samples, generator)
             logs = torch.stack([(mixture.log_prob(z) * present).sum(1) for z in drawn])
             best = logs.argsort(0, descending=True)[: samples - len(draws)]

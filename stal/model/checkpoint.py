@@ -11,21 +11,26 @@ stable-diffusion/
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from stal.checked_json import first_line, read_json
-from stal.model.tensors import load_safetensors, load_state, refuse_pickle
+from stal.checked_json import as_whole, first_line, read_json, short, shown
+from stal.model.config_values import check_layers, flag
+from stal.model.part_configs import autoencoder_layers, autoencoder_values, built, text_values
+from stal.model.tensors import Weights, refuse_pickle
 from stal.model.unet import UNet
 from stal.model.unet_config import UNetConfig
+from stal.torch_state import undisturbed
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+_T = TypeVar("_T")
 
 # The parts of each pipeline, and the class that is implemented; None where only files are read.
 SD_PARTS = {
@@ -99,6 +104,7 @@ def resolve(name_or_folder: str | Path) -> Path:
     return folder
 
 
+@undisturbed()
 def load_components(
     folder: str | Path, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
 ) -> Components:
@@ -117,20 +123,26 @@ def load_components(
     text_encoder_2 = tokenizer_2 = None
     if is_xl:
         tokenizer_2 = load_tokenizer(folder / "tokenizer_2")
-        text_encoder_2 = _load_text_encoder(
-            folder / "text_encoder_2", CLIPTextModelWithProjection, dtype, device
+        text_encoder_2 = load_text_encoder(
+            folder / "text_encoder_2", CLIPTextModelWithProjection, dtype=dtype, device=device
         )
+        _limit(tokenizer_2, text_encoder_2)
     network = load_unet(folder / "unet", dtype=dtype, device=device)
+    text_encoder = load_text_encoder(
+        folder / "text_encoder", CLIPTextModel, dtype=dtype, device=device
+    )
+    tokenizer = load_tokenizer(folder / "tokenizer")
+    _limit(tokenizer, text_encoder)
     return Components(
         pipeline_class=index["_class_name"],
         unet=network.requires_grad_(False),
         vae=_load_vae(folder / "vae", dtype, device),
-        tokenizer=load_tokenizer(folder / "tokenizer"),
-        text_encoder=_load_text_encoder(folder / "text_encoder", CLIPTextModel, dtype, device),
+        tokenizer=tokenizer,
+        text_encoder=text_encoder,
         tokenizer_2=tokenizer_2,
         text_encoder_2=text_encoder_2,
         scheduler_config=read_json(folder / "scheduler" / "scheduler_config.json"),
-        force_zeros_for_empty_prompt=is_xl and index.get("force_zeros_for_empty_prompt", True),
+        force_zeros_for_empty_prompt=is_xl and flag(index, "force_zeros_for_empty_prompt", True),
     )
 
 
@@ -147,19 +159,22 @@ def read_model_index(folder: str | Path) -> dict[str, Any]:
         raise ValueError(f"model must {rule}, got {folder}{hint}")
     index = read_json(folder / "model_index.json")
     pipeline = index.get("_class_name")
-    if pipeline not in PIPELINES:
-        raise ValueError(f"model must be a {' or '.join(PIPELINES)}, got {pipeline} in {folder}")
+    if not isinstance(pipeline, str) or pipeline not in PIPELINES:
+        known, got = " or ".join(PIPELINES), shown(pipeline)
+        raise ValueError(f"model must be a {known}, got {got} in {folder}")
     for part, class_name in PIPELINES[pipeline].items():
         entry = index.get(part)  # [library, class], or null
         found = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
         if found is None or found != (class_name or found):
             rule = f"be of class {class_name}" if class_name else "be present"
-            raise ValueError(f"{part} must {rule} in model_index.json of {folder}, got {entry}")
+            got = short(entry)
+            raise ValueError(f"{part} must {rule} in model_index.json of {folder}, got {got}")
         if not (folder / part).is_dir():
             raise ValueError(f"{folder} must hold the folder {part}, which its index names")
     return index
 
 
+@undisturbed()
 def load_unet(
     folder: str | Path, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
 ) -> UNet:
@@ -168,61 +183,122 @@ def load_unet(
     In evaluation mode, trainable. Raises ValueError if the architecture is not implemented or the
     weights are not exactly its weights.
     """
-    config = UNetConfig.from_json(Path(folder) / "config.json")
+    folder = Path(folder)
+    config = _named(folder, UNetConfig.from_dict)
+    weights = Weights.of(folder, dtype=dtype)
+    check_layers(config.layers, len(weights.shapes), folder)
     with torch.device("meta"):
-        unet = UNet(config)
-    state = load_safetensors(folder, dtype=dtype, device=device)
-    load_state(unet, state, source=folder)
+        unet = built(lambda: UNet(config), folder)
+    weights.into(unet, device=device)
     return unet.eval()
+
+
+def _named(folder: Path, read: Callable[[Mapping[str, Any]], _T]) -> _T:
+    """What read makes of a part's config.json, whose folder its errors name."""
+    config = read_json(folder / "config.json")
+    try:
+        return read(config)
+    except ValueError as error:
+        raise ValueError(f"{folder / 'config.json'}: {error}") from error
 
 
 def _load_vae(folder: Path, dtype: torch.dtype, device: str | torch.device) -> Any:
     from diffusers import AutoencoderKL
 
-    config = read_json(folder / "config.json")
+    values = _named(folder, autoencoder_values)
+    weights = Weights.of(folder, dtype=dtype)
+    check_layers(autoencoder_layers(values), len(weights.shapes), folder)
     with torch.device("meta"):
-        vae = AutoencoderKL.from_config(config)
+        vae: Any = built(lambda: AutoencoderKL(**values), folder)
     # Autoencoders of Stable Diffusion 1.x name the projections of their attention differently.
     old = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-    state = {
-        re.sub(r"\.(query|key|value|proj_attn)\.", lambda m: f".{old[m[1]]}.", key): tensor
-        for key, tensor in load_safetensors(folder, dtype=dtype, device=device).items()
-    }
-    load_state(vae, state, source=folder)
+    pattern = re.compile(r"\.(query|key|value|proj_attn)\.")
+    weights.into(
+        vae, device=device, rename=lambda key: pattern.sub(lambda m: f".{old[m[1]]}.", key)
+    )
     return vae.eval().requires_grad_(False)
 
 
-def _load_text_encoder(
-    folder: Path, model_class: Any, dtype: torch.dtype, device: str | torch.device
+def load_text_encoder(
+    folder: Path,
+    model_class: Any,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
 ) -> Any:
-    """transformers 5 saves `CLIPTextModel` without the prefix "text_model.", 4 with it."""
+    """A text encoder of `transformers`, in evaluation mode, its weights without gradient.
+
+    transformers 5 saves `CLIPTextModel` without the prefix "text_model.", 4 with it. Raises
+    ValueError if the folder holds no such encoder.
+    """
     from transformers import CLIPTextConfig
 
-    read_json(folder / "config.json")
+    values = _named(folder, text_values)
+    weights = Weights.of(folder, name="model", dtype=dtype)
+    check_layers(values["num_hidden_layers"], len(weights.shapes), folder)
     with torch.device("meta"):
-        model = model_class(CLIPTextConfig.from_pretrained(folder, local_files_only=True))
-    names, prefix, state = set(model.state_dict()), "text_model.", {}
-    for key, tensor in load_safetensors(folder, name="model", dtype=dtype, device=device).items():
-        if not key.endswith("embeddings.position_ids"):  # a constant that transformers once saved
-            spellings = (key, key.removeprefix(prefix), prefix + key)
-            state[next((s for s in spellings if s in names), key)] = tensor
-    load_state(model, state, source=folder)
-    for module in model.modules():
-        if isinstance(getattr(module, "position_ids", None), Tensor):
-            # No weight, so still on the meta device.
-            count = module.position_ids.shape[-1]
-            module.position_ids = torch.arange(count, device=device).expand(1, -1)
+        model = built(lambda: model_class(CLIPTextConfig(**values)), folder)
+    names, prefix = set(model.state_dict()), "text_model."
+
+    def rename(key: str) -> str | None:
+        if key.endswith("embeddings.position_ids"):  # a constant that transformers once saved
+            return None
+        spellings = (key, key.removeprefix(prefix), prefix + key)
+        return next((s for s in spellings if s in names), key)
+
+    weights.into(model, device=device, rename=rename)
+    give_positions(model, device)
     return model.eval().requires_grad_(False)
 
 
+def give_positions(model: nn.Module, device: str | torch.device) -> None:
+    """Makes what `transformers` counts positions by: no weight, so still on the meta device."""
+    for module in model.modules():
+        old = getattr(module, "position_ids", None)
+        if isinstance(old, Tensor):
+            count = old.shape[-1]
+            positions = torch.arange(count, dtype=torch.int64, device=device)
+            module.position_ids = positions.expand(1, -1)
+
+
 def load_tokenizer(folder: Path) -> CLIPTokenizer:
+    """A CLIP tokenizer, which pads with the end's mark where its files name nothing.
+
+    Its model_max_length is what the files say, see `prompt_length`.
+    Raises ValueError if the folder holds no such tokenizer.
+    """
     from transformers import CLIPTokenizer
 
     # Without these transformers makes an empty vocabulary and says nothing.
     if not ((folder / "tokenizer.json").is_file() or (folder / "vocab.json").is_file()):
         raise ValueError(f"{folder} must hold tokenizer.json or vocab.json, got neither")
     try:
-        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # whatever transformers and tokenizers make of a broken file
         got = first_line(error)
         raise ValueError(f"{folder} must hold a CLIP tokenizer, got {got}") from error
+    if not isinstance(tokenizer.model_max_length, (int, float)):
+        got = short(tokenizer.model_max_length)
+        raise ValueError(f"model_max_length must be a number in {folder}, got {got}")
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise ValueError(f"{folder} must hold a tokenizer with an eos_token, got none")
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _limit(tokenizer: CLIPTokenizer, encoder: Any) -> None:
+    """Whoever reads a tokenizer's model_max_length finds one that makes sense."""
+    positions = encoder.config.max_position_embeddings
+    tokenizer.model_max_length = prompt_length(tokenizer, positions)
+
+
+def prompt_length(tokenizer: Any, positions: int) -> int:
+    """Tokens of a prompt: as many as the tokenizer says where it says a number that makes sense.
+
+    Many say none, which transformers turns into 10^30, or more than the encoder has positions.
+    """
+    said = as_whole(tokenizer.model_max_length)
+    # Between the marks of beginning and end there is a word.
+    makes_sense = isinstance(said, int) and not isinstance(said, bool) and 3 <= said <= positions
+    return said if makes_sense else positions

@@ -17,9 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stal.checked_json import read_json
-from stal.model.checkpoint import load_tokenizer
-from stal.model.tensors import load_safetensors, load_state
+from stal.checked_json import read_json, shown
+from stal.finite import NotFinite, check_finite
+from stal.model.checkpoint import give_positions, load_tokenizer
+from stal.model.config_values import check_layers, real, reals
+from stal.model.part_configs import built, clip_values
+from stal.model.tensors import Weights, load_safetensors, load_state
+from stal.torch_state import undisturbed
 
 
 @dataclass(frozen=True)
@@ -84,21 +88,30 @@ class Clip:
         self.preprocessing, self.dtype, self.device = preprocessing, dtype, device
         self._texts: dict[str, Tensor] = {}
 
+    @undisturbed()
     def images(self, images: Tensor) -> Tensor:
-        """(n, 3, height, width) in [0, 1] -> (n, dim), at least float32; differentiable."""
-        pixels = self.preprocessing(images.to(self.device)).to(self.dtype)
-        return _unit(self._encode_images(pixels))
+        """(n, 3, height, width) in [0, 1] -> (n, dim), at least float32; differentiable.
 
+        Raises:
+            ValueError: images of another shape; `stal.finite.NotFinite`, features without a
+                direction.
+        """
+        pixels = self.preprocessing(images.to(self.device)).to(self.dtype)
+        return _unit(self._encode_images(pixels), "image", self.dtype)
+
+    @undisturbed()
     def texts(self, texts: Sequence[str]) -> Tensor:
         """(n, dim), at least float32. Each text is encoded once.
 
         Raises:
-            ValueError: CLIP has no tokens for a text, or not enough.
+            ValueError: CLIP has no tokens for a text, or not enough; `stal.finite.NotFinite`,
+                features without a direction.
         """
         new = [text for text in dict.fromkeys(texts) if text not in self._texts]
         if new:
             with torch.no_grad():
-                self._texts.update(zip(new, _unit(self._encode_texts(new)), strict=True))
+                found = _unit(self._encode_texts(new), "text", self.dtype)
+                self._texts.update(zip(new, found, strict=True))
         return torch.stack([self._texts[text] for text in texts])
 
 
@@ -135,6 +148,7 @@ def crops(
     return torch.cat(parts) if parts else image.new_zeros(0, 3, size, size)
 
 
+@undisturbed()
 def load(
     folder: str | Path, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
 ) -> Clip:
@@ -150,15 +164,23 @@ def load(
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"clip must be a folder with a CLIP model, got {folder}: there is none")
-    kind = read_json(folder / "config.json").get("model_type")
+    config_json = read_json(folder / "config.json")
+    kind = config_json.get("model_type")
     if kind != "clip":
-        raise ValueError(f"{folder} must hold a CLIP model (model_type clip), got {kind}")
-    config: Any = CLIPConfig.from_pretrained(folder, local_files_only=True)
-    model: Any = CLIPModel(config)
-    state = load_safetensors(folder, name="model", dtype=dtype, device=device)
-    state = {k: v for k, v in state.items() if not k.endswith("position_ids")}
-    load_state(model, state, source=folder)
-    model.to(device).eval().requires_grad_(False)
+        raise ValueError(f"{folder} must hold a CLIP model (model_type clip), got {shown(kind)}")
+    try:
+        values = clip_values(config_json)
+    except ValueError as error:
+        raise ValueError(f"{folder / 'config.json'}: {error}") from error
+    weights = Weights.of(folder, name="model", dtype=dtype)
+    parts = (values["text_config"], values["vision_config"])
+    check_layers(sum(part["num_hidden_layers"] for part in parts), len(weights.shapes), folder)
+    with torch.device("meta"):
+        model: Any = built(lambda: CLIPModel(CLIPConfig(**values)), folder)
+    weights.into(model, device=device, rename=lambda k: None if k.endswith("position_ids") else k)
+    give_positions(model, device)
+    model.eval().requires_grad_(False)
+    config = model.config
     own = any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json"))
     tokenizer: Any = load_tokenizer(folder if own else folder.parent / "tokenizer")
     longest = config.text_config.max_position_embeddings
@@ -183,6 +205,7 @@ def load(
     return Clip(encode_images, encode_texts, preprocessing, dtype=dtype, device=device)
 
 
+@undisturbed()
 def load_open_clip(
     architecture: str,
     pretrained: str,
@@ -234,17 +257,29 @@ def load_open_clip(
 
 
 def _preprocessing(folder: Path, size: int) -> Preprocessing:
-    values = read_json(folder / "preprocessor_config.json")
+    path = folder / "preprocessor_config.json"
+    values = read_json(path)
     # Numbers of PIL.Image.Resampling.
     modes = {2: "bilinear", 3: "bicubic"}
-    return Preprocessing(
-        size,
-        tuple(values.get("image_mean", (0.48145466, 0.4578275, 0.40821073))),
-        tuple(values.get("image_std", (0.26862954, 0.26130258, 0.27577711))),
-        modes.get(values.get("resample", 3), "bicubic"),
-        squash="height" in (values.get("size") or {}),
-    )
+    sides = values.get("size") or {}
+    try:
+        mean, std = reals(values, "image_mean", 3), reals(values, "image_std", 3)
+        if std is not None and min(std) <= 0:
+            raise ValueError(f"image_std must be positive, got {std}")
+        return Preprocessing(
+            size,
+            mean or (0.48145466, 0.4578275, 0.40821073),
+            std or (0.26862954, 0.26130258, 0.27577711),
+            modes.get(int(real(values, "resample", 3)), "bicubic"),
+            squash=isinstance(sides, dict) and "height" in sides,
+        )
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
-def _unit(features: Tensor) -> Tensor:
+def _unit(features: Tensor, kind: str, dtype: torch.dtype) -> Tensor:
+    """Features of unit length. Raises NotFinite where they are not finite, or all 0."""
+    check_finite(f"CLIP's {kind} features", features, dtype)
+    if not bool(features.detach().any(-1).all()):
+        raise NotFinite(f"CLIP's {kind} features must have a direction, got only zeros")
     return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)

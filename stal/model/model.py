@@ -10,20 +10,26 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from stal.checked_json import first_line
-from stal.model.checkpoint import Components, load_components, resolve
+from stal.checked_json import first_line, short
+from stal.finite import check_finite, is_finite
+from stal.model.checkpoint import Components, load_components, prompt_length, resolve
 from stal.model.unet import UNet
+from stal.settings import hinted
+from stal.torch_state import undisturbed
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+# What networks compute in.
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class Model:
@@ -51,6 +57,7 @@ class Model:
         self.components, self.name, self.folder = components, name, folder
 
     @classmethod
+    @hinted
     def from_pretrained(
         cls,
         model: str | Path | None = None,
@@ -63,18 +70,16 @@ class Model:
         Args:
             model: None for the bundled model of coloured shapes; a diffusers folder; or the name
                 of a model on the hub, which is then downloaded unless it is in the cache.
-            dtype, device: where and in which precision the networks run.
+            dtype, device: where and in which precision the networks run: float16, bfloat16,
+                float32 or float64, whatever torch's defaults and the caller's autocast.
 
         Raises:
             ValueError: the folder is no model that this package implements, or the machine has no
                 such device.
             OSError: the hub does not deliver.
         """
-        try:
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError) as error:
-            reason = first_line(error)
-            raise ValueError(f"device must be available, got {device}: {reason}") from error
+        check_dtype(dtype)
+        check_device(device)
         folder = bundled_model() if model is None else resolve(model)
         components = load_components(folder, dtype=dtype, device=device)
         return cls(components, name=str(model or ""), folder=folder)
@@ -94,34 +99,72 @@ class Model:
         """The UNet's."""
         return next(self.unet.parameters()).device
 
+    @undisturbed()
+    def to(self, *, device: str | torch.device | None = None, dtype: Any = None) -> Model:
+        """Moves every network there, into that precision; None leaves it. Returns itself.
+
+        What half precision has rounded stays rounded: load a model again to have its weights whole.
+
+        Raises:
+            ValueError: no such device here, or a dtype that networks do not compute in.
+        """
+        if dtype is not None:
+            check_dtype(dtype)
+        if device is not None:
+            check_device(device)
+        c = self.components
+        parts: list[Any] = [c.unet, c.vae, c.text_encoder, c.text_encoder_2]
+        for module in parts:
+            if module is not None:
+                _move(module, device=device, dtype=dtype)
+        return self
+
     @property
     def scale_factor(self) -> int:
         """Pixels along a side of one latent cell."""
         return 2 ** (len(self.components.vae.config.block_out_channels) - 1)
 
+    @undisturbed()
+    @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> tuple[Tensor, Tensor | None]:
         """The text encoders' output.
 
         Returns:
             embeddings (texts, seqlen_k, width), and of Stable Diffusion XL the pooled embeddings
             (texts, projection), otherwise None. XL's base model wants zeros for the empty text.
+
+        Raises:
+            ValueError: a tokenizer that is not the encoder's; `stal.finite.NotFinite`, an encoder
+                whose output is not finite, as where half precision overflows.
         """
         c = self.components
-        with torch.no_grad():
-            ids = self._tokens(c.tokenizer, texts)
-            if c.text_encoder_2 is None:
-                return c.text_encoder(ids).last_hidden_state, None
-            first = c.text_encoder(ids, output_hidden_states=True)
-            second = c.text_encoder_2(self._tokens(c.tokenizer_2, texts), output_hidden_states=True)
-            # XL was trained on the last layer but one of both.
-            embeddings = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
-            pooled = second.text_embeds
-            if c.force_zeros_for_empty_prompt:
-                empty = torch.tensor([text == "" for text in texts], device=self.device)
-                embeddings = embeddings.masked_fill(empty[:, None, None], 0)
-                pooled = pooled.masked_fill(empty[:, None], 0)
-            return embeddings, pooled
+        longest = prompt_length(c.tokenizer, c.text_encoder.config.max_position_embeddings)
+        if c.text_encoder_2 is None:
+            ids = self._tokens(c.tokenizer, c.text_encoder, texts, longest)
+            embeddings = c.text_encoder(ids).last_hidden_state
+            return check_finite("what text_encoder gives", embeddings, self.dtype), None
+        other = prompt_length(c.tokenizer_2, c.text_encoder_2.config.max_position_embeddings)
+        # Both encoders' embeddings lie side by side.
+        longest = min(longest, other)
+        ids = self._tokens(c.tokenizer, c.text_encoder, texts, longest)
+        first = c.text_encoder(ids, output_hidden_states=True)
+        ids = self._tokens(c.tokenizer_2, c.text_encoder_2, texts, longest)
+        second = c.text_encoder_2(ids, output_hidden_states=True)
+        # XL was trained on the last layer but one of both.
+        parts = [first.hidden_states[-2], second.hidden_states[-2]]
+        for name, part in zip(("text_encoder", "text_encoder_2"), parts, strict=True):
+            check_finite(f"what {name} gives", part, self.dtype)
+        embeddings = torch.cat(parts, dim=-1)
+        pooled = check_finite("what text_encoder_2 gives", second.text_embeds, self.dtype)
+        if c.force_zeros_for_empty_prompt:
+            empty = torch.tensor(
+                [text == "" for text in texts], dtype=torch.bool, device=self.device
+            )
+            embeddings = embeddings.masked_fill(empty[:, None, None], 0)
+            pooled = pooled.masked_fill(empty[:, None], 0)
+        return embeddings, pooled
 
+    @undisturbed()
     def added_conditions(
         self, pooled: Tensor | None, *, height: int, width: int
     ) -> dict[str, Tensor] | None:
@@ -138,23 +181,40 @@ class Model:
         )
         return {"text_embeds": pooled, "time_ids": ids.expand(len(pooled), -1)}
 
+    @torch.no_grad()
     def decode(self, latents: Tensor) -> list[Image]:
-        """Latents (images, channels, height, width) as PIL images."""
+        """Latents (images, channels, height, width) as PIL images. Errors are `pixels`'."""
         from PIL.Image import fromarray
 
-        with torch.no_grad():
-            levels = (self.pixels(latents) * 255).round().to(torch.uint8)
+        levels = (self.pixels(latents) * 255).round().to(torch.uint8)
         return [fromarray(image) for image in levels.permute(0, 2, 3, 1).cpu().numpy()]
 
+    @undisturbed()
     def pixels(self, latents: Tensor) -> Tensor:
-        """Latents as (images, 3, height, width) in [0, 1], at least float32; differentiable."""
-        vae = self._autoencoder()
-        scaled = latents / vae.config.scaling_factor
-        if getattr(vae.config, "shift_factor", None):
-            scaled = scaled + vae.config.shift_factor
-        pixels = vae.decode(scaled.to(vae.dtype)).sample
-        return (pixels.to(torch.promote_types(vae.dtype, torch.float32)) / 2 + 0.5).clamp(0, 1)
+        """Latents as (images, 3, height, width) in [0, 1], at least float32; differentiable.
 
+        Where the autoencoder overflows in half precision it goes on in float32, with a warning.
+
+        Raises:
+            ValueError: latents of another shape; `stal.finite.NotFinite`, latents or a picture
+                with NaN or infinity.
+        """
+        channels = self.components.vae.config.latent_channels
+        if latents.ndim != 4 or latents.shape[1] != channels or not latents.is_floating_point():
+            got = f"{latents.dtype} {tuple(latents.shape)}"
+            rule = f"be floating point (images, {channels}, height, width)"
+            raise ValueError(f"latents must {rule}, got {got}")
+        check_finite("latents", latents, latents.dtype)
+        scale, shift = self._latent_units(latents)
+
+        def decode(vae: Any) -> Tensor:
+            return vae.decode((latents / scale + shift).to(vae.dtype)).sample
+
+        pixels = self._by_autoencoder(decode, "the picture that the vae decodes")
+        return (pixels.to(torch.promote_types(pixels.dtype, torch.float32)) / 2 + 0.5).clamp(0, 1)
+
+    @undisturbed()
+    @torch.no_grad()
     def latents(self, pixels: Tensor) -> Tensor:
         """The means of latents (images, channels, height, width) whose `pixels` look like these.
 
@@ -162,7 +222,8 @@ class Model:
             gradient flows.
 
         Raises:
-            ValueError: pixels of another shape or dtype.
+            ValueError: pixels of another shape or dtype; `stal.finite.NotFinite`, pixels or latents
+                with NaN or infinity.
         """
         unit = self.scale_factor
         fits = pixels.ndim == 4 and pixels.shape[1] == 3
@@ -173,21 +234,42 @@ class Model:
             )
         if not pixels.is_floating_point():
             raise ValueError(f"pixels must be floating point in [0, 1], got {pixels.dtype}")
-        vae = self._autoencoder()
-        with torch.no_grad():
-            mean = vae.encode((2 * pixels - 1).to(self.device, vae.dtype)).latent_dist.mean
-        shift = getattr(vae.config, "shift_factor", None) or 0
-        return ((mean - shift) * vae.config.scaling_factor).to(self.dtype)
+        check_finite("pixels", pixels, pixels.dtype)
 
-    def _autoencoder(self) -> Any:
+        def encode(vae: Any) -> Tensor:
+            return vae.encode((2 * pixels - 1).to(self.device, vae.dtype)).latent_dist.mean
+
+        mean = self._by_autoencoder(encode, "what the vae encodes")
+        scale, shift = self._latent_units(mean)
+        return ((mean - shift) * scale).to(self.dtype)
+
+    def _latent_units(self, like: Tensor) -> tuple[Any, Any]:
+        """(scale, shift): what the UNet reads, times 1 / scale, plus shift, is what the vae reads.
+
+        Source: StableDiffusionXLPipeline of diffusers, for latents_mean and latents_std.
+        """
+        config = self.components.vae.config
+        mean, std = (getattr(config, f"latents_{name}", None) for name in ("mean", "std"))
+        if mean is None or std is None:
+            return config.scaling_factor, getattr(config, "shift_factor", None) or 0
+        shift, deviation = (like.new_tensor(each).view(1, -1, 1, 1) for each in (mean, std))
+        return config.scaling_factor / deviation, shift
+
+    def _by_autoencoder(self, call: Callable[[Any], Tensor], what: str) -> Tensor:
+        """What call(vae) gives, finite: in float32 from here on if half precision overflows."""
         vae = self.components.vae
         if vae.dtype == torch.float16 and vae.config.force_upcast:
             # XL's autoencoder overflows in half precision and says so in its configuration.
-            vae.to(torch.float32)
-        return vae
+            _move(vae, dtype=torch.float32)
+        found = call(vae)
+        if vae.dtype in (torch.float16, torch.bfloat16) and not is_finite(found):
+            half = str(vae.dtype).removeprefix("torch.")
+            warnings.warn(f"the vae overflows in {half} and goes on in float32", stacklevel=3)
+            _move(vae, dtype=torch.float32)
+            found = call(vae)
+        return check_finite(what, found, vae.dtype)
 
-    def _tokens(self, tokenizer: Any, texts: Sequence[str]) -> Tensor:
-        longest = tokenizer.model_max_length
+    def _tokens(self, tokenizer: Any, encoder: Any, texts: Sequence[str], longest: int) -> Tensor:
         whole = tokenizer(list(texts), verbose=False).input_ids
         for text, ids in zip(texts, whole, strict=True):
             if len(ids) > longest:
@@ -203,7 +285,32 @@ class Model:
             truncation=True,
             return_tensors="pt",
         ).input_ids
+        most = encoder.config.vocab_size
+        if int(ids.max()) >= most:
+            rule = f"give numbers below the text encoder's vocab_size {most}"
+            raise ValueError(f"tokenizer must {rule}, got {int(ids.max())}")
         return ids.to(self.device)
+
+
+def _move(module: nn.Module, *, device: Any = None, dtype: torch.dtype | None = None) -> None:
+    # Past diffusers' own method, which warns of every change of dtype.
+    nn.Module.to(module, device=device, dtype=dtype)
+
+
+def check_dtype(dtype: object) -> None:
+    """Raises ValueError unless networks compute in it."""
+    if dtype not in DTYPES:
+        names = ", ".join(map(str, DTYPES))
+        raise ValueError(f"dtype must be one of {names}, got {short(dtype)}")
+
+
+def check_device(device: Any) -> None:
+    """Raises ValueError unless it is a device of this machine."""
+    try:
+        torch.zeros((), dtype=torch.float32, device=device).item()
+    except (RuntimeError, AssertionError, TypeError, ValueError, NotImplementedError) as error:
+        reason = first_line(error)
+        raise ValueError(f"device must be available, got {device}: {reason}") from error
 
 
 @contextlib.contextmanager

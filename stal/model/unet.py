@@ -279,7 +279,7 @@ class UNet(nn.Module):
         """
         config = self.config
         _expect("sample", sample, "batch", config.in_channels, "height", "width")
-        batch, t = len(sample), torch.as_tensor(timestep, device=sample.device)
+        batch, t = len(sample), _times(timestep, sample)
         if t.numel() != 1:
             _expect("timestep", t, batch)
         if attention is None:
@@ -336,6 +336,13 @@ class UNet(nn.Module):
             extra = torch.cat((added["text_embeds"], sizes), dim=1).to(temb.dtype)
             temb = temb + self.add_embedding(extra)
         return F.silu(temb)
+
+
+def _times(timestep: Tensor | float, sample: Tensor) -> Tensor:
+    """The time steps where the sample is; a number in float64, which holds every integer."""
+    if isinstance(timestep, Tensor):
+        return timestep.to(sample.device)
+    return torch.tensor(timestep, dtype=torch.float64, device=sample.device)
 
 
 def _expect(name: str, tensor: Tensor | None, *shape: int | str) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stal.checked_json import read_json
+from stal.budget import MAX_CELLS, MAX_WIDTH
+from stal.checked_json import as_whole, read_json, short
+from stal.model.config_values import flag, levels_of, real, whole
 
 # Where not everything is implemented: what is, diffusers' default first. A key that is not there
 # has its default, and so has null where null is listed.
@@ -97,30 +99,37 @@ class UNetConfig:
         Raises ValueError for a value that is not implemented or makes no sense, naming its key.
         """
         for key, accepted in IMPLEMENTED.items():
-            if config.get(key, accepted[0]) not in accepted:
+            if as_whole(config.get(key, accepted[0])) not in accepted:
                 rule = " or ".join(map(repr, accepted))
-                raise ValueError(f"{key} must be {rule} in a UNet's config, got {config[key]!r}")
+                got = short(config[key])
+                raise ValueError(f"{key} must be {rule} in a UNet's config, got {got}")
         given = {key: value for key, value in config.items() if value is not None}
         given.setdefault("num_attention_heads", given.get("attention_head_dim", 8))
-        values = {field.name: given[field.name] for field in fields(cls) if field.name in given}
 
         channels = given.get("block_out_channels", PER_LEVEL["block_out_channels"][0])
-        levels = len(channels) if isinstance(channels, (list, tuple)) else 1
+        levels = levels_of(channels)
+        values: dict[str, Any] = {}
         for key, (default, allowed) in PER_LEVEL.items():
             value = given.get(key, default)
-            value = tuple(value) if isinstance(value, (list, tuple)) else (value,) * levels
+            value = list(value) if isinstance(value, (list, tuple)) else [value] * levels
+            value = tuple(map(as_whole, value))
             right = [v in allowed if allowed else type(v) is int and v > 0 for v in value]
             if len(value) != levels or not all(right):
                 what = " or ".join(map(str, allowed)) or "a positive int"
-                raise ValueError(f"{key} must be {what} for each of {levels} levels, got {value!r}")
+                got = short(value)
+                raise ValueError(f"{key} must be {what} for each of {levels} levels, got {got}")
             values[key] = value
-        made = cls(**values)
+        for key in ("block_out_channels", "num_attention_heads", "cross_attention_dim"):
+            if max(values[key]) > MAX_WIDTH:
+                raise ValueError(f"{key} must be at most {MAX_WIDTH}, got {short(values[key])}")
+        made = cls(**values, **_scalars(given))
 
-        groups = config.get("norm_num_groups", made.norm_num_groups)
+        # Null is a UNet without norms.
+        groups = config.get("norm_num_groups", 32) and made.norm_num_groups
         types = zip(made.down_block_types, reversed(made.up_block_types), strict=True)
         for level, pair in enumerate(types):
             dim, heads = made.block_out_channels[level], made.num_attention_heads[level]
-            if type(groups) is not int or groups < 1 or dim % groups:
+            if not groups or dim % groups:
                 raise ValueError(f"norm_num_groups must divide {dim} channels, got {groups!r}")
             attends = level == levels - 1 or DOWN[0] in pair or UP[0] in pair
             if attends and dim % heads:
@@ -130,4 +139,59 @@ class UNetConfig:
             for key in ("addition_time_embed_dim", "projection_class_embeddings_input_dim"):
                 if not getattr(made, key):
                     raise ValueError(f"{key} must be given with text_time embeddings, got none")
+        if made.block_out_channels[0] // 2 <= made.freq_shift:
+            dim = made.block_out_channels[0]
+            raise ValueError(f"block_out_channels must begin with more for a freq_shift, got {dim}")
         return made
+
+    @property
+    def layers(self) -> int:
+        """How many resnets and transformer blocks there are at least."""
+        counts = zip(
+            self.layers_per_block,
+            self.transformer_layers_per_block,
+            self.down_block_types,
+            reversed(self.up_block_types),
+            strict=True,
+        )
+        middle = self.transformer_layers_per_block[-1]
+        return middle + sum(
+            resnets * (2 + transformers * ((down == DOWN[0]) + (up == UP[0])))
+            for resnets, transformers, down, up in counts
+        )
+
+
+def _scalars(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that are one for all levels."""
+    sample_size = given.get("sample_size")
+    if sample_size is not None:
+        sides = sample_size if isinstance(sample_size, (list, tuple)) else [sample_size]
+        if len(sides) not in (1, 2):
+            raise ValueError(f"sample_size must be a side or height and width, got {short(sides)}")
+        sides = [whole({"sample_size": s}, "sample_size", 0, high=MAX_CELLS) for s in sides]
+        sample_size = sides if len(sides) == 2 else sides[0]
+    return {
+        "sample_size": sample_size,
+        "in_channels": whole(given, "in_channels", 4),
+        "out_channels": whole(given, "out_channels", 4),
+        "center_input_sample": flag(given, "center_input_sample", False),
+        "flip_sin_to_cos": flag(given, "flip_sin_to_cos", True),
+        "freq_shift": whole(given, "freq_shift", 0, low=0, high=1),
+        "mid_block_scale_factor": _positive(given, "mid_block_scale_factor", 1.0),
+        "norm_num_groups": whole(given, "norm_num_groups", 32),
+        "norm_eps": _positive(given, "norm_eps", 1e-5),
+        "dropout": real(given, "dropout", 0.0, low=0.0),
+        "use_linear_projection": flag(given, "use_linear_projection", False),
+        "addition_embed_type": given.get("addition_embed_type"),
+        "addition_time_embed_dim": whole(given, "addition_time_embed_dim", 0, low=0),
+        "projection_class_embeddings_input_dim": whole(
+            given, "projection_class_embeddings_input_dim", 0, low=0
+        ),
+    }
+
+
+def _positive(given: Mapping[str, Any], key: str, default: float) -> float:
+    value = real(given, key, default, low=0.0)
+    if not value:
+        raise ValueError(f"{key} must be positive, got 0")
+    return value

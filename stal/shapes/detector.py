@@ -23,6 +23,7 @@ from stal.shapes.scenes import (
     SHAPES,
     coverage,
 )
+from stal.torch_state import undisturbed
 
 # Side of the normalised frame in cells, and half its width in units of the object's spread.
 _FRAME, _REACH = 32, 2.4
@@ -48,6 +49,7 @@ class DetectedShape:
         return (self.box[0] + self.box[2]) / 2, (self.box[1] + self.box[3]) / 2
 
 
+@undisturbed()
 def detect(images: Tensor, *, min_score: float = 0.72) -> list[list[DetectedShape]]:
     """Finds the objects of each picture, largest first.
 
@@ -68,6 +70,7 @@ def detect(images: Tensor, *, min_score: float = 0.72) -> list[list[DetectedShap
     return [_detect_one(image, min_score) for image in images.float()]
 
 
+@undisturbed()
 def background_of(image: Tensor) -> str:
     """The name of the background colour of a picture, (3, height, width) float in [0, 1]."""
     return _background(image, _flat(image))[0]
@@ -82,7 +85,7 @@ def _flat(image: Tensor) -> Tensor:
 
 def _background(image: Tensor, flat: Tensor) -> tuple[str, Tensor]:
     """Name and measured colour (3,) of the background: of the flat pixels most are near it."""
-    table = torch.tensor(list(BACKGROUNDS.values()) + list(COLOURS.values()))
+    table = image.new_tensor([*BACKGROUNDS.values(), *COLOURS.values()])
     pixels = image[:, flat].t() if bool(flat.any()) else image.flatten(1).t()
     nearest = torch.cdist(pixels, table).argmin(1)
     counts = torch.bincount(nearest, minlength=len(table))[: len(BACKGROUNDS)]
@@ -95,7 +98,7 @@ def _detect_one(image: Tensor, min_score: float) -> list[DetectedShape]:
     height, width = image.shape[1:]
     flat = _flat(image)
     _, ground = _background(image, flat)
-    table = torch.tensor(list(COLOURS.values()))  # (colours, 3)
+    table = image.new_tensor(list(COLOURS.values()))  # (colours, 3)
     pixels = image.flatten(1).t() - ground  # (n, 3)
     axes = table - ground
     alpha = (pixels @ axes.t()) / axes.square().sum(1)  # (n, colours)
@@ -161,11 +164,11 @@ def _classify(alpha: Tensor) -> tuple[str, float]:
 def _normalise(alpha: Tensor) -> Tensor:
     """The object moved to its centroid and scaled to a standard second moment."""
     height, width = alpha.shape
-    v, u = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
+    v, u = torch.meshgrid(_middles(height), _middles(width), indexing="ij")
     mass = alpha.sum()
     cu, cv = (alpha * u).sum() / mass, (alpha * v).sum() / mass
     spread = ((alpha * ((u - cu) ** 2 + (v - cv) ** 2)).sum() / mass).sqrt()
-    steps = ((torch.arange(_FRAME) + 0.5) / _FRAME * 2 - 1) * _REACH * spread
+    steps = (_middles(_FRAME) / _FRAME * 2 - 1) * _REACH * spread
     grid_v, grid_u = torch.meshgrid(
         (cv + steps) / height * 2 - 1, (cu + steps) / width * 2 - 1, indexing="ij"
     )
@@ -173,12 +176,17 @@ def _normalise(alpha: Tensor) -> Tensor:
     return F.grid_sample(alpha[None, None], grid, align_corners=False)[0, 0]
 
 
+def _middles(cells: int) -> Tensor:
+    """0.5, 1.5, ...: (cells,) float32 on the CPU, as pictures that are looked at here."""
+    return torch.arange(cells, dtype=torch.float32, device="cpu") + 0.5
+
+
 @cache
 def _templates() -> tuple[Tensor, list[int]]:
     """Every shape at a few small rotations and two sharpnesses, normalised: (templates, cells)."""
     frames, shapes = [], []
     size = 48
-    centres = ((torch.arange(size) + 0.5) / size * 2 - 1) * 1.2
+    centres = (_middles(size) / size * 2 - 1) * 1.2
     v, u = torch.meshgrid(centres, centres, indexing="ij")
     for shape in range(len(SHAPES)):
         for degrees in range(-9, 10, 3):

@@ -10,11 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from stal.prompts import article
+from stal.torch_state import undisturbed
 
 MAX_OBJECTS = 4
 IMAGE_SIZE = 64
@@ -89,6 +91,7 @@ class Scenes:
         return max(x0, 0.0), max(y0, 0.0), min(x1, 1.0), min(y1, 1.0)
 
 
+@undisturbed()
 def draw_scenes(
     n: int, *, seed: int, counts: Sequence[int] | None = None, held_out: bool = False
 ) -> Scenes:
@@ -110,7 +113,7 @@ def draw_scenes(
         raise ValueError(f"n must not be negative, got {n}")
     if counts is not None and not (len(counts) and all(0 <= c <= MAX_OBJECTS for c in counts)):
         raise ValueError(f"counts must be in 0 .. {MAX_OBJECTS}, got {list(counts)}")
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     parts: list[Scenes] = []
     have = 0
     while have < n:
@@ -131,8 +134,12 @@ def combination(scenes: Scenes) -> Tensor:
     return (key >> 17) % _HELD_OUT_OF
 
 
+def _floats(values: Sequence[Any]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32, device="cpu")
+
+
 def _exists(count: Tensor) -> Tensor:
-    return torch.arange(MAX_OBJECTS) < count[:, None]
+    return torch.arange(MAX_OBJECTS, dtype=torch.long, device="cpu") < count[:, None]
 
 
 def _draw(
@@ -141,27 +148,27 @@ def _draw(
     """n scenes, and which of them found room for all their objects."""
 
     def uniform(*shape: int) -> Tensor:
-        return torch.rand(*shape, generator=generator)
+        return torch.rand(*shape, generator=generator, dtype=torch.float32, device="cpu")
 
-    shares = torch.zeros(MAX_OBJECTS + 1)
+    shares = _floats([0.0] * (MAX_OBJECTS + 1))
     if counts is None:
-        shares = torch.tensor(_COUNT_SHARES)
+        shares = _floats(_COUNT_SHARES)
     else:
-        shares[torch.as_tensor(list(counts))] = 1.0
+        shares[list(counts)] = 1.0
 
     def choice(weights: Tensor) -> Tensor:
         edges = (weights / weights.sum()).cumsum(0)
         return torch.searchsorted(edges, uniform(n)).clamp(max=len(weights) - 1)
 
     count = choice(shares)
-    background = choice(torch.tensor(_BACKGROUND_SHARES))
+    background = choice(_floats(_BACKGROUND_SHARES))
     colour = (uniform(n, MAX_OBJECTS) * len(COLOURS)).long()
     shape = (uniform(n, MAX_OBJECTS) * len(SHAPES)).long()
     twins = uniform(n) < _DUPLICATE_SHARE
     colour[:, 1] = torch.where(twins, colour[:, 0], colour[:, 1])
     shape[:, 1] = torch.where(twins, shape[:, 0], shape[:, 1])
 
-    low, high = torch.tensor(_RADIUS_RANGE)[count].unbind(1)
+    low, high = _floats(_RADIUS_RANGE)[count].unbind(1)
     radius = low[:, None] + (high - low)[:, None] * uniform(n, MAX_OBJECTS)
     angle = (uniform(n, MAX_OBJECTS) - 0.5) * 0.3
     x, y, placed = _place(count, radius, generator)
@@ -174,13 +181,13 @@ def _place(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Centres of circles that neither overlap nor leave the canvas, and where that succeeded."""
     n = len(count)
-    x = torch.zeros(n, MAX_OBJECTS)
-    y = torch.zeros(n, MAX_OBJECTS)
-    placed = torch.ones(n, dtype=torch.bool)
+    x, y = torch.zeros_like(radius), torch.zeros_like(radius)
+    placed = torch.ones_like(count, dtype=torch.bool)
     for i in range(MAX_OBJECTS):
         r = radius[:, i, None]
-        trial = r + (1 - 2 * r) * torch.rand(2, n, candidates, generator=generator)
-        free = torch.ones(n, candidates, dtype=torch.bool)
+        drawn = torch.rand(2, n, candidates, generator=generator, dtype=torch.float32, device="cpu")
+        trial = r + (1 - 2 * r) * drawn
+        free = torch.ones_like(trial[0], dtype=torch.bool)
         for j in range(i):
             distance = torch.hypot(trial[0] - x[:, j, None], trial[1] - y[:, j, None])
             free &= distance > r + radius[:, j, None] + _GAP
@@ -231,22 +238,24 @@ def coverage(shape: int, u: Tensor, v: Tensor, softness: Tensor | float) -> Tens
     return (0.5 - distance / softness).clamp(0.0, 1.0)
 
 
+@undisturbed()
 def render(scenes: Scenes, *, size: int = IMAGE_SIZE, seed: int | None = None) -> Tensor:
     """Pictures of the scenes: (n, 3, size, size) float32 in [0, 1].
 
     With a seed, every colour moves by up to 0.03 a channel; without one colours are exact.
     """
     n = len(scenes)
-    generator = torch.Generator().manual_seed(seed or 0)
+    generator = torch.Generator("cpu").manual_seed(seed or 0)
     jitter = 0.0 if seed is None else 0.03
 
     def shade(table: dict[str, tuple[float, float, float]], index: Tensor) -> Tensor:
-        rgb = torch.tensor(list(table.values()))[index]
-        return (rgb + jitter * (2 * torch.rand(rgb.shape, generator=generator) - 1)).clamp(0, 1)
+        rgb = _floats(list(table.values()))[index]
+        drawn = torch.rand(rgb.shape, generator=generator, dtype=torch.float32, device="cpu")
+        return (rgb + jitter * (2 * drawn - 1)).clamp(0, 1)
 
     image = shade(BACKGROUNDS, scenes.background)[:, :, None, None].repeat(1, 1, size, size)
     paint = shade(COLOURS, scenes.colour)
-    centres = (torch.arange(size) + 0.5) / size
+    centres = (torch.arange(size, dtype=torch.float32, device="cpu") + 0.5) / size
     for i in range(MAX_OBJECTS):
         for shape in range(len(SHAPES)):
             rows = ((scenes.shape[:, i] == shape) & (scenes.count > i)).nonzero().squeeze(1)

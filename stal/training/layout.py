@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from stal import torch_state
 from stal.files import write_atomic
 from stal.layout import Box
 from stal.layout.network import (
@@ -68,6 +69,7 @@ class LayoutRecipe:
     seed: int = 0
 
 
+@torch_state.training()
 def train(
     output: Path,
     recipe: LayoutRecipe,
@@ -170,7 +172,7 @@ def _choose(
 
 def target_of(example: LayoutExample) -> Tensor:
     """z of every object, NaN where the box is not known: (n, 4) float32."""
-    z = torch.full((len(example.boxes), 4), float("nan"))
+    z = torch.full((len(example.boxes), 4), math.nan, dtype=torch.float32, device="cpu")
     known = [i for i, box in enumerate(example.boxes) if box is not None]
     if known:
         z[known] = normal_form([box for box in example.boxes if box is not None])
@@ -201,7 +203,7 @@ def _blur(sizes: Tensor, rng: random.Random) -> Tensor:
     rows = [
         (0.0, (size + scale) / EXTENTS, size * FLATTERY, aspect, 0.0) for size, aspect in errors
     ]
-    return sizes + torch.tensor(rows) * sizes[:, :1]
+    return sizes + sizes.new_tensor(rows) * sizes[:, :1]
 
 
 def _crop(
@@ -246,6 +248,7 @@ def _loss(mixture: Mixture, batch: Sequence[tuple[Tokens, Tensor]], relative: fl
     return loss
 
 
+@torch_state.undisturbed()
 @torch.inference_mode()
 def log_probs(network: Network, examples: Sequence[LayoutExample]) -> list[list[float]]:
     """log p of each known box's (cx, cy, log w, log h), in nats, by example."""
@@ -262,6 +265,7 @@ def log_probs(network: Network, examples: Sequence[LayoutExample]) -> list[list[
     return out
 
 
+@torch_state.undisturbed()
 @torch.inference_mode()
 def modes(network: Network, examples: Sequence[LayoutExample]) -> list[Tensor]:
     """The likeliest z of each object, by example: (n, 4) float32."""

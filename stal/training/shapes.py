@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from stal import torch_state
 from stal.files import write_atomic
 from stal.runs import read_checkpoint, write_checkpoint
 from stal.shapes.captions import caption
@@ -81,6 +82,7 @@ class ShapesRecipe:
     save_every_s: float = 120.0
 
 
+@torch_state.training()
 def train(
     output: Path,
     *,

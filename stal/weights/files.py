@@ -28,7 +28,7 @@ VERSION = 1
 
 def knots_to_weights(knots: Tensor, steps: int, objects: int) -> Tensor:
     """(knots,) values at even distances in time, linear in between -> (steps, objects)."""
-    position = torch.linspace(0, len(knots) - 1, steps, dtype=knots.dtype)
+    position = torch.linspace(0, len(knots) - 1, steps, dtype=knots.dtype, device=knots.device)
     low = position.long().clamp(max=max(len(knots) - 2, 0))
     high = (low + 1).clamp(max=len(knots) - 1)
     values = knots[low] + (position - low) * (knots[high] - knots[low])
@@ -69,7 +69,7 @@ class WeightSchedule:
 
     def __call__(self, steps: int, objects: int) -> Tensor:
         """(steps, objects) float32."""
-        knots = torch.tensor(self.knots[self.group(objects)])
+        knots = torch.tensor(self.knots[self.group(objects)], dtype=torch.float32, device="cpu")
         return knots_to_weights(knots, steps, objects).clone()
 
     def group(self, objects: int) -> int:
@@ -143,7 +143,7 @@ def _first_weights(record: Mapping[str, Any], path: str | os.PathLike[str]) -> T
     """(steps, objects) of a record of `stal.optimize`, or of `stal generate --json`."""
     for candidate in (lambda: record["weights"][0], lambda: record["weights"]):
         try:
-            tensor = torch.tensor(candidate(), dtype=torch.float32)
+            tensor = torch.tensor(candidate(), dtype=torch.float32, device="cpu")
         except (KeyError, IndexError, TypeError, ValueError, OverflowError, RuntimeError):
             continue
         if tensor.ndim == 2 and len(tensor):

@@ -79,7 +79,11 @@ def _panels(source: str | os.PathLike[str]) -> list[Panel]:
         panels: list[Panel] = []
         for values, trace, layout, prompt in zip(weights, traces, layouts, prompts, strict=True):
             phrases = [item["phrase"] for item in layout["objects"]]
-            columns = torch.tensor(values).reshape(len(values), len(phrases)).T.tolist()
+            columns = (
+                torch.tensor(values, dtype=torch.float32, device="cpu")
+                .reshape(len(values), len(phrases))
+                .T.tolist()
+            )
             # Two objects may have one phrase.
             names = [f"{i + 1} {phrase}" for i, phrase in enumerate(phrases)]
             panels.append((prompt, dict(zip(names, columns, strict=True)), trace))

@@ -128,12 +128,12 @@ def default_weights(
     _require("mode", mode, MODES)
     _require("rule", rule, RULES)
     if mode == "plain":
-        return torch.zeros(steps, objects)
+        return torch.zeros(steps, objects, dtype=torch.float32, device="cpu")
     if mode == "spatial":
         constant = 0.7 if rule == "convex" else 0.8 if reference_is_prompt else 5 / max(objects, 1)
-        return torch.full((steps, objects), constant)
+        return torch.full((steps, objects), constant, dtype=torch.float32, device="cpu")
     start = 1.0 if rule == "convex" else 1.9 - 1.5 / max(objects, 1)
-    fall = 1 - torch.arange(steps) / max(steps - 1, 1)
+    fall = 1 - torch.arange(steps, dtype=torch.float32, device="cpu") / max(steps - 1, 1)
     return (start * fall)[:, None].repeat(1, objects)
 
 
@@ -146,7 +146,9 @@ def as_weights(
         ValueError: no numbers, another shape, or values that `check_weights` refuses.
     """
     try:
-        tensor = torch.as_tensor(weights, dtype=torch.float32)
+        if not isinstance(weights, Tensor):
+            weights = torch.tensor(weights, dtype=torch.float32, device="cpu")
+        tensor = weights.to(torch.float32)
     except (TypeError, ValueError, RuntimeError) as error:
         got = reprlib.repr(weights)
         raise ValueError(f"weights must be a tensor or lists of numbers, got {got}") from error

@@ -1,6 +1,8 @@
 """Pictures of tiny models: equal to diffusers', to themselves in other batches, and never by luck
 of a bad argument."""
 
+import copy
+import inspect
 import json
 import math
 from dataclasses import fields
@@ -11,10 +13,11 @@ import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
 from stal.layout import Layout, PlacedObject, place
+from stal.model.model import Model
 from stal.pipeline import Pipeline
 from stal.prompts import parse
 from stal.sampler import SAMPLERS
-from stal.settings import Defaults, Settings
+from stal.settings import DIFFUSERS_ADVICE, DIFFUSERS_NAMES, Defaults, Settings, hint_of
 from stal.shapes.captions import words
 
 ONE = "a green star"
@@ -466,3 +469,98 @@ def test_plain_attention_does_not_read_layout_or_reference(pipe):
     known = Pipeline(pipe.model, defaults=Defaults(words=words()))
     result = known(TWO, attention="plain", layout=place(parse("a dog")), steps=1, reference="fog")
     assert difference(result.images[0], pipe(TWO, attention="plain", steps=1).images[0]) <= 1
+
+
+def test_to_moves_every_network_and_returns_the_pipeline(sd_folder):
+    pipe = Pipeline.from_pretrained(sd_folder)
+    plain = pipe(TWO, steps=1)
+    assert pipe.to(torch.float64) is pipe
+    double = pipe(TWO, steps=1)
+    assert double.latents.dtype == pipe.model.dtype == torch.float64
+    torch.testing.assert_close(double.latents.float(), plain.latents, rtol=0, atol=1e-4)
+    assert double.layout == plain.layout
+    assert double.settings["dtype"] == "float64"
+    for arguments, options in (
+        (("cpu", torch.bfloat16), {}),
+        ((torch.float16, torch.device("cpu")), {}),
+        ((), {"dtype": torch.float32, "device": "cpu"}),
+        (("cpu",), {"dtype": torch.float64}),
+    ):
+        wanted = options.get("dtype") or next(a for a in arguments if type(a) is torch.dtype)
+        assert pipe.to(*arguments, **options) is pipe
+        parts = pipe.model.components
+        for module in (parts.unet, parts.vae, parts.text_encoder):
+            assert {p.dtype for p in module.parameters()} == {wanted}
+    assert pipe.to("cpu").model.dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((torch.int32,), "dtype must be one of torch.float16, .* got torch.int32"),
+        ((torch.complex64,), "dtype must be one of"),
+        (("nonsense",), "device must be available, got nonsense"),
+        (("meta",), "device must be available, got meta"),
+        (("cpu", "cpu"), "to must be given one device and one dtype"),
+        ((torch.float16, torch.float32), "to must be given one device and one dtype"),
+        ((["cpu"],), "device must be available"),
+    ],
+    ids=str,
+)
+def test_to_refuses_in_words(pipe, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        pipe.to(*arguments)
+    assert pipe.model.dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, "float16", torch.complex64], ids=str)
+def test_a_dtype_that_networks_do_not_compute_in_is_refused(sd_folder, dtype):
+    with pytest.raises(ValueError, match=r"dtype must be one of torch\.float16"):
+        Pipeline.from_pretrained(sd_folder, dtype=dtype)
+
+
+def test_arguments_of_diffusers_are_named_as_they_are_here(pipe, sd_folder):
+    load, calls = Pipeline.from_pretrained, (pipe, pipe.batch, pipe.prepare)
+    with pytest.raises(TypeError, match=r"^num_inference_steps is steps here$"):
+        pipe(TWO, num_inference_steps=3)
+    with pytest.raises(TypeError, match=r"^num_images_per_prompt is num_images here$"):
+        pipe(TWO, num_images_per_prompt=2)
+    with pytest.raises(TypeError, match=r"^torch_dtype is dtype here$"):
+        load(sd_folder, torch_dtype=torch.float16)
+    with pytest.raises(TypeError, match=r"^device_map is device here$"):
+        Model.from_pretrained(sd_folder, device_map="cuda")
+    with pytest.raises(TypeError, match="is steps here, but not in from_pretrained"):
+        load(sd_folder, num_inference_steps=3)
+    for name in (*DIFFUSERS_NAMES, *DIFFUSERS_ADVICE):
+        for call in (*calls, load):
+            if name in inspect.signature(call).parameters:
+                continue
+            with pytest.raises(TypeError, match=f"^{name} is ") as caught:
+                call([TWO], **{name: None})
+            assert hint_of(name) in str(caught.value)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'stepz'"):
+        pipe(TWO, stepz=3)
+    assert {*DIFFUSERS_NAMES.values()} <= {
+        *inspect.signature(pipe).parameters,
+        *inspect.signature(load).parameters,
+    }
+
+
+def test_methods_of_diffusers_say_what_there_is_instead(pipe):
+    with pytest.raises(AttributeError, match="enable_attention_slicing is diffusers': leave it"):
+        pipe.enable_attention_slicing()
+    with pytest.raises(AttributeError, match=r"enable_model_cpu_offload .* pipe\.to\(device\)"):
+        pipe.enable_model_cpu_offload()
+    with pytest.raises(AttributeError, match=r"unet is diffusers': it is pipe\.model\.unet"):
+        pipe.unet  # noqa: B018 - asking is the test
+    with pytest.raises(AttributeError, match=r"object has no attribute 'nothing'$"):
+        pipe.nothing  # noqa: B018
+    assert not hasattr(pipe, "enable_xformers_memory_efficient_attention")
+    assert not {*DIFFUSERS_NAMES, *DIFFUSERS_ADVICE} & {*dir(pipe)}
+    assert copy.copy(pipe).model is pipe.model
+
+
+def test_a_signature_is_what_it_was_under_the_hints():
+    parameters = inspect.signature(Pipeline.__call__).parameters
+    assert "steps" in parameters
+    assert not [p for p in parameters.values() if p.kind is p.VAR_KEYWORD]

@@ -25,6 +25,9 @@ from diffusers.schedulers import (
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+import stal.budget
+import stal.checked_json
+import stal.finite
 import stal.sampler
 import stal.sampler_checks
 import stal.schedule
@@ -545,7 +548,10 @@ def test_names_lead_to_samplers():
 
 
 def test_samplers_import_nothing_but_torch_and_the_standard_library():
-    sources = (stal.sampler, stal.sampler_checks, stal.schedule)
+    sources = (
+        *(stal.sampler, stal.sampler_checks, stal.schedule),
+        *(stal.budget, stal.checked_json, stal.finite),
+    )
     modules = set()
     for node in (n for s in sources for n in ast.walk(ast.parse(inspect.getsource(s)))):
         if isinstance(node, ast.Import):
@@ -733,3 +739,85 @@ def test_noise_of_another_shape_is_refused(sampler):
     options = {"eta": 1.0} if sampler == "ddim" else {}
     with pytest.raises(ValueError, match="noise must return a floating point tensor of shape"):
         SAMPLERS[sampler](linear_model, normal(0), schedule, noise=lambda x: x[:1], **options)
+
+
+# Every beta schedule and spacing, with few steps and with as many as there are.
+ZERO_SNR = [
+    (sampler, spacing, betas, steps)
+    for sampler in ("euler", "euler-ancestral", "dpm++2m", "ddim")
+    for spacing in ("leading", "trailing", "linspace")
+    for betas in ("linear", "scaled_linear", "squaredcos_cap_v2")
+    for steps in (1, 4, 50)
+]
+
+
+@pytest.mark.parametrize(("sampler", "spacing", "betas", "steps"), ZERO_SNR)
+def test_zero_snr_has_diffusers_noise_levels(sampler, spacing, betas, steps):
+    config = {
+        "_class_name": SCHEDULERS[sampler].__name__,
+        "rescale_betas_zero_snr": True,
+        "prediction_type": "v_prediction",
+        "timestep_spacing": spacing,
+        "beta_schedule": betas,
+    }
+    theirs = SCHEDULERS[sampler].from_config(config)
+    theirs.set_timesteps(steps)
+    ours = schedule_from_config(config, steps)
+    np.testing.assert_allclose(ours.timesteps, theirs.timesteps[:steps])
+    if sampler != "ddim":
+        # diffusers' float32 cancels where sigma is largest.
+        np.testing.assert_allclose(ours.sigmas[:-1], theirs.sigmas[:-1], rtol=2e-3)
+
+
+def test_zero_snr_as_many_steps_as_there_are_is_refused_where_noise_would_grow():
+    config = {
+        "rescale_betas_zero_snr": True,
+        "prediction_type": "v_prediction",
+        "timestep_spacing": "trailing",
+    }
+    assert schedule_from_config(config, 1000, sampler="euler").sigmas[1] > 4096
+    with pytest.raises(ValueError, match=r"noise levels must descend .*take fewer steps"):
+        schedule_from_config(config, 1000, sampler="euler-ancestral")
+
+
+def test_numbers_of_a_configuration_may_be_floats_or_null():
+    plain = schedule_from_config({}, 5, sampler="ddim")
+    config = {
+        "num_train_timesteps": 1000.0,
+        "steps_offset": 0.0,
+        "beta_start": None,
+        "beta_schedule": None,
+        "timestep_spacing": None,
+        "prediction_type": None,
+        "clip_sample": None,
+        "set_alpha_to_one": None,
+        "_use_default_values": None,
+    }
+    same = schedule_from_config(config, 5, sampler="ddim")
+    assert (same.timesteps, same.clip_sample_range) == (plain.timesteps, plain.clip_sample_range)
+    assert torch.equal(same.alphas_cumprod, plain.alphas_cumprod)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"num_train_timesteps": 10**9}, "num_train_timesteps must be at most 100000"),
+        ({"num_train_timesteps": "1000"}, "num_train_timesteps must be a positive integer"),
+        ({"num_train_timesteps": math.nan}, "num_train_timesteps must be a positive integer"),
+        ({"steps_offset": 10**30}, "timesteps must descend strictly within"),
+        ({"beta_end": "0.02"}, "beta_end must be a number"),
+        ({"beta_start": math.nan}, "must be numbers in"),
+        ({"trained_betas": [math.nan] * 1000}, "trained_betas must be"),
+        ({"trained_betas": 7}, "trained_betas must be"),
+        ({"trained_betas": ["x"] * 1000}, "trained_betas must be a number"),
+        ({"trained_betas": [10**400] * 1000}, "trained_betas must be a finite number"),
+        ({"clip_sample_range": "x"}, "clip_sample_range must be a number"),
+        ({"clip_sample_range": math.nan}, "clip_sample_range must be a positive number"),
+        ({"prediction_type": ["epsilon"]}, "prediction_type must be one of"),
+        ({"timestep_spacing": {}}, "timestep_spacing must be one of"),
+        ({"_use_default_values": 5}, "_use_default_values must be names"),
+    ],
+)
+def test_a_configuration_of_another_kind_is_refused_in_words(config, message):
+    with pytest.raises(ValueError, match=message):
+        schedule_from_config(config, 5, sampler="ddim")

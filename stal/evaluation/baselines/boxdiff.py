@@ -115,7 +115,7 @@ def loss(images: Tensor, boxes: Sequence[Box], *, top: float, corner: int) -> tu
         inner.append(1 - _largest(a[y0:y1, x0:x1], top))
         rest.append(_largest(a[inside == 0], top))
         for axis, (low, high) in enumerate(ends):
-            cells = torch.arange(a.shape[1 - axis], device=a.device)
+            cells = torch.arange(a.shape[1 - axis], dtype=torch.long, device=a.device)
             near = ((cells - low).abs() <= corner) | ((cells - high).abs() <= corner)
             rest.append(((a.amax(axis) - inside.amax(axis)).abs() * near).mean())
     within = torch.stack(inner)

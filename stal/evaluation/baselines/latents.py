@@ -189,7 +189,8 @@ def token_maps(maps: Tensor, tokens: Sequence[int], *, sharpness: float, sigma: 
     """
     shared = (sharpness * maps[..., 1:-1]).softmax(-1)
     images = torch.stack([shared[..., token - 1] for token in tokens])
-    line = torch.exp(-0.5 * (torch.arange(-1.0, 2.0) / sigma) ** 2)
+    line = torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float32, device="cpu")
+    line = torch.exp(-0.5 * (line / sigma) ** 2)
     kernel = torch.outer(line, line) / line.sum() ** 2
     mode = "reflect" if min(images.shape[1:]) > 1 else "replicate"
     padded = F.pad(images[:, None], (1, 1, 1, 1), mode=mode)

@@ -68,10 +68,10 @@ def multidiffusion(
         torch.stack(maps)[:, None].to(pipe.model.device, pipe.model.dtype)
         for maps in ([term.share for term in terms], [term.seen for term in terms])
     )
-    index = torch.tensor(images, device=pipe.model.device)
+    index = torch.tensor(images, dtype=torch.long, device=pipe.model.device)
     first = round(bootstrap * drawing.schedule.steps) if bool((seen == 0).any()) else 0
     colours = _colours(drawing) if first else None
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
     noise: Tensor | None = None
 
     def predict(x: Tensor, t: float, step: int, *_: Tensor) -> Tensor:
@@ -80,7 +80,10 @@ def multidiffusion(
             return denoiser.composed(x, t, images, rows, share)
         noise = x if noise is None else noise
         # Each image picks by itself, so that it does not depend on the batch around it.
-        picks = [int(torch.randint(len(colours), (), generator=generators[i])) for i in images]
+        picks = [
+            int(torch.randint(len(colours), (), generator=generators[i], device="cpu"))
+            for i in images
+        ]
         alpha_bar = drawing.schedule.alpha_bar(t)
         plain = math.sqrt(alpha_bar) * colours[picks] + math.sqrt(1 - alpha_bar) * noise[index]
         each = denoiser.guided(seen * x[index] + (1 - seen) * plain, t, rows)
@@ -107,7 +110,7 @@ def _terms(
     around: the text of what no box covers, the whole prompt if None.
     """
     terms: list[_Term] = []
-    everywhere = torch.ones(drawing.cells)
+    everywhere = torch.ones(drawing.cells, dtype=torch.float32, device="cpu")
     for i, job in enumerate(drawing.jobs):
         boxes = hard_masks(job.layout, *drawing.cells).float()
         if not len(boxes):
@@ -127,6 +130,7 @@ def _terms(
 
 def _colours(drawing: Drawing, count: int = 20) -> Tensor:
     """The latents of pictures of one random colour each, the same in every call."""
-    levels = torch.rand(count, 3, 1, 1, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator("cpu").manual_seed(0)
+    levels = torch.rand(count, 3, 1, 1, generator=generator, dtype=torch.float32, device="cpu")
     pictures = levels.expand(-1, -1, drawing.settings.height, drawing.settings.width)
     return torch.cat([drawing.model.latents(picture[None]) for picture in pictures])

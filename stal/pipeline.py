@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from stal.drawing import Drawing, Job, Result
+from stal.fitting import fits, misfits, size_of_aspect, without_effect
 from stal.layout import Layout
 from stal.layout.predictor import predict
 from stal.model.model import Model
@@ -112,8 +114,8 @@ class Pipeline:
             steps: transitions of the sampler; the model's default if None.
             guidance_scale: classifier-free guidance; 1 switches it off, and the unconditional
                 reference with it.
-            height, width: of the picture in pixels, multiples of `pipe.model.scale_factor`; the
-                model's own size if None.
+            height, width: of the picture in pixels, multiples of `pipe.model.scale_factor`; if
+                both are None of the layout's aspect and the model's own area.
             callback: called as callback(step, x, denoised) after each transition, both latents
                 (images, channels, height, width); `pipe.model.decode(denoised)` is a preview.
 
@@ -134,15 +136,14 @@ class Pipeline:
             negative_prompt=negative_prompt,
             num_images=num_images,
         )
-        return self.batch(
-            [prompt],
-            settings,
-            layouts=[layout],
-            weights=[weights],
-            seed=seed,
-            generator=generator,
-            callback=callback,
-        )[0]
+        drawing = self.prepare(
+            [prompt], settings, layouts=[layout], weights=[weights], seed=seed, generator=generator
+        )
+        given = {"reference": reference, "background": background, "layout": layout}
+        given["negative_prompt"] = negative_prompt
+        for sentence in without_effect(given, drawing.settings):
+            warnings.warn(sentence, stacklevel=2)
+        return drawing.results(drawing.sample(callback=callback))[0]
 
     def batch(
         self,
@@ -193,13 +194,21 @@ class Pipeline:
         seed: int | Sequence[int] = 0,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
     ) -> Drawing:
-        """What `batch` draws, ready to be drawn with any weights. Arguments and errors are its."""
+        """What `batch` draws, ready to be drawn with any weights. Arguments and errors are its.
+
+        Warns of layouts that do not go with their prompt or with the size, and of prompts without
+        objects.
+        """
         full = complete(
             settings or Settings(),
             self.defaults,
             sample_size=self.model.unet.config.sample_size,
             unit=self.model.scale_factor,
         )
+        if layouts is not None:
+            layouts = [Layout.from_json(x) if isinstance(x, str) else x for x in layouts]
+            own = [layout for layout in layouts if isinstance(layout, Layout)]
+            full = self._sized(settings or Settings(), full, own)
         schedule = schedule_from_config(
             self.model.components.scheduler_config, full.steps, sampler=full.sampler
         )
@@ -210,6 +219,21 @@ class Pipeline:
         jobs = self._jobs(prompts, full, layouts, weights)
         noise = ImageNoise(len(jobs), full.num_images, seed, generator)
         return Drawing(self.model, jobs, full, schedule, noise)
+
+    def _sized(self, settings: Settings, full: Complete, layouts: Sequence[Layout]) -> Complete:
+        """Where nobody gave a size, one of the layouts' aspect and about the model's own area."""
+        aspects = {layout.aspect for layout in layouts}
+        if settings.height is not None or settings.width is not None or len(aspects) != 1:
+            return full
+        if fits(layouts[0], height=full.height, width=full.width):
+            return full
+        levels = len(self.model.unet.config.block_out_channels)
+        height, width = size_of_aspect(
+            layouts[0].aspect,
+            pixels=full.height * full.width,
+            multiple=self.model.scale_factor * 2 ** (levels - 1),
+        )
+        return replace(full, height=height, width=width)
 
     def _jobs(
         self,
@@ -232,10 +256,13 @@ class Pipeline:
             if not prompt.strip():
                 raise ValueError(f"prompt must not be empty, got {prompt!r}")
             layout, description = layouts[i] if layouts is not None else None, parse(prompt)
+            given_layout = layout is not None
             if layout is None:
                 layout = predict(description, aspect=settings.width / settings.height)
             elif not isinstance(layout, Layout):
                 layout = Layout.from_json(layout)
+            for sentence in misfits(prompt, layout, settings, given=given_layout):
+                warnings.warn(sentence, stacklevel=4)
             given: Weights | None = weights[i] if weights is not None else None
             steps, objects = settings.steps, len(layout.objects)
             if given is None:

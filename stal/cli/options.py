@@ -20,6 +20,17 @@ class DType(str, Enum):
     float16 = "float16"
 
 
+class AttentionMode(str, Enum):
+    plain = "plain"
+    spatial = "spatial"
+    spatial_temporal = "spatial-temporal"
+
+
+class RuleName(str, Enum):
+    guidance = "guidance"
+    convex = "convex"
+
+
 ModelOption = Annotated[
     str | None, typer.Option(help="Diffusers folder or hub name; the bundled model if absent.")
 ]

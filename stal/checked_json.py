@@ -8,22 +8,28 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
     """The JSON object in a file. Raises ValueError, naming the file, if there is none."""
+    value = read_value(path)
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} must be a JSON object, got {type(value).__name__}")
+    return value
+
+
+def read_value(path: str | Path) -> Any:
+    """What a JSON file holds. Raises ValueError, naming the file, if it is none."""
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path} must be a JSON file, got no such file")
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} must be JSON, got {first_line(error)}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} must be a JSON object, got {type(value).__name__}")
-    return value
 
 
 def check_keys(
@@ -63,6 +69,18 @@ def number(value: Any, where: str) -> float:
         return float(value)
     except OverflowError:
         raise ValueError(f"{where} must be a finite number, got {short(value)}") from None
+
+
+def integer(value: Any, where: str) -> int:
+    """The value as an integer, which may be written as a text, as other people's ids are.
+
+    Raises ValueError if it is none.
+    """
+    whole = isinstance(value, float) and value.is_integer()
+    if isinstance(value, str) or whole or (isinstance(value, int) and not isinstance(value, bool)):
+        with suppress(ValueError):
+            return int(value)
+    raise ValueError(f"{where} must be an integer, got {short(value)}")
 
 
 def short(value: Any) -> str:

@@ -32,6 +32,16 @@ def check_writable(path: str | os.PathLike[str], *, name: str = "output") -> Non
         raise ValueError(f"{name} must be writable, got {path}: {error.strerror}") from error
 
 
+def read_text(path: str | os.PathLike[str], *, name: str) -> str:
+    """A text file. Raises ValueError, which calls it by `name`, if there is none in UTF-8."""
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise ValueError(f"{name} must be a text file, got {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name} must be a text file in UTF-8, got {path}: {error}") from error
+
+
 def read_lines(path: str | os.PathLike[str], *, name: str) -> list[str]:
     """The lines of a text file, without those that are blank and the space around them.
 
@@ -39,12 +49,7 @@ def read_lines(path: str | os.PathLike[str], *, name: str) -> list[str]:
         ValueError: there is no such file, it is not UTF-8, or every line is blank; the message
             calls it by `name`.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise ValueError(f"{name} must be a text file, got {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{name} must be a text file in UTF-8, got {path}: {error}") from error
+    text = read_text(path, name=name)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
         raise ValueError(f"{name} must hold one a line, got none in {path}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -22,6 +21,7 @@ from stal.cli.options import (
     SamplerOption,
     torch_dtype,
 )
+from stal.extras import check_installed
 
 if TYPE_CHECKING:
     from stal.evaluation.detectors import Background, Detector
@@ -106,6 +106,7 @@ def evaluate(
     pipe = Pipeline.from_pretrained(model, dtype=torch_dtype(dtype), device=device)
     command |= _about(pipe)
     check_command(output, command)
+    _check_clip(names, pipe)
     _check_words(cases, pipe)
     scorer = _load_clip(clip, pipe, device)
     see, background = _load_detector(detector, scorer, min_score, device)
@@ -145,8 +146,7 @@ def _check_needs(detector: str, min_score: float | None) -> None:
     """Raises ValueError for what is missing beside an option, and for the plots."""
     if min_score is not None and detector == "shapes":
         raise ValueError("min_score must come with the detector of a folder")
-    if importlib.util.find_spec("matplotlib") is None:
-        raise ValueError("matplotlib must be installed for the plots: pip install 'stal[plot]'")
+    check_installed("matplotlib", "the plots")
 
 
 def _check_methods(names: Sequence[str]) -> None:
@@ -156,6 +156,18 @@ def _check_methods(names: Sequence[str]) -> None:
     if strange:
         known, got = ", ".join(METHODS), ", ".join(strange)
         raise ValueError(f"methods must be among {known}, got {got}")
+
+
+def _check_clip(names: Sequence[str], pipe: Pipeline) -> None:
+    """Before anything is drawn: methods that optimise want the model's own CLIP."""
+    from stal.evaluation.methods import NEED_CLIP
+    from stal.model.model import clip_folder
+
+    needing = [name for name in names if name in NEED_CLIP]
+    folder = clip_folder(pipe.model)
+    if needing and not folder.is_dir():
+        got = f"{', '.join(needing)} and no {folder}"
+        raise ValueError(f"methods must not need CLIP where the model has none, got {got}")
 
 
 def _read_cases(prompts: str, layouts: Layouts, limit: int | None) -> list[PromptCase]:

@@ -24,6 +24,8 @@ from typing import Annotated
 
 import typer
 
+from stal.extras import check_installed
+
 _Paths = Annotated[list[Path] | None, typer.Option(exists=True, dir_okay=False)]
 
 
@@ -49,6 +51,9 @@ def evaluate_layout(
     """Score the prompt parser and the layout predictor on labelled sets."""
     if not (gpt or nsr1k or counting or captions):
         raise typer.BadParameter("name at least one set, e.g. --gpt FILE")
+    check_installed("scipy", "the intervals")
+    if engine == "spacy":
+        check_installed("spacy", "the engine spacy")
 
     from stal.evaluation.labelled import read_captions, read_counting, read_gpt, read_spatial
     from stal.evaluation.parsing import score, score_counting, score_table, summed

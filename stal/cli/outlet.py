@@ -1,8 +1,4 @@
-"""What the command prints: all of it goes through here, so that no text takes over a terminal.
-
-Prompts, file names and phrases come from elsewhere. A terminal obeys some of what they may hold:
-it moves the cursor, renames the window, writes from right to left.
-"""
+"""What the command prints: all of it goes through here, so that no text takes over a terminal."""
 
 from __future__ import annotations
 
@@ -13,27 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any, TextIO
 
-# Control characters but tab and line feed, marks and overrides of direction, separators of lines,
-# and halves of surrogate pairs, which no encoding has.
-_UNSAFE = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
-)
+from stal.echo import harmless, one_line
+
 # What a progress bar writes by itself: the way up, and the way back before it draws itself.
 _BAR = re.compile(r"[\r\n]*(?:\x1b\[A)*\r?")
-_MOST = 2000  # characters of a message
-
-
-def harmless(text: str) -> str:
-    """The text with what a terminal would obey as escapes, like "\\x1b"."""
-    return _UNSAFE.sub(lambda found: ascii(found[0])[1:-1], text)
-
-
-def one_line(text: str) -> str:
-    """A message on one line, whatever it quotes; what is very long loses its middle."""
-    line = harmless(" ".join(text.split()))
-    if len(line) <= _MOST:
-        return line
-    return f"{line[: _MOST // 2]} ... {line[-_MOST // 2 :]}"
 
 
 class _Outlet(io.TextIOBase):

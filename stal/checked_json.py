@@ -25,7 +25,8 @@ def read_value(path: str | Path) -> Any:
     """What a JSON file holds. Raises ValueError, naming the file, if it is none."""
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"{path} must be a JSON file, got no such file")
+        got = "another thing" if path.exists() else "no such file"
+        raise ValueError(f"{path} must be a JSON file, got {got}")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+import warnings
 from collections.abc import Mapping
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
@@ -78,9 +79,12 @@ def _text(path: str | os.PathLike[str]) -> str | None:
     except OSError as error:
         raise ValueError(f"{path} must be a picture, got: {error.strerror or error}") from error
     try:
-        # Not Image.open, which takes other formats and refuses many pixels.
-        with PngImageFile(BytesIO(start)) as image:
-            text = image.info.get(_KEY)
+        # Not Image.open, which takes other formats and refuses many pixels; what Pillow warns of
+        # are the pixels.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with PngImageFile(BytesIO(start)) as image:
+                text = image.info.get(_KEY)
     except SyntaxError as error:
         raise ValueError(f"{path} must be a PNG picture, got another kind of file") from error
     except Exception as error:  # of a broken file Pillow raises many kinds

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from stal.budget import MOST_IMAGES
 from stal.cli.options import (
     ClipOption,
     DeviceOption,
@@ -56,7 +57,9 @@ def evaluate(
     prompts: _Prompts,
     methods: Annotated[str, typer.Option(help="Comma-separated, ours last.")],
     output: Annotated[Path, typer.Option(help="Folder for the results; a killed run resumes.")],
-    seeds: Annotated[int, typer.Option(min=1, help="Images of a prompt by each method.")] = 2,
+    seeds: Annotated[
+        int, typer.Option(min=1, max=MOST_IMAGES, help="Images of a prompt by each method.")
+    ] = 2,
     layouts: _Layouts = Layouts.predicted,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first prompts.")] = None,
     model: ModelOption = None,
@@ -113,6 +116,9 @@ def evaluate(
     placed = _placed(cases, layouts, pipe)
     command["boxes"] = _digest(placed)
     _check_texts(cases, placed, scorer)
+    settings = Settings(sampler=sampler, steps=steps, guidance_scale=guidance_scale)
+    # What every method needs is checked before the first has drawn anything.
+    pipe.prepare([cases[0].prompt], replace(settings, attention="plain"), layouts=placed[:1])
     with opened(output, command):
         fix = "run the same command with a smaller --batch, it goes on where it stopped"
         with enough_memory(device, fix):
@@ -124,7 +130,7 @@ def evaluate(
                 methods=names,
                 layouts=placed,
                 seeds=seeds,
-                settings=Settings(sampler=sampler, steps=steps, guidance_scale=guidance_scale),
+                settings=settings,
                 detector=see,
                 scorer=scorer,
                 background=background,

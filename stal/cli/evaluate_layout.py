@@ -43,7 +43,7 @@ def evaluate_layout(
     ablation: Annotated[
         Path | None, typer.Option(help="The same, trained with --no-relative.")
     ] = None,
-    failures: Annotated[int, typer.Option(help="How many failures to list of a set.")] = 0,
+    failures: Annotated[int, typer.Option(min=0, help="How many failures to list of a set.")] = 0,
     engine: Annotated[
         str, typer.Option(help="How prompts are read: grammar or spacy.")
     ] = "grammar",

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from stal.evaluation.prompt_files import PromptCase
     from stal.layout import Layout
     from stal.pipeline import Pipeline
+    from stal.settings import Settings
 
 
 class Layouts(str, Enum):
@@ -40,6 +41,9 @@ class Layouts(str, Enum):
 # Options that take more than a line.
 _Prompts = Annotated[
     str, typer.Option(help="File of prompts, or shapes:N[:COUNTS[:SEED]] like shapes:100:2,3.")
+]
+_Seeds = Annotated[
+    int, typer.Option(min=1, max=MOST_IMAGES, help="Images of a prompt by each method.")
 ]
 _Layouts = Annotated[
     Layouts,
@@ -115,28 +119,25 @@ def evaluate(
     see, background = _load_detector(detector, scorer, min_score, device)
     placed = _placed(cases, layouts, pipe)
     command["boxes"] = _digest(placed)
-    _check_texts(cases, placed, scorer)
     settings = Settings(sampler=sampler, steps=steps, guidance_scale=guidance_scale)
-    # What every method needs is checked before the first has drawn anything.
-    pipe.prepare([cases[0].prompt], replace(settings, attention="plain"), layouts=placed[:1])
-    with opened(output, command):
-        fix = "run the same command with a smaller --batch, it goes on where it stopped"
-        with enough_memory(device, fix):
-            rows = run(
-                output,
-                cases,
-                pipe=pipe,
-                draw=draw,
-                methods=names,
-                layouts=placed,
-                seeds=seeds,
-                settings=settings,
-                detector=see,
-                scorer=scorer,
-                background=background,
-                batch=batch,
-                quiet=quiet,
-            )
+    _check_drawing(cases, placed, scorer, pipe, settings)
+    fix = "run the same command with a smaller --batch, it goes on where it stopped"
+    with opened(output, command), enough_memory(device, fix):
+        rows = run(
+            output,
+            cases,
+            pipe=pipe,
+            draw=draw,
+            methods=names,
+            layouts=placed,
+            seeds=seeds,
+            settings=settings,
+            detector=see,
+            scorer=scorer,
+            background=background,
+            batch=batch,
+            quiet=quiet,
+        )
         write_report(output, rows, names, title=f"{Path(prompts).name}, layouts {layouts.value}")
     print(output / "summary.md", flush=True)
 
@@ -252,10 +253,17 @@ def _placed(cases: Sequence[PromptCase], source: Layouts, pipe: Pipeline) -> lis
     return placed
 
 
-def _check_texts(cases: Sequence[PromptCase], layouts: Sequence[Layout], scorer: Any) -> None:
-    """Encodes every text once, so that one that CLIP cannot read is found before the drawing."""
+def _check_drawing(
+    cases: Sequence[PromptCase],
+    layouts: Sequence[Layout],
+    scorer: Any,
+    pipe: Pipeline,
+    settings: Settings,
+) -> None:
+    """Settings that no method takes, and texts that CLIP cannot read, before anything is drawn."""
     from stal.evaluation.harness import texts_of
 
+    pipe.prepare([cases[0].prompt], replace(settings, attention="plain"))
     if scorer is None:
         return
     for case, layout in zip(cases, layouts, strict=True):

@@ -97,6 +97,8 @@ def main(
     output: Annotated[Path | None, typer.Option(help="Folder for optimize.json and .md.")] = None,
 ) -> None:
     """Print the table."""
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
     work = []
     for model in models.split(","):
         modes = ["generation", "epoch", "epoch, blocks recomputed", "online"]
@@ -112,7 +114,6 @@ def main(
     text = table(rows)
     print(text)
     if output is not None:
-        output.mkdir(parents=True, exist_ok=True)
         record = {**machine(), "rows": [asdict(row) for row in rows]}
         (output / "optimize.json").write_text(json.dumps(record, indent=2) + "\n")
         (output / "optimize.md").write_text(text + "\n")

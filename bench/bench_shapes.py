@@ -24,6 +24,7 @@ from tqdm import tqdm
 from stal.evaluation import detectors
 from stal.evaluation.intervals import interval
 from stal.evaluation.metrics import Verdict, judge
+from stal.extras import check_installed
 from stal.layout import Layout, place
 from stal.layout.predictor import predict
 from stal.pipeline import Pipeline
@@ -37,6 +38,11 @@ _SETTINGS = {
     "spatial-temporal": Settings(attention="spatial-temporal"),
     "unconditional": Settings(attention="spatial", reference="unconditional"),
     "convex": Settings(attention="spatial", rule="convex"),
+}
+_LAYOUTS: dict[str, Callable[[Layout], Layout]] = {
+    "true": lambda case: case,
+    "predicted": lambda case: predict(parse(case.prompt)),
+    "placed": lambda case: place(parse(case.prompt)),
 }
 
 
@@ -64,17 +70,10 @@ def evaluate(
     layout: "true" (of the scene that the prompt was written for), "predicted" (of the bundled
     layout predictor) or "placed" (by rules).
     """
-    ways: dict[str, Callable[[Layout], Layout]] = {
-        "true": lambda case: case,
-        "predicted": lambda case: predict(parse(case.prompt)),
-        "placed": lambda case: place(parse(case.prompt)),
-    }
-    if layout not in ways:
-        raise ValueError(f"layouts must be of {', '.join(ways)}, got {layout!r}")
     verdicts: list[Verdict] = []
     for start in range(0, len(cases), batch):
         part = cases[start : start + batch]
-        layouts: list[Layout | None] = [ways[layout](case) for case in part]
+        layouts: list[Layout | None] = [_LAYOUTS[layout](case) for case in part]
         drawn = pipe.batch(
             [case.prompt for case in part],
             settings,
@@ -101,6 +100,17 @@ def main(
     output: Annotated[Path | None, typer.Option(help="Folder for shapes.json and .md.")] = None,
 ) -> None:
     """Print the table."""
+    check_installed("scipy", "the intervals")
+    for option, text, known in (
+        ("methods", methods, list(_SETTINGS)),
+        ("layouts", layouts, list(_LAYOUTS)),
+        ("objects", objects, ["1", "2", "3", "4"]),
+    ):
+        for name in text.split(","):
+            if name not in known:
+                raise typer.BadParameter(f"{option} must be of {', '.join(known)}, got {name!r}")
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
     pipe = Pipeline.from_pretrained(model)
     rows = []
     work = [
@@ -133,7 +143,6 @@ def main(
     text = table(rows)
     print(text)
     if output is not None:
-        output.mkdir(parents=True, exist_ok=True)
         record = {**machine(), "seed": seed, "rows": [asdict(row) for row in rows]}
         (output / "shapes.json").write_text(json.dumps(record, indent=2) + "\n")
         (output / "shapes.md").write_text(text + "\n")

@@ -25,6 +25,7 @@ from timing import Table, Timing, cpu_details, interleave
 from torch import Tensor
 from torch.nn import functional as F
 
+from stal.files import check_writable
 from stal.settings import Settings
 from stal_kernels import blended_attention_ragged
 
@@ -95,6 +96,8 @@ def main(
     output: Annotated[Path | None, typer.Option(help="JSON file; Markdown beside it.")] = None,
 ) -> None:
     """Print the table."""
+    if output is not None:
+        check_writable(output)
     columns = {"what": 16, "op": 10, "ms median (p20-p80)": 22, "cpu is faster": 14}
     table = Table(columns, command="python bench/bench_unet.py")
     for model in models.split(","):

@@ -2,20 +2,54 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
-from typing import Any
+from importlib.metadata import PackageNotFoundError, version
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from stal.cli.evaluate import evaluate
 from stal.cli.evaluate_layout import evaluate_layout
 from stal.cli.generate import generate
+from stal.cli.hints import add_hint
+from stal.cli.last_resort import tell
 from stal.cli.layout import show_layout
+from stal.cli.outlet import format_warning, outlets
 from stal.cli.train import train_layout, train_shapes
 from stal.cli.weights import fit_schedule, plot
 
+
+class _Commands(TyperGroup):
+    """The commands, whose every exception becomes an exit code and a line on stderr."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        # Whoever runs a command again to see more writes the option last.
+        end = args.index("--") if "--" in args else len(args)
+        if "--debug" in args[:end]:
+            ctx.params["debug"] = True
+            args = [each for each in args[:end] if each != "--debug"] + args[end:]
+        return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (Exception, KeyboardInterrupt) as error:
+            if isinstance(error, (typer.Exit, typer.Abort)) or _is_usage(error):
+                raise
+            debug = ctx.params["debug"]
+            raise typer.Exit(tell(error, command=ctx.invoked_subcommand, debug=debug)) from error
+
+
+def _is_usage(error: BaseException) -> bool:
+    """Whether it is an error of click, which typer carries in itself or not, by its version."""
+    return hasattr(error, "format_message") and hasattr(error, "exit_code")
+
+
 app = typer.Typer(
+    cls=_Commands,
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -23,8 +57,28 @@ app = typer.Typer(
 )
 
 
+def _print_versions(wanted: bool) -> None:
+    if wanted:
+        for package in ("stal", "torch", "diffusers", "transformers"):
+            try:
+                print(package, version(package))
+            except PackageNotFoundError:
+                print(package, "not installed")
+        print("python", sys.version.split()[0])
+        print("`python -m stal_kernels` shows the backends")
+        raise typer.Exit
+
+
 @app.callback()
-def stal() -> None:
+def stal(
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show where an error comes from (its traceback).")
+    ] = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Show versions.", callback=_print_versions, is_eager=True),
+    ] = False,
+) -> None:
     """Text-to-image with every object in its place (arXiv 2304.03869)."""
 
 
@@ -39,22 +93,39 @@ app.command()(evaluate_layout)
 
 
 def main() -> None:
-    """Runs the command: exit code 0, 1 for an error (one line on stderr), 2 for wrong usage."""
-    warnings.formatwarning = _one_line
+    """Runs the command.
+
+    Exit code 0; 1 for an error, of whatever kind, which is one line on stderr; 2 for wrong usage;
+    130 for an interruption.
+    """
+    warnings.formatwarning = format_warning
+    with outlets():
+        code = _run()
+    if code:
+        sys.exit(code)
+
+
+def _run() -> int:
     try:
-        app()
-    except (ValueError, OSError, NotImplementedError, MemoryError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        if isinstance(error, OSError) and error.filename and error.strerror:
-            reason = f"{error.filename}: {error.strerror}"
-        print(f"stal: {reason}", file=sys.stderr)
-        sys.exit(1)
+        code = app(standalone_mode=False) or 0
+        sys.stdout.flush()
+        return code
+    except typer.Abort:
+        return 1
+    except (Exception, KeyboardInterrupt) as error:
+        if _is_usage(error):
+            add_hint(error)
+            error.show(file=sys.stderr)  # type: ignore[union-attr]
+            return error.exit_code  # type: ignore[union-attr]
+        if isinstance(error, OSError):
+            _give_up_stdout()
+        return tell(error, command=None, debug=False)
 
 
-def _one_line(
-    message: Warning | str, category: Any, filename: str, lineno: int, line: str | None = None
-) -> str:
-    return f"stal: {message}\n"
+def _give_up_stdout() -> None:
+    """What stdout still holds cannot be written; Python would try again, and say so."""
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -57,3 +57,7 @@ MAX_CELLS = 1024  # of latents along a side, where nobody says a size
 
 # Of a scheduler_config.json.
 MAX_TRAIN_TIMESTEPS = 100_000
+
+# Of a picture's record: characters of JSON, and pixels of all that is drawn because it says so.
+RECORD_CHARS = 8_000_000
+RECORD_PIXELS = 1 << 26

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -18,16 +19,7 @@ from stal.files import load_text
 
 def read_json(path: str | Path) -> dict[str, Any]:
     """The JSON object in a file. Raises ValueError, naming the file, if there is none."""
-    try:
-        text = load_text(path, name=str(path))
-    except FileNotFoundError as error:
-        raise ValueError(f"{path} must be a JSON file, got no such file") from error
-    except OSError as error:
-        raise ValueError(f"{path} must be a JSON file, got: {error.strerror}") from error
-    try:
-        value = loads(text)
-    except ValueError as error:
-        raise ValueError(f"{path} must be JSON, got {error}") from error
+    value = read_value(path)
     if not isinstance(value, dict):
         raise ValueError(f"{path} must be a JSON object, got {type(value).__name__}")
     return value
@@ -63,6 +55,20 @@ def _integer(digits: str) -> int:
     if len(digits) > budget.DIGITS:
         raise ValueError(f"an integer of {len(digits)} digits")
     return int(digits)
+
+
+def read_value(path: str | Path) -> Any:
+    """What a JSON file holds. Raises ValueError, naming the file, if it is none."""
+    try:
+        text = load_text(path, name=str(path))
+    except FileNotFoundError as error:
+        raise ValueError(f"{path} must be a JSON file, got no such file") from error
+    except OSError as error:
+        raise ValueError(f"{path} must be a JSON file, got: {error.strerror}") from error
+    try:
+        return loads(text)
+    except ValueError as error:
+        raise ValueError(f"{path} must be JSON, got {error}") from error
 
 
 def check_keys(
@@ -152,6 +158,18 @@ def as_whole(value: Any) -> Any:
     """A float without a fraction as an int; anything else as it is."""
     is_whole = isinstance(value, float) and value.is_integer()
     return int(value) if is_whole else value
+
+
+def integer(value: Any, where: str) -> int:
+    """The value as an integer, which may be written as a text, as other people's ids are.
+
+    Raises ValueError if it is none.
+    """
+    whole = isinstance(value, float) and value.is_integer()
+    if isinstance(value, str) or whole or (isinstance(value, int) and not isinstance(value, bool)):
+        with suppress(ValueError):
+            return int(value)
+    raise ValueError(f"{where} must be an integer, got {short(value)}")
 
 
 def short(value: Any) -> str:

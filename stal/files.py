@@ -137,6 +137,9 @@ def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
     """Writes a file that is complete or, after an error such as a full disk, as it was before.
 
     Of a symbolic link the file that it points to is replaced.
+
+    Raises:
+        OSError: it cannot be written; the error names the file.
     """
     target = Path(os.path.realpath(path))
     partial = target.with_name(f".{target.name[:50]}.{secrets.token_hex(4)}.tmp")
@@ -146,5 +149,11 @@ def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, target)
+    except OSError as error:
+        if error.strerror is None:
+            raise
+        # The system names no file, or the one that is about to vanish.
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # on a disk that became read-only
+            partial.unlink(missing_ok=True)

@@ -404,6 +404,7 @@ def _key(drawing: Drawing) -> dict[str, Any]:
     """What a weights file's run must agree with."""
     return {
         "version": VERSION,
+        "model": drawing.model.name,
         "prompts": [job.prompt for job in drawing.jobs],
         "layouts": [json.loads(job.layout.to_json()) for job in drawing.jobs],
         "settings": asdict(drawing.settings),

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import stat
+import warnings
 from collections.abc import Mapping
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
+from stal.budget import RECORD_CHARS
+from stal.checked_json import first_line
 from stal.files import write_atomic
 
 if TYPE_CHECKING:
@@ -42,25 +46,51 @@ def save(image: Image, path: str | os.PathLike[str], record: Mapping[str, Any]) 
 def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The settings in a PNG that `save` wrote.
 
+    The pixels are not looked at, whatever their number.
+
     Returns:
         What was given as its record, with a "prompt", as JSON gives it back.
 
     Raises:
         ValueError: there is no such picture, or it carries no settings.
     """
-    from PIL import Image, UnidentifiedImageError
-
+    text = _text(path)
+    if text is None:
+        raise ValueError(f"{path} must carry the settings that made it, got none")
     try:
-        with Image.open(path) as image:
-            text = image.info.get(_KEY)
-    except (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError) as error:
-        raise ValueError(f"{path} must be a picture, got another kind of file") from error
-    except OSError as error:
-        raise ValueError(f"{path} must be a picture, got: {error.strerror or error}") from error
-    try:
-        record = json.loads(text or "")
+        record = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} must carry the settings that made it, got none") from error
+        raise ValueError(f"{path} must carry the settings that made it, got no JSON") from error
     if not isinstance(record, dict) or not isinstance(record.get("prompt"), str):
         raise ValueError(f"{path} must carry the settings that made it, got others")
     return record
+
+
+def _text(path: str | os.PathLike[str]) -> str | None:
+    """What a PNG has under our key before its pixels; None where it has nothing."""
+    from PIL.PngImagePlugin import PngImageFile
+
+    try:
+        mode = os.stat(path).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise ValueError(f"{path} must be a picture, got a device")
+        with open(path, "rb") as file:
+            start = file.read(2 * RECORD_CHARS)
+    except OSError as error:
+        raise ValueError(f"{path} must be a picture, got: {error.strerror or error}") from error
+    try:
+        # Not Image.open, which takes other formats and refuses many pixels; what Pillow warns of
+        # are the pixels.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with PngImageFile(BytesIO(start)) as image:
+                text = image.info.get(_KEY)
+    except SyntaxError as error:
+        raise ValueError(f"{path} must be a PNG picture, got another kind of file") from error
+    except Exception as error:  # of a broken file Pillow raises many kinds
+        got = f"broken or too large ones: {first_line(error)}"
+        raise ValueError(f"{path} must carry the settings that made it, got {got}") from error
+    if text is not None and len(text) > RECORD_CHARS:
+        got = f"{len(text)} characters of them, more than {RECORD_CHARS}"
+        raise ValueError(f"{path} must carry the settings that made it, got {got}")
+    return None if text is None else str(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from stal.drawing import Drawing, Job, Result
+from stal.fitting import fits, misfits, size_of_aspect, without_effect
 from stal.layout.formats import LayoutLike, as_layout
 from stal.layout.layout import Layout
 from stal.layout.predictor import predict
@@ -155,8 +157,8 @@ class Pipeline:
             steps: transitions of the sampler; the model's default if None.
             guidance_scale: classifier-free guidance; 1 switches it off, and the unconditional
                 reference with it.
-            height, width: of the picture in pixels, multiples of `pipe.model.scale_factor`; the
-                model's own size if None.
+            height, width: of the picture in pixels, multiples of `pipe.model.scale_factor`; if
+                both are None of the layout's aspect and the model's own area.
             callback: called as callback(step, x, denoised) after each transition, both latents
                 (images, channels, height, width); `pipe.model.decode(denoised)` is a preview.
 
@@ -177,15 +179,14 @@ class Pipeline:
             negative_prompt=negative_prompt,
             num_images=num_images,
         )
-        return self.batch(
-            [prompt],
-            settings,
-            layouts=[layout],
-            weights=[weights],
-            seed=seed,
-            generator=generator,
-            callback=callback,
-        )[0]
+        drawing = self.prepare(
+            [prompt], settings, layouts=[layout], weights=[weights], seed=seed, generator=generator
+        )
+        given = {"reference": reference, "background": background, "layout": layout}
+        given["negative_prompt"] = negative_prompt
+        for sentence in without_effect(given, drawing.settings):
+            warnings.warn(sentence, stacklevel=2)
+        return drawing.results(drawing.sample(callback=callback))[0]
 
     @hinted
     def batch(
@@ -239,13 +240,26 @@ class Pipeline:
         seed: int | Sequence[int] = 0,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
     ) -> Drawing:
-        """What `batch` draws, ready to be drawn with any weights. Arguments and errors are its."""
+        """What `batch` draws, ready to be drawn with any weights. Arguments and errors are its.
+
+        Warns of layouts that do not go with their prompt or with the size, and of prompts without
+        objects.
+        """
         full = complete(
             settings or Settings(),
             self.defaults,
             sample_size=self.model.unet.config.sample_size,
             unit=self.model.scale_factor,
         )
+        _check_lists(prompts, layouts, weights)
+        aspect = full.width / full.height
+        given = [
+            as_layout(layout, prompt=prompt, aspect=aspect, noun_of=noun_of, article=article)
+            if layout is not None
+            else None
+            for prompt, layout in zip(prompts, layouts or [None] * len(prompts), strict=True)
+        ]
+        full = self._sized(settings or Settings(), full, [each for each in given if each])
         schedule = schedule_from_config(
             self.model.components.scheduler_config, full.steps, sampler=full.sampler
         )
@@ -253,40 +267,44 @@ class Pipeline:
         if full.eta and schedule.sampler != "ddim":
             got = f"{full.eta} with {schedule.sampler}"
             raise ValueError(f"eta must be 0 for every sampler but ddim, got {got}")
-        jobs = self._jobs(prompts, full, layouts, weights)
+        jobs = self._jobs(prompts, full, given, weights)
         noise = ImageNoise(len(jobs), full.num_images, seed, generator)
         return Drawing(self.model, jobs, full, schedule, noise)
+
+    def _sized(self, settings: Settings, full: Complete, layouts: Sequence[Layout]) -> Complete:
+        """Where nobody gave a size, one of the layouts' aspect and about the model's own area."""
+        aspects = {layout.aspect for layout in layouts}
+        if settings.height is not None or settings.width is not None or len(aspects) != 1:
+            return full
+        if fits(layouts[0], height=full.height, width=full.width):
+            return full
+        levels = len(self.model.unet.config.block_out_channels)
+        height, width = size_of_aspect(
+            layouts[0].aspect,
+            pixels=full.height * full.width,
+            multiple=self.model.scale_factor * 2 ** (levels - 1),
+        )
+        return replace(full, height=height, width=width)
 
     def _jobs(
         self,
         prompts: Sequence[str],
         settings: Complete,
-        layouts: Sequence[LayoutLike | None] | None,
+        layouts: Sequence[Layout | None],
         weights: Sequence[Weights | None] | None,
     ) -> list[Job]:
         """What to draw, each value checked."""
-        if isinstance(prompts, str) or not prompts:
-            raise ValueError(f"prompts must be a list of at least one text, got {prompts!r}")
-        for name, each in (("layouts", layouts), ("weights", weights)):
-            if each is not None and len(each) != len(prompts):
-                raise ValueError(f"{name} must be one a prompt ({len(prompts)}), got {len(each)}")
         plain = settings.attention == "plain"
         reference = refers_to_prompt(settings)
         jobs = []
         for i, prompt in enumerate(prompts):
-            check_text("prompt", prompt)
-            if not prompt.strip():
-                raise ValueError(f"prompt must not be empty, got {prompt!r}")
-            layout, description = layouts[i] if layouts is not None else None, parse(prompt)
+            layout, description = layouts[i], parse(prompt)
             if layout is None:
                 layout = predict(description, aspect=settings.width / settings.height)
-            elif not isinstance(layout, Layout):
-                aspect = settings.width / settings.height
-                layout = as_layout(
-                    layout, prompt=prompt, aspect=aspect, noun_of=noun_of, article=article
-                )
             for index, placed in enumerate(layout.objects):
                 check_text(f"objects[{index}].phrase of the layout", placed.phrase)
+            for sentence in misfits(prompt, layout, settings, given=layouts[i] is not None):
+                warnings.warn(sentence, stacklevel=4)
             given: Weights | None = weights[i] if weights is not None else None
             steps, objects = settings.steps, len(layout.objects)
             if given is None:
@@ -316,3 +334,18 @@ class Pipeline:
                 f"prompt must use words that this model knows, got {', '.join(strange)}; "
                 f"it knows: {', '.join(known)}"
             )
+
+
+def _check_lists(
+    prompts: Sequence[str], layouts: Sequence[Any] | None, weights: Sequence[Any] | None
+) -> None:
+    """Raises ValueError unless these are prompts, and as many of the others if any."""
+    if isinstance(prompts, str) or not prompts:
+        raise ValueError(f"prompts must be a list of at least one text, got {prompts!r}")
+    for name, each in (("layouts", layouts), ("weights", weights)):
+        if each is not None and len(each) != len(prompts):
+            raise ValueError(f"{name} must be one a prompt ({len(prompts)}), got {len(each)}")
+    for prompt in prompts:
+        check_text("prompt", prompt)
+        if not prompt.strip():
+            raise ValueError(f"prompt must not be empty, got {prompt!r}")

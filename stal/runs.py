@@ -13,17 +13,40 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stal.checked_json import first_line, read_json
+from stal.checked_json import first_line, integer, read_json
 from stal.files import write_atomic
+
+if sys.platform != "win32":  # where two runs in one folder go unnoticed
+    import fcntl
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _FIX = "delete it, or write to another output"
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Holds an output folder, which is made, for one process.
+
+    Raises ValueError if another one holds it, or it is no folder.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"output must be a folder, got the file {folder}")
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "ab") as file:
+        try:
+            if sys.platform != "win32":
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"output must not be in use by another run, got {folder}") from None
+        yield
 
 
 def differing(recorded: Mapping[str, Any], identity: Mapping[str, Any]) -> list[str]:
@@ -82,9 +105,9 @@ def read_checkpoint(
         if name not in metadata:
             raise ValueError(f"{path} must be of the same run, got one without {name}: {_FIX}")
         if name != "step":
-            old, new = metadata[name], identity[name]
+            old, new = metadata[name] or "none", identity[name] or "none"
             raise ValueError(f"{name} must be {old} to go on from {path}, got {new}: {_FIX}")
-    return int(metadata["step"]), tensors
+    return integer(metadata["step"], f"{path}: step"), tensors
 
 
 def write_checkpoint(

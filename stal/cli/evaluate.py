@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from stal.budget import IMAGES
 from stal.cli.options import (
     ClipOption,
     DeviceOption,
@@ -22,12 +22,14 @@ from stal.cli.options import (
     SamplerOption,
     torch_dtype,
 )
+from stal.extras import check_installed
 
 if TYPE_CHECKING:
     from stal.evaluation.detectors import Background, Detector
     from stal.evaluation.prompt_files import PromptCase
     from stal.layout import Layout
     from stal.pipeline import Pipeline
+    from stal.settings import Settings
 
 
 class Layouts(str, Enum):
@@ -40,6 +42,7 @@ class Layouts(str, Enum):
 _Prompts = Annotated[
     str, typer.Option(help="File of prompts, or shapes:N[:COUNTS[:SEED]] like shapes:100:2,3.")
 ]
+_Seeds = Annotated[int, typer.Option(min=1, max=IMAGES, help="Images of a prompt by each method.")]
 _Layouts = Annotated[
     Layouts,
     typer.Option(help="By the learned predictor, by rules alone, or those of the file."),
@@ -56,7 +59,9 @@ def evaluate(
     prompts: _Prompts,
     methods: Annotated[str, typer.Option(help="Comma-separated, ours last.")],
     output: Annotated[Path, typer.Option(help="Folder for the results; a killed run resumes.")],
-    seeds: Annotated[int, typer.Option(min=1, help="Images of a prompt by each method.")] = 2,
+    seeds: Annotated[
+        int, typer.Option(min=1, max=IMAGES, help="Images of a prompt by each method.")
+    ] = 2,
     layouts: _Layouts = Layouts.predicted,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first prompts.")] = None,
     model: ModelOption = None,
@@ -106,30 +111,31 @@ def evaluate(
     pipe = Pipeline.from_pretrained(model, dtype=torch_dtype(dtype), device=device)
     command |= _about(pipe)
     check_command(output, command)
+    _check_clip(names, pipe)
     _check_words(cases, pipe)
     scorer = _load_clip(clip, pipe, device)
     see, background = _load_detector(detector, scorer, min_score, device)
     placed = _placed(cases, layouts, pipe)
     command["boxes"] = _digest(placed)
-    _check_texts(cases, placed, scorer)
-    with opened(output, command):
-        fix = "run the same command with a smaller --batch, it goes on where it stopped"
-        with enough_memory(device, fix):
-            rows = run(
-                output,
-                cases,
-                pipe=pipe,
-                draw=draw,
-                methods=names,
-                layouts=placed,
-                seeds=seeds,
-                settings=Settings(sampler=sampler, steps=steps, guidance_scale=guidance_scale),
-                detector=see,
-                scorer=scorer,
-                background=background,
-                batch=batch,
-                quiet=quiet,
-            )
+    settings = Settings(sampler=sampler, steps=steps, guidance_scale=guidance_scale)
+    _check_drawing(cases, placed, scorer, pipe, settings)
+    fix = "run the same command with a smaller --batch, it goes on where it stopped"
+    with opened(output, command), enough_memory(device, fix):
+        rows = run(
+            output,
+            cases,
+            pipe=pipe,
+            draw=draw,
+            methods=names,
+            layouts=placed,
+            seeds=seeds,
+            settings=settings,
+            detector=see,
+            scorer=scorer,
+            background=background,
+            batch=batch,
+            quiet=quiet,
+        )
         write_report(output, rows, names, title=f"{Path(prompts).name}, layouts {layouts.value}")
     print(output / "summary.md", flush=True)
 
@@ -145,8 +151,7 @@ def _check_needs(detector: str, min_score: float | None) -> None:
     """Raises ValueError for what is missing beside an option, and for the plots."""
     if min_score is not None and detector == "shapes":
         raise ValueError("min_score must come with the detector of a folder")
-    if importlib.util.find_spec("matplotlib") is None:
-        raise ValueError("matplotlib must be installed for the plots: pip install 'stal[plot]'")
+    check_installed("matplotlib", "the plots")
 
 
 def _check_methods(names: Sequence[str]) -> None:
@@ -156,6 +161,18 @@ def _check_methods(names: Sequence[str]) -> None:
     if strange:
         known, got = ", ".join(METHODS), ", ".join(strange)
         raise ValueError(f"methods must be among {known}, got {got}")
+
+
+def _check_clip(names: Sequence[str], pipe: Pipeline) -> None:
+    """Before anything is drawn: methods that optimise want the model's own CLIP."""
+    from stal.evaluation.methods import NEED_CLIP
+    from stal.model.model import clip_folder
+
+    needing = [name for name in names if name in NEED_CLIP]
+    folder = clip_folder(pipe.model)
+    if needing and not folder.is_dir():
+        got = f"{', '.join(needing)} and no {folder}"
+        raise ValueError(f"methods must not need CLIP where the model has none, got {got}")
 
 
 def _read_cases(prompts: str, layouts: Layouts, limit: int | None) -> list[PromptCase]:
@@ -234,10 +251,17 @@ def _placed(cases: Sequence[PromptCase], source: Layouts, pipe: Pipeline) -> lis
     return placed
 
 
-def _check_texts(cases: Sequence[PromptCase], layouts: Sequence[Layout], scorer: Any) -> None:
-    """Encodes every text once, so that one that CLIP cannot read is found before the drawing."""
+def _check_drawing(
+    cases: Sequence[PromptCase],
+    layouts: Sequence[Layout],
+    scorer: Any,
+    pipe: Pipeline,
+    settings: Settings,
+) -> None:
+    """Settings that no method takes, and texts that CLIP cannot read, before anything is drawn."""
     from stal.evaluation.harness import texts_of
 
+    pipe.prepare([cases[0].prompt], replace(settings, attention="plain"))
     if scorer is None:
         return
     for case, layout in zip(cases, layouts, strict=True):

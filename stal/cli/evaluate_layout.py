@@ -24,6 +24,8 @@ from typing import Annotated
 
 import typer
 
+from stal.extras import check_installed
+
 _Paths = Annotated[list[Path] | None, typer.Option(exists=True, dir_okay=False)]
 
 
@@ -41,7 +43,7 @@ def evaluate_layout(
     ablation: Annotated[
         Path | None, typer.Option(help="The same, trained with --no-relative.")
     ] = None,
-    failures: Annotated[int, typer.Option(help="How many failures to list of a set.")] = 0,
+    failures: Annotated[int, typer.Option(min=0, help="How many failures to list of a set.")] = 0,
     engine: Annotated[
         str, typer.Option(help="How prompts are read: grammar or spacy.")
     ] = "grammar",
@@ -49,6 +51,9 @@ def evaluate_layout(
     """Score the prompt parser and the layout predictor on labelled sets."""
     if not (gpt or nsr1k or counting or captions):
         raise typer.BadParameter("name at least one set, e.g. --gpt FILE")
+    check_installed("scipy", "the intervals")
+    if engine == "spacy":
+        check_installed("spacy", "the engine spacy")
 
     from stal.evaluation.labelled import read_captions, read_counting, read_gpt, read_spatial
     from stal.evaluation.parsing import score, score_counting, score_table, summed

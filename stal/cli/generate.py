@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -12,33 +15,27 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stal import picture
+from stal.budget import IMAGES
 from stal.cli.options import (
+    AttentionMode,
     ClipOption,
     DeviceOption,
     DType,
     ModelOption,
     QuietOption,
+    RuleName,
     SamplerOption,
     StepsOption,
     outputs,
     torch_dtype,
 )
+from stal.cli.records import checked, read_settings
 from stal.files import write_atomic
 from stal.layout import render
 
 if TYPE_CHECKING:
     from stal.drawing import Drawing, Result
-
-
-class AttentionMode(str, Enum):
-    plain = "plain"
-    spatial = "spatial"
-    spatial_temporal = "spatial-temporal"
-
-
-class RuleName(str, Enum):
-    guidance = "guidance"
-    convex = "convex"
+    from stal.layout import Layout
 
 
 class Optimize(str, Enum):
@@ -58,6 +55,14 @@ _Source = Annotated[
     Path | None,
     typer.Option("--from", help="Draw again as this PNG says; other options override."),
 ]
+_AllowDownload = Annotated[
+    bool, typer.Option("--allow-download", help="Fetch the model that --from names.")
+]
+_Prompt = Annotated[
+    str | None, typer.Argument(help="What to draw; that of --from or --layout if absent.")
+]
+_Epochs = Annotated[int | None, typer.Option(min=1, help="Drawings of --optimize trajectory. [3]")]
+_NumImages = Annotated[int | None, typer.Option(min=1, max=IMAGES, help="[1]")]
 _Reference = Annotated[
     str | None, typer.Option(help="'unconditional', or a prompt to move away from.")
 ]
@@ -87,11 +92,12 @@ _Canvas = Annotated[
 
 
 def generate(
-    prompt: Annotated[str | None, typer.Argument(help="What to draw.")] = None,
+    prompt: _Prompt = None,
     output: Annotated[Path, typer.Option(help="PNG file to write.")] = Path("stal.png"),
     json_file: _JsonFile = None,
     compare: _Compare = False,
     source: _Source = None,
+    allow_download: _AllowDownload = False,
     model: ModelOption = None,
     attention: Annotated[AttentionMode | None, typer.Option(help="[spatial-temporal]")] = None,
     rule: Annotated[RuleName | None, typer.Option(help="How weights combine. [guidance]")] = None,
@@ -100,14 +106,14 @@ def generate(
     weights: _Weights = None,
     resample: _Resample = False,
     optimize: _Optimize = Optimize.none,
-    epochs: Annotated[int, typer.Option(min=1, help="Drawings of --optimize trajectory.")] = 3,
-    lr: Annotated[float, typer.Option(help="Adam's, of --optimize trajectory.")] = 0.1,
+    epochs: _Epochs = None,
+    lr: Annotated[float | None, typer.Option(help="Of --optimize trajectory. [0.1]")] = None,
     recompute_blocks: _RecomputeBlocks = False,
     clip: ClipOption = None,
     layout: _Layout = None,
     canvas: _Canvas = None,
     seed: Annotated[int | None, typer.Option(help="Image i is drawn from seed + i. [0]")] = None,
-    num_images: Annotated[int | None, typer.Option(min=1, help="[1]")] = None,
+    num_images: _NumImages = None,
     negative_prompt: str | None = None,
     sampler: SamplerOption = None,
     eta: Annotated[float | None, typer.Option(help="Fresh noise of ddim, 0 to 1. [0]")] = None,
@@ -120,13 +126,10 @@ def generate(
     quiet: QuietOption = False,
 ) -> None:
     """Draw a picture of PROMPT."""
-    from stal.layout.formats import read_layout
-    from stal.prompts import article, noun_of
-
-    if prompt is None and source is None:
-        raise typer.BadParameter("give one, or a picture with --from", param_hint="PROMPT")
-    record = {} if source is None else _read_settings(source)
-    given = {
+    search = _search(optimize, epochs, lr, clip, recompute_blocks)
+    if allow_download and source is None:
+        raise ValueError("allow_download must come with --from, whose picture names a model")
+    every: dict[str, Any] = {
         "prompt": prompt,
         "model": model,
         "attention": attention and attention.value,
@@ -143,18 +146,21 @@ def generate(
         "num_images": num_images,
         "dtype": dtype and dtype.value,
         "seeds": None if seed is None else [seed],
-        "layout": None
-        if layout is None
-        else read_layout(layout, noun_of=noun_of, article=article, canvas=_canvas_size(canvas)),
-        "weights": None if weights is None else _read_weights(weights, resample),
+        "layout": _read_layout(layout, canvas),
+        "weights": _read_weights(weights, resample),
     }
-    wanted = _overridden(record, given)
-    search = None
-    if optimize != Optimize.none:
-        search = _Search(optimize, epochs, lr, clip, recompute_blocks)
-    _check_wanted(wanted, compare=compare, search=search, source=source)
+    given = {name: value for name, value in every.items() if value is not None}
+    record = {} if source is None else read_settings(source)
+    kept = _kept(record, given)
+    if source is not None:
+        kept = checked(kept, source, allow_download=allow_download)
+    elif prompt is None:
+        kept["prompt"] = _prompt_of(given.get("layout"))
+    wanted = kept | given
+    _check_wanted(wanted, compare=compare, search=search)
     pictures, _ = outputs(output, json_file, pictures=wanted.get("num_images", 1))
-    _draw(wanted, pictures, json_file, compare=compare, search=search, device=device, quiet=quiet)
+    drawing = _Wanted(wanted, given, compare, search, device, quiet)
+    _draw(drawing, pictures, json_file)
 
 
 @dataclass(frozen=True)
@@ -168,39 +174,96 @@ class _Search:
     recompute_blocks: bool
 
 
-def _read_settings(source: Path) -> dict[str, Any]:
-    """The settings of a picture, its layout as one."""
-    from stal.layout import Layout
+@dataclass(frozen=True)
+class _Wanted:
+    """What to draw. settings: as a picture's record has them; given: those of the command line."""
 
-    record = picture.read_record(source)
-    if "layout" in record:
-        record["layout"] = Layout.from_json(json.dumps(record["layout"]))
-    return record
+    settings: dict[str, Any]
+    given: dict[str, Any]
+    compare: bool
+    search: _Search | None
+    device: str
+    quiet: bool
+
+
+def _search(
+    mode: Optimize,
+    epochs: int | None,
+    lr: float | None,
+    clip: Path | None,
+    recompute_blocks: bool,
+) -> _Search | None:
+    """Raises ValueError for an option that the way of searching does not know."""
+    of_trajectory = {"epochs": epochs is not None, "lr": lr is not None}
+    of_any = {"clip": clip is not None, "recompute_blocks": recompute_blocks}
+    for wanted, options, needed in (
+        (mode == Optimize.trajectory, of_trajectory, "--optimize trajectory"),
+        (mode != Optimize.none, of_any, "--optimize"),
+    ):
+        for name, is_given in options.items():
+            if is_given and not wanted:
+                raise ValueError(f"{name} must come with {needed}, without which it does nothing")
+    if mode == Optimize.none:
+        return None
+    return _Search(mode, epochs or 3, 0.1 if lr is None else lr, clip, recompute_blocks)
+
+
+def _read_layout(file: Path | None, canvas: str | None) -> Layout | None:
+    from stal.layout.formats import read_layout
+    from stal.prompts import article, noun_of
+
+    if file is None:
+        if canvas is not None:
+            raise ValueError("canvas must come with --layout, whose boxes are in its pixels")
+        return None
+    return read_layout(file, noun_of=noun_of, article=article, canvas=_canvas_size(canvas))
+
+
+def _prompt_of(layout: Layout | None) -> str:
+    """What a layout says that it is of."""
+    if layout is None:
+        fix = "give one, or a picture with --from, or a layout that has one"
+        raise typer.BadParameter(fix, param_hint="PROMPT")
+    if not layout.prompt.strip():
+        raise ValueError("prompt must be given: the layout has none")
+    return layout.prompt
 
 
 # Settings that the default weights follow from, and the objects that there is one for each.
 _LEAD_TO_WEIGHTS = ("prompt", "layout", "model", "attention", "rule", "reference", "steps")
 
 
-def _overridden(record: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a picture where no other ones are given (not None).
+def _kept(record: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a picture that are still meant where others are given.
 
-    What the picture's other settings led to is no longer meant when they change.
+    What the picture's other settings led to is not, when those change.
     """
-    given = {name: value for name, value in given.items() if value is not None}
-    stale = set()
-    if "prompt" in given:
+    from stal.fitting import fits
+
+    changed = {name for name, value in given.items() if not _same(name, value, record.get(name))}
+    stale = set(given)
+    if "prompt" in changed:
         stale.add("layout")
-    if not given.keys().isdisjoint(_LEAD_TO_WEIGHTS):
+    if not changed.isdisjoint(_LEAD_TO_WEIGHTS):
         stale.add("weights")
-    if not given.keys().isdisjoint(("model", "rule", "reference")):
+    if not changed.isdisjoint(("model", "rule", "reference")):
         stale.add("background")
-    return {name: value for name, value in record.items() if name not in stale} | given
+    height, width = record.get("height"), record.get("width")
+    if "layout" in given and isinstance(height, int) and isinstance(width, int):
+        own = not {"height", "width"} & given.keys() and min(height, width) > 0
+        if own and not fits(given["layout"], height=height, width=width):
+            stale |= {"height", "width"}
+    return {name: value for name, value in record.items() if name not in stale}
 
 
-def _check_wanted(
-    wanted: dict[str, Any], *, compare: bool, search: _Search | None, source: Path | None
-) -> None:
+def _same(name: str, given: Any, recorded: Any) -> bool:
+    """Whether an option says what the picture says anyway."""
+    if name == "model" and isinstance(recorded, str) and recorded:
+        return os.path.realpath(given) == os.path.realpath(recorded)
+    return type(given) is type(recorded) and given == recorded
+
+
+def _check_wanted(wanted: dict[str, Any], *, compare: bool, search: _Search | None) -> None:
     """Raises ValueError for what cannot be drawn, before anything slow begins."""
     if not wanted["prompt"].strip():
         raise ValueError("prompt must not be empty, e.g. 'a red circle above a blue ring'")
@@ -208,18 +271,21 @@ def _check_wanted(
         raise ValueError("attention must not be plain with --compare, which draws that too")
     if search is not None and wanted.get("attention") == "plain":
         raise ValueError("attention must not be plain with --optimize: it has no weights")
-    count = wanted.get("num_images", 1)
-    if not isinstance(count, int) or count < 1:
-        raise ValueError(f"num_images must be a positive integer, got {count!r} in {source}")
 
 
-def _read_weights(text: str, resample: bool) -> list[float] | Callable[[int, int], Any]:
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        if not Path(text).is_file():
-            rule = "be numbers like 1,0.5 or an existing file"
-            raise ValueError(f"weights must {rule}, got {text!r}") from None
+def _read_weights(
+    text: str | None, resample: bool
+) -> list[float] | Callable[[int, int], Any] | None:
+    numbers = None
+    with suppress(ValueError, AttributeError):
+        numbers = [float(part) for part in text.split(",")]  # type: ignore[union-attr]
+    if resample and (text is None or numbers is not None):
+        raise ValueError("resample must come with a file of --weights, which it stretches")
+    if text is None or numbers is not None:
+        return numbers
+    if not os.path.isfile(text):
+        rule = "be numbers like 1,0.5 or an existing file"
+        raise ValueError(f"weights must {rule}, got {text!r}")
     from stal.weights.files import load_weights
 
     return load_weights(text, resample=resample)
@@ -235,25 +301,18 @@ def _canvas_size(text: str | None) -> tuple[float, float] | None:
         raise ValueError(f"canvas must be like 512x512, got {text!r}") from None
 
 
-def _draw(
-    wanted: dict[str, Any],
-    pictures: list[Path],
-    json_file: Path | None,
-    *,
-    compare: bool,
-    search: _Search | None,
-    device: str,
-    quiet: bool,
-) -> None:
+def _draw(what: _Wanted, pictures: list[Path], json_file: Path | None) -> None:
     """Draws what the settings of a result say, and writes the files."""
     from dataclasses import fields, replace
 
     from tqdm import tqdm
 
+    from stal.fitting import without_effect
     from stal.model.model import enough_memory
     from stal.pipeline import Pipeline
     from stal.settings import Settings
 
+    wanted, device, quiet = what.settings, what.device, what.quiet
     settings = Settings(**{f.name: wanted[f.name] for f in fields(Settings) if f.name in wanted})
     seeds = wanted.get("seeds", [0])
     pipe = Pipeline.from_pretrained(
@@ -262,7 +321,7 @@ def _draw(
         device=device,
     )
 
-    def draw(settings: Settings, weights: Any, search: _Search | None = None) -> Result:
+    def draw(settings: Settings, weights: Any, *, ours: bool) -> Result:
         with enough_memory(device, "draw a smaller picture, or fewer at once"):
             drawing = pipe.prepare(
                 [wanted["prompt"]],
@@ -272,17 +331,20 @@ def _draw(
                 # One seed stands for those of all images.
                 seed=seeds[0] if isinstance(seeds, list) and len(seeds) == 1 else seeds,
             )
-            if search is not None:
-                return _optimized(drawing, search, device=device, quiet=quiet)
+            if ours:
+                for sentence in without_effect(what.given, drawing.settings):
+                    warnings.warn(sentence, stacklevel=2)
+            if ours and what.search is not None:
+                return _optimized(drawing, what.search, device=device, quiet=quiet)
             steps = drawing.schedule.steps
             with tqdm(total=steps, desc=settings.attention, disable=quiet, leave=False) as bar:
                 latents = drawing.sample(callback=lambda step, x, denoised: bar.update())
             return drawing.results(latents)[0]
 
-    result = draw(settings, wanted.get("weights"), search)
+    result = draw(settings, wanted.get("weights"), ours=True)
     images = result.images
-    if compare:
-        plain = draw(replace(settings, attention="plain"), None)
+    if what.compare:
+        plain = draw(replace(settings, attention="plain"), None, ours=False)
         images = [
             render.compare(
                 one,

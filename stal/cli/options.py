@@ -20,6 +20,17 @@ class DType(str, Enum):
     float16 = "float16"
 
 
+class AttentionMode(str, Enum):
+    plain = "plain"
+    spatial = "spatial"
+    spatial_temporal = "spatial-temporal"
+
+
+class RuleName(str, Enum):
+    guidance = "guidance"
+    convex = "convex"
+
+
 ModelOption = Annotated[
     str | None, typer.Option(help="Diffusers folder or hub name; the bundled model if absent.")
 ]
@@ -53,7 +64,9 @@ def outputs(
             replace another.
     """
     if output is not None and output.suffix.lower() != ".png":
-        raise ValueError(f"output must be a PNG file, got {output}: name it {output.stem}.png")
+        raise ValueError(
+            f"output must be a PNG file, got {output}: name it {output.stem or 'stal'}.png"
+        )
     picture_paths, json_paths = _numbered(output, pictures), _numbered(json_file, jsons)
     for path in picture_paths:
         check_writable(path)

@@ -15,7 +15,9 @@ def train_shapes(
     stage: Annotated[
         list[str] | None, typer.Option(help="vae, unet or clip; all three if absent.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of scenes, captions and initial weights.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**31 - 1, help="Of scenes, captions and initial weights.")
+    ] = 0,
     start: Annotated[
         Path | None,
         typer.Option("--from", help="Model folder to train on from; its vae is kept."),
@@ -48,7 +50,9 @@ def train_layout(
     relative: Annotated[
         bool, typer.Option(help="Train on differences of stated pairs too.")
     ] = True,
-    seed: Annotated[int, typer.Option(help="Of the data and the initial weights.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**31 - 1, help="Of the data and the initial weights.")
+    ] = 0,
     quiet: QuietOption = False,
 ) -> None:
     """Train the layout predictor; a killed run resumes where it stopped."""

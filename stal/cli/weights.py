@@ -35,10 +35,7 @@ def plot(
 
     from stal.weights import plot as weight_plot
 
-    try:
-        weight_plot.plot(source, output)
-    except ImportError as error:
-        raise ValueError("matplotlib must be installed: pip install 'stal[plot]'") from error
+    weight_plot.plot(source, output)
     print(output, flush=True)
 
 
@@ -49,14 +46,19 @@ def fit_schedule(
         typer.Option(help="File of prompts, one a line; the shapes world's if absent."),
     ] = None,
     shapes: Annotated[
-        int, typer.Option(min=1, help="Prompts of the shapes world for each number of objects.")
-    ] = 64,
+        int | None,
+        typer.Option(
+            min=1, max=100_000, help="Prompts of the shapes world for each number of objects. [64]"
+        ),
+    ] = None,
     model: ModelOption = None,
     clip: ClipOption = None,
     start: Annotated[
         Path | None, typer.Option(help="Schedule to start from; the default weights if absent.")
     ] = None,
-    knots: Annotated[int, typer.Option(min=1, help="Values over time, without --start.")] = 4,
+    knots: Annotated[
+        int | None, typer.Option(min=1, max=1000, help="Values over time, without --start. [4]")
+    ] = None,
     epochs: Annotated[int, typer.Option(min=1)] = 4,
     lr: Annotated[float, typer.Option(help="Adam's.")] = 0.05,
     crop_weight: Annotated[float, typer.Option(help="Weight of the crops in the loss.")] = 5.0,
@@ -73,10 +75,15 @@ def fit_schedule(
     """
     check_writable(output)
     check_apart(output, prompts, name="output", read_name="prompts")
+    if shapes is not None and prompts is not None:
+        raise ValueError("shapes must not be given with --prompts, which has them")
+    if knots is not None and start is not None:
+        raise ValueError("knots must not be given with --start, which has them")
     # Before anything slow begins.
-    texts = (
-        _shapes_prompts(shapes, seed) if prompts is None else read_lines(prompts, name="prompts")
-    )
+    if prompts is None:
+        texts = _shapes_prompts(shapes or 64, seed)
+    else:
+        texts = read_lines(prompts, name="prompts")
 
     from stal.model.clip import load
     from stal.model.model import clip_folder
@@ -99,7 +106,7 @@ def fit_schedule(
     sizes = {len(job.layout.objects) for drawing in drawings for job in drawing.jobs} - {0}
     if not sizes:
         raise ValueError("prompts must name objects to place, got none that does")
-    first = _start(pipe, sizes, knots) if start is None else WeightSchedule.load(start)
+    first = _start(pipe, sizes, knots or 4) if start is None else WeightSchedule.load(start)
     options = Options(epochs=epochs, lr=lr, crop_weight=crop_weight)
     run = output.with_suffix(".run.json")
     found, losses = schedule(drawings, scorer, options, start=first, path=run, quiet=quiet)

@@ -4,17 +4,17 @@
     DIR/results.jsonl     a row an image, appended as soon as it is judged
     DIR/images/METHOD/    the pictures, each with the settings that made it
 
-A run that was killed goes on where it stopped: images that have a row are not drawn again.
+A run that was killed goes on where it stopped: images that have a row are not drawn again, unless
+their picture is gone.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
-import sys
 import time
+import warnings
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -29,10 +29,7 @@ from stal.evaluation.prompt_files import PromptCase, boxes_of
 from stal.files import write_atomic
 from stal.layout import Layout
 from stal.prompts import parse
-from stal.runs import differing
-
-if sys.platform != "win32":  # where two runs in one folder go unnoticed
-    import fcntl
+from stal.runs import differing, held
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -135,7 +132,7 @@ def run(
     """
     from tqdm import tqdm
 
-    rows = read_rows(folder)
+    rows = _with_pictures(folder, read_rows(folder))
     done = {(row.method, row.index, row.seed) for row in rows}
     pairs = [(i, k * len(cases) + i) for k in range(seeds) for i in range(len(cases))]
     strange = done - {(method, *pair) for method in methods for pair in pairs}
@@ -143,10 +140,7 @@ def run(
         raise ValueError(f"{folder / RESULTS} must hold images of this command, each once")
     meter = Meter(pipe.model.device)
     row_of = partial(_row, folder, scorer=scorer, background=background, meter=meter)
-    with (
-        _told_of_a_full_disk(folder),
-        tqdm(total=len(pairs) * len(methods), initial=len(done), disable=quiet) as bar,
-    ):
+    with tqdm(total=len(pairs) * len(methods), initial=len(done), disable=quiet) as bar:
         for method, part in _parts(pairs, methods, done, batch):
             bar.set_description(method)
             chosen, placed = [cases[i] for i, _ in part], [layouts[i] for i, _ in part]
@@ -327,13 +321,41 @@ def read_rows(folder: Path) -> list[ResultRow]:
     return rows
 
 
+def _with_pictures(folder: Path, rows: list[ResultRow]) -> list[ResultRow]:
+    """The rows whose picture is there and whole; the others are removed from the folder too."""
+    kept = [row for row in rows if _is_picture(folder / row.image)]
+    if len(kept) < len(rows):
+        lost = len(rows) - len(kept)
+        warnings.warn(f"{lost} pictures of {folder} are lost and drawn again", stacklevel=3)
+        write_atomic(folder / RESULTS, _lines(kept))
+    return kept
+
+
+def _is_picture(path: Path) -> bool:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            image.verify()
+    except Exception:  # Pillow raises many kinds
+        return False
+    return True
+
+
+def _lines(rows: Sequence[ResultRow]) -> bytes:
+    return "".join(json.dumps(asdict(row)) + "\n" for row in rows).encode()
+
+
 def _append(path: Path, rows: Sequence[ResultRow]) -> None:
     """Adds rows and waits until they are on the disk; a failure leaves at most one torn line."""
-    data = "".join(json.dumps(asdict(row)) + "\n" for row in rows).encode()
-    with open(path, "ab", buffering=0) as file:
-        while data:
-            data = data[file.write(data) :]
-        os.fsync(file.fileno())
+    data = _lines(rows)
+    try:
+        with open(path, "ab", buffering=0) as file:
+            while data:
+                data = data[file.write(data) :]
+            os.fsync(file.fileno())
+    except OSError as error:  # which does not name the file
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 @contextmanager
@@ -344,13 +366,7 @@ def opened(folder: Path, command: Mapping[str, Any]) -> Iterator[None]:
         ValueError: the folder holds something else, or another process.
     """
     check_command(folder, command)
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "ab") as file:
-        try:
-            if sys.platform != "win32":
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"output must not be in use by another run, got {folder}") from None
+    with held(folder):
         for torn in folder.rglob(".*.????????.tmp"):
             torn.unlink()  # of a run that was killed while it wrote
         if not _has_rows(folder):
@@ -404,14 +420,3 @@ def fingerprint(pipe: Pipeline) -> str:
         digest.update(name.encode())
         digest.update(json.dumps(weight.flatten()[:8].double().tolist()).encode())
     return digest.hexdigest()[:16]
-
-
-@contextmanager
-def _told_of_a_full_disk(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        fix = "make room and run the same command again, it goes on where it stopped"
-        raise OSError(f"output must have room, got {error.strerror} in {folder}: {fix}") from error

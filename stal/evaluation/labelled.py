@@ -9,11 +9,13 @@ Formats:
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from stal.checked_json import integer, read_value, short
+from stal.files import read_text
 
 # Relations of one-relation captions -> predicate.
 PREDICATE_OF = {
@@ -71,7 +73,7 @@ def read_gpt(path: Path) -> list[Labelled]:
     """
     cases = []
     line = 1
-    for block in re.split(r"\n(?=\s*\n)", path.read_text(encoding="utf-8")):
+    for block in re.split(r"\n(?=\s*\n)", read_text(path, name="gpt")):
         if block.strip():
             parts = dict(re.findall(r"^(Objects|Relation|Sentence): *(.*)$", block, re.MULTILINE))
             if len(parts) != 3:
@@ -103,11 +105,17 @@ def read_spatial(path: Path) -> list[Labelled]:
         ValueError: not such a file.
     """
     cases = []
-    for item in _read_list(path, ("prompt", "obj1", "obj2", "relation", "type")):
-        names = (item["obj1"][0], item["obj2"][0])
-        predicate = _NSR1K.get(item["relation"], item["relation"])
+    for index, item in enumerate(_read_list(path, ("prompt", "obj1", "obj2", "relation", "type"))):
+        where = f"{path}: item {index}"
+        try:
+            names = (str(item["obj1"][0]), str(item["obj2"][0]))
+        except (TypeError, KeyError, IndexError):
+            raise ValueError(f"{where}: obj1 and obj2 must be lists with a name first") from None
+        predicate = _NSR1K.get(str(item["relation"]), item["relation"])
+        if predicate not in PREDICATE_OF.values():
+            raise ValueError(f"{where}: relation must be a known one, got {short(predicate)}")
         relations = ((names[0], predicate, names[1]),)
-        image = int(item.get("image_id", 0))
+        image = integer(item.get("image_id", 0), f"{where}: image_id")
         cases.append(Labelled(item["prompt"], names, relations, kind=item["type"], image=image))
     return cases
 
@@ -119,21 +127,25 @@ def read_counting(path: Path) -> list[Labelled]:
         ValueError: not such a file.
     """
     cases = []
-    for item in _read_list(path, ("prompt", "num_object", "sub-type")):
-        counts = tuple((name, int(number)) for name, number in item["num_object"])
+    for index, item in enumerate(_read_list(path, ("prompt", "num_object", "sub-type"))):
+        where = f"{path}: item {index}: num_object"
+        try:
+            pairs = [(str(name), number) for name, number in item["num_object"]]
+        except (TypeError, ValueError):
+            raise ValueError(f"{where} must be pairs of a name and a number") from None
+        counts = tuple((name, integer(number, where)) for name, number in pairs)
         names = tuple(name for name, _ in counts)
         cases.append(Labelled(item["prompt"], names, (), counts, item["sub-type"]))
     return cases
 
 
 def _read_list(path: Path, keys: Sequence[str]) -> list[dict]:
-    try:
-        items = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} must be JSON, got {error.msg} in line {error.lineno}") from None
+    items = read_value(path)
     for index, item in enumerate(items if isinstance(items, list) else [None]):
         if not isinstance(item, dict) or not set(keys) <= item.keys():
             raise ValueError(f"{path} must be a list of objects with {keys}, got item {index}")
+        if not isinstance(item["prompt"], str):
+            raise ValueError(f"{path}: item {index}: prompt must be a text")
     return items
 
 
@@ -147,7 +159,7 @@ def read_captions(path: Path) -> list[Labelled]:
         rf"(?:the|an?) (.+?)(?: is)? ({wordings}) (?:the|an?) (.+?)\.?", re.IGNORECASE
     )
     cases = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in read_text(path, name="captions").splitlines():
         found = form.fullmatch(line.strip())
         if found is not None:
             first, wording, second = found[1], found[2].lower(), found[3]

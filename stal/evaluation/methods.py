@@ -156,6 +156,9 @@ METHODS: Mapping[str, Method] = MappingProxyType(
     }
 )
 
+# Those that `_optimised` makes.
+NEED_CLIP = frozenset(name for name in METHODS if name.startswith(("online", "trajectory")))
+
 
 def draw(
     method: str,

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 
+from stal.echo import markdown_table
 from stal.evaluation.agreement import candidates, lies, states
 from stal.evaluation.intervals import share_cell
 from stal.evaluation.labelled import Labelled
@@ -137,11 +138,11 @@ def score_counting(cases: Iterable[Labelled], *, engine: str = "grammar") -> dic
 
 def score_table(scores: dict[str, dict[str, Score]]) -> str:
     """The scores of several sets as a Markdown table; a set of several kinds has a total."""
-    lines = [
-        "| set | kind | objects | relations, given found | relations, end to end | placed"
-        " | prompts right |",
-        "|---|---|---|---|---|---|---|",
+    head = [
+        *("set", "kind", "objects", "relations, given found", "relations, end to end"),
+        *("placed", "prompts right"),
     ]
+    lines = []
     for name, kinds in scores.items():
         rows = list(kinds.items())
         if len(rows) > 1:
@@ -154,8 +155,8 @@ def score_table(scores: dict[str, dict[str, Score]]) -> str:
                 share_cell(s.relations_placed, s.relations),
                 share_cell(s.right, s.prompts),
             ]
-            lines.append(f"| {name} | {kind} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+            lines.append([name, kind, *cells])
+    return "\n".join(markdown_table(head, lines))
 
 
 def summed(scores: Iterable[Score]) -> Score:

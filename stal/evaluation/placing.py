@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from stal.echo import markdown_table
 from stal.evaluation.agreement import candidates, in_cone, lies
 from stal.evaluation.intervals import share_cell
 from stal.evaluation.labelled import Labelled
@@ -52,7 +53,7 @@ def placers(
     ways: dict[str, Placer] = {
         "random boxes": lambda many, _: [_scattered(each, seed) for each in many],
         "projection alone": lambda many, _: [_projected(_scattered(each, seed)) for each in many],
-        "grid (`place`)": lambda many, _: [place(each) for each in many],
+        "grid (place)": lambda many, _: [place(each) for each in many],
     }
     if others:
         ways["no relative objective, not projected"] = _predicted(others, projected=False)
@@ -178,5 +179,4 @@ def placement_table(
                 (sum(a for a, _ in counts.values()), sum(b for _, b in counts.values()))
             ]
             cells[way] += [share_cell(*column) for column in columns]
-    lines = ["| | " + " | ".join(head) + " |", "|---" * (len(head) + 1) + "|"]
-    return "\n".join([*lines, *(f"| {way} | {' | '.join(row)} |" for way, row in cells.items())])
+    return "\n".join(markdown_table(["", *head], [[way, *row] for way, row in cells.items()]))

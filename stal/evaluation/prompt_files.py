@@ -26,6 +26,7 @@ from stal.relations import Statement
 
 # 7Bench's boxes are pixels of this square.
 _CANVAS = 512
+_MOST_SHAPES = 100_000
 _SHAPES = re.compile(r"shapes:(\d+)(?::(\d(?:,\d)*))?(?::(\d+))?")
 
 
@@ -120,7 +121,7 @@ def _count(objects: Sequence[Object]) -> str:
 
 def _shapes_cases(source: str) -> list[PromptCase]:
     found = _SHAPES.fullmatch(source)
-    if found is None or not int(found[1]):
+    if found is None or not 1 <= int(found[1]) <= _MOST_SHAPES:
         raise ValueError(f"prompts must be like shapes:100:2,3,4, got {source}")
 
     from stal.shapes.cases import draw_cases
@@ -188,7 +189,7 @@ def _coco_cases(path: Path, annotations: Any) -> list[PromptCase]:
             raise ValueError(f'{where} must have a "caption", got {short(item)}')
         prompt = " ".join(item["caption"].split())
         if prompt:
-            cases.setdefault(item.get("image_id", index), parsed(prompt, where=where))
+            cases.setdefault(repr(item.get("image_id", index)), parsed(prompt, where=where))
     return list(cases.values())
 
 

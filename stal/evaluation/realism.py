@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from stal.echo import markdown_table
 from stal.evaluation.intervals import Estimate
 from stal.evaluation.placing import load_folds
 from stal.layout.predictor import LayoutPredictor
@@ -120,14 +121,11 @@ def _overlap(sizes: Tensor, real: Tensor) -> Tensor:
 def realism_table(rows: dict[str, Realism]) -> str:
     """Held-out likelihood and sizes, a row a predictor, all of the same boxes: Markdown."""
     first = next(iter(rows.values()))
-    lines = [
-        f"| {first.boxes} held-out boxes | NLL | gain over one Gaussian | overlap of sizes"
-        " | gain over the mean size |",
-        "|---|---|---|---|---|",
-        f"| one Gaussian, the mean size | {first.gaussian} | - | {first.constant} | - |",
+    head = [
+        *(f"{first.boxes} held-out boxes", "NLL", "gain over one Gaussian"),
+        *("overlap of sizes", "gain over the mean size"),
     ]
-    lines += [
-        f"| {name} | {r.nll} | {r.gain} | {r.overlap} | {r.overlap_gain} |"
-        for name, r in rows.items()
-    ]
-    return "\n".join(lines)
+    lines = [["one Gaussian, the mean size", str(first.gaussian), "-", str(first.constant), "-"]]
+    for name, r in rows.items():
+        lines.append([name, *map(str, (r.nll, r.gain, r.overlap, r.overlap_gain))])
+    return "\n".join(markdown_table(head, lines))

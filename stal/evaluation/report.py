@@ -15,6 +15,7 @@ from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any
 
+from stal.echo import csv_cell, harmless, markdown, markdown_table, plot_label
 from stal.evaluation.harness import ResultRow
 from stal.evaluation.intervals import Estimate
 from stal.evaluation.metrics import METRICS, Metric, difference, estimate
@@ -92,7 +93,8 @@ def summary_csv(counts: Counts, kinds: Sequence[str], methods: Sequence[str]) ->
                 ]
                 for minus, e in lines:
                     numbers = ["" if math.isnan(v) else f"{v:.6g}" for v in asdict(e).values()]
-                    writer.writerow([kind, metric.name, method, minus, *numbers, len(mine)])
+                    names = map(csv_cell, (kind, metric.name, method, minus))
+                    writer.writerow([*names, *numbers, len(mine)])
     return out.getvalue()
 
 
@@ -109,7 +111,7 @@ def summary_markdown(
     images = len(rows) // len(methods)
     correct = METRICS[0]
     lines = [
-        f"# {title}",
+        f"# {markdown(title)}",
         "",
         f"{prompts} prompts, {images} images a method. In brackets 95% intervals (bootstrap over"
         " prompts with their seeds together).",
@@ -157,8 +159,7 @@ def summary_markdown(
 
 
 def _table(corner: str, head: Sequence[str], body: Mapping[str, Sequence[str]]) -> list[str]:
-    lines = [f"| {corner} | {' | '.join(head)} |", "|---" * (len(head) + 1) + "|"]
-    return lines + [f"| {name} | {' | '.join(cells)} |" for name, cells in body.items()]
+    return markdown_table([corner, *head], [[name, *cells] for name, cells in body.items()])
 
 
 def _cell(e: Estimate, metric: Metric, *, signed: bool = False) -> str:
@@ -206,7 +207,8 @@ def plots(
         axes.set_xticks(range(len(columns)), [_folded(label) for label, _, _ in columns])
         axes.set_ylim(-3, 103)
         axes.set_ylabel("% (95% interval)")
-        axes.set_title(f"{'all correct: ' if name == 'all_correct.png' else ''}{title}", fontsize=9)
+        what = "all correct: " if name == "all_correct.png" else ""
+        axes.set_title(f"{what}{plot_label(title)}", fontsize=9)
         axes.grid(axis="y", alpha=0.3)
         figure.legend(loc="outside right upper", fontsize=8)
         buffer = io.BytesIO()
@@ -216,7 +218,7 @@ def plots(
 
 
 def _folded(label: str) -> str:
-    return label.replace(", ", ",\n").replace(" ", "\n", 1)
+    return plot_label(label).replace(", ", ",\n").replace(" ", "\n", 1)
 
 
 def contact_sheet(
@@ -308,6 +310,8 @@ def _sheet(
 
 
 def _cut(text: str, font: Any, width: float) -> str:
+    """The text on one line, shortened until it fits."""
+    text = harmless(" ".join(text.split()))[:1000]
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(f"{text}…") > width:

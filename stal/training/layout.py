@@ -8,13 +8,16 @@ of the difference of two objects' centres, a mixture over all pairs of their com
 
 from __future__ import annotations
 
+import hashlib
 import math
 import random
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor
 
@@ -36,7 +39,8 @@ from stal.layout.network import (
 from stal.layout.predictor import WEIGHTS, metadata_of
 from stal.prompts.things import FLATTERY
 from stal.relations import GEOMETRY
-from stal.runs import read_checkpoint, write_checkpoint
+from stal.runs import differing, read_checkpoint, write_checkpoint
+from stal.runs import held as held_folder
 from stal.training.layout_data import LayoutExample, compose, read_coco, read_nsr1k, shapes
 
 FOLDS = 5
@@ -80,7 +84,8 @@ def train(
     text_encoder: Path | None = None,
     quiet: bool = False,
 ) -> dict[str, float]:
-    """Trains and writes the weights to a folder; a killed run goes on where it stopped.
+    """Trains and writes the weights to a folder; a killed run goes on where it stopped, and a
+    finished one is not trained again.
 
     Args:
         output: folder; it is made.
@@ -96,11 +101,9 @@ def train(
         annotated pictures: those held out if there is a fold.
 
     Raises:
-        ValueError: nothing to train on, a file that is not what it should be, a checkpoint of
-            another recipe, or a fold or a number of steps that does not exist.
+        ValueError: nothing to train on, a file that is not what it should be, a folder of another
+            recipe or other pictures, or a fold or a number of steps that does not exist.
     """
-    from tqdm import tqdm
-
     if recipe.fold is not None and not 0 <= recipe.fold < FOLDS:
         raise ValueError(f"fold must be in 0 .. {FOLDS - 1}, got {recipe.fold}")
     if recipe.steps < 1:
@@ -113,9 +116,59 @@ def train(
     held, pools = _examples(recipe, nsr1k, annotations, captions)
     torch.manual_seed(recipe.seed)
     network = Network(Config(), encoder)
-    identity = _identity(recipe, network)
+    identity = _identity(recipe, network, held + pools[0])
+    with held_folder(output):
+        scores = _finished(output, identity)
+        if scores is not None:
+            return scores
+        _fit(network, recipe, pools, output, identity, quiet=quiet)
+        scores = validate(network, held)
+        extra = {"fold": recipe.fold, "relative": recipe.relative, "steps": recipe.steps}
+        weights = {name: value.contiguous() for name, value in network.state_dict().items()}
+        metadata = metadata_of(network, {**extra, **scores, **identity})
+        write_atomic(output / WEIGHTS, save(weights, metadata))
+        (output / _STATE).unlink(missing_ok=True)
+    return scores
+
+
+def _finished(output: Path, identity: Mapping[str, str]) -> dict[str, float] | None:
+    """What a finished run of this identity scored; None where nothing is finished.
+
+    Raises ValueError where another run is.
+    """
+    from safetensors import safe_open
+
+    path = output / WEIGHTS
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+        other = differing(metadata, identity)
+        scores = {name: float(metadata[name]) for name in ("nll", "relations")}
+    except (SafetensorError, KeyError, ValueError):
+        other, scores = ["weights"], {}
+    fix = "delete it to train again, or name another output"
+    if other:
+        got = f"a finished run of other {', '.join(other)}"
+        raise ValueError(f"{path} must be of the same run, got {got}: {fix}")
+    warnings.warn(f"{path} is finished and nothing is trained: {fix}", stacklevel=3)
+    return scores
+
+
+def _fit(
+    network: Network,
+    recipe: LayoutRecipe,
+    pools: Sequence[list[LayoutExample]],
+    output: Path,
+    identity: Mapping[str, str],
+    *,
+    quiet: bool,
+) -> None:
+    """Trains a network, from the checkpoint in the folder if there is one."""
+    from tqdm import tqdm
+
     optimizer = torch.optim.AdamW(network.parameters(), recipe.learning_rate, weight_decay=0.05)
-    output.mkdir(parents=True, exist_ok=True)
     start, found = 0, read_checkpoint(output / _STATE, identity)
     if found is not None:
         start, tensors = found
@@ -140,12 +193,6 @@ def train(
             if (step + 1) % SAVE_EVERY == 0 and step + 1 < recipe.steps:
                 state = _state(network, optimizer)
                 write_checkpoint(output / _STATE, identity, step + 1, state)
-    scores = validate(network, held)
-    extra = {"fold": recipe.fold, "relative": recipe.relative, "steps": recipe.steps, **scores}
-    weights = {name: value.contiguous() for name, value in network.state_dict().items()}
-    write_atomic(output / WEIGHTS, save(weights, metadata_of(network, extra)))
-    (output / _STATE).unlink(missing_ok=True)
-    return scores
 
 
 def _examples(
@@ -295,10 +342,13 @@ def validate(network: Network, examples: Sequence[LayoutExample]) -> dict[str, f
     }
 
 
-def _identity(recipe: LayoutRecipe, network: Network) -> dict[str, str]:
+def _identity(
+    recipe: LayoutRecipe, network: Network, real: Sequence[LayoutExample]
+) -> dict[str, str]:
     """What a run that goes on must agree with."""
-    values = ", ".join(f"{name}={value!r}" for name, value in asdict(recipe).items())
-    return {"recipe": f"{values}, {network.encoder.identity}"}
+    values = {f"recipe {name}": repr(value) for name, value in asdict(recipe).items()}
+    pictures = hashlib.sha256(repr(real).encode()).hexdigest()[:16]
+    return {**values, "encoder": network.encoder.identity, "pictures": pictures}
 
 
 def _state(network: Network, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import random
 from collections import defaultdict
@@ -10,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
 
+from stal.checked_json import integer, read_value, short
 from stal.layout import Box
 from stal.prompts import parse
 from stal.prompts.things import Thing, things
@@ -48,7 +47,7 @@ def read_nsr1k(path: Path) -> list[LayoutExample]:
     Raises:
         ValueError: not such a file, or a box without area; the message names the item.
     """
-    items = _read_json(path)
+    items = read_value(path)
     if not isinstance(items, list):
         raise ValueError(f"{path} must be a list of captions, got {type(items).__name__}")
     examples = []
@@ -57,7 +56,9 @@ def read_nsr1k(path: Path) -> list[LayoutExample]:
         try:
             things = item["object_list"] if "object_list" in item else [item["obj1"], item["obj2"]]
             named = [(str(name), _from_corner(box, where)) for name, box in things]
-            example = _from_caption(item["prompt"], named, 1.0, int(item["image_id"]))
+            example = _from_caption(
+                item["prompt"], named, 1.0, integer(item["image_id"], f"{where}: image_id")
+            )
         except (KeyError, TypeError) as error:
             raise ValueError(f"{where} must be a caption of NSR-1K, got {error!r}") from None
         if example is not None:
@@ -71,30 +72,38 @@ def read_coco(annotations: Path, captions: Path | None) -> list[LayoutExample]:
     Raises:
         ValueError: not such files, or no box in them.
     """
-    data = _read_json(annotations)
+    data = read_value(annotations)
     try:
         categories = {each["id"]: each["name"] for each in data["categories"]}
         sizes = {each["id"]: (each["width"], each["height"]) for each in data["images"]}
+        for image, (width, height) in sizes.items():
+            integer(image, f"{annotations}: id of an image")
+            if not (width > 0 and height > 0):
+                raise ValueError(f"{annotations}: image {image} must have a width and a height")
         things: dict[int, list[tuple[str, Box]]] = defaultdict(list)
         for index, each in enumerate(data["annotations"]):
+            where = f"{annotations}: annotation {index}"
+            if not isinstance(each["bbox"], list) or len(each["bbox"]) != 4:
+                got = short(each["bbox"])
+                raise ValueError(f"{where} must have a bbox [x, y, w, h], got {got}")
             x, y, w, h = each["bbox"]
             if each.get("iscrowd") or not (w > 0 and h > 0):
                 continue
             width, height = sizes[each["image_id"]]
             box = [x / width, y / height, w / width, h / height]
-            where = f"{annotations}: annotation {index}"
             name = categories[each["category_id"]]
             things[each["image_id"]].append((name, _from_corner(box, where)))
-        texts = _read_json(captions)["annotations"] if captions else []
+        texts = read_value(captions)["annotations"] if captions else []
         said = [(each["image_id"], each["caption"]) for each in texts]
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{annotations} must be in COCO's format, got {error!r}") from None
     if not things:
         raise ValueError(f"{annotations} must have boxes, got none")
     examples = []
     for image, caption in said:
         width, height = sizes.get(image, (1, 1))
-        example = _from_caption(caption, things.get(image, []), width / height, image)
+        number = integer(image, f"{captions}: image_id")
+        example = _from_caption(caption, things.get(image, []), width / height, number)
         if example is not None:
             examples.append(example)
     if captions is None:
@@ -102,17 +111,8 @@ def read_coco(annotations: Path, captions: Path | None) -> list[LayoutExample]:
         for image, named in things.items():
             width, height = sizes[image]
             largest = sorted(named, key=lambda each: -_area(each[1]))[:_MOST]
-            examples.append(_described(largest, width / height, image, rng))
+            examples.append(_described(largest, width / height, integer(image, "id"), rng))
     return examples
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{path} must be JSON, got {error.msg} in line {error.lineno}, column {error.colno}"
-        ) from None
 
 
 def _from_corner(box: Sequence[float], where: str) -> Box:

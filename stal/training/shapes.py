@@ -12,8 +12,9 @@ import hashlib
 import random
 import shutil
 import time
+import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
@@ -25,7 +26,7 @@ from tqdm import tqdm
 
 from stal import torch_state
 from stal.files import write_atomic
-from stal.runs import read_checkpoint, write_checkpoint
+from stal.runs import held, read_checkpoint, write_checkpoint
 from stal.shapes.captions import caption
 from stal.shapes.scenes import (
     BACKGROUND_NAMES,
@@ -102,8 +103,9 @@ def train(
             whose text encoder and UNet the stage "unet" begins with, unless it has a checkpoint.
 
     Raises:
-        ValueError: an unknown stage, a stage whose input is missing, a checkpoint of another seed
-            in `output`, or a start of another architecture or together with the stage "vae".
+        ValueError: an unknown stage, a stage whose input is missing, a checkpoint of another seed,
+            recipe or start in `output`, or a start of another architecture or together with the
+            stage "vae".
     """
     unknown = [stage for stage in stages if stage not in STAGES]
     if unknown:
@@ -111,8 +113,15 @@ def train(
     if start is not None and "vae" in stages:
         raise ValueError("stages must not hold vae with start, whose UNet goes with its own vae")
     recipe = recipe or ShapesRecipe()
+    with held(output):
+        _train(output, stages, recipe, seed, start)
+
+
+def _train(
+    output: Path, stages: tuple[str, ...], recipe: ShapesRecipe, seed: int, start: Path | None
+) -> None:
     model = output / "model"
-    model.mkdir(parents=True, exist_ok=True)
+    model.mkdir(exist_ok=True)
     (output / "checkpoints").mkdir(exist_ok=True)
     if start is not None:
         for part in ("tokenizer", "vae"):
@@ -149,6 +158,7 @@ class _Run:
         *,
         seed: int,
         ema_decay: float,
+        start: Path | None = None,
     ) -> None:
         self.stage, self.steps, self.recipe = stage, steps, recipe
         self.path = output / "checkpoints" / f"{stage}.safetensors"
@@ -159,7 +169,8 @@ class _Run:
         self.optimizer = torch.optim.AdamW(
             self.modules.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4
         )
-        self.identity = {"seed": str(seed)}
+        own = {k: v for k, v in asdict(recipe).items() if k.startswith(stage)}
+        self.identity = {"seed": str(seed), "recipe": repr(own), "start": _digest_of(start)}
         self.start, found = 0, read_checkpoint(self.path, self.identity)
         if found is not None:
             self.start, tensors = found
@@ -169,6 +180,9 @@ class _Run:
     def loop(self) -> Iterator[int]:
         """Yields the number of each step; saves now and then and at the end."""
         saved = time.monotonic()
+        if self.start >= self.steps:
+            fix = f"delete {self.path} to train it again"
+            warnings.warn(f"stage {self.stage} is finished and not trained: {fix}", stacklevel=2)
         bar = tqdm(range(self.start, self.steps), initial=self.start, total=self.steps)
         for step in bar:
             bar.set_description(self.stage)
@@ -218,6 +232,14 @@ class _Run:
             state.setdefault(int(index), {})[name] = value
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _digest_of(start: Path | None) -> str:
+    """Tells the models apart that a run may begin with."""
+    if start is None:
+        return ""
+    files = sorted((start / "unet").glob("*.safetensors"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 
 def _train_vae(output: Path, recipe: ShapesRecipe, seed: int) -> None:
@@ -336,7 +358,9 @@ def _train_unet(output: Path, recipe: ShapesRecipe, seed: int, start: Path | Non
     if start is not None:
         _load_start(unet, text_encoder, start)
     decay = recipe.ema_decay
-    run = _Run("unet", output, modules, recipe, recipe.unet_steps, seed=seed, ema_decay=decay)
+    run = _Run(
+        "unet", output, modules, recipe, recipe.unet_steps, seed=seed, ema_decay=decay, start=start
+    )
     data = _latents(output, scenes, _step_seed(seed, "unet", 0))
     tokenize = tokenizer_of(output / "model")
     shares = _shares(scenes)

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 
 from stal.checked_json import read_json
+from stal.echo import plot_label
+from stal.extras import check_installed
 from stal.files import write_atomic
 from stal.weights.files import WeightSchedule
 
@@ -25,9 +27,10 @@ def plot(source: str | os.PathLike[str], output: str | os.PathLike[str]) -> None
         output: .png, .svg or .pdf.
 
     Raises:
-        ValueError: the source holds no weights, or output is of another kind.
-        ImportError: there is no matplotlib.
+        ValueError: the source holds no weights, output is of another kind, or there is no
+            matplotlib.
     """
+    check_installed("matplotlib", "the plot")
     kind = Path(output).suffix.lower().removeprefix(".")
     if kind not in ("png", "svg", "pdf"):
         raise ValueError(f"output must be a .png, .svg or .pdf, got {output}")
@@ -41,9 +44,9 @@ def plot(source: str | os.PathLike[str], output: str | os.PathLike[str]) -> None
     grid = figure.subplots(len(panels), 1 + with_loss, squeeze=False)
     for row, (title, lines, trace) in zip(grid, panels, strict=True):
         for label, values in lines.items():
-            row[0].plot(values, label=label)
+            row[0].plot(values, label=plot_label(label))
         row[0].axhline(0, color="0.7", linewidth=0.8, zorder=0)
-        row[0].set(title=title, xlabel=x_label, ylabel="weight")
+        row[0].set(title=plot_label(title[:200]), xlabel=x_label, ylabel="weight")
         if lines:
             row[0].legend(fontsize="small")
         if with_loss:

@@ -149,7 +149,7 @@ def as_weights(
         if not isinstance(weights, Tensor):
             weights = torch.tensor(weights, dtype=torch.float32, device="cpu")
         tensor = weights.to(torch.float32)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         got = reprlib.repr(weights)
         raise ValueError(f"weights must be a tensor or lists of numbers, got {got}") from error
     if tensor.shape == (objects,):

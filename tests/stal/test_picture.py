@@ -1,5 +1,9 @@
 """Settings in PNG files."""
 
+import os
+import struct
+import zlib
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -38,10 +42,10 @@ def test_a_failed_save_leaves_the_old_picture(tmp_path, monkeypatch):
     assert [p.read_bytes() for p in tmp_path.iterdir()] == [before]
 
 
-def save_png(path, **texts):
+def save_png(path, zip=False, **texts):
     info = PngInfo()
     for key, text in texts.items():
-        info.add_itxt(key, text)
+        info.add_itxt(key, text, zip=zip)
     checkered().save(path, pnginfo=info)
 
 
@@ -50,11 +54,20 @@ def save_png(path, **texts):
     [
         (lambda path: None, "must be a picture, got: No such file or directory"),
         (lambda path: path.mkdir(), "must be a picture, got: Is a directory"),
-        (lambda path: path.write_bytes(b""), "must be a picture, got another kind of file"),
-        (lambda path: path.write_text('{"prompt": ""}'), "must be a picture, got another kind"),
+        (lambda path: path.write_bytes(b""), "must be a PNG picture, got another kind of file"),
+        (os.mkfifo, "must be a picture, got a device"),
+        (lambda path: checkered().save(path, "JPEG"), "must be a PNG picture"),
+        (lambda path: checkered().save(path, "GIF"), "must be a PNG picture"),
+        (lambda path: save_png(path, stal="[" * 100_000), "must carry .*, got no JSON"),
+        (lambda path: save_png(path, zip=True, stal=" " * 10**8), "must carry .*, got broken or"),
+        (lambda path: save_png(path, stal=" " * 9_000_000), "must carry .*, got 9000000"),
+        (lambda path: path.write_text('{"prompt": ""}'), "must be a PNG picture, got another kind"),
         (lambda path: save_png(path), "must carry the settings that made it, got none"),
         (lambda path: save_png(path, other="{}"), "must carry the settings that made it, got none"),
-        (lambda path: save_png(path, stal="{"), "must carry the settings that made it, got none"),
+        (
+            lambda path: save_png(path, stal="{"),
+            "must carry the settings that made it, got no JSON",
+        ),
         (lambda path: save_png(path, stal="[1]"), "must carry .*, got others"),
         (lambda path: save_png(path, stal='{"seed": 1}'), "must carry .*, got others"),
         (lambda path: save_png(path, stal='{"prompt": 1}'), "must carry .*, got others"),
@@ -73,3 +86,22 @@ def test_a_picture_cut_short_is_refused(tmp_path):
     path.write_bytes(path.read_bytes()[:60])
     with pytest.raises(ValueError, match=r"file\.png must "):
         picture.read_record(path)
+
+
+def chunk(name, data):
+    whole = name + data
+    return struct.pack(">I", len(data)) + whole + struct.pack(">I", zlib.crc32(whole))
+
+
+def test_the_record_of_a_picture_of_very_many_pixels_is_read(tmp_path):
+    path = tmp_path / "file.png"
+    text = b"stal\0\0\0\0\0" + b'{"prompt": "a cat"}'
+    header = struct.pack(">IIBBBBB", 40_000, 40_000, 8, 2, 0, 0, 0)
+    chunks = [
+        chunk(b"IHDR", header),
+        chunk(b"iTXt", text),
+        chunk(b"IDAT", b""),
+        chunk(b"IEND", b""),
+    ]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+    assert picture.read_record(path) == {"prompt": "a cat"}

@@ -122,3 +122,35 @@ def test_layouts_come_from_the_predictor_or_from_rules(sd_folder, tmp_path, sour
     row = read_rows(output)[0]
     found = (predict if source == "predicted" else place)(parse(row.prompt))
     assert row.layout == [{"phrase": o.phrase, "box": [*o.box]} for o in found.objects]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--steps", "5000"], "steps must be an integer in [1, 1000], got 5000"),
+        (["--sampler", "nope"], "sampler must be one of"),
+        (["--guidance-scale", "nan"], "guidance_scale must be a finite number"),
+        (["--methods", "plain,online"], "methods must not need CLIP where the model has none"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_settings_are_checked_before_the_folder_is_made(failure, sd_folder, arguments, message):
+    base = {"--prompts": "shapes:1:1", "--methods": "plain", "--output": "out"}
+    base |= dict(zip(arguments[::2], arguments[1::2], strict=True))
+    words = [word for pair in base.items() for word in pair]
+    line = failure("evaluate", *words, "--model", sd_folder, "--quiet")
+    assert line.startswith(message)
+
+
+def test_a_full_disk_says_that_the_run_goes_on(run_lines, sd_folder, monkeypatch):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("stal.picture.write_atomic", full)
+    words = ("--prompts", "shapes:1:1", "--methods", "plain", "--output", "out", "--steps", 1)
+    code, _, err = run_lines("evaluate", *words, "--model", sd_folder, "--quiet")
+    assert code == 1
+    assert err == [
+        "stal: No space left on device: make room and run the same command again, it goes on where"
+        " it stopped"
+    ]

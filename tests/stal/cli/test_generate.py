@@ -4,6 +4,7 @@ import errno
 import json
 import math
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 
 from stal import picture
-from stal.layout import place, render
+from stal.layout import Layout, place, render
 from stal.model.model import bundled_model
 from stal.prompts import parse
 
@@ -87,12 +88,10 @@ def test_each_of_several_pictures_can_be_drawn_again(generate):
     assert np.abs(pixels("again.png").astype(int) - pixels("a-0.png")).max() > 30
 
 
-def test_from_gives_the_same_picture(generate, run_lines):
+def test_from_gives_the_same_picture(generate):
     options = ("--steps", 2, "--weights", "1.5,0.25", "--sampler", "euler-ancestral", "--width", 20)
     generate(TWO, *options, "--dtype", "bfloat16", "--seed", 3)
-    # The model is named in the picture.
-    code, out, err = run_lines("generate", "--from", "stal.png", "--output", "again.png", "--quiet")
-    assert (code, out, err) == (0, ["again.png"], [])
+    assert generate("--from", "stal.png", "--output", "again.png") == ["again.png"]
     assert Path("again.png").read_bytes() == Path("stal.png").read_bytes()
 
 
@@ -124,9 +123,11 @@ def test_options_override_those_of_from(generate, override):
 
 @pytest.mark.parametrize(("mode", "scored"), [("trajectory", 2), ("online", 1)])
 @pytest.mark.parametrize("more", [(), ("--recompute-blocks",)], ids=str)
-def test_optimized_picture_can_be_drawn_again(run_lines, generate, mode, scored, more):
+def test_optimized_picture_can_be_drawn_again(generate, mode, scored, more):
     clip = bundled_model() / "clip"
-    options = ("--optimize", mode, "--clip", clip, "--epochs", 2, "--lr", 0.5, *more)
+    options = ("--optimize", mode, "--clip", clip, *more)
+    if mode == "trajectory":
+        options += ("--epochs", 2, "--lr", 0.5)
     generate(TWO, "--steps", 4, "--output", "plain.png", "--weights", "1,1")
     generate(TWO, "--steps", 4, "--output", "one.png", "--weights", "1,1", *options)
     record = picture.read_record("one.png")
@@ -134,8 +135,8 @@ def test_optimized_picture_can_be_drawn_again(run_lines, generate, mode, scored,
     assert len(record["optimize"]["trace"]) == scored
     assert not np.array_equal(record["weights"], np.ones((4, 2)))
     assert not np.array_equal(pixels("one.png"), pixels("plain.png"))
-    code, _, err = run_lines("generate", "--from", "one.png", "--output", "two.png", "--quiet")
-    assert (code, err) == (0, [])
+    # The same model by name: the weights that were found for it are kept.
+    generate("--from", "one.png", "--output", "two.png")
     assert np.array_equal(pixels("one.png"), pixels("two.png"))
 
 
@@ -194,7 +195,7 @@ def test_progress_is_shown_on_stderr_unless_quiet(run_lines, sd_folder):
             "attention must not be plain with --optimize",
         ),
         (["--from", "absent.png"], "absent.png must be a picture, got: No such file"),
-        (["--from", "broken.json"], "broken.json must be a picture, got another kind of file"),
+        (["--from", "broken.json"], "broken.json must be a PNG picture, got another kind of file"),
         (["--from", "bare.png"], "bare.png must carry the settings that made it, got none"),
         (["--from", "odd.png"], "layout must be an object"),
     ],
@@ -265,19 +266,155 @@ def test_a_model_that_is_none_is_one_line(failure, model, message):
         ({"num_images": math.inf}, "num_images must be a positive integer, got inf"),
         ({"steps": "many"}, "steps must be a positive integer, got 'many'"),
         ({"height": [16]}, "height must be a positive integer, got [16]"),
-        ({"dtype": "int8"}, "'int8' is not a valid DType"),
-        ({"seeds": [None]}, "seed must be an integer or one an image, got None"),
-        ({"seeds": {"a": 1}}, "seed must be an integer or one an image"),
-        ({"weights": {"a": 1}}, "weights must be a tensor or lists of numbers"),
+        ({"steps": True}, "steps must be a positive integer, got True"),
+        ({"num_images": 10**9}, "num_images must be at most 1000, got 1000000000 in odd.png"),
+        ({"seeds": [1, 2]}, "seeds must be one an image, got 2 of 1 images in odd.png"),
+        ({"seeds": list(range(2000))}, "seeds must be a list of at most 1000 integers, got"),
+        ({"height": 2**20, "width": 2**20}, "height x width must be at most 67108864 pixels"),
+        ({"dtype": "int8"}, "dtype must be one of float32, bfloat16, float16, got 'int8'"),
+        ({"seeds": [None]}, "seeds must be a list of at most 1000 integers, got [None]"),
+        ({"seeds": {"a": 1}}, "seeds must be a list of at most 1000 integers"),
+        ({"weights": {"a": 1}}, "weights must be a list, got {'a': 1} in odd.png"),
+        ({"weights": [[10**400, 1]]}, "weights must be a tensor or lists of numbers"),
+        ({"eta": math.nan}, "eta must be a finite number, got nan in odd.png"),
+        ({"eta": 10**400}, "eta must be a finite number, got 1000"),
+        ({"attention": ["plain"]}, "attention must be one of plain, spatial, spatial-temporal"),
+        ({"rule": "best"}, "rule must be one of guidance, convex, got 'best' in odd.png"),
+        ({"sampler": None}, "sampler must be a text, got None in odd.png: give --sampler"),
         ({"reference": 5}, "reference must be a text"),
-        ({"model": 5}, "model must be an existing folder"),
+        ({"layout": {"objects": []}}, 'layout must have "version", got "objects" in odd.png'),
+        ({"model": 5}, "model must be a text, got 5 in odd.png: give --model"),
     ],
-    ids=str,
+    ids=lambda value: str(value)[:60],
 )
-def test_a_picture_with_odd_settings_is_one_line(failure, pipe, change, message):
+def test_a_picture_with_odd_settings_is_one_line(failure, pipe, no_hub, change, message):
     result = pipe(TWO, steps=1)
-    picture.save(result.images[0], "odd.png", {**result.settings, **change})
+    settings = {**result.settings, "model": "", **change}
+    picture.save(result.images[0], "odd.png", settings)
     assert failure("generate", "--from", "odd.png", "--quiet").startswith(message)
+
+
+@pytest.fixture
+def no_hub(monkeypatch):
+    """Asking the hub is an error of the test."""
+
+    def ask(*args, **kwargs):
+        raise AssertionError("the hub was asked")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", ask)
+
+
+def save_record(path, **changes):
+    picture.save(Image.new("RGB", (4, 4)), path, {"prompt": TWO, **changes})
+
+
+@pytest.mark.parametrize(
+    ("model", "fix"),
+    [
+        ("someone/else", "give --model someone/else to use it, or --allow-download to fetch"),
+        ("folder/model", "name the folder to draw with, --model folder/model if it is that"),
+        ("/etc", "name the folder to draw with, --model /etc if it is that"),
+        ("../x y", "name the folder to draw with, --model '../x y' if it is that"),
+        ("~/model", "--model '~/model'"),
+        ("https://example.org/model", "--model https://example.org/model"),
+    ],
+)
+def test_no_model_is_opened_because_a_picture_names_it(failure, no_model, no_hub, model, fix):
+    Path("folder/model").mkdir(parents=True)
+    save_record("odd.png", model=model)
+    line = failure("generate", "--from", "odd.png")
+    assert line.startswith(f"odd.png was drawn with the model {model!r}: ")
+    assert fix in line
+
+
+def test_a_model_that_a_picture_names_is_fetched_if_that_is_asked_for(failure, monkeypatch):
+    def ask(name, **options):
+        raise OSError(f"fetched {name}")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", ask)
+    save_record("odd.png", model="someone/else")
+    line = failure("generate", "--from", "odd.png", "--allow-download")
+    assert "fetched someone/else" in line
+    save_record("odd.png", model="/etc")
+    assert "name the folder" in failure("generate", "--from", "odd.png", "--allow-download")
+
+
+def test_a_picture_of_another_method_says_that_it_is_drawn_otherwise(generate, sd_folder):
+    save_record("odd.png", method="boxdiff", attention="plain", steps=1)
+    with pytest.warns(UserWarning, match="was drawn by boxdiff"):
+        generate("--from", "odd.png")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--epochs", "3"], "epochs must come with --optimize trajectory"),
+        (["--optimize", "online", "--lr", "0.1"], "lr must come with --optimize trajectory"),
+        (["--clip", "clip"], "clip must come with --optimize"),
+        (["--recompute-blocks"], "recompute_blocks must come with --optimize"),
+        (["--canvas", "64x64"], "canvas must come with --layout"),
+        (["--resample"], "resample must come with a file of --weights"),
+        (["--resample", "--weights", "1,2"], "resample must come with a file of --weights"),
+        (["--allow-download"], "allow_download must come with --from"),
+    ],
+    ids=" ".join,
+)
+def test_an_option_that_would_do_nothing_is_refused(failure, no_model, arguments, message):
+    assert failure("generate", TWO, *arguments).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--attention", "plain", "--rule", "convex"], "rule changes nothing with plain attention"),
+        (["--attention", "plain", "--reference", "fog"], "reference changes nothing with plain"),
+        (["--attention", "plain", "--layout", "two.json"], "layout changes nothing with plain"),
+        (["--rule", "convex", "--reference", "fog"], "reference changes nothing with the rule"),
+        (
+            ["--guidance-scale", "1", "--negative-prompt", "fog", "--rule", "convex"],
+            "negative_prompt changes nothing with guidance_scale 1",
+        ),
+        (["--layout", "other.json"], "the layout is of another prompt, 'a ring': its objects"),
+        (["--layout", "two.json", "--width", "32"], "an aspect (width / height) of 1 and is"),
+        (["--layout", "empty.json"], "the layout of 'a red circle to the left of a blue square'"),
+    ],
+    ids=" ".join,
+)
+def test_what_has_no_effect_is_said(generate, arguments, message):
+    place(parse(TWO)).save("two.json")
+    place(parse("a ring")).save("other.json")
+    Layout(TWO).save("empty.json")
+    with pytest.warns(UserWarning, match=re.escape(message)):
+        generate(TWO, "--steps", 1, *arguments)
+
+
+def test_a_prompt_without_objects_is_said_to_be_drawn_plain(generate):
+    with pytest.warns(UserWarning, match="no object was found in 'red and blue'"):
+        generate("red and blue", "--steps", 1)
+
+
+def test_prompt_and_size_come_from_the_layout_where_none_are_given(generate):
+    place(parse(TWO), aspect=16 / 9).save("wide.json")
+    generate("--layout", "wide.json", "--steps", 1)
+    record = picture.read_record("stal.png")
+    assert record["prompt"] == TWO
+    # About 16 x 16 pixels; two levels of cells of 2 pixels.
+    assert (record["height"], record["width"]) == (12, 20)
+    generate("--layout", "wide.json", "--steps", 1, "--height", 12, "--width", 24)
+    assert pixels("stal.png").shape == (12, 24, 3)
+    # A picture's own size yields to another layout.
+    generate(TWO, "--steps", 1)
+    generate("--from", "stal.png", "--layout", "wide.json", "--output", "wide.png")
+    assert pixels("wide.png").shape == (12, 20, 3)
+
+
+def test_a_layout_without_a_prompt_needs_one(failure, run_lines, no_model):
+    place(parse("a cat")).save("cat.json")
+    text = Path("cat.json").read_text().replace('"prompt": "a cat"', '"prompt": " "')
+    Path("cat.json").write_text(text)
+    line = failure("generate", "--layout", "cat.json")
+    assert line == "prompt must be given: the layout has none"
+    assert run_lines("generate")[0] == 2
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
@@ -291,4 +428,4 @@ def test_a_full_disk_leaves_no_half_written_picture(failure, monkeypatch, sd_fol
 
     monkeypatch.setattr(os, call, full)
     line = failure("generate", TWO, "--steps", 1, "--model", sd_folder, "--quiet")
-    assert line == "[Errno 28] No space left on device"
+    assert line == "stal.png: No space left on device: make room and run again"

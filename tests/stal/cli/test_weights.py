@@ -36,7 +36,8 @@ def test_generate_draws_with_a_schedule_and_again_without_it(run, sd_folder, sch
     record = picture.read_record("one.png")
     assert record["weights"] == [[2, 2], [1, 1], [0, 0]]
     schedule.unlink()
-    succeed(run, "generate", "--from", "one.png", "--output", "two.png", "--quiet")
+    again = ("--from", "one.png", "--model", sd_folder, "--output", "two.png", "--quiet")
+    succeed(run, "generate", *again)
     assert np.array_equal(np.asarray(Image.open("one.png")), np.asarray(Image.open("two.png")))
 
 

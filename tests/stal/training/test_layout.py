@@ -63,7 +63,7 @@ def test_coco_becomes_examples(tmp_path, captioned):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[{]", "line 1, column 3"),
+        ("[{]", "line 1 column 3"),
         ("{}", "must be a list of captions"),
         ('[{"prompt": "a dog"}]', "item 0 must be a caption"),
         (json.dumps([{**SPATIAL[0], "obj1": ["dog", [0, 0, 0, 1]]}]), r"item 0 must have a box"),
@@ -121,13 +121,56 @@ def test_training_resumes_to_the_same_weights(nsr1k, tmp_path, monkeypatch):
     monkeypatch.setattr(layout_training, "_loss", fail_at_the_third)
     with pytest.raises(Killed):
         train(tmp_path / "parts", recipe, nsr1k=[nsr1k], quiet=True)
-    assert [path.name for path in (tmp_path / "parts").iterdir()] == ["training.safetensors"]
+    assert visible(tmp_path / "parts") == ["training.safetensors"]
     monkeypatch.setattr(layout_training, "_loss", loss)
     train(tmp_path / "parts", recipe, nsr1k=[nsr1k], quiet=True)
     whole, parts = (load_file(tmp_path / name / WEIGHTS) for name in ("whole", "parts"))
     for name, value in whole.items():
         torch.testing.assert_close(parts[name], value)
-    assert [path.name for path in (tmp_path / "parts").iterdir()] == [WEIGHTS]
+    assert visible(tmp_path / "parts") == [WEIGHTS]
+
+
+def visible(folder):
+    return [path.name for path in folder.iterdir() if not path.name.startswith(".")]
+
+
+def test_a_finished_folder_is_not_trained_again(nsr1k, tmp_path, monkeypatch):
+    recipe = LayoutRecipe(steps=2, batch=2, composed=0)
+    scores = train(tmp_path / "out", recipe, nsr1k=[nsr1k], quiet=True)
+    monkeypatch.setattr(layout_training, "_loss", None)
+    with pytest.warns(UserWarning, match="is finished and nothing is trained: delete it to train"):
+        assert train(tmp_path / "out", recipe, nsr1k=[nsr1k], quiet=True) == scores
+    longer = LayoutRecipe(steps=3, batch=2, composed=0)
+    with pytest.raises(ValueError, match="must be of the same run, got a finished run of other r"):
+        train(tmp_path / "out", longer, nsr1k=[nsr1k], quiet=True)
+    nsr1k.write_text(json.dumps(SPATIAL[:2]))
+    with pytest.raises(ValueError, match="got a finished run of other pictures: delete it to"):
+        train(tmp_path / "out", recipe, nsr1k=[nsr1k], quiet=True)
+    (tmp_path / "out" / WEIGHTS).write_bytes(b"something else")
+    with pytest.raises(ValueError, match="got a finished run of other weights"):
+        train(tmp_path / "out", recipe, nsr1k=[nsr1k], quiet=True)
+
+
+def test_a_checkpoint_of_other_steps_or_pictures_is_refused(nsr1k, tmp_path, monkeypatch):
+    monkeypatch.setattr(layout_training, "SAVE_EVERY", 1)
+
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    recipe = LayoutRecipe(steps=2, batch=2, composed=0)
+    with monkeypatch.context() as patch:
+        patch.setattr(layout_training, "validate", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / "out", recipe, nsr1k=[nsr1k], quiet=True)
+    with pytest.raises(ValueError, match=r"recipe steps must be 2 to go on from .*, got 3: delete"):
+        train(
+            *(tmp_path / "out", LayoutRecipe(steps=3, batch=2, composed=0)),
+            nsr1k=[nsr1k],
+            quiet=True,
+        )
+    nsr1k.write_text(json.dumps(SPATIAL[:2]))
+    with pytest.raises(ValueError, match=r"pictures must be \w+ to go on from .*, got \w+: delete"):
+        train(tmp_path / "out", recipe, nsr1k=[nsr1k], quiet=True)
 
 
 def test_training_needs_pictures(tmp_path):

@@ -199,22 +199,28 @@ def test_the_tokenizer_is_always_the_same_and_one_that_is_there_stays(tmp_path):
 def test_a_finished_stage_is_not_trained_again(trained, monkeypatch):
     before = weights_of(trained)
     monkeypatch.setattr(training._Run, "update", None)
-    train(trained, recipe=RECIPE)
+    with pytest.warns(UserWarning, match="stage unet is finished and not trained: delete"):
+        train(trained, recipe=RECIPE)
     assert_equal(weights_of(trained), before)
 
 
 def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(tmp_path, monkeypatch):
-    recipe = replace(RECIPE, vae_steps=2)
-    train(tmp_path, stages=("vae",), recipe=recipe)
-    before = weights_of(tmp_path)
+    write, before = training.write_checkpoint, {}
 
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
+    def write_twice(path, identity, step, tensors):
+        if step == 3:
+            before.update(weights_of(tmp_path))
+            patch.setattr(os, "fsync", full)
+        write(path, identity, step, tensors)
+
     with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", full)
+        patch.setattr(training, "write_checkpoint", write_twice)
         with pytest.raises(OSError, match="No space left"):
             train(tmp_path, stages=("vae",), recipe=RECIPE)
+    assert before
     assert_equal(weights_of(tmp_path), before)
     train(tmp_path, stages=("vae",), recipe=RECIPE)
     assert load_file(tmp_path / "checkpoints" / "vae.safetensors").keys()
@@ -243,6 +249,10 @@ def test_a_run_of_another_seed_is_not_continued(trained):
     before = weights_of(trained)
     with pytest.raises(ValueError, match=r"seed must be 0 to go on from .*unet.safetensors, got 1"):
         train(trained, stages=("unet",), recipe=RECIPE, seed=1)
+    with pytest.raises(ValueError, match=r"recipe must be .*'unet_steps': 4.* got .*: 5"):
+        train(trained, stages=("unet",), recipe=replace(RECIPE, unet_steps=5))
+    with pytest.raises(ValueError, match=r"start must be none to go on from .*, got"):
+        train(trained, stages=("unet",), recipe=RECIPE, start=trained / "model")
     assert_equal(weights_of(trained), before)
 
 

@@ -1,0 +1,84 @@
+"""What the command prints: all of it goes through here, so that no text takes over a terminal."""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from typing import Any, TextIO
+
+from stal.echo import harmless, one_line
+
+# What a progress bar writes by itself: the way up, and the way back before it draws itself.
+_BAR = re.compile(r"[\r\n]*(?:\x1b\[A)*\r?")
+
+
+class _Outlet(io.TextIOBase):
+    """A text stream that writes to another one what is harmless there, in what it can encode."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        # Only at the beginning: a carriage return in a text would write over the line.
+        bar = _BAR.match(text)
+        start = bar.end() if bar else 0
+        encoding = self._stream.encoding or "utf-8"
+        safe = text[:start] + harmless(text[start:])
+        self._stream.write(safe.encode(encoding, "backslashreplace").decode(encoding))
+        return len(text)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    def writable(self) -> bool:
+        return True
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self._stream.encoding
+
+    @property
+    def errors(self) -> str:  # type: ignore[override]
+        return "backslashreplace"
+
+
+@contextmanager
+def outlets() -> Iterator[None]:
+    """Within, stdout and stderr take what is harmless."""
+    with redirect_stdout(_Outlet(sys.stdout)), redirect_stderr(_Outlet(sys.stderr)):
+        yield
+
+
+def say(message: str) -> None:
+    """A line of the command's own on stderr."""
+    print(f"stal: {one_line(message)}", file=sys.stderr)
+
+
+def format_warning(
+    message: Warning | str, category: Any, filename: str, lineno: int, line: str | None = None
+) -> str:
+    """What `warnings.formatwarning` is to be: one line, not beside a progress bar."""
+    for bar in _bars():
+        bar.clear()
+    return f"stal: {one_line(str(message))}\n"
+
+
+def close_bars() -> None:
+    """Ends every progress bar, so that what follows has a line of its own."""
+    for bar in _bars():
+        bar.close()
+
+
+def _bars() -> list[Any]:
+    # Not imported: where no bar was made there is none to look for.
+    tqdm = sys.modules.get("tqdm")
+    return [] if tqdm is None else list(getattr(tqdm.tqdm, "_instances", ()))

@@ -115,5 +115,5 @@ def blended_attention_ragged(
     """
     check_ragged(q, k, v, weight, prompt_ids, offsets, region, key_lengths, scale, backend)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
-    others = prompt_ids, offsets, region, key_lengths, scale, validate, backend
+    others = prompt_ids, offsets, region, key_lengths, scale, bool(validate), backend
     return library.blended_attention(q, k, v, weight, *others)

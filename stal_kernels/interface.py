@@ -39,6 +39,11 @@ def blended_attention(
     setting is read whenever a pass runs, in compiled functions too, so a backward pass follows what
     is set when it begins.
 
+    In those products the same levels take factors below 2^-126 in magnitude (subnormals of
+    bfloat16) as zero, and sums that small: of q, k and v and, backward, of dout, in the output, dq
+    and dweight, not in dk and dv. Of v that reaches up to 2^-126 times seqlen_k, rounded up to a
+    power of two. float16, and all tensors on other levels, keep their subnormals.
+
     Args:
         q: (batch, heads, seqlen_q, head_dim), float16, bfloat16 or float32 (float64: reference
             only). Any strides with a contiguous last dimension, so a (batch, seqlen, heads,

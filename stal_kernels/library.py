@@ -33,6 +33,14 @@ _library.define(
     tags=_TAGS,
 )
 
+# Where torch's dispatcher takes a call when one of its tensors is of another layout.
+_OTHER_LAYOUTS = (
+    *("SparseCPU", "SparseCUDA", "SparseMeta"),
+    *("SparseCsrCPU", "SparseCsrCUDA", "SparseCsrMeta"),
+    *("NestedTensorCPU", "NestedTensorCUDA", "NestedTensorMeta"),
+    *("QuantizedCPU", "QuantizedCUDA", "MkldnnCPU"),
+)
+
 _op = torch.ops.stal_kernels.blended_attention.default
 _backward_op = torch.ops.stal_kernels.blended_attention_backward.default
 
@@ -384,10 +392,9 @@ def _under_autocast(device_type: str) -> Any:
 
 _library.impl("blended_attention", _forward, "CompositeExplicitAutograd")
 _library.impl("blended_attention_backward", _backward, "CompositeExplicitAutograd")
-for _layout in ("Sparse", "SparseCsr", "Mkldnn", "Quantized", "NestedTensor"):
-    for _device in ("CPU", "CUDA") if _layout != "Mkldnn" else ("CPU",):
-        _library.impl("blended_attention", _refuse_layout, _layout + _device)
-        _library.impl("blended_attention_backward", _refuse_layout, _layout + _device)
+for _key in _OTHER_LAYOUTS:
+    _library.impl("blended_attention", _refuse_layout, _key)
+    _library.impl("blended_attention_backward", _refuse_layout, _key)
 # register_autocast would cast weight too.
 _library.impl("blended_attention", _under_autocast("cpu"), "AutocastCPU")
 _library.impl("blended_attention", _under_autocast("cuda"), "AutocastCUDA")

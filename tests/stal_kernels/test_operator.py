@@ -87,6 +87,10 @@ DENSE = {
         "q must have heads",
     ),
     "sparse-weight": ({"weight": torch.ones(2, 5, 4).to_sparse()}, "must be dense"),
+    "sparse-q-and-meta-k": (
+        {"q": torch.ones(2, 3, 4, 8).to_sparse(), "k": torch.ones(2, 5, 3, 6, 8, device="meta")},
+        "must be dense",
+    ),
     "mkldnn-k": ({"k": torch.ones(2, 5, 3, 6, 8).to_mkldnn()}, "must be dense"),
     "scale-nan": ({"scale": float("nan")}, "scale must be finite in float32, got nan"),
     "scale-1e39": ({"scale": 1e39}, "scale must be finite in float32, got 1e+"),

@@ -9,9 +9,9 @@
 // For each case and each level that runs here: out and all gradients on one thread against double
 // precision, then some of them again on 1 to 3 threads, which must be equal bit for bit.
 // Nothing may be written between the rows of a tensor; what may not be read holds NaN; an index
-// that is out of range is refused. Prints a line for each level, and one that replays the case for each
-// failure; returns 1 if there was any, 2 for a wrong command line. Only the kernels need be compiled
-// with a sanitizer.
+// that is out of range is refused. Prints a line for each level, and one that replays the case for
+// each failure; returns 1 if there was any, 2 for a wrong command line. Only the kernels need be
+// compiled with a sanitizer.
 #include <atomic>
 #include <cmath>
 #include <cstdio>

@@ -149,7 +149,8 @@ def _spoilt(x: Any, how: str, i: int, through: str) -> Any:
 
 
 def _free(x: Any) -> None:
-    if isinstance(x, torch.Tensor) and x.layout == torch.strided and x.device.type == "cpu":
+    # What is not contiguous may be copied first, by torch, which does not look.
+    if isinstance(x, torch.Tensor) and x.layout == torch.strided and x.is_contiguous():
         x.untyped_storage().resize_(0)
 
 

@@ -129,7 +129,7 @@ def _spoilt(x: Any, how: str, i: int, through: str) -> Any:
     if how == "dtype":
         return x.to(DTYPES[i])
     if how == "other" and through == "function":
-        return (1, [1.0], "x", x.tolist(), x.numpy, object(), 2.5, ())[i]
+        return (1, [1.0], "x", {}, x.size, object(), 2.5, ())[i]
     if how == "meta":
         return x.to("meta")
     if not x.dim():
@@ -150,7 +150,8 @@ def _spoilt(x: Any, how: str, i: int, through: str) -> Any:
 
 def _free(x: Any) -> None:
     # What is not contiguous may be copied first, by torch, which does not look.
-    if isinstance(x, torch.Tensor) and x.layout == torch.strided and x.is_contiguous():
+    plain = isinstance(x, torch.Tensor) and x.layout == torch.strided and not x.is_meta
+    if plain and x.is_contiguous():
         x.untyped_storage().resize_(0)
 
 

@@ -9,6 +9,7 @@ import torch
 
 from stal_kernels import backends, blended_attention, why_not
 from stal_kernels.backends import choice, cpu, reference
+from stal_kernels.testing import Case
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -182,17 +183,31 @@ def test_why_not_refuses_what_is_no_tensor_of_a_call(q):
         why_not("cpu", torch.ones(8), q)
 
 
-def test_table_names_versions_and_every_backend():
-    environment = {**os.environ, "STAL_KERNELS_BACKEND": "cpu:portable"}
-    table = subprocess.run(
+def table(**environment):
+    said = subprocess.run(
         [sys.executable, "-m", "stal_kernels"],
         capture_output=True,
         text=True,
         check=True,
-        env=environment,
+        env={**os.environ, **environment},
     ).stdout
-    rows = dict(line.split(maxsplit=1) for line in table.splitlines())
+    return dict(line.split(maxsplit=1) for line in said.splitlines())
+
+
+def test_table_says_that_the_variable_names_no_backend():
+    rows = table(STAL_KERNELS_BACKEND="\x1b[2Jgpu")
+    assert rows["STAL_KERNELS_BACKEND"].startswith(r"'\x1b[2Jgpu', which is no backend")
+
+
+def test_table_names_versions_and_every_backend():
+    rows = table(STAL_KERNELS_BACKEND="cpu:portable")
     assert rows["torch"] == torch.__version__
     assert rows["reference"] == "available"
     assert rows["STAL_KERNELS_BACKEND"] == "cpu:portable"
     assert set(backends.names()) <= set(rows)
+
+
+@pytest.mark.parametrize("wrong", [{"layout": "diagonal"}, {"region": "blob"}])
+def test_case_of_an_unknown_kind_is_refused(wrong):
+    with pytest.raises(ValueError, match=r"must be one of .*, got '"):
+        Case(**wrong)

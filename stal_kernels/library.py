@@ -1,4 +1,4 @@
-"""The operator as torch knows it: schema, implementation, shapes, gradients, autocast.
+"""The operator as torch knows it: schema, implementation, shapes, gradients, transforms, autocast.
 
 Defined from Python, so that it exists even where no native library was built. Both forms of the
 operator share it; prompt_ids and offsets are None in the dense one.
@@ -66,7 +66,7 @@ def blended_attention(q: Tensor, k: Tensor, v: Tensor, weight: Tensor, *others: 
     if (transform := _functorch.peek_interpreter_stack()) is not None:
         if transform.key() == _functorch.TransformType.Functionalize:
             return _op(q, k, v, weight, *others)
-        return cast(Tensor, _Transformed.apply(q, k, v, weight, *others))
+        return _transformed(q, k, v, weight, *others)
     if forward_ad._current_level >= 0:
         _refuse_tangents(q, k, v, weight)
     # The autograd layer of an operator that is defined from Python takes about as long as all else
@@ -305,7 +305,7 @@ def _fold(
         *tables[:2],
         _rows(weight, dims[3], count),
         ids.flatten(),
-        torch.cat([bounds[0, :1], bounds[:, 1:].flatten()]),
+        torch.cat([bounds.new_zeros(1), bounds[:, 1:].flatten()]),
         None if region is None else _rows(region, dims[6], count),
         tables[2],
     ]
@@ -380,14 +380,21 @@ class _TransformedBackward(torch.autograd.Function):
         return _vmap_backward(_call_backward, info, in_dims, *arguments)
 
 
-def _under_autocast(device_type: str) -> Any:
-    def cast_and_call(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Tensor:
-        dtype = torch.get_autocast_dtype(device_type)
-        q, k, v = (x if x.dtype == torch.float64 else x.to(dtype) for x in (q, k, v))
-        with torch.autocast(device_type, enabled=False):
-            return _op(q, k, v, *rest)
+def _transformed(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Tensor:
+    device_type = q.device.type
+    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+        return _cast_and_call(_Transformed.apply, device_type, q, k, v, *rest)
+    return cast(Tensor, _Transformed.apply(q, k, v, *rest))
 
-    return cast_and_call
+
+def _cast_and_call(
+    call: Callable[..., Any], device_type: str, q: Tensor, k: Tensor, v: Tensor, *rest: Any
+) -> Tensor:
+    """The rule of autocast; `call` is the operator."""
+    dtype = torch.get_autocast_dtype(device_type)
+    q, k, v = (x if x.dtype == torch.float64 else x.to(dtype) for x in (q, k, v))
+    with torch.autocast(device_type, enabled=False):
+        return cast(Tensor, call(q, k, v, *rest))
 
 
 _library.impl("blended_attention", _forward, "CompositeExplicitAutograd")
@@ -396,8 +403,8 @@ for _key in _OTHER_LAYOUTS:
     _library.impl("blended_attention", _refuse_layout, _key)
     _library.impl("blended_attention_backward", _refuse_layout, _key)
 # register_autocast would cast weight too.
-_library.impl("blended_attention", _under_autocast("cpu"), "AutocastCPU")
-_library.impl("blended_attention", _under_autocast("cuda"), "AutocastCUDA")
+_library.impl("blended_attention", partial(_cast_and_call, _op, "cpu"), "AutocastCPU")
+_library.impl("blended_attention", partial(_cast_and_call, _op, "cuda"), "AutocastCUDA")
 torch.library.register_fake(_op, _fake_forward, lib=_library)
 torch.library.register_fake(_backward_op, _fake_backward, lib=_library)
 torch.library.register_autograd(_op, _gradients, setup_context=_setup_context, lib=_library)

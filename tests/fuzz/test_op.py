@@ -205,4 +205,4 @@ def _check(call: Call) -> None:
 
 @pytest.mark.filterwarnings("ignore:blended_attention runs on the slow reference backend")
 def test_call_is_answered_or_refused_by_all_backends_alike(fuzz):
-    fuzz(_check, _calls, examples=250)
+    fuzz(_check, _calls, examples=150)

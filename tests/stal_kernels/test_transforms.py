@@ -128,6 +128,7 @@ def test_vmap_takes_regions_chunks_and_nothing():
     assert torch.equal(vmap(with_region)(q, region), expected)
     assert torch.equal(vmap(with_region, chunk_size=2)(q, region), expected)
     assert vmap(with_region)(q[:0], region[:0]).shape == (0, *q.shape[1:])
+    assert vmap(call)(*[x[:0] for x in many_ragged()]).shape == (0, *q.shape[1:])
 
 
 def test_nested_vmap_equals_two_loops():
@@ -193,6 +194,20 @@ def test_functional_gradients_equal_those_of_autograd(i):
     torch.testing.assert_close(jacrev(of_one)(tensors[i]), jacobian)
     vectorised = torch.autograd.functional.jacobian(of_one, x, vectorize=True)
     torch.testing.assert_close(vectorised, jacobian)
+
+
+@pytest.mark.parametrize("transform", [grad, vmap], ids=["grad", "vmap"])
+def test_autocast_casts_inside_a_transform_too(transform):
+    q, *others = one()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        if transform is grad:
+            (expected,) = torch.autograd.grad(loss(q.requires_grad_(), *others), q)
+            actual = grad(loss)(q.detach(), *others)
+        else:
+            expected = call(q, *others)[None]
+            actual = vmap(call, (0, None, None, None))(q[None], *others)
+            assert actual.dtype == torch.bfloat16
+    assert torch.equal(actual, expected)
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,10 @@ inline void CheckMemory(const char* name, const TensorView& x, std::initializer_
   }
   if (x.byte_offset() != 0) Refuse(name, "begin at its address", x.byte_offset());
   const int64_t* strides = x.strides().data();
+  if (contiguous && sizes[dims - 1] > 1 && strides[dims - 1] != 1) {
+    Refuse(name, "have a contiguous last dimension",
+           "stride " + std::to_string(strides[dims - 1]) + "; use .contiguous()");
+  }
   int64_t last = 0;  // the last element that has an address
   for (int64_t i = 0; i < dims; ++i) {
     if (sizes[i] == 0) return;  // nothing is read or written
@@ -85,10 +89,6 @@ inline void CheckMemory(const char* name, const TensorView& x, std::initializer_
         last > std::numeric_limits<int64_t>::max() / 8) {
       Refuse(name, "lie in memory", "strides " + Text(strides, dims));
     }
-  }
-  if (contiguous && sizes[dims - 1] > 1 && strides[dims - 1] != 1) {
-    Refuse(name, "have a contiguous last dimension",
-           "stride " + std::to_string(strides[dims - 1]) + "; use .contiguous()");
   }
   if (x.data_ptr() == nullptr) Refuse(name, "lie in memory", "an empty storage");
 }

@@ -75,6 +75,15 @@ DENSE = {
         {"v": torch.ones(2, 5, 3, 6, 16)[..., ::2]},
         "v must have a contiguous last dimension",
     ),
+    "expanded-q-without-batch": (
+        {
+            "q": torch.ones(1, 3, 4, 1).expand(1, 3, 4, 8)[:0],
+            "k": torch.ones(0, 5, 3, 6, 8),
+            "v": torch.ones(0, 5, 3, 6, 8),
+            "weight": torch.ones(0, 5, 4),
+        },
+        "q must have a contiguous last dimension",
+    ),
     "ids-alone": ({"prompt_ids": ints(0)}, "prompt_ids must come with offsets"),
     "offsets-alone": ({"offsets": ints(0, 1, 2)}, "prompt_ids must come with offsets"),
     "lengths-alone": ({"key_lengths": ints(*[6] * 10)}, "key_lengths must come with prompt_ids"),

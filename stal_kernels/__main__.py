@@ -24,12 +24,19 @@ def main() -> None:
         ("instructions", " ".join(_cpu_flags()) or "unknown"),
         ("threads", f"{torch.get_num_threads()}"),
         ("gpu", torch.cuda.get_device_name() if torch.cuda.is_available() else "none"),
-        (backends.VARIABLE, os.environ.get(backends.VARIABLE, "not set")),
+        (backends.VARIABLE, _variable()),
     ]
     rows += [(name, "; ".join(backends.why_not(name)) or "available") for name in backends.names()]
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         print(f"{name:{width}}  {value}")
+
+
+def _variable() -> str:
+    value = os.environ.get(backends.VARIABLE, "")
+    if value in ("", "auto", *backends.names()):
+        return value or "not set"
+    return f"{value!r}, which is no backend: every call with backend='auto' raises"
 
 
 def _version(distribution: str) -> str:

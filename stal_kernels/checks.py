@@ -1,8 +1,12 @@
 """What every backend may take for granted. A backend's own limits are in its `why_not`.
 
-Shapes, dtypes and strides are checked once, before the operator is called, so that they are
-traced away by torch.compile. Values of index tensors are checked inside the operator.
+Shapes, dtypes and strides are checked before the operator is called, so that they are traced away
+by torch.compile, and once more inside it, where nothing is known about the caller; values of index
+tensors are checked there alone. A backend that does all of that itself is not checked twice.
 """
+
+from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,9 +31,20 @@ def check_dense(
     region: Tensor | None,
     scale: float | None,
     backend: str,
+    strides: bool = True,
 ) -> None:
     """Raises ValueError unless the arguments are valid for `blended_attention`."""
-    q_shape, k_shape = q.shape, k.shape
+    if not (
+        isinstance(q, Tensor)
+        and isinstance(k, Tensor)
+        and isinstance(v, Tensor)
+        and isinstance(weight, Tensor)
+    ):
+        raise _no_tensor(q=q, k=k, v=v, weight=weight)
+    try:
+        q_shape, k_shape, v_shape, weight_shape = q.shape, k.shape, v.shape, weight.shape
+    except RuntimeError:  # a nested tensor has none
+        raise _wrong_layout(q=q, k=k, v=v, weight=weight) from None
     if len(q_shape) != 4:
         raise _wrong_shape("q", q, _Q)
     if len(k_shape) != 5:
@@ -39,14 +54,14 @@ def check_dense(
     expected = (batch, prompts, heads, seqlen_k, head_dim)
     if k_shape != expected:
         raise _wrong_shape("k", k, _KEYS, expected)
-    if v.shape != expected:
+    if v_shape != expected:
         raise _wrong_shape("v", v, _KEYS, expected)
-    if weight.shape != (batch, prompts, seqlen_q):
+    if weight_shape != (batch, prompts, seqlen_q):
         names = "(batch, prompts, seqlen_q)"
         raise _wrong_shape("weight", weight, names, (batch, prompts, seqlen_q))
     if heads == 0 or head_dim == 0:
         raise ValueError(f"q must have heads and head_dim of at least 1, got {tuple(q_shape)}")
-    _check_common(q, k, v, weight, region, scale, backend)
+    _check_common(q, k, v, weight, region, scale, backend, strides)
 
 
 def check_ragged(
@@ -60,9 +75,24 @@ def check_ragged(
     key_lengths: Tensor | None,
     scale: float | None,
     backend: str,
+    strides: bool = True,
 ) -> None:
     """Raises ValueError unless the arguments are valid for `blended_attention_ragged`."""
-    q_shape, k_shape, ids_shape = q.shape, k.shape, prompt_ids.shape
+    if not (
+        isinstance(q, Tensor)
+        and isinstance(k, Tensor)
+        and isinstance(v, Tensor)
+        and isinstance(weight, Tensor)
+        and isinstance(prompt_ids, Tensor)
+        and isinstance(offsets, Tensor)
+    ):
+        raise _no_tensor(q=q, k=k, v=v, weight=weight, prompt_ids=prompt_ids, offsets=offsets)
+    try:
+        q_shape, k_shape, v_shape, weight_shape = q.shape, k.shape, v.shape, weight.shape
+        ids_shape, offsets_shape = prompt_ids.shape, offsets.shape
+    except RuntimeError:  # a nested tensor has none
+        tensors = {"q": q, "k": k, "v": v, "weight": weight}
+        raise _wrong_layout(**tensors, prompt_ids=prompt_ids, offsets=offsets) from None
     if len(q_shape) != 4:
         raise _wrong_shape("q", q, _Q)
     if len(k_shape) != 4:
@@ -75,14 +105,19 @@ def check_ragged(
     expected = (table, heads, seqlen_k, head_dim)
     if k_shape != expected:
         raise _wrong_shape("k", k, _TABLE, expected)
-    if v.shape != expected:
+    if v_shape != expected:
         raise _wrong_shape("v", v, _TABLE, expected)
-    if weight.shape != (entries, seqlen_q):
+    if weight_shape != (entries, seqlen_q):
         raise _wrong_shape("weight", weight, "(entries, seqlen_q)", (entries, seqlen_q))
-    if offsets.shape != (batch + 1,):
+    if offsets_shape != (batch + 1,):
         raise _wrong_shape("offsets", offsets, "(batch + 1,)", (batch + 1,))
-    if key_lengths is not None and key_lengths.shape != (table,):
-        raise _wrong_shape("key_lengths", key_lengths, "(table,)", (table,))
+    if key_lengths is not None:
+        if not isinstance(key_lengths, Tensor):
+            raise _no_tensor(key_lengths=key_lengths)
+        if key_lengths.is_nested:
+            raise _wrong_layout(key_lengths=key_lengths)
+        if key_lengths.shape != (table,):
+            raise _wrong_shape("key_lengths", key_lengths, "(table,)", (table,))
     for name, tensor in (
         ("prompt_ids", prompt_ids),
         ("offsets", offsets),
@@ -96,7 +131,51 @@ def check_ragged(
             raise _wrong_device(name, tensor, q)
     if heads == 0 or head_dim == 0:
         raise ValueError(f"q must have heads and head_dim of at least 1, got {tuple(q_shape)}")
-    _check_common(q, k, v, weight, region, scale, backend)
+    _check_common(q, k, v, weight, region, scale, backend, strides)
+
+
+def check_sizes(inputs: backends.Inputs, dout: Tensor | None = None) -> None:
+    """Raises ValueError unless all tensors of a call have the shape, dtype and device they must.
+
+    dout: of a backward pass. Strides are left out: in a trace they are not final.
+    """
+    q, k, v, weight, prompt_ids, offsets, region, key_lengths, _ = inputs
+    if prompt_ids is not None and offsets is not None:
+        table = prompt_ids, offsets, region, key_lengths
+        check_ragged(q, k, v, weight, *table, None, "auto", strides=False)
+    elif prompt_ids is not None or offsets is not None:
+        raise ValueError("prompt_ids must come with offsets, got one of them alone")
+    elif key_lengths is not None:
+        raise ValueError("key_lengths must come with prompt_ids, got it alone")
+    else:
+        check_dense(q, k, v, weight, region, None, "auto", strides=False)
+    alike = [("k", k), ("v", v)]
+    if dout is not None:
+        alike.append(("dout", dout))
+        if dout.shape != q.shape:
+            raise _wrong_shape("dout", dout, _Q, tuple(q.shape))
+        if dout.device != q.device:
+            raise _wrong_device("dout", dout, q)
+    for name, tensor in alike:
+        # Autocast has done its work by now.
+        if tensor.dtype != q.dtype:
+            raise _wrong_dtype(name, tensor, q)
+
+
+def check_inputs(inputs: backends.Inputs, *, values: bool, dout: Tensor | None = None) -> None:
+    """Raises ValueError unless a backend may rely on what it is handed: `backends.Inputs`.
+
+    Args:
+        values: check those of index tensors too, which waits for a GPU.
+        dout: of a backward pass.
+    """
+    check_sizes(inputs, dout)
+    q, k, v, _, prompt_ids, offsets, _, key_lengths, scale = inputs
+    _check_strides(q, k, v)
+    if not abs(scale) <= _LARGEST_SCALE:
+        raise ValueError(f"scale must be finite in float32, got {scale}")
+    if values and prompt_ids is not None and offsets is not None:
+        check_values(prompt_ids, offsets, key_lengths, q.shape[0], k.shape[0], k.shape[-2])
 
 
 def check_values(
@@ -145,6 +224,7 @@ def _check_common(
     region: Tensor | None,
     scale: float | None,
     backend: str,
+    strides: bool,
 ) -> None:
     dtype, device = q.dtype, q.device
     if dtype not in _FLOATS:
@@ -152,15 +232,17 @@ def _check_common(
     if not (k.dtype == v.dtype == dtype):
         for name, tensor in (("k", k), ("v", v)):
             if tensor.dtype != dtype and not _autocast_unites(tensor, q):
-                raise ValueError(
-                    f"{name} must have q's dtype {_short(dtype)}, got {_short(tensor.dtype)}"
-                )
+                raise _wrong_dtype(name, tensor, q)
     wanted = torch.float64 if dtype == torch.float64 else torch.float32
     if weight.dtype != wanted:
         raise ValueError(
             f"weight must be {_short(wanted)} when q is {_short(dtype)}, got {_short(weight.dtype)}"
         )
     if region is not None:
+        if not isinstance(region, Tensor):
+            raise _no_tensor(region=region)
+        if region.is_nested:
+            raise _wrong_layout(region=region)
         if region.dtype != torch.bool:
             raise ValueError(f"region must be bool, got {_short(region.dtype)}")
         if region.shape != weight.shape:
@@ -173,17 +255,32 @@ def _check_common(
         for name, tensor in (("k", k), ("v", v), ("weight", weight)):
             if tensor.device != device:
                 raise _wrong_device(name, tensor, q)
-    if not (q.stride()[-1] == k.stride()[-1] == v.stride()[-1] == 1):
-        for name, tensor in (("q", q), ("k", k), ("v", v)):
-            if tensor.stride(-1) != 1 and tensor.shape[-1] != 1:
-                raise ValueError(
-                    f"{name} must have a contiguous last dimension, got stride "
-                    f"{tensor.stride(-1)}; use .contiguous()"
-                )
-    if scale is not None and not abs(scale) <= _LARGEST_SCALE:
-        raise ValueError(f"scale must be finite in float32, got {scale}")
+    try:
+        contiguous = not strides or q.stride()[-1] == k.stride()[-1] == v.stride()[-1] == 1
+    except RuntimeError:  # some layouts have none
+        contiguous = False
+    if not contiguous:
+        _check_strides(q, k, v)
+    if scale is not None:
+        if not isinstance(scale, (float, int, Real, torch.SymFloat, torch.SymInt)):
+            raise ValueError(f"scale must be a number, got {type(scale).__name__}")
+        if not abs(scale) <= _LARGEST_SCALE:
+            raise ValueError(f"scale must be finite in float32, got {scale}")
     if backend != "auto":
         backends.check_name(backend)
+
+
+def _check_strides(q: Tensor, k: Tensor, v: Tensor) -> None:
+    # A transform has strides of its own, which the operator makes right or refuses.
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+    for name, tensor in (("q", q), ("k", k), ("v", v)):
+        if tensor.layout != torch.strided:
+            raise _wrong_layout(**{name: tensor})
+        if tensor.stride(-1) != 1 and tensor.shape[-1] != 1 and not wrapped(tensor):
+            raise ValueError(
+                f"{name} must have a contiguous last dimension, got stride "
+                f"{tensor.stride(-1)}; use .contiguous()"
+            )
 
 
 def _autocast_unites(tensor: Tensor, q: Tensor) -> bool:
@@ -205,9 +302,27 @@ def _wrong_shape(
     return ValueError(f"{name} must have shape {names}{sizes}, got {tuple(tensor.shape)}")
 
 
+def _no_tensor(**arguments: Any) -> ValueError:
+    name, value = next((n, x) for n, x in arguments.items() if not isinstance(x, Tensor))
+    return ValueError(f"{name} must be a tensor, got {type(value).__name__}")
+
+
+def _wrong_layout(**tensors: Tensor) -> ValueError:
+    name, layout = next(
+        (name, "a nested one" if x.is_nested else _short(x.layout))
+        for name, x in tensors.items()
+        if x.is_nested or x.layout != torch.strided
+    )
+    return ValueError(f"{name} must be a dense tensor (torch.strided), got {layout}")
+
+
+def _wrong_dtype(name: str, tensor: Tensor, q: Tensor) -> ValueError:
+    return ValueError(f"{name} must have q's dtype {_short(q.dtype)}, got {_short(tensor.dtype)}")
+
+
 def _wrong_device(name: str, tensor: Tensor, q: Tensor) -> ValueError:
     return ValueError(f"{name} must be on q's device {q.device}, got {tensor.device}")
 
 
-def _short(dtype: torch.dtype) -> str:
+def _short(dtype: torch.dtype | torch.layout) -> str:
     return str(dtype).removeprefix("torch.")

@@ -29,8 +29,9 @@ def blended_attention(
             for p in range(k.shape[1]))
 
     It is differentiable in q, k, v and weight, once; only the gradients that are asked for are
-    computed, and all of them are deterministic. Under autocast q, k and v are cast and weight
-    stays in float32.
+    computed, and all of them are deterministic. `torch.vmap` folds what it maps into the batch;
+    `torch.func.grad`, `vjp` and `jacrev` work in any order with it, forward mode (`jvp`) is
+    refused. Under autocast q, k and v are cast and weight stays in float32.
 
     float32 tensors are multiplied in float32 unless `torch.set_float32_matmul_precision` allows
     less. "medium": on the levels of cpu that multiply bfloat16 (amx, avx512_bf16), q, k, v and the
@@ -38,6 +39,11 @@ def blended_attention(
     and dweight; sums are float32. "high" changes nothing on the cpu. On triton both mean TF32. The
     setting is read whenever a pass runs, in compiled functions too, so a backward pass follows what
     is set when it begins.
+
+    In those products the same levels take factors below 2^-126 in magnitude (subnormals of
+    bfloat16) as zero, and sums that small: of q, k and v and, backward, of dout, in the output, dq
+    and dweight, not in dk and dv. Of v that reaches up to 2^-126 times seqlen_k, rounded up to a
+    power of two. float16, and all tensors on other levels, keep their subnormals.
 
     Args:
         q: (batch, heads, seqlen_q, head_dim), float16, bfloat16 or float32 (float64: reference
@@ -58,7 +64,9 @@ def blended_attention(
 
     Raises:
         ValueError: an argument breaks a rule above; the message names it.
-        NotImplementedError: the named backend cannot run these inputs; the message says why.
+        NotImplementedError: the named backend cannot run these inputs, or the derivative does not
+            exist; the message says why.
+        MemoryError: the sizes, of expanded tensors for instance, are beyond this machine.
 
     Source: Wu et al., "Harnessing the Spatial-Temporal Attention of Diffusion Models for
     High-Fidelity Text-to-Image Synthesis", ICCV 2023 (arXiv 2304.03869), which blends the
@@ -105,15 +113,16 @@ def blended_attention_ragged(
         key_lengths: (table,), int32, 0 .. seqlen_k: keys beyond are never read.
         scale, backend: as in `blended_attention`.
         validate: check the values of prompt_ids, offsets and key_lengths on a GPU too, which
-            waits for the GPU. On the CPU they are always checked.
+            waits for the GPU. On the CPU they are always checked, in a backward pass once more.
+            On a GPU they must not change before it.
 
     Returns:
         (batch, heads, seqlen_q, head_dim), dtype and memory layout of q.
 
     Raises:
-        ValueError, NotImplementedError: as in `blended_attention`.
+        ValueError, NotImplementedError, MemoryError: as in `blended_attention`.
     """
     check_ragged(q, k, v, weight, prompt_ids, offsets, region, key_lengths, scale, backend)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
-    others = prompt_ids, offsets, region, key_lengths, scale, validate, backend
+    others = prompt_ids, offsets, region, key_lengths, scale, bool(validate), backend
     return library.blended_attention(q, k, v, weight, *others)

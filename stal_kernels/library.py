@@ -1,17 +1,20 @@
-"""The operator as torch knows it: schema, implementation, shapes, gradients, autocast.
+"""The operator as torch knows it: schema, implementation, shapes, gradients, transforms, autocast.
 
 Defined from Python, so that it exists even where no native library was built. Both forms of the
 operator share it; prompt_ids and offsets are None in the dense one.
 """
 
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch._C import _functorch, _len_torch_dispatch_stack
 from torch.autograd import forward_ad
 
 from stal_kernels import backends
-from stal_kernels.checks import check_values
+from stal_kernels.checks import check_inputs, check_sizes
 
 _ARGUMENTS = (
     "Tensor q, Tensor k, Tensor v, Tensor weight, Tensor? prompt_ids, Tensor? offsets, "
@@ -28,6 +31,14 @@ _library.define(
     f"blended_attention_backward(Tensor dout, {_ARGUMENTS}, bool need_q, bool need_weight, "
     "bool need_kv, str backend) -> (Tensor, Tensor, Tensor, Tensor)",
     tags=_TAGS,
+)
+
+# Where torch's dispatcher takes a call when one of its tensors is of another layout.
+_OTHER_LAYOUTS = (
+    *("SparseCPU", "SparseCUDA", "SparseMeta"),
+    *("SparseCsrCPU", "SparseCsrCUDA", "SparseCsrMeta"),
+    *("NestedTensorCPU", "NestedTensorCUDA", "NestedTensorMeta"),
+    *("QuantizedCPU", "QuantizedCUDA", "MkldnnCPU"),
 )
 
 _op = torch.ops.stal_kernels.blended_attention.default
@@ -50,26 +61,46 @@ def blended_attention(q: Tensor, k: Tensor, v: Tensor, weight: Tensor, *others: 
         NotImplementedError: the named backend cannot run these inputs, or one of them has a
             forward-mode derivative.
     """
-    if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
-        _refuse_tangents(q, k, v, weight)
-    if torch.compiler.is_compiling() or (
-        torch.is_grad_enabled()
-        and (q.requires_grad or k.requires_grad or v.requires_grad or weight.requires_grad)
-    ):
+    if torch.compiler.is_compiling():
         return _op(q, k, v, weight, *others)
+    if (transform := _functorch.peek_interpreter_stack()) is not None:
+        if transform.key() == _functorch.TransformType.Functionalize:
+            return _op(q, k, v, weight, *others)
+        return _transformed(q, k, v, weight, *others)
+    if forward_ad._current_level >= 0:
+        _refuse_tangents(q, k, v, weight)
     # The autograd layer of an operator that is defined from Python takes about as long as all else
     # in a small call. Where it would record nothing the call begins below it, which is all that
-    # the layer itself would do.
-    with torch._C._AutoDispatchBelowAutograd():
-        return _op(q, k, v, weight, *others)
+    # the layer itself would do. Modes and subclasses may hide tensors that require a gradient.
+    if (
+        type(q) is type(k) is type(v) is type(weight) is Tensor
+        and not _len_torch_dispatch_stack()
+        and not (
+            torch.is_grad_enabled()
+            and (q.requires_grad or k.requires_grad or v.requires_grad or weight.requires_grad)
+        )
+    ):
+        with torch._C._AutoDispatchBelowAutograd():
+            return _op(q, k, v, weight, *others)
+    return _op(q, k, v, weight, *others)
+
+
+def _refuse_layout(*_: Any) -> None:
+    raise ValueError(
+        "all tensors of a call must be dense (torch.strided) and not quantised, got one that is not"
+    )
 
 
 def _refuse_tangents(*tensors: Tensor) -> None:
     """Raises where a forward-mode derivative would silently be 0."""
     if any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
-        raise NotImplementedError(
-            "blended_attention has no forward-mode derivative; use reverse mode (backward)"
-        )
+        raise _no_tangents()
+
+
+def _no_tangents() -> NotImplementedError:
+    return NotImplementedError(
+        "blended_attention has no forward-mode derivative; use reverse mode (backward)"
+    )
 
 
 def _forward(
@@ -85,16 +116,33 @@ def _forward(
     validate: bool,
     backend: str,
 ) -> Tensor:
-    if offsets is not None and prompt_ids is not None and (validate or not offsets.is_cuda):
-        check_values(prompt_ids, offsets, key_lengths, q.shape[0], k.shape[0], k.shape[-2])
     inputs = backends.Inputs(q, k, v, weight, prompt_ids, offsets, region, key_lengths, scale)
-    choice = backends.choose(inputs, backend)
+    choice = _choose(inputs, backend, validate or not q.is_cuda)
     out = _empty_like(q)
     choice.backend.forward(inputs, choice.level, out)
     return out
 
 
-def _fake_forward(q: Tensor, *_: Any) -> Tensor:
+def _choose(
+    inputs: backends.Inputs, backend: str, values: bool, dout: Tensor | None = None
+) -> backends.Choice:
+    """The backend of a call whose arguments nobody has checked, unless the backend does.
+
+    values: whether values of index tensors are checked too, in either pass, since they may have
+    changed in between.
+    """
+    try:
+        choice = backends.choose(inputs, backend)
+    except IndexError:  # it reads sizes that a tensor of few dimensions has not
+        check_inputs(inputs, values=False)
+        raise
+    if not choice.backend.CHECKS_ARGUMENTS:
+        check_inputs(inputs, values=values, dout=dout)
+    return choice
+
+
+def _fake_forward(q: Tensor, *others: Any) -> Tensor:
+    check_sizes(backends.Inputs(q, *others[:8]))
     return _empty_like(q)
 
 
@@ -115,10 +163,10 @@ def _backward(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     inputs = backends.Inputs(q, k, v, weight, prompt_ids, offsets, region, key_lengths, scale)
-    choice = backends.choose(inputs, backend)
+    choice = _choose(inputs, backend, not q.is_cuda, dout)
     dq, dk, dv, dweight = _empty_gradients(q, k, v, weight, need_q, need_weight, need_kv)
     # The gradient of a sum is an expanded scalar.
-    if dout.stride(-1) != 1:
+    if dout.stride()[-1:] != (1,):
         dout = dout.contiguous()
     choice.backend.backward(
         inputs,
@@ -136,6 +184,7 @@ def _fake_backward(
     dout: Tensor, q: Tensor, k: Tensor, v: Tensor, weight: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     need_q, need_weight, need_kv, _ = rest[-4:]
+    check_sizes(backends.Inputs(q, k, v, weight, *rest[:5]), dout)
     return _empty_gradients(q, k, v, weight, need_q, need_weight, need_kv)
 
 
@@ -151,7 +200,7 @@ def _empty_gradients(
 def _empty_like(x: Tensor) -> Tensor:
     """A dense tensor in x's memory layout, its last dimension contiguous."""
     out = torch.empty_like(x)
-    if out.stride()[-1] == 1:
+    if out.stride()[-1:] == (1,):
         return out
     # An expanded dimension leaves the order of the others to torch.
     return torch.empty_like(x, memory_format=torch.contiguous_format)
@@ -165,15 +214,9 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _gradients(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
     need_q, need_k, need_v, need_weight = ctx.needs_input_grad[:4]
-    dq, dk, dv, dweight = _backward_op(
-        dout,
-        *ctx.saved_tensors,
-        ctx.scale,
-        need_q,
-        need_weight,
-        need_k or need_v,
-        ctx.backend,
-    )
+    needs = need_q, need_weight, need_k or need_v
+    arguments = dout, *ctx.saved_tensors, ctx.scale, *needs, ctx.backend
+    dq, dk, dv, dweight = _call_backward(*arguments)
     return (
         dq if need_q else None,
         dk if need_k else None,
@@ -190,22 +233,181 @@ def _no_second_gradient(ctx: Any, *_: Any) -> None:
     )
 
 
-def _under_autocast(device_type: str) -> Any:
-    def cast_and_call(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Tensor:
-        dtype = torch.get_autocast_dtype(device_type)
-        q, k, v = (x if x.dtype == torch.float64 else x.to(dtype) for x in (q, k, v))
-        with torch.autocast(device_type, enabled=False):
-            return _op(q, k, v, *rest)
+def _call_backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    if torch.compiler.is_compiling() or _functorch.peek_interpreter_stack() is None:
+        return _backward_op(*arguments)
+    return cast(tuple[Tensor, Tensor, Tensor, Tensor], _TransformedBackward.apply(*arguments))
 
-    return cast_and_call
+
+def _vmap_forward(
+    call: Callable[..., Tensor], info: Any, in_dims: tuple[Any, ...], *arguments: Any
+) -> tuple[Tensor, int]:
+    """The rule of vmap; `call` is the operator."""
+    tensors, others = arguments[:8], arguments[8:]
+    batch = _size(tensors[0], in_dims[0])
+    out = call(*_fold(info.batch_size, in_dims[:8], tensors, False), *others)
+    return out.unflatten(0, (info.batch_size, batch)), 0
+
+
+def _vmap_backward(
+    call: Callable[..., tuple[Tensor, ...]],
+    info: Any,
+    in_dims: tuple[Any, ...],
+    dout: Tensor,
+    *arguments: Any,
+) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
+    """The rule of vmap; `call` is the backward operator."""
+    tensors, others, dims = arguments[:8], arguments[8:], in_dims[1:9]
+    needed = others[1], others[3], others[3], others[2]  # of dq, dk, dv, dweight
+    leading = [_size(x, dim) for x, dim in zip(tensors[:4], dims[:4], strict=True)]
+    folded = _fold(info.batch_size, dims, tensors, own_tables=others[3])
+    gradients = call(_rows(dout, in_dims[0], info.batch_size), *folded, *others)
+    return (
+        tuple(
+            x.unflatten(0, (info.batch_size, size)) if need else x
+            for x, size, need in zip(gradients, leading, needed, strict=True)
+        ),
+        tuple(0 if need else None for need in needed),
+    )
+
+
+def _fold(
+    count: int, dims: tuple[int | None, ...], tensors: tuple[Any, ...], own_tables: bool
+) -> list[Any]:
+    """The tensors of `count` calls as those of one, whose batch holds the batches of all.
+
+    Args:
+        dims: which dimension of each tensor counts the calls; None: it is that of every call.
+        tensors: q, k, v, weight, prompt_ids, offsets, region, key_lengths.
+        own_tables: ragged: each call has rows of k and v of its own, though they may be equal.
+    """
+    q, k, v, weight, prompt_ids, offsets, region, key_lengths = tensors
+    if prompt_ids is None or offsets is None:
+        return [
+            None if x is None else _rows(x, dim, count)
+            for x, dim in zip(tensors, dims, strict=True)
+        ]
+    own_tables = own_tables or any(dims[i] is not None for i in (1, 2, 7))
+    table, entries = _size(k, dims[1]), _size(prompt_ids, dims[4])
+    call = torch.arange(count, dtype=torch.int32, device=q.device)[:, None]
+    # A value out of range would be one of another call: -1 is refused as itself.
+    ids = _front(prompt_ids, dims[4], count)
+    ids = torch.where((ids >= 0) & (ids < table), ids + call * table * own_tables, -1)
+    bounds = _front(offsets, dims[5], count)
+    whole = (bounds[:, :1] == 0) & (bounds[:, -1:] == entries)
+    bounds = torch.where(whole, bounds + call * entries, -1)
+    tables = [
+        _rows(x, dim, count) if own_tables and x is not None else x
+        for x, dim in ((k, dims[1]), (v, dims[2]), (key_lengths, dims[7]))
+    ]
+    return [
+        _rows(q, dims[0], count),
+        *tables[:2],
+        _rows(weight, dims[3], count),
+        ids.flatten(),
+        torch.cat([bounds.new_zeros(1), bounds[:, 1:].flatten()]),
+        None if region is None else _rows(region, dims[6], count),
+        tables[2],
+    ]
+
+
+def _size(x: Tensor, dim: int | None) -> int:
+    """The first size of a tensor beside the dimension that counts the calls."""
+    return x.shape[1 if dim == 0 else 0]
+
+
+def _front(x: Tensor, dim: int | None, count: int) -> Tensor:
+    """(count, ...)"""
+    return x.expand(count, *x.shape) if dim is None else x.movedim(dim, 0)
+
+
+def _rows(x: Tensor, dim: int | None, count: int) -> Tensor:
+    """The first dimension times the number of calls, the last one contiguous."""
+    x = _front(x, dim, count).flatten(0, 1)
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+# torch.func differentiates no operator of a library, but it does these.
+
+
+class _Transformed(torch.autograd.Function):
+    """The operator inside a transform."""
+
+    @staticmethod
+    def forward(*arguments: Any) -> Tensor:
+        return _op(*arguments)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _setup_context(ctx, inputs, output)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return _gradients(ctx, *gradients)
+
+    @staticmethod
+    def jvp(ctx: Any, *_: Any) -> None:
+        raise _no_tangents()
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Tensor, int]:
+        return _vmap_forward(blended_attention, info, in_dims, *arguments)
+
+
+class _TransformedBackward(torch.autograd.Function):
+    """The backward operator inside a transform."""
+
+    @staticmethod
+    def forward(*arguments: Any) -> tuple[Tensor, ...]:
+        return _backward_op(*arguments)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> None:
+        _no_second_gradient(ctx)
+
+    @staticmethod
+    def jvp(ctx: Any, *_: Any) -> None:
+        raise _no_tangents()
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[Any, ...], *arguments: Any
+    ) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
+        return _vmap_backward(_call_backward, info, in_dims, *arguments)
+
+
+def _transformed(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Tensor:
+    device_type = q.device.type
+    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+        return _cast_and_call(_Transformed.apply, device_type, q, k, v, *rest)
+    return cast(Tensor, _Transformed.apply(q, k, v, *rest))
+
+
+def _cast_and_call(
+    call: Callable[..., Any], device_type: str, q: Tensor, k: Tensor, v: Tensor, *rest: Any
+) -> Tensor:
+    """The rule of autocast; `call` is the operator."""
+    dtype = torch.get_autocast_dtype(device_type)
+    q, k, v = (x if x.dtype == torch.float64 else x.to(dtype) for x in (q, k, v))
+    with torch.autocast(device_type, enabled=False):
+        return cast(Tensor, call(q, k, v, *rest))
 
 
 _library.impl("blended_attention", _forward, "CompositeExplicitAutograd")
 _library.impl("blended_attention_backward", _backward, "CompositeExplicitAutograd")
+for _key in _OTHER_LAYOUTS:
+    _library.impl("blended_attention", _refuse_layout, _key)
+    _library.impl("blended_attention_backward", _refuse_layout, _key)
 # register_autocast would cast weight too.
-_library.impl("blended_attention", _under_autocast("cpu"), "AutocastCPU")
-_library.impl("blended_attention", _under_autocast("cuda"), "AutocastCUDA")
+_library.impl("blended_attention", partial(_cast_and_call, _op, "cpu"), "AutocastCPU")
+_library.impl("blended_attention", partial(_cast_and_call, _op, "cuda"), "AutocastCUDA")
 torch.library.register_fake(_op, _fake_forward, lib=_library)
 torch.library.register_fake(_backward_op, _fake_backward, lib=_library)
 torch.library.register_autograd(_op, _gradients, setup_context=_setup_context, lib=_library)
 torch.library.register_autograd(_backward_op, _no_second_gradient, lib=_library)
+torch.library.register_vmap(_op, partial(_vmap_forward, _op), lib=_library)
+torch.library.register_vmap(_backward_op, partial(_vmap_backward, _backward_op), lib=_library)

@@ -18,6 +18,8 @@ from torch import Tensor
 from stal_kernels.interface import blended_attention, blended_attention_ragged
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+LAYOUTS = ("contiguous", "projection", "expanded", "sliced")
+REGIONS = (None, "blobs", "disjoint", "global", "empty")
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,12 @@ class Case:
     region: str | None = None
     ragged: bool = False
     scale: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, known in (("layout", LAYOUTS), ("region", REGIONS)):
+            if getattr(self, name) not in known:
+                names = ", ".join(map(str, known))
+                raise ValueError(f"{name} must be one of {names}, got {getattr(self, name)!r}")
 
     def __repr__(self) -> str:
         sizes = (

@@ -1,22 +1,39 @@
-// What stal_kernels/backends/cpu.py calls. Shapes, dtypes, strides and index values have been
-// checked in Python (checks.py, library.py).
+// What stal_kernels/backends/cpu.py calls. Nothing is taken for granted: the tensors are checked in
+// check_arguments.h, the values of index tensors in call_storage.cpp, in both passes.
 #include <tvm/ffi/container/array.h>
 #include <tvm/ffi/container/tensor.h>
 #include <tvm/ffi/function.h>
 #include <tvm/ffi/optional.h>
 #include <tvm/ffi/string.h>
 
+#include <cmath>
+#include <limits>
+#include <new>
+#include <stdexcept>
 #include <string>
 
 #include "cpu/call_storage.h"
+#include "cpu/check_arguments.h"
 #include "cpu/levels.h"
 
 namespace {
 
+using stal::OptionalTensor;
 using tvm::ffi::Array;
-using tvm::ffi::Optional;
 using tvm::ffi::String;
 using tvm::ffi::TensorView;
+
+// Calls body(); what it throws becomes an error of Python.
+template <typename Body>
+void Translated(const Body& body) {
+  try {
+    body();
+  } catch (const std::invalid_argument& error) {
+    TVM_FFI_THROW(ValueError) << error.what();
+  } catch (const std::bad_alloc&) {
+    TVM_FFI_THROW(MemoryError) << "blended_attention needs more memory than there is";
+  }
+}
 
 const stal::Kernels& FindKernels(const String& name) {
   for (const stal::Level& level : stal::Levels()) {
@@ -58,67 +75,102 @@ void SetWeights(const TensorView& tensor, stal::Strided<Pointer>* out) {
   out->strides = {first ? tensor.stride(0) : 0, tensor.stride(first), 0, tensor.stride(first + 1)};
 }
 
-const int32_t* Indices(const Optional<TensorView>& tensor) {
+const int32_t* Indices(const OptionalTensor& tensor) {
   return tensor.has_value() ? static_cast<const int32_t*>(tensor.value().data_ptr()) : nullptr;
 }
 
-stal::BlendedAttentionParams MakeParams(double scale, bool bf16_products, const TensorView& q,
-                                        const TensorView& k, const TensorView& v,
-                                        const TensorView& weight,
-                                        const Optional<TensorView>& prompt_ids,
-                                        const Optional<TensorView>& offsets,
-                                        const Optional<TensorView>& region,
-                                        const Optional<TensorView>& key_lengths) {
-  stal::BlendedAttentionParams p{};
-  p.dtype = DTypeOf(q);
-  p.bf16_products = bf16_products;
-  p.scale = static_cast<float>(scale);
-  p.ragged = prompt_ids.has_value();
-  p.batch = q.size(0);
-  p.heads = q.size(1);
-  p.seqlen_q = q.size(2);
-  p.head_dim = q.size(3);
-  p.seqlen_k = k.size(-2);
-  p.prompts = k.size(p.ragged ? 0 : 1);
-  p.entries = p.ragged ? prompt_ids.value().size(0) : 0;
-  SetRows(q, &p.q);
-  SetKeys(k, &p.k);
-  SetKeys(v, &p.v);
-  SetWeights(weight, &p.weight);
-  if (region.has_value()) SetWeights(region.value(), &p.region);
-  p.prompt_ids = Indices(prompt_ids);
-  p.offsets = Indices(offsets);
-  p.key_lengths = Indices(key_lengths);
-  return p;
-}
+// The arguments that both passes have in common, checked.
+class Arguments {
+ public:
+  Arguments(const String& level, int64_t threads, double scale, bool bf16_products,
+            const TensorView& q, const TensorView& k, const TensorView& v, const TensorView& weight,
+            const OptionalTensor& prompt_ids, const OptionalTensor& offsets,
+            const OptionalTensor& region, const OptionalTensor& key_lengths)
+      : kernels(FindKernels(level)),
+        sizes(q, k, v, weight, prompt_ids, offsets, region, key_lengths) {
+    if (threads < 1 || threads > std::numeric_limits<int>::max()) {
+      stal::Refuse("threads", "be a positive int", threads);
+    }
+    params.scale = static_cast<float>(scale);
+    if (!std::isfinite(params.scale)) stal::Refuse("scale", "be finite in float32", scale);
+    params.dtype = DTypeOf(q);
+    params.bf16_products = bf16_products;
+    params.ragged = sizes.ragged;
+    params.batch = sizes.batch;
+    params.heads = sizes.heads;
+    params.seqlen_q = sizes.seqlen_q;
+    params.head_dim = sizes.head_dim;
+    params.seqlen_k = sizes.seqlen_k;
+    params.prompts = sizes.prompts;
+    params.entries = sizes.entries;
+    SetRows(q, &params.q);
+    SetKeys(k, &params.k);
+    SetKeys(v, &params.v);
+    SetWeights(weight, &params.weight);
+    if (region.has_value()) SetWeights(region.value(), &params.region);
+    params.prompt_ids = Indices(prompt_ids);
+    params.offsets = Indices(offsets);
+    params.key_lengths = Indices(key_lengths);
+  }
+
+  // What is written: out, dq; dk, dv; dweight.
+  void WriteRows(const char* name, const TensorView& x, stal::Strided<void*>* to) const {
+    sizes.CheckRows(name, x);
+    stal::CheckApart(name, x);
+    SetRows(x, to);
+  }
+  void WriteKeys(const char* name, const TensorView& x, stal::Strided<void*>* to) const {
+    sizes.CheckKeys(name, x);
+    stal::CheckApart(name, x);
+    SetKeys(x, to);
+  }
+  void WriteWeights(const char* name, const TensorView& x, stal::Strided<float*>* to) const {
+    sizes.CheckWeights(name, x);
+    stal::CheckDType(name, x, stal::kSingle);
+    stal::CheckApart(name, x);
+    SetWeights(x, to);
+  }
+
+  const stal::Kernels& kernels;
+  const stal::Sizes sizes;
+  stal::BlendedAttentionParams params{};
+};
 
 void Forward(const String& level, int64_t threads, double scale, bool bf16_products, TensorView q,
-             TensorView k, TensorView v, TensorView weight, Optional<TensorView> prompt_ids,
-             Optional<TensorView> offsets, Optional<TensorView> region,
-             Optional<TensorView> key_lengths, TensorView out) {
-  stal::BlendedAttentionParams p =
-      MakeParams(scale, bf16_products, q, k, v, weight, prompt_ids, offsets, region, key_lengths);
-  SetRows(out, &p.out);
-  FindKernels(level).forward(stal::CallStorage(p, static_cast<int>(threads)).call);
+             TensorView k, TensorView v, TensorView weight, OptionalTensor prompt_ids,
+             OptionalTensor offsets, OptionalTensor region, OptionalTensor key_lengths,
+             TensorView out) {
+  Translated([&] {
+    Arguments arguments(level, threads, scale, bf16_products, q, k, v, weight, prompt_ids, offsets,
+                        region, key_lengths);
+    arguments.WriteRows("out", out, &arguments.params.out);
+    const stal::CallStorage storage(arguments.params, static_cast<int>(threads));
+    arguments.kernels.forward(storage.call);
+  });
 }
 
 void Backward(const String& level, int64_t threads, double scale, bool bf16_products,
               TensorView dout, TensorView q, TensorView k, TensorView v, TensorView weight,
-              Optional<TensorView> prompt_ids, Optional<TensorView> offsets,
-              Optional<TensorView> region, Optional<TensorView> key_lengths,
-              Optional<TensorView> dq, Optional<TensorView> dweight, Optional<TensorView> dk,
-              Optional<TensorView> dv) {
-  stal::BlendedAttentionParams p =
-      MakeParams(scale, bf16_products, q, k, v, weight, prompt_ids, offsets, region, key_lengths);
-  SetRows(dout, &p.dout);
-  if (dq.has_value()) SetRows(dq.value(), &p.dq);
-  if (dweight.has_value()) SetWeights(dweight.value(), &p.dweight);
-  if (dk.has_value()) SetKeys(dk.value(), &p.dk);
-  if (dv.has_value()) SetKeys(dv.value(), &p.dv);
-  const stal::Kernels& kernels = FindKernels(level);
-  const stal::CallStorage storage(p, static_cast<int>(threads));
-  if (p.dq.data || p.dweight.data) kernels.backward_q(storage.call);
-  if (p.dk.data) kernels.backward_kv(storage.call);
+              OptionalTensor prompt_ids, OptionalTensor offsets, OptionalTensor region,
+              OptionalTensor key_lengths, OptionalTensor dq, OptionalTensor dweight,
+              OptionalTensor dk, OptionalTensor dv) {
+  Translated([&] {
+    Arguments arguments(level, threads, scale, bf16_products, q, k, v, weight, prompt_ids, offsets,
+                        region, key_lengths);
+    stal::BlendedAttentionParams& p = arguments.params;
+    arguments.sizes.CheckRows("dout", dout);
+    SetRows(dout, &p.dout);
+    if (dq.has_value()) arguments.WriteRows("dq", dq.value(), &p.dq);
+    if (dweight.has_value()) arguments.WriteWeights("dweight", dweight.value(), &p.dweight);
+    if (dk.has_value() != dv.has_value()) stal::Refuse("dk", "come with dv", "one of them");
+    if (dk.has_value()) {
+      arguments.WriteKeys("dk", dk.value(), &p.dk);
+      arguments.WriteKeys("dv", dv.value(), &p.dv);
+    }
+    const stal::CallStorage storage(p, static_cast<int>(threads));
+    if (p.dq.data || p.dweight.data) arguments.kernels.backward_q(storage.call);
+    if (p.dk.data) arguments.kernels.backward_kv(storage.call);
+  });
 }
 
 Array<String> LevelNames() {
@@ -134,19 +186,39 @@ String WhyNot(const String& name) {
   return "no such level";
 }
 
+// The three below are for tests.
+const void* Words(const char* name, const TensorView& x, int64_t count, bool single) {
+  stal::CheckDims(name, x, 1, "(count,)");
+  stal::CheckMemory(name, x, {count}, true);
+  stal::CheckDType(name, x, single ? stal::kSingle : stal::kIndex);
+  return x.data_ptr();
+}
+
 void Exp2(const String& level, TensorView x, TensorView out) {
-  FindKernels(level).exp2(static_cast<const float*>(x.data_ptr()),
-                          static_cast<float*>(out.data_ptr()), x.numel());
+  Translated([&] {
+    const auto& kernels = FindKernels(level);
+    stal::CheckDims("x", x, 1, "(count,)");
+    const auto* in = static_cast<const float*>(Words("x", x, x.size(0), true));
+    void* written = const_cast<void*>(Words("out", out, x.size(0), true));
+    kernels.exp2(in, static_cast<float*>(written), x.size(0));
+  });
 }
 
 // sum, a, b, out, rounded: 16 words each.
 void Dot(const String& level, TensorView sum, TensorView a, TensorView b, TensorView out,
          TensorView rounded) {
-  const auto dot = FindKernels(level).dot;
-  if (!dot) TVM_FFI_THROW(ValueError) << "level must be one that multiplies pairs, got " << level;
-  dot(static_cast<const float*>(sum.data_ptr()), static_cast<const uint32_t*>(a.data_ptr()),
-      static_cast<const uint32_t*>(b.data_ptr()), static_cast<float*>(out.data_ptr()),
-      static_cast<uint32_t*>(rounded.data_ptr()));
+  Translated([&] {
+    const auto dot = FindKernels(level).dot;
+    if (!dot) stal::Refuse("level", "be one that multiplies pairs", level);
+    const auto words = [](const char* name, const TensorView& x) {
+      return const_cast<uint32_t*>(static_cast<const uint32_t*>(Words(name, x, 16, false)));
+    };
+    const auto floats = [](const char* name, const TensorView& x) {
+      return const_cast<float*>(static_cast<const float*>(Words(name, x, 16, true)));
+    };
+    dot(floats("sum", sum), words("a", a), words("b", b), floats("out", out),
+        words("rounded", rounded));
+  });
 }
 
 }  // namespace

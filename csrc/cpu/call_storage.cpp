@@ -1,8 +1,13 @@
 #include "cpu/call_storage.h"
 
+#include <unistd.h>
+
+#include <algorithm>
 #include <cstdlib>
 #include <memory>
 #include <new>
+#include <stdexcept>
+#include <string>
 
 namespace stal {
 
@@ -16,6 +21,17 @@ struct Free {
   void operator()(void* p) const { std::free(p); }
 };
 
+// Throws std::bad_alloc where so many bytes cannot be had. The system may promise more than there
+// is and end the process when it is used.
+void RequireMemory(double bytes) {
+  static const double most = static_cast<double>(sysconf(_SC_PHYS_PAGES)) * sysconf(_SC_PAGESIZE);
+  if (bytes > most) throw std::bad_alloc();
+}
+
+[[noreturn]] void Refuse(const std::string& rule, int64_t got, const std::string& where = "") {
+  throw std::invalid_argument(rule + ", got " + std::to_string(got) + where);
+}
+
 }  // namespace
 
 float* Scratch(int64_t floats) {
@@ -24,6 +40,7 @@ float* Scratch(int64_t floats) {
   if (floats > capacity || capacity > kKeptFloats) {
     block.reset();
     capacity = 0;
+    RequireMemory(4.0 * floats);
     const int64_t bytes = (floats * 4 + kAlignment) / kAlignment * kAlignment;
     block.reset(static_cast<float*>(std::aligned_alloc(kAlignment, bytes)));
     if (!block) throw std::bad_alloc();
@@ -33,25 +50,23 @@ float* Scratch(int64_t floats) {
 }
 
 CallStorage::CallStorage(const BlendedAttentionParams& p, int threads) {
+  CheckSizes(p, threads);
   const int64_t num_prompts = p.ragged ? p.prompts : p.batch * p.prompts;
   const int64_t num_entries = p.ragged ? p.entries : p.batch * p.prompts;
   // An expanded batch is packed once.
   const bool shared = !p.ragged && p.k.strides.batch == 0 && p.v.strides.batch == 0;
 
-  entries_.resize(num_entries);
-  begin_.resize(p.batch + 1);
-  for (int64_t b = 0; b <= p.batch; ++b) begin_[b] = p.ragged ? p.offsets[b] : b * p.prompts;
+  CopyIndices(p);
   for (int64_t b = 0; b < p.batch; ++b) {
     for (int64_t e = begin_[b]; e < begin_[b + 1]; ++e) {
       const int64_t i = p.ragged ? e : e - begin_[b];
       const int64_t batch = p.ragged ? 0 : b;
       const auto offset = [&](const Strides& s) { return batch * s.batch + i * s.prompt; };
-      entries_[e] = {b, p.ragged ? p.prompt_ids[e] : e, offset(p.weight.strides),
+      entries_[e] = {b, p.ragged ? entries_[e].prompt : e, offset(p.weight.strides),
                      offset(p.region.strides), offset(p.dweight.strides)};
     }
   }
 
-  prompts_.resize(num_prompts);
   for (const Entry& entry : entries_) ++prompts_[entry.prompt].end;
   int64_t used = 0;
   call.num_packed = 0;
@@ -64,7 +79,6 @@ CallStorage::CallStorage(const BlendedAttentionParams& p, int threads) {
     prompt.v = offset(p.v.strides);
     prompt.dk = offset(p.dk.strides);
     prompt.dv = offset(p.dv.strides);
-    prompt.length = p.key_lengths ? p.key_lengths[t] : p.seqlen_k;
     prompt.owner = prompt.end > 0 && !(shared && b > 0);
     prompt.packed = prompt.owner ? call.num_packed++ : shared ? i : -1;
     prompt.begin = used;
@@ -81,7 +95,60 @@ CallStorage::CallStorage(const BlendedAttentionParams& p, int threads) {
   call.num_entries = num_entries;
   call.begin = begin_.data();
   call.users = users_.data();
-  call.threads = threads;
+  // Each thread has scratch memory. A block of rows has at least 8 of them.
+  const int64_t blocks = p.batch * p.heads * ((p.seqlen_q + 7) / 8);
+  const int64_t tasks = std::max({num_prompts * p.heads, blocks, num_entries, int64_t{1}});
+  call.threads = static_cast<int>(std::min<int64_t>(threads, tasks));
+}
+
+// Expanded tensors have sizes that no memory bears out.
+void CallStorage::CheckSizes(const BlendedAttentionParams& p, int threads) {
+  constexpr double kMost = 1e17;  // floats; far from where integers overflow
+  const double prompts = static_cast<double>(p.ragged ? 1 : p.batch) * p.prompts;
+  const double entries = p.ragged ? p.entries : prompts;
+  const double keys = p.seqlen_k + 64.0, rows = p.seqlen_q + 64.0, channels = p.head_dim + 64.0;
+  const double packed = prompts * p.heads * keys * channels;
+  const double shares = (entries + p.batch) * p.heads * rows * channels;
+  if (packed + shares + threads * keys * channels > kMost) throw std::bad_alloc();
+  RequireMemory(prompts * sizeof(Prompt) + entries * (sizeof(Entry) + 8) + p.batch * 8.0);
+}
+
+// The values are read once, so that what is checked is what the kernels use even where another
+// thread writes to the index tensors.
+void CallStorage::CopyIndices(const BlendedAttentionParams& p) {
+  begin_.resize(p.batch + 1);
+  for (int64_t b = 0; b <= p.batch; ++b) begin_[b] = p.ragged ? p.offsets[b] : b * p.prompts;
+  prompts_.resize(p.ragged ? p.prompts : p.batch * p.prompts);
+  for (size_t t = 0; t < prompts_.size(); ++t) {
+    prompts_[t].length = p.key_lengths ? p.key_lengths[t] : p.seqlen_k;
+  }
+  entries_.resize(p.ragged ? p.entries : p.batch * p.prompts);
+  if (!p.ragged) return;
+
+  if (begin_[0] != 0) Refuse("offsets must begin at 0", begin_[0]);
+  for (int64_t b = 0; b < p.batch; ++b) {
+    if (begin_[b] <= begin_[b + 1]) continue;
+    const std::string next = std::to_string(begin_[b + 1]);
+    Refuse("offsets must ascend", begin_[b],
+           " before " + next + " at element " + std::to_string(b));
+  }
+  if (begin_[p.batch] != p.entries) {
+    const std::string entries = std::to_string(p.entries);
+    Refuse("offsets must end at the number of entries " + entries, begin_[p.batch]);
+  }
+  for (int64_t e = 0; e < p.entries; ++e) {
+    const int64_t prompt = entries_[e].prompt = p.prompt_ids[e];
+    if (prompt >= 0 && prompt < p.prompts) continue;
+    const std::string last = std::to_string(p.prompts - 1);
+    Refuse("prompt_ids must be in 0 .. " + last + " (rows of k)", prompt,
+           " at entry " + std::to_string(e));
+  }
+  for (int64_t t = 0; t < p.prompts; ++t) {
+    const int64_t length = prompts_[t].length;
+    if (length >= 0 && length <= p.seqlen_k) continue;
+    Refuse("key_lengths must be in 0 .. " + std::to_string(p.seqlen_k) + " (seqlen_k)", length,
+           " at row " + std::to_string(t));
+  }
 }
 
 }  // namespace stal

@@ -7,10 +7,11 @@
 
 namespace stal {
 
-// Owns the arrays that its call points into. `params` must outlive it, and the values of
-// offsets, prompt_ids and key_lengths must have been checked.
+// Owns the arrays that its call points into. `params` must outlive it.
 class CallStorage {
  public:
+  // Throws std::invalid_argument for a value of offsets, prompt_ids or key_lengths that is out of
+  // range, std::bad_alloc for sizes that are out of reach.
   CallStorage(const BlendedAttentionParams& params, int threads);
   CallStorage(const CallStorage&) = delete;
   CallStorage& operator=(const CallStorage&) = delete;
@@ -18,6 +19,9 @@ class CallStorage {
   Call call;
 
  private:
+  static void CheckSizes(const BlendedAttentionParams& params, int threads);
+  void CopyIndices(const BlendedAttentionParams& params);
+
   std::vector<Prompt> prompts_;
   std::vector<Entry> entries_;
   std::vector<int64_t> begin_, users_;

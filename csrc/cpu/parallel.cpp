@@ -6,12 +6,31 @@
 #include <vector>
 #else
 #include <omp.h>
+#include <pthread.h>
 #endif
 
 namespace stal {
 
+#if defined(_OPENMP)
+namespace {
+
+// A child of fork has a copy of its parent's pool without the threads in it, and would wait for
+// them for ever.
+bool pool_was_lost = false;
+
+bool PoolIsLost() {
+  static const int registered = pthread_atfork(nullptr, nullptr, [] { pool_was_lost = true; });
+  return registered == 0 && pool_was_lost;
+}
+
+}  // namespace
+#endif
+
 void ParallelFor(int threads, int64_t tasks, void (*body)(void*, int64_t, int), void* context) {
   if (threads > tasks) threads = static_cast<int>(tasks);
+#if defined(_OPENMP)
+  if (threads > 1 && PoolIsLost()) threads = 1;
+#endif
   if (threads <= 1) {
     for (int64_t task = 0; task < tasks; ++task) body(context, task, 0);
     return;

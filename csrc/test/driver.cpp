@@ -8,9 +8,10 @@
 //
 // For each case and each level that runs here: out and all gradients on one thread against double
 // precision, then some of them again on 1 to 3 threads, which must be equal bit for bit.
-// Nothing may be written between the rows of a tensor; what may not be read holds NaN. Prints a
-// line for each level, and one that replays the case for each failure; returns 1 if there was any,
-// 2 for a wrong command line. Only the kernels need be compiled with a sanitizer.
+// Nothing may be written between the rows of a tensor; what may not be read holds NaN; an index
+// that is out of range is refused. Prints a line for each level, and one that replays the case for
+// each failure; returns 1 if there was any, 2 for a wrong command line. Only the kernels need be
+// compiled with a sanitizer.
 #include <atomic>
 #include <cmath>
 #include <cstdio>
@@ -234,16 +235,10 @@ void Set(const std::map<std::string, Tensor>& tensors, const char* name, Strided
   to->strides = found->second.strides;
 }
 
-// Runs what `asked` names, and returns it. The thread is new, so that its scratch memory is too.
-std::map<std::string, Tensor> Run(const Case& c, const Kernels& kernels,
-                                  const std::map<std::string, Tensor>& inputs,
-                                  const std::set<std::string>& asked, int threads,
-                                  bool bf16_products = false) {
-  std::map<std::string, Tensor> outputs;
-  for (const std::string& name : asked) outputs[name] = Allocate(c, name);
+// All of a case but its tensors.
+BlendedAttentionParams ParamsOf(const Case& c) {
   BlendedAttentionParams p{};
   p.dtype = c.dtype;
-  p.bf16_products = bf16_products;
   p.scale = c.scale;
   p.ragged = c.ragged;
   p.batch = c.batch;
@@ -256,6 +251,18 @@ std::map<std::string, Tensor> Run(const Case& c, const Kernels& kernels,
   p.prompt_ids = c.ragged ? c.prompt_ids.data() : nullptr;
   p.offsets = c.ragged ? c.offsets.data() : nullptr;
   p.key_lengths = c.key_lengths ? c.key_lengths->data() : nullptr;
+  return p;
+}
+
+// Runs what `asked` names, and returns it. The thread is new, so that its scratch memory is too.
+std::map<std::string, Tensor> Run(const Case& c, const Kernels& kernels,
+                                  const std::map<std::string, Tensor>& inputs,
+                                  const std::set<std::string>& asked, int threads,
+                                  bool bf16_products = false) {
+  std::map<std::string, Tensor> outputs;
+  for (const std::string& name : asked) outputs[name] = Allocate(c, name);
+  BlendedAttentionParams p = ParamsOf(c);
+  p.bf16_products = bf16_products;
   Set(inputs, "q", &p.q);
   Set(inputs, "k", &p.k);
   Set(inputs, "v", &p.v);
@@ -345,6 +352,27 @@ std::string Check(const Case& c, const Kernels& kernels,
   return "";
 }
 
+// Whether an index that is out of range is refused, before it is followed. Takes a copy to spoil.
+std::string CheckIndices(Case c) {
+  constexpr int32_t kWrong[] = {-1, 1 << 30, std::numeric_limits<int32_t>::min()};
+  Random random(c.seed);
+  std::vector<int32_t>* lengths = c.key_lengths ? &*c.key_lengths : nullptr;
+  for (std::vector<int32_t>* list : {&c.prompt_ids, &c.offsets, lengths}) {
+    if (list == nullptr || list->empty()) continue;
+    int32_t& value = (*list)[random.Integer(0, list->size() - 1)];
+    const int32_t right = value;
+    value = kWrong[random.Integer(0, 2)];
+    const BlendedAttentionParams p = ParamsOf(c);
+    try {
+      const CallStorage storage(p, 1);
+      return "an index must be in range, and " + std::to_string(value) + " was taken";
+    } catch (const std::invalid_argument&) {
+    }
+    value = right;
+  }
+  return "";
+}
+
 // Returns the number of failures.
 int RunCase(const Case& c, const std::vector<Level>& levels) {
   static std::mutex mutex;
@@ -362,6 +390,13 @@ int RunCase(const Case& c, const std::vector<Level>& levels) {
   }
   const std::map<std::string, Exact> exact = ComputeExact(c, values, region);
   int failures = 0;
+  const auto report = [&](const char* where, const std::string& said) {
+    if (said.empty()) return;
+    ++failures;
+    const std::lock_guard<std::mutex> lock(mutex);
+    std::printf("FAILED %s: %s\n  %s\n", where, said.c_str(), FormatCase(c).c_str());
+  };
+  report("indices", CheckIndices(c));
   for (const Level& level : levels) {
     std::string said;
     try {
@@ -369,10 +404,7 @@ int RunCase(const Case& c, const std::vector<Level>& levels) {
     } catch (const std::exception& error) {
       said = std::string("it must not throw, got ") + error.what();
     }
-    if (said.empty()) continue;
-    ++failures;
-    const std::lock_guard<std::mutex> lock(mutex);
-    std::printf("FAILED %s: %s\n  %s\n", level.name, said.c_str(), FormatCase(c).c_str());
+    report(level.name, said);
   }
   return failures;
 }

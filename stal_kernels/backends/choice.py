@@ -45,13 +45,14 @@ def why_not(backend: str, q: Tensor | None = None, k: Tensor | None = None) -> l
 
     Args:
         backend: "reference", "cpu", "triton", or a level such as "cpu:avx512".
-        q, k: tensors of a call. Without them only the machine is asked.
+        q, k: tensors of a call, of which the last dimensions count. Without them only the machine
+            is asked.
 
     Returns:
         A sentence for each reason: what the machine lacks, then what these tensors break.
 
     Raises:
-        ValueError: there is no such backend.
+        ValueError: there is no such backend, or q or k is no tensor of a call.
 
     >>> why_not("cpu", torch.zeros(1, 1, 64, 36))
     ['cpu needs a head_dim that is a multiple of 8 and at most 256, got 36']
@@ -62,6 +63,12 @@ def why_not(backend: str, q: Tensor | None = None, k: Tensor | None = None) -> l
     if q is None:
         missing = _missing(backend)
         return [missing] if missing else []
+    for name, tensor, least in (("q", q, 1), ("k", k, 2)):
+        if tensor is None and name == "k":
+            continue
+        if not isinstance(tensor, Tensor) or tensor.dim() < least:
+            got = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise ValueError(f"{name} must be a tensor of {least} dimensions or more, got {got}")
     return _against(backend, q.device, q.dtype, q.shape[-1], None if k is None else k.shape[-2])
 
 

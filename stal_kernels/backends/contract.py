@@ -10,7 +10,7 @@ FAST_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
 class Inputs(NamedTuple):
-    """The arguments of one call, which have passed checks.py.
+    """The arguments of one call, which have passed checks.py unless the backend checks them.
 
     q: (batch, heads, seqlen_q, head_dim).
     k, v: (batch, prompts, heads, seqlen_k, head_dim), ragged (table, heads, seqlen_k, head_dim).
@@ -35,10 +35,13 @@ class Backend(Protocol):
 
     LEVELS: names that may follow "<backend>:".
     DEVICES: types of device that auto uses it for; none: all.
+    CHECKS_ARGUMENTS: whether both passes refuse with a ValueError whatever breaks the rules of
+        `Inputs` and of the arguments below, values of index tensors too.
     """
 
     LEVELS: tuple[str, ...]
     DEVICES: tuple[str, ...]
+    CHECKS_ARGUMENTS: bool
 
     def missing(self, level: str) -> str:
         """Why it, or one of its levels, cannot run on this machine; "" if it can."""

@@ -18,6 +18,7 @@ from stal_kernels.backends.contract import Inputs
 
 LEVELS: tuple[str, ...] = ()
 DEVICES: tuple[str, ...] = ()
+CHECKS_ARGUMENTS = False
 
 
 def missing(level: str) -> str:

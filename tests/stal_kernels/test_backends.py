@@ -9,6 +9,7 @@ import torch
 
 from stal_kernels import backends, blended_attention, why_not
 from stal_kernels.backends import choice, cpu, reference
+from stal_kernels.testing import Case
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -118,14 +119,52 @@ def test_why_not_refuses_what_is_no_backend():
         why_not("gpu")
 
 
-def test_why_not_says_that_the_library_was_not_built(monkeypatch, tmp_path):
-    monkeypatch.setattr(cpu, "_FOLDER", tmp_path)
+@pytest.fixture
+def package(monkeypatch, tmp_path):
+    """An empty folder in place of that of stal_kernels, asked anew every time."""
+    folder = tmp_path / "source" / "stal_kernels"
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(cpu, "_FOLDER", folder)
     for function in (cpu._library, choice._missing):
         monkeypatch.setattr(f"{function.__module__}.{function.__name__}", function.__wrapped__)
-    assert "build_ext --inplace" in why_not("cpu")[0]
-    (tmp_path / "not_built.txt").write_text("no C++ compiler was found\n")
+    return folder
+
+
+def test_why_not_says_that_the_library_was_not_built(package):
+    (package / "not_built.txt").write_text("no C++ compiler was found\n")
     assert why_not("cpu") == ["cpu is missing: it was not built: no C++ compiler was found"]
     assert why_not("cpu:avx2")[0].startswith("cpu is missing")
+
+
+def test_why_not_says_that_the_installed_package_is_broken(package):
+    assert why_not("cpu") == [
+        f"cpu is missing: {package} has no library; install the package again"
+    ]
+
+
+def test_why_not_says_that_this_is_the_source_folder(package, monkeypatch):
+    (package.parent / "setup.py").touch()
+    monkeypatch.setattr(sys, "path", [str(package.parent), "/nonexistent"])
+    (reason,) = why_not("cpu")
+    assert f"imported from the source folder {package.parent}, whose library is not" in reason
+    assert "run `pip install -e .` in it (or `python setup.py build_ext --inplace`)" in reason
+    (only,) = why_not("cpu:avx2")
+    assert only.startswith("cpu is missing: ")
+
+
+def test_why_not_names_the_installed_copy_that_the_source_folder_hides(
+    package, monkeypatch, tmp_path
+):
+    (package.parent / "setup.py").touch()
+    installed = tmp_path / "site-packages"
+    (installed / "stal_kernels").mkdir(parents=True)
+    monkeypatch.setattr(sys, "path", [str(package.parent), str(installed)])
+    assert "installed copy" not in why_not("cpu")[0]  # it has no library either
+    (installed / "stal_kernels" / "libstal_kernels.so").touch()
+    (reason,) = why_not("cpu")
+    assert f"cd) to use the installed copy in {installed}, or build it" in reason
+    with pytest.warns(UserWarning, match="slow reference backend: cpu is missing: .*source folder"):
+        blended_attention(*arguments())
 
 
 def test_why_not_says_that_the_library_does_not_load(monkeypatch, tmp_path):
@@ -136,17 +175,39 @@ def test_why_not_says_that_the_library_does_not_load(monkeypatch, tmp_path):
     assert why_not("cpu")[0].startswith("cpu is missing: ")
 
 
-def test_table_names_versions_and_every_backend():
-    environment = {**os.environ, "STAL_KERNELS_BACKEND": "cpu:portable"}
-    table = subprocess.run(
+@pytest.mark.parametrize("q", [3, [1.0], torch.ones(())], ids=["number", "list", "scalar"])
+def test_why_not_refuses_what_is_no_tensor_of_a_call(q):
+    with pytest.raises(ValueError, match="q must be a tensor of 1 dimensions or more, got"):
+        why_not("cpu", q)
+    with pytest.raises(ValueError, match="k must be a tensor of 2 dimensions or more, got"):
+        why_not("cpu", torch.ones(8), q)
+
+
+def table(**environment):
+    said = subprocess.run(
         [sys.executable, "-m", "stal_kernels"],
         capture_output=True,
         text=True,
         check=True,
-        env=environment,
+        env={**os.environ, **environment},
     ).stdout
-    rows = dict(line.split(maxsplit=1) for line in table.splitlines())
+    return dict(line.split(maxsplit=1) for line in said.splitlines())
+
+
+def test_table_says_that_the_variable_names_no_backend():
+    rows = table(STAL_KERNELS_BACKEND="\x1b[2Jgpu")
+    assert rows["STAL_KERNELS_BACKEND"].startswith(r"'\x1b[2Jgpu', which is no backend")
+
+
+def test_table_names_versions_and_every_backend():
+    rows = table(STAL_KERNELS_BACKEND="cpu:portable")
     assert rows["torch"] == torch.__version__
     assert rows["reference"] == "available"
     assert rows["STAL_KERNELS_BACKEND"] == "cpu:portable"
     assert set(backends.names()) <= set(rows)
+
+
+@pytest.mark.parametrize("wrong", [{"layout": "diagonal"}, {"region": "blob"}])
+def test_case_of_an_unknown_kind_is_refused(wrong):
+    with pytest.raises(ValueError, match=r"must be one of .*, got '"):
+        Case(**wrong)

@@ -101,12 +101,64 @@ def test_keys_that_fill_up_a_tile_do_not_count(level, keys):
     torch.testing.assert_close(out, expected)
 
 
+TINY, LARGE = 2.0**-130, 2.0**127  # a subnormal, and what makes it count
+# q, k and v of each key, dout: numbers that all channels share. What a level returns that takes
+# subnormals as zero, by name: what it returns with zeros in their place.
+SUBNORMALS = {
+    "q": ((TINY, (LARGE, 0), (1, 0), 1), {"out", "dweight"}),
+    "k": ((LARGE, (TINY, 0), (1, 0), 1), {"out", "dweight", "dq"}),
+    "v": ((0, (0,), (TINY,), 2.0**120), {"out", "dweight"}),
+    "dout": ((0, (1, 0), (2.0**120, 0), TINY), {"dq", "dweight"}),
+    "sums": ((0, (0, 0), (2.0**-126, 2.0**-126), 2.0**120), {"out"}),
+}
+
+
+def gradients_of_constants(constants, dtype, backend):
+    def rows(*values):
+        return torch.tensor(values).view(1, 1, -1, 1).expand(-1, -1, -1, 8).to(dtype).contiguous()
+
+    q, k, v, dout = constants
+    tensors = [rows(q), rows(*k)[None], rows(*v)[None], torch.ones(1, 1, 1)]
+    tensors = [x.requires_grad_() for x in tensors]
+    out = blended_attention(*tensors, scale=0.125, backend=backend)
+    gradients = torch.autograd.grad(out, tensors, rows(dout))
+    return dict(zip(("out", "dq", "dk", "dv", "dweight"), (out, *gradients), strict=True))
+
+
+@pytest.mark.parametrize("which", SUBNORMALS)
+@pytest.mark.parametrize("level", cpu.LEVELS)
+def test_subnormals_count_where_the_docstring_says(level, which, set_precision):
+    backend = f"cpu:{pair_level(level)}"
+    constants, lost = SUBNORMALS[which]
+
+    def without(x):
+        if isinstance(x, tuple):
+            return tuple(map(without, x))
+        return 0 if x == TINY or (which == "sums" and x == 2.0**-126) else x
+
+    zeros = tuple(map(without, constants))
+    # "medium" rounds float32 to the same factors.
+    for dtype, precision in ((torch.bfloat16, "highest"), (torch.float32, "medium")):
+        set_precision("highest")
+        right = gradients_of_constants(constants, dtype, "reference")
+        flushed = gradients_of_constants(zeros, dtype, "reference")
+        set_precision(precision)
+        for name, actual in gradients_of_constants(constants, dtype, backend).items():
+            if which == "q" and name == "dq":
+                continue  # overflows before it is scaled on some levels
+            expected = flushed if level in PAIR_LEVELS and name in lost else right
+            torch.testing.assert_close(actual, expected[name], rtol=0.02, atol=0)
+
+
+@pytest.mark.parametrize("keys", [1, 2, 5, 77])
 @pytest.mark.parametrize("level", PAIR_LEVELS)
-def test_denormals_count_as_zero(level):
-    v = torch.full((1, 1, 1, 1, 8), 2.0**-130, dtype=torch.bfloat16)
-    q, k, weight = torch.zeros_like(v[:, 0]), torch.zeros_like(v), torch.ones(1, 1, 1)
-    assert (v != 0).all()
-    assert (blended_attention(q, k, v, weight, backend=f"cpu:{pair_level(level)}") == 0).all()
+def test_smallest_value_that_survives_depends_on_the_number_of_keys(level, keys):
+    smallest = 2.0**-126 * 2.0 ** (keys - 1).bit_length()
+    for value, expected in ((smallest, smallest), (smallest / 2, 0)):
+        out = gradients_of_constants(
+            (0, (0,) * keys, (value,) * keys, 1), torch.bfloat16, f"cpu:{pair_level(level)}"
+        )["out"]
+        torch.testing.assert_close(out, torch.full_like(out, expected), rtol=0.02, atol=0)
 
 
 @pytest.mark.parametrize("level", PAIR_LEVELS)

@@ -99,33 +99,35 @@ def main() -> None:
     130 for an interruption.
     """
     warnings.formatwarning = format_warning
+    stdout = sys.stdout
     with outlets():
         code = _run()
+    try:
+        stdout.flush()
+    except OSError as error:
+        with outlets():
+            code = code or tell(error, command=None, debug=False)
+        # Python would try to write the rest again, and complain.
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), stdout.fileno())
     if code:
         sys.exit(code)
 
 
 def _run() -> int:
+    """Runs the command and says what went wrong; the exit code."""
     try:
-        code = app(standalone_mode=False) or 0
-        sys.stdout.flush()
-        return code
+        return app(standalone_mode=False) or 0
     except typer.Abort:
         return 1
+    except SystemExit as stop:  # of typer itself, where nobody reads stdout
+        return int(stop.code or 0)
     except (Exception, KeyboardInterrupt) as error:
-        if _is_usage(error):
-            add_hint(error)
-            error.show(file=sys.stderr)  # type: ignore[union-attr]
-            return error.exit_code  # type: ignore[union-attr]
-        if isinstance(error, OSError):
-            _give_up_stdout()
-        return tell(error, command=None, debug=False)
-
-
-def _give_up_stdout() -> None:
-    """What stdout still holds cannot be written; Python would try again, and say so."""
-    with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        if not _is_usage(error):
+            return tell(error, command=None, debug=False)
+        add_hint(error)
+        error.show(file=sys.stderr)  # type: ignore[union-attr]
+        return error.exit_code  # type: ignore[union-attr]
 
 
 if __name__ == "__main__":

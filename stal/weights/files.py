@@ -95,7 +95,7 @@ class WeightSchedule:
             knots = {int(n): tuple(v) for n, v in record["knots"].items()}
             about = {k: v for k, v in record.items() if k not in ("version", "knots")}
             return WeightSchedule(knots, about)
-        except (AttributeError, TypeError, ValueError, KeyError) as error:
+        except (AttributeError, TypeError, ValueError, KeyError, OverflowError) as error:
             reason = f'hold "knots", lists of numbers by number of objects: {error}'
             raise ValueError(f"{source} must {reason}") from error
 
@@ -144,7 +144,7 @@ def _first_weights(record: Mapping[str, Any], path: str | os.PathLike[str]) -> T
     for candidate in (lambda: record["weights"][0], lambda: record["weights"]):
         try:
             tensor = torch.tensor(candidate(), dtype=torch.float32, device="cpu")
-        except (KeyError, IndexError, TypeError, ValueError, OverflowError, RuntimeError):
+        except (LookupError, TypeError, ValueError, RuntimeError, OverflowError):
             continue
         if tensor.ndim == 2 and len(tensor):
             return tensor

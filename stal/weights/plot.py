@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,9 @@ from stal.echo import plot_label
 from stal.extras import check_installed
 from stal.files import write_atomic
 from stal.weights.files import WeightSchedule
+
+# What can be told apart in one figure.
+_MOST_PANELS, _MOST_LINES = 50, 200
 
 
 def plot(source: str | os.PathLike[str], output: str | os.PathLike[str]) -> None:
@@ -38,11 +40,11 @@ def plot(source: str | os.PathLike[str], output: str | os.PathLike[str]) -> None
     x_label = "step" if panels[0][0] != "schedule" else "% of the steps"
     from matplotlib.figure import Figure
 
-    with_loss = any(trace for _, _, trace in panels)
+    with_loss = any(losses for _, _, losses, _ in panels)
     size = (10 if with_loss else 6, 0.6 + 2.6 * len(panels))
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(len(panels), 1 + with_loss, squeeze=False)
-    for row, (title, lines, trace) in zip(grid, panels, strict=True):
+    for row, (title, lines, losses, online) in zip(grid, panels, strict=True):
         for label, values in lines.items():
             row[0].plot(values, label=plot_label(label))
         row[0].axhline(0, color="0.7", linewidth=0.8, zorder=0)
@@ -50,19 +52,19 @@ def plot(source: str | os.PathLike[str], output: str | os.PathLike[str]) -> None
         if lines:
             row[0].legend(fontsize="small")
         if with_loss:
-            row[1].plot([each["loss"] for each in trace], color="0.3", marker=".")
-            online = "step" in trace[0] if trace else False
+            row[1].plot(losses, color="0.3", marker=".")
             row[1].set(title="CLIP loss", xlabel="look" if online else "epoch")
     data = io.BytesIO()
     figure.savefig(data, format=kind, dpi=120)
     write_atomic(output, data.getvalue())
 
 
-Panel = tuple[str, dict[str, list[float]], Sequence[Mapping[str, float]]]
+# Title, weights by object, losses, and whether these are of one drawing and not of epochs.
+Panel = tuple[str, dict[str, list[float]], list[float], bool]
 
 
 def _panels(source: str | os.PathLike[str]) -> list[Panel]:
-    """Title, weights by object, and the run's trace for each prompt in a file."""
+    """What a file says of each of its prompts, or of the numbers of objects of a schedule."""
     record = _record(source)
     if "knots" in record:
         schedule = WeightSchedule.from_json(record, source=source)
@@ -70,7 +72,7 @@ def _panels(source: str | os.PathLike[str]) -> list[Panel]:
             f"{n} object{'s' * (n > 1)}": schedule(101, n)[:, 0].tolist()
             for n in sorted(schedule.knots)
         }
-        return [("schedule", lines, ())]
+        return [("schedule", lines, [], False)]
     try:
         if "prompts" in record:
             weights, traces = record["weights"], record["trace"]
@@ -89,9 +91,18 @@ def _panels(source: str | os.PathLike[str]) -> list[Panel]:
             )
             # Two objects may have one phrase.
             names = [f"{i + 1} {phrase}" for i, phrase in enumerate(phrases)]
-            panels.append((prompt, dict(zip(names, columns, strict=True)), trace))
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-        raise ValueError(f"{source} must hold weights with their layout, got others") from error
+            losses = [float(each["loss"]) for each in trace]
+            online = any("step" in each for each in trace)
+            lines = dict(zip(names, columns, strict=True))
+            panels.append((str(prompt), lines, losses, online))
+    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError, OverflowError) as e:
+        raise ValueError(f"{source} must hold weights with their layout, got others") from e
+    if len(panels) > _MOST_PANELS or any(len(lines) > _MOST_LINES for _, lines, _, _ in panels):
+        got = f"{len(panels)} prompts"
+        rule = f"hold at most {_MOST_PANELS} prompts of {_MOST_LINES} objects"
+        raise ValueError(f"{source} must {rule} to be plotted, got {got} or more objects")
+    if not panels:
+        raise ValueError(f"{source} must hold weights with their layout, got none")
     return panels
 
 

@@ -29,9 +29,8 @@ def raising(error):
 def in_fresh_python(*arguments, **options):
     root = Path(stal.__file__).parent.parent
     environment = {**os.environ, "PYTHONPATH": str(root)}
-    return subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, env=environment, **options
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+    return subprocess.run([sys.executable, *arguments], text=True, env=environment, **pipes)
 
 
 def test_warnings_are_one_line(run_lines, sd_folder, recwarn):
@@ -198,17 +197,23 @@ def test_a_full_disk_that_safetensors_finds_is_told(failure, monkeypatch):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_standard_output_is_one_line(tmp_path):
+@pytest.mark.parametrize(
+    "arguments", [["--version"], ["--help"], ["layout", "a cat", "--output", "a.png"]], ids=" ".join
+)
+def test_a_full_standard_output_is_one_line(tmp_path, arguments):
     with open("/dev/full", "w") as full:
-        result = subprocess.run(
-            [sys.executable, "-m", "stal", "--version"],
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "PYTHONPATH": str(Path(stal.__file__).parent.parent)},
-        )
+        result = in_fresh_python("-m", "stal", *arguments, stdout=full, cwd=tmp_path)
     assert result.returncode == 1
     assert result.stderr == "stal: No space left on device: make room and run again\n"
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["generate", "--help"]])
+def test_nobody_reading_is_quiet(arguments):
+    reader, writer = os.pipe()
+    os.close(reader)
+    result = in_fresh_python("-m", "stal", *arguments, stdout=writer)
+    os.close(writer)
+    assert (result.returncode, result.stderr) == (1, "")
 
 
 HOSTILE = "\x1b[2J\x1b]0;title\x07\r\x9b31m\u202egnp.\u2066\ud800"

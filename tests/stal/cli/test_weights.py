@@ -11,6 +11,7 @@ from stal.model.model import bundled_model
 from stal.weights.files import WeightSchedule
 
 TWO = "a red circle to the left of a blue square"
+ONE = {"objects": [{"phrase": "a cat"}]}
 CLIP = bundled_model() / "clip"
 
 
@@ -102,10 +103,33 @@ def test_plot_draws_schedules_pictures_and_runs(run, sd_folder, schedule, tmp_pa
         ({}, "w.png", "must hold weights with their layout"),
         ({"knots": {"1": [1.0]}}, "w.png", "must have version 1"),
         ({"weights": [[1.0, 2.0]], "prompt": "a", "layout": {"objects": []}}, "w.png", "layout"),
+        ({"weights": [[10**400]], "prompt": "a", "layout": ONE}, "w.png", "must hold weights"),
+        (
+            {"weights": [[1]], "prompt": "a", "layout": ONE, "optimize": {"trace": [{}]}},
+            "w.png",
+            "h",
+        ),
+        ({"prompts": [], "weights": [], "trace": [], "layouts": []}, "w.png", "got none"),
+        (
+            {"weights": [[1]], "prompt": "a", "layout": {"objects": [{"phrase": "a"}] * 300}},
+            "w.png",
+            "must hold weights",
+        ),
+        (
+            {
+                "prompts": ["a"] * 60,
+                "weights": [[[1]]] * 60,
+                "trace": [[]] * 60,
+                "layouts": [ONE] * 60,
+            },
+            "w.png",
+            "at most 50 prompts",
+        ),
+        ({"version": 1, "knots": {"1": [10**400]}}, "w.png", 'must hold "knots"'),
         ({}, "w.gif", "output must be a .png, .svg or .pdf, got w.gif"),
         ({}, "none/w.png", "output must be in an existing folder"),
     ],
-    ids=str,
+    ids=lambda value: str(value)[:50],
 )
 def test_plot_refuses_other_files(run, tmp_path, record, output, message):
     (tmp_path / "other.json").write_text(json.dumps(record))

@@ -11,19 +11,21 @@ from typing import Any, TextIO
 
 from stal.echo import harmless, one_line
 
-# What a progress bar writes by itself: the way up, and the way back before it draws itself.
-_BAR = re.compile(r"[\r\n]*(?:\x1b\[A)*\r?")
+# What a progress bar writes: the way to its line by itself, or the way back and then itself.
+_BAR = re.compile(r"(?:\n*(?:\x1b\[A)*\r?\Z|\r)")
 
 
 class _Outlet(io.TextIOBase):
-    """A text stream that writes to another one what is harmless there, in what it can encode."""
+    """A text stream that writes to another one what is harmless there, in what it can encode.
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+    bars: whether progress bars are drawn there, so that no other text may begin a write.
+    """
+
+    def __init__(self, stream: TextIO, *, bars: bool) -> None:
+        self._stream, self._bars = stream, bars
 
     def write(self, text: str) -> int:
-        # Only at the beginning: a carriage return in a text would write over the line.
-        bar = _BAR.match(text)
+        bar = _BAR.match(text) if self._bars else None
         start = bar.end() if bar else 0
         encoding = self._stream.encoding or "utf-8"
         safe = text[:start] + harmless(text[start:])
@@ -54,7 +56,8 @@ class _Outlet(io.TextIOBase):
 @contextmanager
 def outlets() -> Iterator[None]:
     """Within, stdout and stderr take what is harmless."""
-    with redirect_stdout(_Outlet(sys.stdout)), redirect_stderr(_Outlet(sys.stderr)):
+    out, err = _Outlet(sys.stdout, bars=False), _Outlet(sys.stderr, bars=True)
+    with redirect_stdout(out), redirect_stderr(err):
         yield
 
 

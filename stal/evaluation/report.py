@@ -20,6 +20,7 @@ from stal.evaluation.harness import ResultRow
 from stal.evaluation.intervals import Estimate
 from stal.evaluation.metrics import METRICS, Metric, difference, estimate
 from stal.files import write_atomic
+from stal.weights.plot import saved
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -211,9 +212,7 @@ def plots(
         axes.set_title(f"{what}{plot_label(title)}", fontsize=9)
         axes.grid(axis="y", alpha=0.3)
         figure.legend(loc="outside right upper", fontsize=8)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=120)
-        files[name] = buffer.getvalue()
+        files[name] = saved(figure, "png")
     return files
 
 

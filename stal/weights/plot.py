@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +55,19 @@ def plot(source: str | os.PathLike[str], output: str | os.PathLike[str]) -> None
         if with_loss:
             row[1].plot(losses, color="0.3", marker=".")
             row[1].set(title="CLIP loss", xlabel="look" if online else "epoch")
+    write_atomic(output, saved(figure, kind))
+
+
+def saved(figure: Any, kind: str) -> bytes:
+    """A figure of matplotlib as a "png", "svg" or "pdf".
+
+    Letters that its font lacks are boxes, of which it would warn one by one.
+    """
     data = io.BytesIO()
-    figure.savefig(data, format=kind, dpi=120)
-    write_atomic(output, data.getvalue())
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
+        figure.savefig(data, format=kind, dpi=120)
+    return data.getvalue()
 
 
 # Title, weights by object, losses, and whether these are of one drawing and not of epochs.

@@ -248,6 +248,27 @@ def test_nothing_that_is_echoed_reaches_the_terminal_as_it_is(run_lines, no_mode
         text.encode()
 
 
+def test_a_file_name_that_moves_the_cursor_is_printed_as_it_is(run_lines):
+    code, out, err = run_lines("layout", "a cat", "--output", "\r\x1b[A\x1b[Ax.png")
+    assert (code, out, err) == (0, ["\\r\\x1b[A\\x1b[Ax.png"], [])
+
+
+def test_bars_of_several_lines_are_drawn(run, monkeypatch):
+    def work(*args, **kwargs):
+        from tqdm import tqdm
+
+        for _ in tqdm(range(2)):
+            for _ in tqdm(range(2), position=1):
+                pass
+        raise ValueError("done")
+
+    monkeypatch.setattr(Pipeline, "from_pretrained", work)
+    _, _, err = run("generate", TWO)
+    assert "\\x1b" not in err
+    assert "\\r" not in err
+    assert "\x1b[A" in err
+
+
 def test_a_file_name_that_no_encoding_has_is_printed(run_lines):
     code, out, err = run_lines("layout", "a cat", "--output", "a\udcff\x1b.png")
     assert (code, out, err) == (0, ["a\\udcff\\x1b.png"], [])

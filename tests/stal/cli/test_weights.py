@@ -97,6 +97,14 @@ def test_plot_draws_schedules_pictures_and_runs(run, sd_folder, schedule, tmp_pa
         output.unlink()
 
 
+def test_plot_draws_what_its_font_or_its_syntax_does_not_know(run, tmp_path, recwarn):
+    layout = {"objects": [{"phrase": "a 円 $x_{ \x1b"}]}
+    record = {"weights": [[1], [0]], "prompt": "$\\frac 円\n", "layout": layout}
+    (tmp_path / "odd.json").write_text(json.dumps(record))
+    assert succeed(run, "plot", "odd.json") == "weights.png\n"
+    assert [str(each.message) for each in recwarn] == []
+
+
 @pytest.mark.parametrize(
     ("record", "output", "message"),
     [

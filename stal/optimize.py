@@ -342,8 +342,7 @@ def schedule(
             drawn = drawing.sample(weights, predict=differentiable(drawing.predict))
             terms = clip_loss(clip, drawing.model.pixels(drawn), drawing, options)
             loss = (terms[:, 0] + options.crop_weight * terms[:, 1]).mean()
-            if not loss.isfinite():
-                raise NotFinite(f"loss must be finite, got {loss.item()} in epoch {epoch}, {i}")
+            _check_finite(f"loss in epoch {epoch}, batch {i},", loss)
             adam.zero_grad()
             loss.backward()
             for n, v in values.items():

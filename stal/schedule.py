@@ -298,7 +298,7 @@ def schedule_from_config(
     count = _num_train_timesteps(config)
     steps = scalar(steps)
     if not _is_integer(steps) or not 1 <= steps <= count:
-        raise ValueError(f"steps must be an integer in [1, {count}], got {steps!r}")
+        raise ValueError(f"steps must be an integer in [1, {count}], got {short(steps)}")
     if config.get("_class_name") == "PNDMScheduler":
         # That class's default. Configurations of other schedulers have no say in PLMS's warm-up.
         config.setdefault("skip_prk_steps", False)

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any, ParamSpec, TypeVar
 
 from stal import budget
-from stal.checked_json import number, read_json, scalar, typed
+from stal.checked_json import number, read_json, scalar, short, shown, typed
 from stal.weights import MODES, RULES, Mode, Rule, check_background, check_reference
 
 UNCONDITIONAL = "unconditional"
@@ -135,9 +135,11 @@ class Defaults:
         if not path.is_file():
             return Defaults()
         values = {name: value for name, value in read_json(path).items() if value is not None}
-        unknown = set(values) - set(Defaults.__dataclass_fields__)
+        unknown = sorted(set(values) - set(Defaults.__dataclass_fields__))
         if unknown:
-            raise ValueError(f"{path} must hold known settings, got {', '.join(sorted(unknown))}")
+            raise ValueError(
+                f"{path} must hold known settings, got {', '.join(map(shown, unknown[:3]))}"
+            )
         for name, value in values.items():
             where = f"{name} in {path}"
             if name in ("reference", "local_prompt"):
@@ -239,19 +241,19 @@ def check_text(name: str, text: object) -> None:
     """Raises ValueError unless it is a text that a tokenizer can read."""
     # Half a surrogate pair, as an undecodable command line gives it, is no text to a tokenizer.
     if not isinstance(text, str) or any("\ud800" <= c <= "\udfff" for c in text):
-        raise ValueError(f"{name} must be a text of valid Unicode, got {text!r}")
+        raise ValueError(f"{name} must be a text of valid Unicode, got {short(text)}")
 
 
 def _check(settings: Complete, unit: int) -> None:
     for name, allowed in (("attention", MODES), ("rule", RULES)):
         value = getattr(settings, name)
         if value not in allowed:
-            raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+            raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {short(value)}")
     for name in ("steps", "num_images", "height", "width"):
         value = getattr(settings, name)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             why = ": the model states no size of its own" if value is None else ""
-            raise ValueError(f"{name} must be a positive integer, got {value!r}{why}")
+            raise ValueError(f"{name} must be a positive integer, got {short(value)}{why}")
     for name in ("height", "width"):
         value = getattr(settings, name)
         if value % unit:
@@ -270,7 +272,7 @@ def _check(settings: Complete, unit: int) -> None:
         value = getattr(settings, name)
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not number or not math.isfinite(value):
-            raise ValueError(f"{name} must be a finite number, got {value!r}")
+            raise ValueError(f"{name} must be a finite number, got {short(value)}")
     if not 0 <= settings.eta <= 1:
         raise ValueError(f"eta must lie in [0, 1], got {settings.eta}")
     for name in ("negative_prompt", "reference"):

@@ -108,6 +108,7 @@ def _load(folder: Path, device: Any) -> tuple[str, Any, Any]:
     from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
 
     from stal.checked_json import first_line, read_json
+    from stal.torch_state import undisturbed
 
     if not folder.is_dir():
         raise ValueError(f"detector must be shapes or a folder with a model, got {folder}")
@@ -116,9 +117,10 @@ def _load(folder: Path, device: Any) -> tuple[str, Any, Any]:
         raise ValueError(f"{folder} must hold a detector ({', '.join(KINDS)}), got {kind}")
     try:
         processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
-        model, info = AutoModelForZeroShotObjectDetection.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, output_loading_info=True
-        )
+        with undisturbed():
+            model, info = AutoModelForZeroShotObjectDetection.from_pretrained(
+                folder, local_files_only=True, use_safetensors=True, output_loading_info=True
+            )
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = first_line(error)
         raise ValueError(f"{folder} must hold a whole detector, got {reason}") from error
@@ -133,12 +135,19 @@ def _find(
 ) -> list[Detection]:
     import torch
 
+    from stal.finite import NotFinite
+    from stal.torch_state import undisturbed
+
     queries = [noun.lower().replace(".", "") for noun in nouns]
     if kind != "grounding-dino":
         queries = [f"a photo of {article(noun)} {noun}" for noun in queries]
     inputs = processor(images=[image], text=[queries], return_tensors="pt", truncation=True)
-    with torch.inference_mode():
+    with undisturbed(), torch.inference_mode():
         outputs = model(**inputs.to(model.device))
+    for values in (outputs.logits, outputs.pred_boxes):
+        # Scores of words that a query does not have are minus infinity.
+        if bool(values.isnan().any()):
+            raise NotFinite(f"what {kind} gives must be numbers, got NaN: its weights are at fault")
     scores = outputs.logits[0].float().sigmoid()  # (finds, nouns), or (finds, tokens)
     if kind == "grounding-dino":
         scores = _scores_of_phrases(scores, inputs["input_ids"][0], processor.tokenizer, len(nouns))

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stal.budget import MAX_ROWS
-from stal.checked_json import typed
+from stal.checked_json import shown, typed
 from stal.layout.coverage import Box
 from stal.model.config_values import whole
 from stal.prompts.things import thing_of
@@ -65,7 +65,9 @@ class Config:
         own: dict[str, Any] = {field.name: field.default for field in fields(cls)}
         unknown = sorted(set(typed(values, dict, "config")) - own.keys())
         if unknown:
-            raise ValueError(f"config must hold known sizes, got {', '.join(unknown)}")
+            raise ValueError(
+                f"config must hold known sizes, got {', '.join(map(shown, unknown[:3]))}"
+            )
         sizes = {name: whole(values, name, size, high=MAX_ROWS) for name, size in own.items()}
         config = cls(**sizes)
         if config.width % config.heads:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from stal.checked_json import first_line, shown
 from stal.finite import check_finite
 from stal.layout.coverage import Box
 from stal.layout.grid import place
@@ -103,7 +104,9 @@ class LayoutPredictor:
             config = Config.from_dict(json.loads(metadata["config"]))
             check_layers(config.layers, len(weights.shapes), path)
         except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
-            raise ValueError(f"{path} must be weights of a layout predictor: {error}") from error
+            raise ValueError(
+                f"{path} must be weights of a layout predictor: {first_line(error)}"
+            ) from error
         encoder = None if text_encoder is None else _text_encoder(text_encoder)
         with torch.device("meta"):
             network = Network(config, encoder)
@@ -112,12 +115,14 @@ class LayoutPredictor:
             fix = "name its folder as the text encoder" if other else "name no text encoder"
             raise ValueError(
                 f"{path} must be for the phrase encoder {network.encoder.identity}, got"
-                f" {metadata.get('encoder')}: {fix}, or train again with `stal train-layout`"
+                f" {shown(metadata.get('encoder'))}: {fix}, or train again with `stal train-layout`"
             )
         try:
             weights.into(network)
         except ValueError as error:
-            raise ValueError(f"{path} must be weights of a layout predictor: {error}") from error
+            raise ValueError(
+                f"{path} must be weights of a layout predictor: {first_line(error)}"
+            ) from error
         return cls(network, metadata)
 
     @undisturbed()

@@ -67,7 +67,8 @@ def resolve(name_or_folder: str | Path) -> Path:
     """The local folder of a model: an existing folder as it is, otherwise a hub name "owner/model".
 
     A hub name is downloaded into huggingface_hub's cache, or found there: weights in safetensors
-    (the full-precision variant if there is one), JSON and text files of the parts that are used.
+    (the full-precision ones, or else those of a variant), JSON and text files of the parts that
+    are used.
 
     Raises ValueError if it is neither, OSError if the hub does not deliver.
     """
@@ -94,13 +95,15 @@ def resolve(name_or_folder: str | Path) -> Path:
     parts = SD_PARTS | XL_PARTS
     files = ["model_index.json"]
     files += [f"{part}/*.{suffix}" for part in parts for suffix in ("safetensors", "json", "txt")]
-    folder = download(files, ["*.fp16*", "*.non_ema*"])
+    folder = download(files, ["*.fp16*", "*.bf16*", "*.non_ema*"])
     models = [part for part in parts if (folder / part / "config.json").is_file()]
-    half = [part for part in models if not any((folder / part).glob("*.safetensors"))]
-    if half:
-        variant = [f"{part}/*.fp16*.safetensors" for part in half]
-        variant += [f"{part}/*.fp16*.json" for part in half]
-        folder = download(variant, ["*.non_ema*"])
+    for variant in (".fp16", ".bf16", ""):
+        lacking = [part for part in models if not any((folder / part).glob("*.safetensors"))]
+        if not lacking:
+            break
+        kinds = ("safetensors", "json")
+        wanted = [f"{part}/*{variant}*.{kind}" for part in lacking for kind in kinds]
+        folder = download(wanted, ["*.non_ema*"] if variant else [])
     return folder
 
 

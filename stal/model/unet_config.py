@@ -130,7 +130,7 @@ class UNetConfig:
         for level, pair in enumerate(types):
             dim, heads = made.block_out_channels[level], made.num_attention_heads[level]
             if not groups or dim % groups:
-                raise ValueError(f"norm_num_groups must divide {dim} channels, got {groups!r}")
+                raise ValueError(f"norm_num_groups must divide {dim} channels, got {short(groups)}")
             attends = level == levels - 1 or DOWN[0] in pair or UP[0] in pair
             if attends and dim % heads:
                 key = "attention_head_dim (the number of heads)"

@@ -299,4 +299,4 @@ def test_a_folder_is_read_or_refused_in_words(
             assert len(said) < 2000
             assert "\n" not in said
 
-    fuzz(check, CHANGES, examples=20)
+    fuzz(check, CHANGES, examples=12)

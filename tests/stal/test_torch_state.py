@@ -82,29 +82,30 @@ def levels(pipe: Pipeline, latents: torch.Tensor) -> np.ndarray:
     return np.stack([np.asarray(image) for image in pipe.model.decode(latents)]).astype(int)
 
 
-@pytest.fixture(params=["sd", "xl"])
-def either(request, pipe, xl_pipe) -> Pipeline:
-    return pipe if request.param == "sd" else xl_pipe
+OFTEN = ("float64", "on-meta", "autocast-bfloat16", "inference-mode")
 
 
 @pytest.mark.filterwarnings("ignore:Anomaly Detection")
-@pytest.mark.parametrize("name", SAME)
-def test_surroundings_change_no_picture(name, either):
-    plain = draw(either)
+@pytest.mark.parametrize(
+    ("kind", "name"), [*(("pipe", each) for each in SAME), *(("xl_pipe", each) for each in OFTEN)]
+)
+def test_surroundings_change_no_picture(kind, name, request):
+    pipe = request.getfixturevalue(kind)
+    plain = draw(pipe)
     with SAME[name]():
-        found = draw(either)
-        images = levels(either, found)
+        found = draw(pipe)
+        images = levels(pipe, found)
     assert found.dtype == torch.float32
     assert found.device.type == "cpu"
     assert torch.equal(found, plain)
-    assert (images == levels(either, plain)).all()
+    assert (images == levels(pipe, plain)).all()
 
 
 @pytest.mark.parametrize("name", NEAR)
-def test_other_arithmetic_changes_a_picture_by_two_levels_at_most(name, either):
-    plain = levels(either, draw(either))
+def test_other_arithmetic_changes_a_picture_by_two_levels_at_most(name, pipe):
+    plain = levels(pipe, draw(pipe))
     with NEAR[name]():
-        found = levels(either, draw(either))
+        found = levels(pipe, draw(pipe))
     assert abs(found - plain).max() <= 2
 
 
@@ -145,9 +146,7 @@ def test_no_random_state_is_touched(sd_folder):
     assert states() == before
 
 
-@pytest.mark.parametrize(
-    "name", ["float64", "bfloat16", "on-meta", "autocast-bfloat16", "inference-mode", "no-grad"]
-)
+@pytest.mark.parametrize("name", [*OFTEN, "no-grad"])
 def test_optimisers_work_in_any_surroundings(name, pipe, clip):
     def searched() -> list[torch.Tensor]:
         drawing = pipe.prepare([PROMPT], Settings(steps=STEPS))

@@ -27,8 +27,10 @@ from stal.layout import Layout
 from stal.pipeline import Pipeline
 from stal.prompts import parse
 from stal.settings import Settings
+from stal.torch_state import undisturbed
 
 
+@undisturbed()
 def attend_and_excite(
     pipe: Pipeline,
     prompts: Sequence[str],

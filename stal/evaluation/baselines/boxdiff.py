@@ -26,8 +26,10 @@ from stal.evaluation.baselines.tokens import named_in, noun_token
 from stal.layout import Box, Layout
 from stal.pipeline import Pipeline
 from stal.settings import Settings
+from stal.torch_state import undisturbed
 
 
+@undisturbed()
 def boxdiff(
     pipe: Pipeline,
     prompts: Sequence[str],

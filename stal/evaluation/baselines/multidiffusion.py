@@ -19,8 +19,10 @@ from stal.layout import Layout, hard_masks
 from stal.pipeline import Pipeline
 from stal.prompts import parse
 from stal.settings import UNCONDITIONAL, Settings, reference_prompt
+from stal.torch_state import undisturbed
 
 
+@undisturbed()
 def multidiffusion(
     pipe: Pipeline,
     prompts: Sequence[str],

@@ -19,8 +19,10 @@ from stal.layout import Layout
 from stal.pipeline import Pipeline
 from stal.prompts import parse
 from stal.settings import Settings
+from stal.torch_state import undisturbed
 
 
+@undisturbed()
 def structured(
     pipe: Pipeline,
     prompts: Sequence[str],

@@ -481,14 +481,17 @@ def test_resolve_downloads_what_is_needed_and_no_pickle(xl_folder, tmp_path, mon
     checkpoint.load_components(folder)
 
 
-def test_resolve_downloads_the_fp16_variant_where_it_is_the_only_one(
-    sd_folder, tmp_path, monkeypatch
+@pytest.mark.parametrize("variant", ["fp16", "bf16", "non_ema"])
+def test_resolve_downloads_a_variant_where_it_is_the_only_one(
+    variant, sd_folder, tmp_path, monkeypatch
 ):
     file = sd_folder / "unet" / UNET_WEIGHTS
-    file.rename(file.parent / "diffusion_pytorch_model.fp16.safetensors")
+    file.rename(file.parent / f"diffusion_pytorch_model.{variant}.safetensors")
     calls = fake_hub(monkeypatch, sd_folder, tmp_path / "cache")
     folder = checkpoint.resolve("owner/model")
-    assert calls[1:] == [{"unet/diffusion_pytorch_model.fp16.safetensors"}]
+    weights = [{name for name in call if name.endswith("safetensors")} for call in calls[1:]]
+    assert weights[-1] == {f"unet/diffusion_pytorch_model.{variant}.safetensors"}
+    assert not any(weights[:-1])
     checkpoint.load_components(folder)
 
 

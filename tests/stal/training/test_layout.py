@@ -173,6 +173,20 @@ def test_a_checkpoint_of_other_steps_or_pictures_is_refused(nsr1k, tmp_path, mon
         train(tmp_path / "out", recipe, nsr1k=[nsr1k], quiet=True)
 
 
+def test_training_is_the_same_in_any_surroundings(nsr1k, tmp_path):
+    recipe = LayoutRecipe(steps=2, batch=4, composed=0)
+    train(tmp_path / "plain", recipe, nsr1k=[nsr1k], quiet=True)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.device("meta"), torch.autocast("cpu"), torch.no_grad():
+            train(tmp_path / "odd", recipe, nsr1k=[nsr1k], quiet=True)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    plain, odd = (load_file(tmp_path / name / WEIGHTS) for name in ("plain", "odd"))
+    assert plain.keys() == odd.keys()
+    assert all(torch.equal(odd[name], value) for name, value in plain.items())
+
+
 def test_training_needs_pictures(tmp_path):
     with pytest.raises(ValueError, match="must be given annotated pictures"):
         train(tmp_path / "out", LayoutRecipe(), quiet=True)

@@ -110,8 +110,16 @@ def test_nothing_partial_is_left(trained):
     assert left == []
 
 
-def test_the_same_seed_gives_the_same_weights(trained, tmp_path):
-    train(tmp_path, recipe=RECIPE)
+def test_the_same_seed_gives_the_same_weights_in_any_surroundings(trained, tmp_path):
+    state = torch.get_rng_state()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"), torch.autocast("cpu"), torch.inference_mode():
+            train(tmp_path, recipe=RECIPE)
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(torch.get_rng_state(), state)
     assert_equal(weights_of(tmp_path), weights_of(trained))
 
 

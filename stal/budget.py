@@ -23,7 +23,7 @@ ANSWER_DEPTH = 16
 # tokens, the longest in use 512.
 PROMPT_CHARS = 20_000
 PHRASE_CHARS = 5_000
-NOUN_CHARS = 500
+NOUN_CHARS = 200
 # Digits of an integer in JSON: no float has more than 309. Time is quadratic in them.
 DIGITS = 1_000
 
@@ -33,6 +33,9 @@ IMAGE_PIXELS = 1 << 25
 # column sums are kept for the rows of a grid.
 MASK_CELLS = IMAGE_PIXELS
 MASK_SIDE = 1 << 14
+# Cells of all painted masks of a layout: 1000 of 1024 x 1024. Each takes its time at every
+# resolution, though not its memory.
+LAYOUT_CELLS = 1 << 30
 # Runs of a mask, and of all colours in a picture of masks: a thousand a row at 512 rows, written as
 # JSON of 10 MB at most.
 MASK_RUNS = 1 << 19

@@ -89,7 +89,7 @@ def _list_keys(keys: Mapping[str, Any]) -> str:
 
 def quoted(key: str) -> str:
     """A key as error messages show it."""
-    return f'"{key}"' if len(key) <= 60 else f'"{key[:57]}..."'
+    return dumps(key if len(key) <= 60 else f"{key[:57]}...")
 
 
 _JSON_NAMES = {dict: "an object", list: "a list", str: "a string", int: "an integer"}

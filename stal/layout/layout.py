@@ -103,6 +103,8 @@ class Layout:
         outlines = [o.outline for o in self.objects if isinstance(o, PlacedObject)]
         corners = sum(len(o.corners) for o in outlines if isinstance(o, Polygon))
         _check_count("corners of all shapes", corners, budget.CORNERS)
+        cells = sum(o.height * o.width for o in outlines if isinstance(o, Painted))
+        _check_count("cells of all shapes", cells, budget.LAYOUT_CELLS)
         for index, placed in enumerate(self.objects):
             where = f"objects[{index}]"
             if not isinstance(placed, PlacedObject):

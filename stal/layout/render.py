@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 # Distinct on light and dark pictures and for colour-blind eyes (Okabe and Ito's set, reordered).
 _COLOURS = ("#e69f00", "#0072b2", "#cc79a7", "#009e73", "#d55e00", "#56b4e9", "#f0e442")
 
+# Of a phrase that are drawn where there is room: each try to shorten one measures all of it.
+_LABEL_CHARS = 500
+
 
 def draw(layout: Layout, image: Image, *, min_side: int = 256) -> Image:
     """Draws the boxes with their phrases on a copy of a picture.
@@ -145,7 +148,7 @@ def sketch(layout: Layout, *, side: int = 512, contours: Sequence[Sequence[Conto
 
 def _label(phrase: str, fits: Callable[[str], bool]) -> str:
     """The phrase on one line, shortened until it fits."""
-    text = " ".join(phrase.encode("utf-8", "replace").decode().split())
+    text = " ".join(phrase.encode("utf-8", "replace").decode().split())[:_LABEL_CHARS]
     if fits(text):
         return text
     low, high = 0, len(text)

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from stal.files import open_regular
 from stal.layout.coverage import Box
 from stal.layout.grid import place
 from stal.layout.layout import Contour, Layout, PlacedObject
@@ -90,6 +91,7 @@ class LayoutPredictor:
         from safetensors import SafetensorError, safe_open
 
         path = Path(folder or BUNDLED) / WEIGHTS
+        open_regular(path, name="weights of a layout predictor").close()
         try:
             with safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}

@@ -50,3 +50,5 @@ RELATIONS = 10_000
 
 # Pictures of one call. Their noise is drawn at once, and a record may ask for any number.
 IMAGES = 4_096
+# Layouts of one prompt, which are placed one after the other, each in 2 ms.
+SAMPLES = 4_096

@@ -204,7 +204,7 @@ def _name(said: str) -> str:
     name = name.rpartition(":")[2].strip(_MARKS)
     # "cat1" and "cat 2" are cats.
     bare = name.rstrip("0123456789")
-    name = bare.rstrip(" \t_-") if bare != name else name
+    name = bare.rstrip(_MARKS) if bare != name else name
     return " ".join(name.replace("-", " ").replace("_", " ").split())
 
 

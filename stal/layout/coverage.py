@@ -394,6 +394,7 @@ def masks(layout: HasObjects, height: int, width: int) -> Tensor:
     """
     import torch
 
+    height, width = typed(height, int, "height"), typed(width, int, "width")
     for name, cells in (("height", height), ("width", width)):
         if cells < 1:
             raise ValueError(f"{name} must be positive, got {cells}")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,6 +93,8 @@ class Layout:
     def __post_init__(self) -> None:
         # Lists and numbers of every kind are welcome; equal layouts compare equal.
         typed(self.prompt, str, "prompt")
+        if not isinstance(self.objects, Iterable):
+            raise ValueError(f"objects must be a list of PlacedObject, got {short(self.objects)}")
         object.__setattr__(self, "objects", tuple(self.objects))
         object.__setattr__(self, "relations", _triples(self.relations))
         object.__setattr__(self, "aspect", number(self.aspect, "aspect"))

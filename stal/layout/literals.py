@@ -17,7 +17,7 @@ _QUOTES = {'"': '"', "'": "'", "`": "`", "“": '”“"', "”": '”"', "‘":
 OPENING_QUOTE = "[" + "".join(_QUOTES) + "]"
 _ENDS = {ends: re.compile(rf"[\\{ends}]") for ends in _QUOTES.values()}
 _AFTER_TEXT = re.compile(r"\s*(?:[,:;\])}]|$)")
-_GAP = re.compile(r"[\s,;]*")
+_GAP = re.compile(r"(?:[\s,;]|#[^\n]*|//[^\n]*)*")  # with comments
 _COLON = re.compile(r"\s*(?::|=>?)\s*")
 _NUMBER = re.compile(
     r"([-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d{1,3})?)\s*(%|px\b)?", re.IGNORECASE

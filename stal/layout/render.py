@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from stal.checked_json import typed
 from stal.layout.coverage import Ellipse, Polygon
 from stal.layout.layout import Contour, Layout
 
@@ -37,6 +38,7 @@ def draw(layout: Layout, image: Image, *, min_side: int = 256) -> Image:
     from PIL import Image as pil_image
     from PIL import ImageDraw, ImageFont
 
+    min_side = typed(min_side, int, "min_side")
     short = min(image.size)
     factor = max(1, -(-min_side // short))
     out = image.convert("RGB").resize(
@@ -112,6 +114,7 @@ def sketch(layout: Layout, *, side: int = 512, contours: Sequence[Sequence[Conto
     from PIL import Image as pil_image
     from PIL import ImageColor, ImageDraw, ImageFont
 
+    side = typed(side, int, "side")
     width = max(1, round(side * min(1.0, layout.aspect)))
     height = max(1, round(side * min(1.0, 1 / layout.aspect)))
     paper = pil_image.new("RGB", (width, height), (250, 250, 250))

@@ -67,6 +67,7 @@ LISTS = {
     "in a line": f"a cat: {A}, a dog: {B}",
     "parentheses": "a cat (67, 243, 120, 126); a dog (300, 200, 100, 50)",
     "year in prose": f"The cat (2020) is old.\na cat: {A}\na dog: {B}",
+    "comments": f"[('a cat', {A}),  # on the left\n // and\n ('a dog', {B})  # a [dog]\n]",
     "stars": f"[('**a cat**', {A}), ('a  dog ', {B})]",
     "byte order mark inside": f"\n\ufeff[('a cat', {A}), ('a dog', {B})]",
 }
@@ -92,6 +93,8 @@ RULES = {
     "colons": f"cat: {{{P}}}\nObjects: dog: {{{Q}}}",
     "articles": f"a cat {{{P}}}\na dog {{{Q}}}",
     "selectors": f".cat {{{P}}}\n#dog {{{Q}}}",
+    "numbers after": f"cat #1 {{{P}}}\ndog (2) {{{Q}}}",
+    "commas": f"cat {{{P.replace(';', ',')}}},\ndog {{{Q}}},",
     "numbered": f"cat1 {{{P}}}\ndog-2 {{{Q}}}",
     "one line": f"Layout: cat {{{P}}} dog {{{Q}}}",
     "a rule over lines": "cat\n{\n  width: 30px;\n  height: 40px;\n  left: 5px;\n  top: 10px\n}\n"

@@ -18,19 +18,27 @@ from stal.files import load_text
 
 def read_json(path: str | Path) -> dict[str, Any]:
     """The JSON object in a file. Raises ValueError, naming the file, if there is none."""
+    value = read_value(path)
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} must be a JSON object, got {type(value).__name__}")
+    return value
+
+
+def read_value(path: str | Path, *, limit: int = budget.MOST_TEXT_BYTES) -> Any:
+    """What a JSON file of at most `limit` bytes holds.
+
+    Raises ValueError, naming the file, if it is none.
+    """
     try:
-        text = load_text(path, name=str(path))
+        text = load_text(path, name=str(path), limit=limit)
     except FileNotFoundError as error:
         raise ValueError(f"{path} must be a JSON file, got no such file") from error
     except OSError as error:
         raise ValueError(f"{path} must be a JSON file, got: {error.strerror}") from error
     try:
-        value = loads(text)
+        return loads(text)
     except ValueError as error:
         raise ValueError(f"{path} must be JSON, got {error}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} must be a JSON object, got {type(value).__name__}")
-    return value
 
 
 def loads(text: str) -> Any:
@@ -60,7 +68,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _integer(digits: str) -> int:
-    if len(digits) > budget.DIGITS:
+    if len(digits) > budget.MOST_DIGITS:
         raise ValueError(f"an integer of {len(digits)} digits")
     return int(digits)
 

@@ -78,8 +78,8 @@ def read_answer(
     Raises:
         ValueError: no layout, or a box outside the canvas; the message names the place.
     """
-    if len(text) > budget.ANSWER_CHARS:
-        most = budget.ANSWER_CHARS
+    if len(text) > budget.MOST_ANSWER_CHARS:
+        most = budget.MOST_ANSWER_CHARS
         raise ValueError(
             f"layout of a language model must have at most {most} characters, got {len(text)}"
         )
@@ -96,8 +96,10 @@ def read_answer(
         canvas = canvas or LIST_CANVAS
     if not found:
         raise ValueError("layout must have an object, got none")
-    if len(found) > budget.OBJECTS:
-        raise ValueError(f"layout must have at most {budget.OBJECTS} objects, got {len(found)}")
+    if len(found) > budget.MOST_OBJECTS:
+        raise ValueError(
+            f"layout must have at most {budget.MOST_OBJECTS} objects, got {len(found)}"
+        )
     if usual and all(abs(edge) <= 1 for _, corner, _ in found for edge in corner):
         width, height = canvas
         raise ValueError(

@@ -39,7 +39,7 @@ def parse_value(text: str, start: int) -> tuple[Any, int]:
 
 
 def _value(text: str, at: int, depth: int, start: int) -> tuple[Any, int]:
-    if depth > budget.ANSWER_DEPTH:
+    if depth > budget.MOST_ANSWER_DEPTH:
         raise ValueError("list must be of pairs (phrase, [x, y, width, height]), got deep nesting")
     char = text[at : at + 1]
     if char in _CLOSING:

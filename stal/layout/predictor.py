@@ -195,8 +195,8 @@ class LayoutPredictor:
         seed = None if seed is None else typed(seed, int, "seed")
         if not 1 / 64 <= aspect <= 64:
             raise ValueError(f"aspect must lie in [1/64, 64], got {aspect}")
-        if not 1 <= samples <= budget.SAMPLES:
-            rule = "be positive" if samples < 1 else f"be at most {budget.SAMPLES}"
+        if not 1 <= samples <= budget.MOST_SAMPLES:
+            rule = "be positive" if samples < 1 else f"be at most {budget.MOST_SAMPLES}"
             raise ValueError(f"samples must {rule}, got {samples}")
         if fixed and len(descriptions) != 1:
             raise ValueError(f"fixed must come with one prompt, got {len(descriptions)}")

@@ -178,4 +178,5 @@ def dump_lines(items: Sequence[Any]) -> str:
 
 def first_line(error: Exception) -> str:
     """An error's message as one line of ours can end."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return line if len(line) <= 300 else f"{line[:297]}..."

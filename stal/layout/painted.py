@@ -161,7 +161,8 @@ def _codes(folder: Path, name: str) -> NDArray[np.uint32]:
         if inside:
             data = read_bytes(path, name="masks", limit=budget.MOST_IMAGE_BYTES)
     except (OSError, ValueError, RuntimeError) as error:  # RuntimeError of links in a circle
-        raise ValueError(f"{where}: {first_line(error)}") from None
+        reason = error.strerror if isinstance(error, OSError) else None
+        raise ValueError(f"{where}: {reason or first_line(error)}") from None
     if data is None:
         raise ValueError(f"masks must be a file in the layout's folder, got {short(name)}")
     if data.startswith(b"\xff\xd8"):

@@ -25,6 +25,23 @@ def read_json(path: str | Path) -> dict[str, Any]:
     return value
 
 
+def read_value(path: str | Path, *, limit: int = budget.MOST_TEXT_BYTES) -> Any:
+    """What a JSON file of at most `limit` bytes holds.
+
+    Raises ValueError, naming the file, if it is none.
+    """
+    try:
+        text = load_text(path, name=str(path), limit=limit)
+    except FileNotFoundError as error:
+        raise ValueError(f"{path} must be a JSON file, got no such file") from error
+    except OSError as error:
+        raise ValueError(f"{path} must be a JSON file, got: {error.strerror}") from error
+    try:
+        return loads(text)
+    except ValueError as error:
+        raise ValueError(f"{path} must be JSON, got {error}") from error
+
+
 def loads(text: str) -> Any:
     """What a JSON text says.
 
@@ -52,23 +69,9 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _integer(digits: str) -> int:
-    if len(digits) > budget.DIGITS:
+    if len(digits) > budget.MOST_DIGITS:
         raise ValueError(f"an integer of {len(digits)} digits")
     return int(digits)
-
-
-def read_value(path: str | Path) -> Any:
-    """What a JSON file holds. Raises ValueError, naming the file, if it is none."""
-    try:
-        text = load_text(path, name=str(path))
-    except FileNotFoundError as error:
-        raise ValueError(f"{path} must be a JSON file, got no such file") from error
-    except OSError as error:
-        raise ValueError(f"{path} must be a JSON file, got: {error.strerror}") from error
-    try:
-        return loads(text)
-    except ValueError as error:
-        raise ValueError(f"{path} must be JSON, got {error}") from error
 
 
 def check_keys(
@@ -95,7 +98,7 @@ def _list_keys(keys: Mapping[str, Any]) -> str:
 
 def quoted(key: str) -> str:
     """A key as error messages show it."""
-    return f'"{key}"' if len(key) <= 60 else f'"{key[:57]}..."'
+    return dumps(key if len(key) <= 60 else f"{key[:57]}...")
 
 
 _JSON_NAMES = {dict: "an object", list: "a list", str: "a string", int: "an integer"}

@@ -90,7 +90,9 @@ def read_bytes(path: str | os.PathLike[str], *, name: str, limit: int) -> bytes:
     return data
 
 
-def load_text(path: str | os.PathLike[str], *, name: str, limit: int = budget.TEXT_BYTES) -> str:
+def load_text(
+    path: str | os.PathLike[str], *, name: str, limit: int = budget.MOST_TEXT_BYTES
+) -> str:
     """The text of a file in UTF-8, or in UTF-16 with its mark; every line ends with "\\n".
 
     Raises:
@@ -111,7 +113,9 @@ def load_text(path: str | os.PathLike[str], *, name: str, limit: int = budget.TE
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def read_text(path: str | os.PathLike[str], *, name: str, limit: int = budget.TEXT_BYTES) -> str:
+def read_text(
+    path: str | os.PathLike[str], *, name: str, limit: int = budget.MOST_TEXT_BYTES
+) -> str:
     """What `load_text` gives. Raises ValueError where there is no such file, too."""
     try:
         return load_text(path, name=name, limit=limit)
@@ -126,7 +130,7 @@ def read_lines(path: str | os.PathLike[str], *, name: str) -> list[str]:
         ValueError: there is no such file, it is no text in UTF-8, or every line is blank; the
             message calls it by `name`.
     """
-    text = read_text(path, name=name, limit=budget.PROMPTS_BYTES)
+    text = read_text(path, name=name, limit=budget.MOST_PROMPTS_BYTES)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
         raise ValueError(f"{name} must hold one a line, got none in {path}")

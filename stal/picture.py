@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
-from stal.budget import RECORD_CHARS
+from stal.budget import MOST_RECORD_CHARS
 from stal.checked_json import first_line
 from stal.files import write_atomic
 
@@ -75,7 +75,7 @@ def _text(path: str | os.PathLike[str]) -> str | None:
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
             raise ValueError(f"{path} must be a picture, got a device")
         with open(path, "rb") as file:
-            start = file.read(2 * RECORD_CHARS)
+            start = file.read(2 * MOST_RECORD_CHARS)
     except OSError as error:
         raise ValueError(f"{path} must be a picture, got: {error.strerror or error}") from error
     try:
@@ -90,7 +90,7 @@ def _text(path: str | os.PathLike[str]) -> str | None:
     except Exception as error:  # of a broken file Pillow raises many kinds
         got = f"broken or too large ones: {first_line(error)}"
         raise ValueError(f"{path} must carry the settings that made it, got {got}") from error
-    if text is not None and len(text) > RECORD_CHARS:
-        got = f"{len(text)} characters of them, more than {RECORD_CHARS}"
+    if text is not None and len(text) > MOST_RECORD_CHARS:
+        got = f"{len(text)} characters of them, more than {MOST_RECORD_CHARS}"
         raise ValueError(f"{path} must carry the settings that made it, got {got}")
     return None if text is None else str(text)

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stal.budget import MAX_TRAIN_TIMESTEPS
+from stal.budget import MOST_TRAIN_TIMESTEPS
 from stal.checked_json import as_whole, number, scalar, short
 
 _PREDICTION_TYPES = ("epsilon", "v_prediction")
@@ -384,8 +384,8 @@ def _num_train_timesteps(config: Mapping[str, Any]) -> int:
     count = as_whole(config.get("num_train_timesteps", 1000))
     if not _is_integer(count) or count < 1:
         raise ValueError(f"num_train_timesteps must be a positive integer, got {short(count)}")
-    if count > MAX_TRAIN_TIMESTEPS:
-        most = MAX_TRAIN_TIMESTEPS
+    if count > MOST_TRAIN_TIMESTEPS:
+        most = MOST_TRAIN_TIMESTEPS
         raise ValueError(f"num_train_timesteps must be at most {most}, got {short(count)}")
     return count
 

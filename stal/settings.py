@@ -261,11 +261,13 @@ def _check(settings: Complete, unit: int) -> None:
             raise ValueError(
                 f"{name} must be a multiple of {unit}, got {value}; {near} is the nearest"
             )
-    if settings.num_images > budget.IMAGES:
-        raise ValueError(f"num_images must be at most {budget.IMAGES}, got {settings.num_images}")
-    if settings.height * settings.width > budget.IMAGE_PIXELS:
+    if settings.num_images > budget.MOST_IMAGES:
         raise ValueError(
-            f"height and width must be at most {budget.IMAGE_PIXELS} pixels together, got"
+            f"num_images must be at most {budget.MOST_IMAGES}, got {settings.num_images}"
+        )
+    if settings.height * settings.width > budget.MOST_IMAGE_PIXELS:
+        raise ValueError(
+            f"height and width must be at most {budget.MOST_IMAGE_PIXELS} pixels together, got"
             f" {settings.height} and {settings.width}"
         )
     for name in ("guidance_scale", "eta", "background"):

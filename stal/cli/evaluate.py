@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stal.budget import IMAGES
+from stal.budget import MOST_IMAGES
 from stal.cli.options import (
     ClipOption,
     DeviceOption,
@@ -42,7 +42,9 @@ class Layouts(str, Enum):
 _Prompts = Annotated[
     str, typer.Option(help="File of prompts, or shapes:N[:COUNTS[:SEED]] like shapes:100:2,3.")
 ]
-_Seeds = Annotated[int, typer.Option(min=1, max=IMAGES, help="Images of a prompt by each method.")]
+_Seeds = Annotated[
+    int, typer.Option(min=1, max=MOST_IMAGES, help="Images of a prompt by each method.")
+]
 _Layouts = Annotated[
     Layouts,
     typer.Option(help="By the learned predictor, by rules alone, or those of the file."),
@@ -60,7 +62,7 @@ def evaluate(
     methods: Annotated[str, typer.Option(help="Comma-separated, ours last.")],
     output: Annotated[Path, typer.Option(help="Folder for the results; a killed run resumes.")],
     seeds: Annotated[
-        int, typer.Option(min=1, max=IMAGES, help="Images of a prompt by each method.")
+        int, typer.Option(min=1, max=MOST_IMAGES, help="Images of a prompt by each method.")
     ] = 2,
     layouts: _Layouts = Layouts.predicted,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first prompts.")] = None,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stal import picture
-from stal.budget import IMAGES
+from stal.budget import MOST_IMAGES
 from stal.cli.options import (
     AttentionMode,
     ClipOption,
@@ -62,7 +62,7 @@ _Prompt = Annotated[
     str | None, typer.Argument(help="What to draw; that of --from or --layout if absent.")
 ]
 _Epochs = Annotated[int | None, typer.Option(min=1, help="Drawings of --optimize trajectory. [3]")]
-_NumImages = Annotated[int | None, typer.Option(min=1, max=IMAGES, help="[1]")]
+_NumImages = Annotated[int | None, typer.Option(min=1, max=MOST_IMAGES, help="[1]")]
 _Reference = Annotated[
     str | None, typer.Option(help="'unconditional', or a prompt to move away from.")
 ]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stal import picture
-from stal.budget import IMAGES
+from stal.budget import MOST_IMAGES
 from stal.cli.options import check_apart, outputs
 from stal.files import read_lines, write_atomic
 
@@ -28,7 +28,7 @@ def show_layout(
     ] = None,
     prompts: Annotated[Path | None, typer.Option(help="File of prompts, one a line.")] = None,
     samples: Annotated[
-        int, typer.Option(min=1, max=IMAGES, help="Layouts a prompt, the likeliest first.")
+        int, typer.Option(min=1, max=MOST_IMAGES, help="Layouts a prompt, the likeliest first.")
     ] = 1,
     aspect: Annotated[str, typer.Option(help="Width to height, like 16:9 or 1.5.")] = "1:1",
     seed: Annotated[

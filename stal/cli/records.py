@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from stal import picture
-from stal.budget import IMAGES, OBJECTS, RECORD_PIXELS
+from stal.budget import MOST_IMAGES, MOST_OBJECTS, MOST_RECORD_PIXELS
 from stal.checked_json import short
 from stal.cli.options import AttentionMode, DType, RuleName
 
@@ -43,7 +43,7 @@ def _text(value: Any) -> bool:
 
 
 def _seeds(value: Any) -> bool:
-    return isinstance(value, list) and 0 < len(value) <= IMAGES and all(map(_whole, value))
+    return isinstance(value, list) and 0 < len(value) <= MOST_IMAGES and all(map(_whole, value))
 
 
 def _one_of(kind: Any) -> tuple[Callable[[Any], bool], str]:
@@ -69,7 +69,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "width": _COUNT,
     "num_images": _COUNT,
     "dtype": _one_of(DType),
-    "seeds": (_seeds, f"a list of at most {IMAGES} integers"),
+    "seeds": (_seeds, f"a list of at most {MOST_IMAGES} integers"),
     "weights": (lambda value: isinstance(value, list), "a list"),
 }
 # Settings whose option has another name.
@@ -115,9 +115,9 @@ def checked(record: dict[str, Any], source: Path, *, allow_download: bool) -> di
         layout = Layout.from_json(json.dumps(record["layout"]))
     except ValueError as error:
         raise ValueError(f"{error} in {source}") from error
-    if len(layout.objects) > OBJECTS:
+    if len(layout.objects) > MOST_OBJECTS:
         got = f"{len(layout.objects)} in {source}"
-        raise ValueError(f"layout must have at most {OBJECTS} objects, got {got}")
+        raise ValueError(f"layout must have at most {MOST_OBJECTS} objects, got {got}")
     return {**record, "layout": layout}
 
 
@@ -134,12 +134,12 @@ def _check_model(model: str, source: Path, allow_download: bool) -> None:
 
 def _check_size(record: dict[str, Any], source: Path) -> None:
     count, seeds = record.get("num_images", 1), record.get("seeds")
-    if count > IMAGES:
-        raise ValueError(f"num_images must be at most {IMAGES}, got {count} in {source}")
+    if count > MOST_IMAGES:
+        raise ValueError(f"num_images must be at most {MOST_IMAGES}, got {count} in {source}")
     if seeds is not None and len(seeds) not in (1, count):
         got = f"{len(seeds)} of {count} images in {source}"
         raise ValueError(f"seeds must be one an image, got {got}: give --seed")
     pixels = count * record.get("height", 1) * record.get("width", 1)
-    if pixels > RECORD_PIXELS:
+    if pixels > MOST_RECORD_PIXELS:
         got = f"{pixels} in {source}: give --height and --width"
-        raise ValueError(f"height x width must be at most {RECORD_PIXELS} pixels, got {got}")
+        raise ValueError(f"height x width must be at most {MOST_RECORD_PIXELS} pixels, got {got}")

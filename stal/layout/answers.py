@@ -40,6 +40,7 @@ _DECORATIONS = (
 _MARKS = " \t\r*_`\"'“”‘’«»:;,.#<>|=+~•·‣◦▪–—-()[]"
 _NUMBERING = re.compile(r"\(?\d{1,4}\s*[.):]\s*")
 _ARTICLES = ("a", "an", "the")
+_WIDE = str.maketrans("：；，％", ":;,%")  # as Chinese and Japanese keyboards write them
 _PHRASE_KEYS = ("phrase", "name", "object", "label", "description", "caption", "category")
 _BOX_KEYS = ("box", "bbox", "bounding_box", "bounding box", "boundingbox")
 _CORNER = (("x", "left"), ("y", "top"), ("width", "w"), ("height", "h"))
@@ -77,8 +78,8 @@ def read_answer(
     Raises:
         ValueError: no layout, or a box outside the canvas; the message names the place.
     """
-    if len(text) > budget.ANSWER_CHARS:
-        most = budget.ANSWER_CHARS
+    if len(text) > budget.MOST_ANSWER_CHARS:
+        most = budget.MOST_ANSWER_CHARS
         raise ValueError(
             f"layout of a language model must have at most {most} characters, got {len(text)}"
         )
@@ -95,8 +96,10 @@ def read_answer(
         canvas = canvas or LIST_CANVAS
     if not found:
         raise ValueError("layout must have an object, got none")
-    if len(found) > budget.OBJECTS:
-        raise ValueError(f"layout must have at most {budget.OBJECTS} objects, got {len(found)}")
+    if len(found) > budget.MOST_OBJECTS:
+        raise ValueError(
+            f"layout must have at most {budget.MOST_OBJECTS} objects, got {len(found)}"
+        )
     if usual and all(abs(edge) <= 1 for _, corner, _ in found for edge in corner):
         width, height = canvas
         raise ValueError(
@@ -131,7 +134,8 @@ def _has_rules(text: str) -> bool:
     if brace < 0 or (listed is not None and listed.start() < brace):
         return False
     begins = not text[text.rfind("\n", 0, brace) + 1 : brace].strip(_MARKS)
-    return not (begins and _PAIR.match(text, brace))
+    has_list = text.find("[", brace, text.find("}", brace)) >= 0
+    return not ((begins or has_list) and _PAIR.match(text, brace))
 
 
 _Placed = tuple[str, list[float], str]  # a phrase, (x, y, width, height) in pixels, the place
@@ -173,7 +177,7 @@ def _without_comments(text: str) -> str:
 
 def _declarations(body: str, canvas: Canvas, where: str) -> dict[str, float]:
     values: dict[str, float] = {}
-    for part in filter(str.strip, re.split(r"[;,\n]", body)):
+    for part in filter(str.strip, re.split(r"[;,\n]", body.translate(_WIDE))):
         name, colon, value = part.partition(":")
         name, value = name.strip(_MARKS).lower(), value.lower().replace("!important", "")
         value = value.strip(" \t\"'“”‘’`")
@@ -204,7 +208,7 @@ def _name(said: str) -> str:
     name = name.rpartition(":")[2].strip(_MARKS)
     # "cat1" and "cat 2" are cats.
     bare = name.rstrip("0123456789")
-    name = bare.rstrip(" \t_-") if bare != name else name
+    name = bare.rstrip(_MARKS) if bare != name else name
     return " ".join(name.replace("-", " ").replace("_", " ").split())
 
 
@@ -312,7 +316,8 @@ def _boxes_of_lines(text: str) -> list[Any]:
         # What holds one number, (2020), is prose, like what holds none.
         if len(parts) > 1 and any(part[:1].isdigit() for part in parts):
             line = text.rfind("\n", at, brackets.start()) + 1
-            found.append((_name(text[max(at, line) : brackets.start()]), parts))
+            name = _name(text[max(at, line) : brackets.start()])
+            found.append((name.removesuffix(" at"), parts))
             at = brackets.end()
     return found
 

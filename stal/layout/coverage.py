@@ -151,14 +151,14 @@ class Painted:
 
     def __post_init__(self) -> None:
         height, width = (typed(getattr(self, name), int, name) for name in ("height", "width"))
-        most = budget.MASK_SIDE
-        if max(height, width) > most or height * width > budget.MASK_CELLS:
+        most = budget.MOST_MASK_SIDE
+        if max(height, width) > most or height * width > budget.MOST_MASK_CELLS:
             raise ValueError(
-                f"height and width must be at most {most}, and at most {budget.MASK_CELLS} cells"
-                f" together, got {short(height)} and {short(width)}"
+                f"height and width must be at most {most}, and at most"
+                f" {budget.MOST_MASK_CELLS} cells together, got {short(height)} and {short(width)}"
             )
-        if len(self.runs) > budget.MASK_RUNS:
-            raise ValueError(f"runs must be at most {budget.MASK_RUNS}, got {len(self.runs)}")
+        if len(self.runs) > budget.MOST_MASK_RUNS:
+            raise ValueError(f"runs must be at most {budget.MOST_MASK_RUNS}, got {len(self.runs)}")
         runs = tuple(typed(n, int, "runs") for n in self.runs)
         if min(height, width) < 1 or min(runs, default=0) < 0 or sum(runs) != height * width:
             raise ValueError(
@@ -289,8 +289,8 @@ def check_polygon(corners: Sequence[Sequence[float]], where: str) -> Polygon:
     Raises:
         ValueError: fewer than three corners, one outside the canvas, no area, or edges that cross.
     """
-    if not 3 <= len(corners) <= budget.CORNERS:
-        rule = "at least 3" if len(corners) < 3 else f"at most {budget.CORNERS}"
+    if not 3 <= len(corners) <= budget.MOST_CORNERS:
+        rule = "at least 3" if len(corners) < 3 else f"at most {budget.MOST_CORNERS}"
         raise ValueError(f"{where} must have {rule} corners, got {len(corners)}")
     polygon = Polygon(tuple((x, y) for x, y in corners))
     for x, y in polygon.corners:
@@ -394,6 +394,7 @@ def masks(layout: HasObjects, height: int, width: int) -> Tensor:
     """
     import torch
 
+    height, width = typed(height, int, "height"), typed(width, int, "width")
     for name, cells in (("height", height), ("width", width)):
         if cells < 1:
             raise ValueError(f"{name} must be positive, got {cells}")

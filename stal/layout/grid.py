@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from stal.checked_json import number, typed
 from stal.layout.coverage import Box
 from stal.layout.layout import Layout, PlacedObject, check_relations
 from stal.layout.order import Order, orders_of
@@ -74,6 +75,7 @@ def place(description: Placeable, *, aspect: float = 1.0, seed: int = 0) -> Layo
     Raises:
         ValueError: aspect is not in [1/64, 64]; a relation names an object that is not there.
     """
+    aspect, seed = number(aspect, "aspect"), typed(seed, int, "seed")
     if not 1 / 64 <= aspect <= 64:
         raise ValueError(f"aspect must lie in [1/64, 64], got {aspect}")
     n = len(description.objects)

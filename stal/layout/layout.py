@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,16 +93,20 @@ class Layout:
     def __post_init__(self) -> None:
         # Lists and numbers of every kind are welcome; equal layouts compare equal.
         typed(self.prompt, str, "prompt")
+        if not isinstance(self.objects, Iterable):
+            raise ValueError(f"objects must be a list of PlacedObject, got {short(self.objects)}")
         object.__setattr__(self, "objects", tuple(self.objects))
         object.__setattr__(self, "relations", _triples(self.relations))
         object.__setattr__(self, "aspect", number(self.aspect, "aspect"))
         if not (math.isfinite(self.aspect) and self.aspect > 0):
             raise ValueError(f"aspect must be positive and finite, got {self.aspect}")
-        _check_count("objects", len(self.objects), budget.OBJECTS)
-        _check_count("relations", len(self.relations), budget.RELATIONS)
+        _check_count("objects", len(self.objects), budget.MOST_OBJECTS)
+        _check_count("relations", len(self.relations), budget.MOST_RELATIONS)
         outlines = [o.outline for o in self.objects if isinstance(o, PlacedObject)]
         corners = sum(len(o.corners) for o in outlines if isinstance(o, Polygon))
-        _check_count("corners of all shapes", corners, budget.CORNERS)
+        _check_count("corners of all shapes", corners, budget.MOST_CORNERS)
+        cells = sum(o.height * o.width for o in outlines if isinstance(o, Painted))
+        _check_count("cells of all shapes", cells, budget.MOST_LAYOUT_CELLS)
         for index, placed in enumerate(self.objects):
             where = f"objects[{index}]"
             if not isinstance(placed, PlacedObject):
@@ -198,7 +202,7 @@ class Layout:
         if isinstance(version, bool) or version not in (1, VERSION):
             raise ValueError(f"version must be 1 or {VERSION}, got {short(version)}")
         objects = typed(data["objects"], list, "objects")
-        _check_count("objects", len(objects), budget.OBJECTS)
+        _check_count("objects", len(objects), budget.MOST_OBJECTS)
         return cls(
             typed(data.get("prompt", ""), str, "prompt"),
             tuple(
@@ -258,15 +262,15 @@ def _read_object(
 
 def find_noun(phrase: str, noun_of: Callable[[str], str] | None) -> str:
     """The noun of a phrase from elsewhere; the phrase where nobody knows English."""
-    return phrase if noun_of is None else noun_of(phrase[: budget.NOUN_CHARS])
+    return phrase if noun_of is None else noun_of(phrase[: budget.MOST_NOUN_CHARS])
 
 
 def check_phrase(value: Any, where: str) -> str:
     """The value. Raises ValueError unless it is a text, and not too long to be one's."""
     phrase = typed(value, str, where)
-    if len(phrase) > budget.PHRASE_CHARS:
+    if len(phrase) > budget.MOST_PHRASE_CHARS:
         raise ValueError(
-            f"{where} must have at most {budget.PHRASE_CHARS} characters, got {len(phrase)}"
+            f"{where} must have at most {budget.MOST_PHRASE_CHARS} characters, got {len(phrase)}"
         )
     return phrase
 

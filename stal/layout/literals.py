@@ -17,7 +17,7 @@ _QUOTES = {'"': '"', "'": "'", "`": "`", "“": '”“"', "”": '”"', "‘":
 OPENING_QUOTE = "[" + "".join(_QUOTES) + "]"
 _ENDS = {ends: re.compile(rf"[\\{ends}]") for ends in _QUOTES.values()}
 _AFTER_TEXT = re.compile(r"\s*(?:[,:;\])}]|$)")
-_GAP = re.compile(r"[\s,;]*")
+_GAP = re.compile(r"(?:[\s,;]|#[^\n]*|//[^\n]*)*")  # with comments
 _COLON = re.compile(r"\s*(?::|=>?)\s*")
 _NUMBER = re.compile(
     r"([-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d{1,3})?)\s*(%|px\b)?", re.IGNORECASE
@@ -39,7 +39,7 @@ def parse_value(text: str, start: int) -> tuple[Any, int]:
 
 
 def _value(text: str, at: int, depth: int, start: int) -> tuple[Any, int]:
-    if depth > budget.ANSWER_DEPTH:
+    if depth > budget.MOST_ANSWER_DEPTH:
         raise ValueError("list must be of pairs (phrase, [x, y, width, height]), got deep nesting")
     char = text[at : at + 1]
     if char in _CLOSING:

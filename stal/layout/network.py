@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stal.budget import MAX_ROWS
+from stal.budget import MOST_ROWS
 from stal.checked_json import shown, typed
 from stal.layout.coverage import Box
 from stal.model.config_values import whole
@@ -68,7 +68,7 @@ class Config:
             raise ValueError(
                 f"config must hold known sizes, got {', '.join(map(shown, unknown[:3]))}"
             )
-        sizes = {name: whole(values, name, size, high=MAX_ROWS) for name, size in own.items()}
+        sizes = {name: whole(values, name, size, high=MOST_ROWS) for name, size in own.items()}
         config = cls(**sizes)
         if config.width % config.heads:
             raise ValueError(f"heads must divide {config.width} features, got {config.heads}")

@@ -62,9 +62,9 @@ def read_painted(
     name = data["masks"]
     if not isinstance(name, str) or not isinstance(data.get("objects"), list):
         raise ValueError('layout must name a PNG file as "masks", and have a list of "objects"')
-    if len(data["objects"]) > budget.OBJECTS:
+    if len(data["objects"]) > budget.MOST_OBJECTS:
         got = len(data["objects"])
-        raise ValueError(f"objects must be at most {budget.OBJECTS}, got {got}")
+        raise ValueError(f"objects must be at most {budget.MOST_OBJECTS}, got {got}")
     background = _colour(data.get("background", "#000000"), "background")
     items, colours = [], [background]
     for index, item in enumerate(data["objects"]):
@@ -121,10 +121,10 @@ def _outlines(codes: NDArray[np.uint32], colours: list[int], name: str) -> list[
     flat = codes.ravel()
     changed = flat[1:] != flat[:-1]
     count = np.count_nonzero(changed) + 1
-    if count > budget.MASK_RUNS:
+    if count > budget.MOST_MASK_RUNS:
         raise ValueError(
-            f"{name} must have areas of one colour, at most {budget.MASK_RUNS} stretches of pixels"
-            f" in all rows, got {count}: save it without smoothing"
+            f"{name} must have areas of one colour, at most {budget.MOST_MASK_RUNS} stretches of"
+            f" pixels in all rows, got {count}: save it without smoothing"
         )
     starts = np.concatenate(([0], np.flatnonzero(changed) + 1))
     of_run, lengths = flat[starts], np.diff(np.append(starts, flat.size))
@@ -159,9 +159,10 @@ def _codes(folder: Path, name: str) -> NDArray[np.uint32]:
         inside = path.is_relative_to(folder.resolve())
         data = None
         if inside:
-            data = read_bytes(path, name="masks", limit=budget.IMAGE_BYTES)
+            data = read_bytes(path, name="masks", limit=budget.MOST_IMAGE_BYTES)
     except (OSError, ValueError, RuntimeError) as error:  # RuntimeError of links in a circle
-        raise ValueError(f"{where}: {first_line(error)}") from None
+        reason = error.strerror if isinstance(error, OSError) else None
+        raise ValueError(f"{where}: {reason or first_line(error)}") from None
     if data is None:
         raise ValueError(f"masks must be a file in the layout's folder, got {short(name)}")
     if data.startswith(b"\xff\xd8"):
@@ -198,13 +199,13 @@ def _open(data: bytes) -> ImageFile:
         try:
             image = Image.open(io.BytesIO(data), formats=_FORMATS)
         except Image.DecompressionBombError:
-            raise _Refused(f"have at most {budget.IMAGE_PIXELS} pixels", "of more") from None
+            raise _Refused(f"have at most {budget.MOST_IMAGE_PIXELS} pixels", "of more") from None
     width, height = image.size
-    if width * height > budget.IMAGE_PIXELS:
-        rule = f"have at most {budget.IMAGE_PIXELS} pixels"
+    if width * height > budget.MOST_IMAGE_PIXELS:
+        rule = f"have at most {budget.MOST_IMAGE_PIXELS} pixels"
         raise _Refused(rule, f"of {width} x {height}")
-    if max(width, height) > budget.MASK_SIDE:
-        raise _Refused(f"have sides of at most {budget.MASK_SIDE}", f"of {width} x {height}")
+    if max(width, height) > budget.MOST_MASK_SIDE:
+        raise _Refused(f"have sides of at most {budget.MOST_MASK_SIDE}", f"of {width} x {height}")
     if getattr(image, "is_animated", False):
         raise _Refused("be one picture", "of several: save the one that is meant")
     return image

@@ -22,7 +22,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from stal.checked_json import first_line, shown
+from stal import budget
+from stal.checked_json import first_line, number, shown, typed
+from stal.files import open_regular
 from stal.finite import check_finite
 from stal.layout.coverage import Box
 from stal.layout.grid import place
@@ -97,6 +99,7 @@ class LayoutPredictor:
         from stal.model.tensors import Weights
 
         path = Path(folder or BUNDLED) / WEIGHTS
+        open_regular(path, name="weights of a layout predictor").close()
         try:
             with safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}
@@ -206,10 +209,13 @@ class LayoutPredictor:
             ValueError: aspect is not in [1/64, 64], samples is not positive, or fixed names an
                 object that is not there or a box outside the canvas.
         """
+        aspect, samples = number(aspect, "aspect"), typed(samples, int, "samples")
+        seed = None if seed is None else typed(seed, int, "seed")
         if not 1 / 64 <= aspect <= 64:
             raise ValueError(f"aspect must lie in [1/64, 64], got {aspect}")
-        if samples < 1:
-            raise ValueError(f"samples must be positive, got {samples}")
+        if not 1 <= samples <= budget.MOST_SAMPLES:
+            rule = "be positive" if samples < 1 else f"be at most {budget.MOST_SAMPLES}"
+            raise ValueError(f"samples must {rule}, got {samples}")
         if fixed and len(descriptions) != 1:
             raise ValueError(f"fixed must come with one prompt, got {len(descriptions)}")
         for index, box in (fixed or {}).items():

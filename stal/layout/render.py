@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from stal.checked_json import typed
 from stal.layout.coverage import Ellipse, Polygon
 from stal.layout.layout import Contour, Layout
 
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 
 # Distinct on light and dark pictures and for colour-blind eyes (Okabe and Ito's set, reordered).
 _COLOURS = ("#e69f00", "#0072b2", "#cc79a7", "#009e73", "#d55e00", "#56b4e9", "#f0e442")
+
+# Of a phrase that are drawn where there is room: each try to shorten one measures all of it.
+_LABEL_CHARS = 500
 
 
 def draw(layout: Layout, image: Image, *, min_side: int = 256) -> Image:
@@ -34,6 +38,7 @@ def draw(layout: Layout, image: Image, *, min_side: int = 256) -> Image:
     from PIL import Image as pil_image
     from PIL import ImageDraw, ImageFont
 
+    min_side = typed(min_side, int, "min_side")
     short = min(image.size)
     factor = max(1, -(-min_side // short))
     out = image.convert("RGB").resize(
@@ -109,6 +114,7 @@ def sketch(layout: Layout, *, side: int = 512, contours: Sequence[Sequence[Conto
     from PIL import Image as pil_image
     from PIL import ImageColor, ImageDraw, ImageFont
 
+    side = typed(side, int, "side")
     width = max(1, round(side * min(1.0, layout.aspect)))
     height = max(1, round(side * min(1.0, 1 / layout.aspect)))
     paper = pil_image.new("RGB", (width, height), (250, 250, 250))
@@ -145,7 +151,7 @@ def sketch(layout: Layout, *, side: int = 512, contours: Sequence[Sequence[Conto
 
 def _label(phrase: str, fits: Callable[[str], bool]) -> str:
     """The phrase on one line, shortened until it fits."""
-    text = " ".join(phrase.encode("utf-8", "replace").decode().split())
+    text = " ".join(phrase.encode("utf-8", "replace").decode().split())[:_LABEL_CHARS]
     if fits(text):
         return text
     low, high = 0, len(text)

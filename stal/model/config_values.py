@@ -10,12 +10,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from stal.budget import MAX_LAYERS, MAX_LEVELS, MAX_WIDTH
+from stal.budget import MOST_LAYERS, MOST_LEVELS, MOST_WIDTH
 from stal.checked_json import as_whole, short
 
 
 def whole(
-    config: Mapping[str, Any], key: str, default: int, *, low: int = 1, high: int = MAX_WIDTH
+    config: Mapping[str, Any], key: str, default: int, *, low: int = 1, high: int = MOST_WIDTH
 ) -> int:
     """An int in [low, high]."""
     value = as_whole(default if config.get(key) is None else config[key])
@@ -64,8 +64,8 @@ def one_of(config: Mapping[str, Any], key: str, allowed: Sequence[str]) -> str:
 def levels_of(channels: Any) -> int:
     """The number of levels that block_out_channels has an entry for each of."""
     count = len(channels) if isinstance(channels, (list, tuple)) else 1
-    if not 1 <= count <= MAX_LEVELS:
-        raise ValueError(f"block_out_channels must have 1 to {MAX_LEVELS} levels, got {count}")
+    if not 1 <= count <= MOST_LEVELS:
+        raise ValueError(f"block_out_channels must have 1 to {MOST_LEVELS} levels, got {count}")
     return count
 
 
@@ -74,7 +74,7 @@ def check_layers(layers: int, tensors: int, where: object) -> None:
 
     Asked before anything is built: building takes time with every layer.
     """
-    most = min(tensors, MAX_LAYERS)
+    most = min(tensors, MOST_LAYERS)
     if layers > most:
         raise ValueError(
             f"the config.json of {where} must have at most {most} layers, for {tensors} tensors "

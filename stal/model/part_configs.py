@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from stal.budget import MAX_ROWS, MAX_WIDTH
+from stal.budget import MOST_ROWS, MOST_WIDTH
 from stal.checked_json import as_whole, first_line, short, typed
 from stal.model.config_values import flag, levels_of, one_of, real, reals, whole
 
@@ -44,7 +44,7 @@ def autoencoder_values(config: Mapping[str, Any]) -> dict[str, Any]:
         "block_out_channels": tuple(
             whole({"block_out_channels": each}, "block_out_channels", 0) for each in channels
         ),
-        "layers_per_block": whole(config, "layers_per_block", 1, high=MAX_ROWS),
+        "layers_per_block": whole(config, "layers_per_block", 1, high=MOST_ROWS),
         "act_fn": one_of(config, "act_fn", ("silu", "swish", "mish", "gelu", "relu")),
         "latent_channels": latent,
         "norm_num_groups": groups,
@@ -77,10 +77,10 @@ def text_values(config: Mapping[str, Any]) -> dict[str, Any]:
     marks = {"bos_token_id": 49406, "eos_token_id": 49407, "pad_token_id": 1}
     return {
         **_transformer(config, hidden=512, inner=2048, heads=8),
-        **{key: whole(config, key, own, low=-1, high=MAX_ROWS) for key, own in marks.items()},
-        "vocab_size": whole(config, "vocab_size", 49408, high=MAX_ROWS),
+        **{key: whole(config, key, own, low=-1, high=MOST_ROWS) for key, own in marks.items()},
+        "vocab_size": whole(config, "vocab_size", 49408, high=MOST_ROWS),
         "max_position_embeddings": whole(
-            config, "max_position_embeddings", 77, low=3, high=MAX_ROWS
+            config, "max_position_embeddings", 77, low=3, high=MOST_ROWS
         ),
     }
 
@@ -93,8 +93,8 @@ def clip_values(config: Mapping[str, Any]) -> dict[str, Any]:
         "vision_config": {
             **_transformer(vision, hidden=768, inner=3072, heads=12),
             "num_channels": whole(vision, "num_channels", 3, low=3, high=3),
-            "image_size": whole(vision, "image_size", 224, high=MAX_ROWS),
-            "patch_size": whole(vision, "patch_size", 32, high=MAX_ROWS),
+            "image_size": whole(vision, "image_size", 224, high=MOST_ROWS),
+            "patch_size": whole(vision, "patch_size", 32, high=MOST_ROWS),
         },
         "projection_dim": whole(config, "projection_dim", 512),
         "logit_scale_init_value": real(config, "logit_scale_init_value", 2.6592),
@@ -117,8 +117,8 @@ def _transformer(
     return {
         "hidden_size": width,
         "num_attention_heads": count,
-        "intermediate_size": whole(config, "intermediate_size", inner, high=16 * MAX_WIDTH),
-        "num_hidden_layers": whole(config, "num_hidden_layers", 12, high=MAX_ROWS),
+        "intermediate_size": whole(config, "intermediate_size", inner, high=16 * MOST_WIDTH),
+        "num_hidden_layers": whole(config, "num_hidden_layers", 12, high=MOST_ROWS),
         "projection_dim": whole(config, "projection_dim", 512),
         "hidden_act": str(config.get("hidden_act") or "quick_gelu"),
         "layer_norm_eps": real(config, "layer_norm_eps", 1e-5, low=0.0),
@@ -140,4 +140,4 @@ def _types(
 def _sample_size(config: Mapping[str, Any]) -> int:
     """Of the pictures that it was trained on: nothing here depends on it."""
     value = as_whole(config.get("sample_size"))
-    return value if isinstance(value, int) and 0 < value <= MAX_ROWS else 32
+    return value if isinstance(value, int) and 0 < value <= MOST_ROWS else 32

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stal.budget import MAX_CELLS, MAX_WIDTH
+from stal.budget import MOST_LATENT_CELLS, MOST_WIDTH
 from stal.checked_json import as_whole, read_json, short
 from stal.model.config_values import flag, levels_of, real, whole
 
@@ -120,8 +120,8 @@ class UNetConfig:
                 raise ValueError(f"{key} must be {what} for each of {levels} levels, got {got}")
             values[key] = value
         for key in ("block_out_channels", "num_attention_heads", "cross_attention_dim"):
-            if max(values[key]) > MAX_WIDTH:
-                raise ValueError(f"{key} must be at most {MAX_WIDTH}, got {short(values[key])}")
+            if max(values[key]) > MOST_WIDTH:
+                raise ValueError(f"{key} must be at most {MOST_WIDTH}, got {short(values[key])}")
         made = cls(**values, **_scalars(given))
 
         # Null is a UNet without norms.
@@ -168,7 +168,7 @@ def _scalars(given: Mapping[str, Any]) -> dict[str, Any]:
         sides = sample_size if isinstance(sample_size, (list, tuple)) else [sample_size]
         if len(sides) not in (1, 2):
             raise ValueError(f"sample_size must be a side or height and width, got {short(sides)}")
-        sides = [whole({"sample_size": s}, "sample_size", 0, high=MAX_CELLS) for s in sides]
+        sides = [whole({"sample_size": s}, "sample_size", 0, high=MOST_LATENT_CELLS) for s in sides]
         sample_size = sides if len(sides) == 2 else sides[0]
     return {
         "sample_size": sample_size,

@@ -7,10 +7,12 @@ import pytest
 import torch
 
 import stal
-from stal.layout import Layout, PlacedObject
+from stal.layout import Layout, PlacedObject, draw, hard_masks, place, sketch
+from stal.layout.predictor import bundled
 from stal.model.model import bundled_model
 from stal.noise import ImageNoise
 from stal.optimize import Options
+from stal.prompts import parse
 from stal.schedule import schedule_from_config
 from stal.settings import Defaults, Settings, complete
 from stal.weights.files import WeightSchedule, load_weights
@@ -119,6 +121,39 @@ def test_other_weights_are_refused(tmp_path, weights):
     (tmp_path / "a.json").write_text(f'{{"weights": {weights}}}')
     with pytest.raises(ValueError, match=r"a\.json must hold \"weights\"|must be finite"):
         stal.weights.as_weights(load_weights(tmp_path / "a.json")(1, 1), steps=1, objects=1)
+
+
+@pytest.mark.parametrize("kind", [np.array, torch.tensor, np.float32, np.int64])
+def test_layouts_are_made_with_numbers_of_every_kind(kind):
+    description = parse("a dog left of a cat")
+    whole = kind if kind is not np.float32 else np.uint8
+    aspect, two, three, eight = kind(2), whole(2), whole(3), whole(8)
+    assert place(description, aspect=aspect, seed=three) == place(description, aspect=2, seed=3)
+    predict = bundled().predict
+    found = predict([description], aspect=aspect, seed=three, samples=two)
+    assert found == predict([description], aspect=2, seed=3, samples=2)
+    (layout, _), _ = found[0], json.loads(found[0][1].to_json())
+    assert hard_masks(layout, eight, three).shape == (2, 8, 3)
+    assert draw(layout, sketch(layout, side=eight), min_side=eight).size == (16, 8)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda d: place(d, seed=1.5),
+        lambda d: place(d, aspect="1"),
+        lambda d: place(d, aspect=np.float32("nan")),
+        lambda d: bundled().predict([d], samples=True),
+        lambda d: bundled().predict([d], samples=10**9),
+        lambda d: bundled().predict([d], seed=np.float32(1)),
+        lambda d: hard_masks(place(d), 2.5, 3),
+        lambda d: sketch(place(d), side="64"),
+        lambda d: Layout("", 5),
+    ],
+)
+def test_layouts_are_made_with_nothing_else(make):
+    with pytest.raises(ValueError, match=r"(seed|aspect|samples|height|side|objects) must"):
+        make(parse("a dog left of a cat"))
 
 
 BOXES = {"a red circle": (0.0, 0.0, 0.5, 0.5), "a blue square": (0.5, 0.5, 1.0, 1.0)}

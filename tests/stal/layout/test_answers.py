@@ -52,6 +52,8 @@ LISTS = {
     "no list around": f"('a cat', {A}), ('a dog', {B})",
     "bullets of pairs": f"- ('a cat', {A})\n- ('a dog', {B})",
     "dict": f"{{'a cat': {A}, 'a dog': {B}}}",
+    "assigned dict": f"layout = {{'a cat': {A}, 'a dog': {B}}}",
+    "labelled dict": f'Objects: {{"a cat": {A}, "a dog": {B}}}',
     "json object": f'{{"a cat": {A}, "a dog": {B}}}',
     "fenced object": f'```json\n{{"a cat": {A}, "a dog": {B}}}\n```',
     "named list": f'{{"layout": [["a cat", {A}], ["a dog", {B}]]}}',
@@ -63,10 +65,12 @@ LISTS = {
     "units": "[('a cat', [67px, '243px', 120 px, 126.0]), ('a dog', [300.0, 2e2, 100, 50])]",
     "lines of boxes": f"a cat: {A}\na dog: {B}",
     "bullets": f"* **a cat**: {A}\n* `a dog`: {B}",
+    "sentences": f"- a cat at {A}.\n- a dog at {B}.",
     "numbers": f"1. a cat {A}\n2) a dog {B}",
     "in a line": f"a cat: {A}, a dog: {B}",
     "parentheses": "a cat (67, 243, 120, 126); a dog (300, 200, 100, 50)",
     "year in prose": f"The cat (2020) is old.\na cat: {A}\na dog: {B}",
+    "comments": f"[('a cat', {A}),  # on the left\n // and\n ('a dog', {B})  # a [dog]\n]",
     "stars": f"[('**a cat**', {A}), ('a  dog ', {B})]",
     "byte order mark inside": f"\n\ufeff[('a cat', {A}), ('a dog', {B})]",
 }
@@ -92,6 +96,8 @@ RULES = {
     "colons": f"cat: {{{P}}}\nObjects: dog: {{{Q}}}",
     "articles": f"a cat {{{P}}}\na dog {{{Q}}}",
     "selectors": f".cat {{{P}}}\n#dog {{{Q}}}",
+    "numbers after": f"cat #1 {{{P}}}\ndog (2) {{{Q}}}",
+    "commas": f"cat {{{P.replace(';', ',')}}},\ndog {{{Q}}},",
     "numbered": f"cat1 {{{P}}}\ndog-2 {{{Q}}}",
     "one line": f"Layout: cat {{{P}}} dog {{{Q}}}",
     "a rule over lines": "cat\n{\n  width: 30px;\n  height: 40px;\n  left: 5px;\n  top: 10px\n}\n"
@@ -105,6 +111,7 @@ RULES = {
     "comments": f"/* the {{cat}} */ cat {{{P} /* tall\n */ }}\ndog {{{Q}}}",
     "decorations": f"cat {{position: absolute; {P} background-color: rgb(1, 2, 3); z-index: 1}}\n"
     f"dog {{{Q} color: red !important}}",
+    "wide": f"cat {{{P.replace(':', '：').replace(';', '；')}}}\ndog {{{Q}}}",
     "important": f"cat {{{P.replace('30px', '30px !important')}}}\ndog {{{Q}}}",
     "fence": f"Here it is:\n```css\ncat {{{P}}}\ndog {{{Q}}}\n```\nEnjoy {{it}}!",
     "prose": f"Sure [1], a layout ('nice'):\n\ncat {{{P}}}\ndog {{{Q}}}\n\nThe dog is right.",

@@ -154,6 +154,20 @@ def test_painted_cells_come_back():
         np.testing.assert_allclose(cell_shares(painted, *cells.shape), cells, atol=1e-12)
 
 
+def test_painted_cells_are_counted_from_their_runs():
+    rng = np.random.default_rng(0)
+    for share in (0.02, 0.1, 0.5, 0.98, 1.0):
+        cells = rng.random((12, 20)) < share
+        cells[rng.integers(12), rng.integers(20)] = True
+        painted = Painted.from_cells(cells)
+        rows, columns = (np.flatnonzero(cells.any(axis)) for axis in (1, 0))
+        box = (columns[0] / 20, rows[0] / 12, (columns[-1] + 1) / 20, (rows[-1] + 1) / 12)
+        assert painted.box == box
+        for height, width in ((12, 20), (6, 5), (3, 1)):
+            blocks = cells.reshape(height, 12 // height, width, 20 // width).mean((1, 3))
+            np.testing.assert_allclose(cell_shares(painted, height, width), blocks, atol=1e-12)
+
+
 def test_hard_masks_leave_no_object_without_a_cell():
     tiny = PlacedObject("a dot", "dot", (0.501, 0.501, 0.502, 0.502))
     half = PlacedObject("a field", "field", (0.0, 0.0, 1.0, 0.5))

@@ -335,10 +335,17 @@ def test_json_that_asks_for_too_much_is_refused(change: str, message: str) -> No
 
 
 def test_corners_are_counted_over_all_objects() -> None:
-    corners = [
-        [0.5 + 0.4 * math.cos(k / 1000), 0.5 + 0.4 * math.sin(k / 1000)] for k in range(6000)
-    ]
-    each = {"phrase": "a dog", "box": [0, 0, 1, 1], "shape": corners}
-    assert len(Layout.from_json(json.dumps({"objects": [each]})).objects) == 1
+    around = [k / 6000 * math.tau for k in range(6000)]
+    ring = Polygon(tuple((0.5 + 0.4 * math.cos(a), 0.5 + 0.4 * math.sin(a)) for a in around))
+    placed = PlacedObject("a dog", "dog", (0.0, 0.0, 1.0, 1.0), outline=ring)
+    assert len(Layout("", (placed,)).objects) == 1
     with pytest.raises(ValueError, match="corners of all shapes must be at most 10000, got 12000"):
-        Layout.from_json(json.dumps({"objects": [each, each]}))
+        Layout("", (placed, placed))
+
+
+def test_cells_are_counted_over_all_objects() -> None:
+    painted = Painted(4096, 8192, (0, 1 << 25))
+    placed = PlacedObject("a dog", "dog", (0.0, 0.0, 1.0, 1.0), outline=painted)
+    assert len(Layout("", (placed,) * 32).objects) == 32
+    with pytest.raises(ValueError, match="cells of all shapes must be at most 1073741824, got"):
+        Layout("", (placed,) * 33)

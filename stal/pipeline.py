@@ -14,7 +14,7 @@ from stal.layout import Layout
 from stal.layout.predictor import predict
 from stal.model.model import Model
 from stal.noise import ImageNoise
-from stal.prompts import parse
+from stal.prompts import drawn_text, parse
 from stal.sampler import Callback
 from stal.schedule import schedule_from_config
 from stal.settings import (
@@ -253,7 +253,7 @@ class Pipeline:
                 raise ValueError("weights must be 0 with plain attention, which blends nothing")
             local = [self.defaults.local_prompt.replace("{}", o.phrase) for o in layout.objects]
             away = reference_prompt(settings.reference, description.background)
-            texts = (prompt, *local, *[away] * reference)
+            texts = (drawn_text(prompt), *local, *[away] * reference)
             jobs.append(Job(prompt, layout, lam, texts[:1] if plain else texts))
         self._check_words([settings.negative_prompt, *(t for job in jobs for t in job.texts)])
         return jobs

@@ -12,6 +12,7 @@ words, `stal.prompts.words.COMPOUNDS`.
 
 from __future__ import annotations
 
+from stal.budget import MOST_PROMPT_CHARACTERS
 from stal.prompts import grammar
 from stal.prompts.description import Description, Object, Relation
 
@@ -44,6 +45,10 @@ def parse(text: str, *, engine: str = "grammar") -> Description:
     """
     if engine not in ENGINES:
         raise ValueError(f"engine must be one of {', '.join(ENGINES)}, got {engine!r}")
+    if len(text) > MOST_PROMPT_CHARACTERS:
+        raise ValueError(
+            f"prompt must have at most {MOST_PROMPT_CHARACTERS} characters, got {len(text)}"
+        )
     if engine == "spacy":
         from stal.prompts import spacy_engine
 

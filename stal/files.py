@@ -1,8 +1,9 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and lines that are read as they were written."""
 
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import stat
 import tempfile
@@ -32,6 +33,15 @@ def check_writable(path: str | os.PathLike[str], *, name: str = "output") -> Non
         raise ValueError(f"{name} must be writable, got {path}: {error.strerror}") from error
 
 
+def lines_of(text: str) -> list[str]:
+    """The lines of a text that has one record a line, without their ends.
+
+    Lines end at line feeds and carriage returns alone. `str.splitlines` ends them at U+2028, form
+    feeds and the like as well, which are spaces within a record.
+    """
+    return re.split(r"\r\n|\r|\n", text)
+
+
 def read_lines(path: str | os.PathLike[str], *, name: str) -> list[str]:
     """The lines of a text file, without those that are blank and the space around them.
 
@@ -45,7 +55,7 @@ def read_lines(path: str | os.PathLike[str], *, name: str) -> list[str]:
         raise ValueError(f"{name} must be a text file, got {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{name} must be a text file in UTF-8, got {path}: {error}") from error
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line.strip() for line in lines_of(text) if line.strip()]
     if not lines:
         raise ValueError(f"{name} must hold one a line, got none in {path}")
     return lines

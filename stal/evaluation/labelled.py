@@ -14,6 +14,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from stal.checked_json import first_line
+from stal.files import lines_of
 
 # Relations of one-relation captions -> predicate.
 PREDICATE_OF = {
@@ -103,11 +107,15 @@ def read_spatial(path: Path) -> list[Labelled]:
         ValueError: not such a file.
     """
     cases = []
-    for item in _read_list(path, ("prompt", "obj1", "obj2", "relation", "type")):
-        names = (item["obj1"][0], item["obj2"][0])
-        predicate = _NSR1K.get(item["relation"], item["relation"])
+    keys = ("prompt", "obj1", "obj2", "relation", "type")
+    for index, item in enumerate(_read_list(path, keys)):
+        try:
+            names = (str(item["obj1"][0]), str(item["obj2"][0]))
+            predicate = _NSR1K.get(item["relation"], item["relation"])
+            image = int(item.get("image_id", 0))
+        except (LookupError, TypeError, ValueError, OverflowError) as error:
+            raise _not_nsr1k(path, index, error) from None
         relations = ((names[0], predicate, names[1]),)
-        image = int(item.get("image_id", 0))
         cases.append(Labelled(item["prompt"], names, relations, kind=item["type"], image=image))
     return cases
 
@@ -119,22 +127,30 @@ def read_counting(path: Path) -> list[Labelled]:
         ValueError: not such a file.
     """
     cases = []
-    for item in _read_list(path, ("prompt", "num_object", "sub-type")):
-        counts = tuple((name, int(number)) for name, number in item["num_object"])
+    for index, item in enumerate(_read_list(path, ("prompt", "num_object", "sub-type"))):
+        try:
+            counts = tuple((str(name), int(number)) for name, number in item["num_object"])
+        except (TypeError, ValueError, OverflowError) as error:
+            raise _not_nsr1k(path, index, error) from None
         names = tuple(name for name, _ in counts)
         cases.append(Labelled(item["prompt"], names, (), counts, item["sub-type"]))
     return cases
 
 
-def _read_list(path: Path, keys: Sequence[str]) -> list[dict]:
+def _read_list(path: Path, keys: Sequence[str]) -> list[dict[str, Any]]:
     try:
         items = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} must be JSON, got {error.msg} in line {error.lineno}") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} must be JSON, got {first_line(error)}") from None
     for index, item in enumerate(items if isinstance(items, list) else [None]):
-        if not isinstance(item, dict) or not set(keys) <= item.keys():
+        good = isinstance(item, dict) and set(keys) <= item.keys()
+        if not good or not isinstance(item["prompt"], str):
             raise ValueError(f"{path} must be a list of objects with {keys}, got item {index}")
     return items
+
+
+def _not_nsr1k(path: Path, index: int, error: Exception) -> ValueError:
+    return ValueError(f"{path}: item {index} must be a caption of NSR-1K, got {error!r}")
 
 
 def read_captions(path: Path) -> list[Labelled]:
@@ -147,7 +163,7 @@ def read_captions(path: Path) -> list[Labelled]:
         rf"(?:the|an?) (.+?)(?: is)? ({wordings}) (?:the|an?) (.+?)\.?", re.IGNORECASE
     )
     cases = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in lines_of(path.read_text(encoding="utf-8")):
         found = form.fullmatch(line.strip())
         if found is not None:
             first, wording, second = found[1], found[2].lower(), found[3]

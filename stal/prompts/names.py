@@ -100,7 +100,7 @@ def named(tokens: list[str], spans: list[Span], text: str, found: re.Match[str])
     if tokens and is_word(word) and 0 <= start - spans[-1][1] <= 1:
         title = tokens[-1]
         titled = _TITLE.fullmatch(title) is not None
-        titled &= word[0].isupper() or title[0].islower()
+        titled &= word[0].isupper() or title[:1].islower()
         titled &= not (word.lower() in FUNCTION_WORDS or is_number(word))
         if titled or (_INITIALS.fullmatch(title) and word[0].isupper()):
             bare = re.sub(r"['’]s?$", "", word)

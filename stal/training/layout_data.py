@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from stal.checked_json import first_line
 from stal.layout import Box
 from stal.prompts import parse
 from stal.prompts.things import Thing, things
@@ -57,8 +58,11 @@ def read_nsr1k(path: Path) -> list[LayoutExample]:
         try:
             things = item["object_list"] if "object_list" in item else [item["obj1"], item["obj2"]]
             named = [(str(name), _from_corner(box, where)) for name, box in things]
-            example = _from_caption(item["prompt"], named, 1.0, int(item["image_id"]))
-        except (KeyError, TypeError) as error:
+            image = int(item["image_id"])
+            if not isinstance(item["prompt"], str):
+                raise TypeError("a prompt that is no string")
+            example = _from_caption(item["prompt"], named, 1.0, image)
+        except (KeyError, TypeError, OverflowError) as error:
             raise ValueError(f"{where} must be a caption of NSR-1K, got {error!r}") from None
         if example is not None:
             examples.append(example)
@@ -113,6 +117,8 @@ def _read_json(path: Path) -> Any:
         raise ValueError(
             f"{path} must be JSON, got {error.msg} in line {error.lineno}, column {error.colno}"
         ) from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} must be JSON, got {first_line(error)}") from None
 
 
 def _from_corner(box: Sequence[float], where: str) -> Box:

@@ -75,7 +75,7 @@ def read_gpt(path: Path) -> list[Labelled]:
     """
     cases = []
     line = 1
-    for block in re.split(r"\n(?=\s*\n)", path.read_text(encoding="utf-8")):
+    for block in re.split(r"\n(?=[^\S\n]*\n)", path.read_text(encoding="utf-8")):
         if block.strip():
             parts = dict(re.findall(r"^(Objects|Relation|Sentence): *(.*)$", block, re.MULTILINE))
             if len(parts) != 3:

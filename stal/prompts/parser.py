@@ -28,8 +28,10 @@ def parse(text: str, *, engine: str = "grammar") -> Description:
     for each ("two women wearing red dresses" are four). Backgrounds, scenery
     ("in a field"), the picture itself ("a photo of"), style tags ("golden hour, film grain, 4k"; at
     the end of a prompt, unknown words between commas that have no article count as such), what only
-    generators read ("--ar 16:9") and what is said to be absent ("no dog", "without a hat") are no
-    objects. Any text gives a description, at worst one without objects.
+    generators read ("--ar 16:9", "(a cat:1.3)": `stal.prompts.markup`) and what is said to be
+    absent ("no dog", "without a hat") are no objects. Where such syntax separates parts, as BREAK
+    does, a part names other things than those before it, unless it says "the" or a pronoun. Any
+    text that is not too long gives a description, at worst one without objects.
 
     Args:
         text: the prompt.
@@ -40,7 +42,8 @@ def parse(text: str, *, engine: str = "grammar") -> Description:
         The text with its objects, in order of mention, and its relations, in order of statement.
 
     Raises:
-        ValueError: an unknown engine.
+        ValueError: an unknown engine, or more characters, objects or relations than
+            `stal.budget` allows.
         ImportError: "spacy" without spaCy or an English pipeline; the message says how to get them.
     """
     if engine not in ENGINES:

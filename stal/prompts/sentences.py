@@ -105,6 +105,13 @@ def _add(tokens: list[str], spans: list[Span], text: str, found: re.Match[str]) 
     if named(tokens, spans, text, found):
         return
     token, (start, end) = found[0].lower().replace("’", "'"), found.span()
+    if (
+        token in ("other", "others")
+        and tokens
+        and tokens[-1].isdecimal()
+        and text[start - 1] != " "
+    ):
+        token = token.replace("other", "person")  # the tag "1other"
     owner = token.rstrip("s").rstrip("'")
     if token.endswith("'s") and owner not in CONTRACTED and _owns_nothing(text, end):
         tokens.append(owner + "s")  # "two banana's."

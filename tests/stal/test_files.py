@@ -8,7 +8,7 @@ import tempfile
 
 import pytest
 
-from stal.files import check_writable, write_atomic
+from stal.files import check_writable, read_lines, write_atomic
 
 
 def test_a_file_is_written_and_replaced(tmp_path):
@@ -96,3 +96,10 @@ def test_a_folder_without_permission_is_refused_under_the_given_name(tmp_path, m
     monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
     with pytest.raises(ValueError, match=r"json must be writable, got .*: Permission denied"):
         check_writable(tmp_path / "file.json", name="json")
+
+
+@pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\x1e"])
+def test_lines_end_at_line_ends_alone(tmp_path, mark):
+    path = tmp_path / "lines"
+    path.write_bytes(f"a cat{mark}left\r\n\r a dog \rb\n".encode())
+    assert read_lines(path, name="prompts") == [f"a cat{mark}left", "a dog", "b"]

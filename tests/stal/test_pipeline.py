@@ -130,6 +130,15 @@ def test_background_is_of_the_model_and_0_without_a_reference_prompt(pipe):
     assert not torch.equal(drawn["default"].latents, drawn["none"].latents)
 
 
+def test_syntax_of_other_tools_is_not_drawn(pipe):
+    layout = pipe(TWO, steps=STEPS).layout
+    plain = pipe(TWO, layout=layout, steps=STEPS)
+    marked = f"({TWO}:1.3) <lora:x:1> --ar 1:1 --no birds"
+    drawn = pipe(marked, layout=layout, steps=STEPS)
+    assert torch.equal(drawn.latents, plain.latents)
+    assert drawn.settings["prompt"] == marked
+
+
 @pytest.mark.parametrize(
     ("prompt", "reference"),
     [

@@ -434,7 +434,7 @@ class Reader:
             clause.subject = subjects
         if is_known_verb(tokens[i]):
             clause.verb, sentence.verb_span = tokens[i], sentence.spans[i]
-        if i == sentence.phrase_end and place.reference == "canvas":
+        if i == sentence.phrase_end and (bare or place.reference == "canvas"):
             sentence.side_end = place.end  # "the dog on the left with long ears"
         sentence.preposition, sentence.placed = "", True
         sentence.negated = sentence.absent = False
@@ -1065,6 +1065,10 @@ class Reader:
         if clause.role != "object" or sentence.joint not in ("and", ","):
             return False
         alive, place, link = known.are_alive(ids), after.place, sentence.complete
+        if place is not None and place.reference == "canvas" and clause.joined:
+            sided = {index for each in sentence.sided for index in each.subjects}
+            if not sided.isdisjoint(clause.head):
+                return True  # "a dog on the left with a hat and a cat on the right"
         acts = alive and after.is_verb
         if sentence.joint == "," and not (bare or clause.joined):
             # "a girl holding an umbrella, a dog with a ball", "..., a tree to her left"

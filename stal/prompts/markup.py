@@ -80,7 +80,7 @@ RULES = (
     _rule("AUTOMATIC1111", r"(?im)^ ?(?:positive )?prompt:"),
     _rule("Midjourney", r"(?<!\S)https?://\S*"),
     _rule("ComfyUI", r"/\*[^*]*\*/"),
-    _rule("AUTOMATIC1111", r"(?m)^[ ]?(?:#(?!\d)|//)[^\n]*|(?<=\s)(?:#\s|//)[^\n]*"),
+    _rule("AUTOMATIC1111", r"(?m)^[ ]?(?:#(?!\d)|//)[^\n]*|(?<=\s)(?:#{1,9}\s|//)[^\n]*"),
     _rule("hashtags", r"(?<!\S)#[^\W\d]\w*"),
     # "<lora:film:0.8>", "<hypernet:...>", and embeddings alone between commas.
     _rule("AUTOMATIC1111", r"<\w+:[^<>\n]*>"),
@@ -94,9 +94,9 @@ RULES = (
         rf"(?:--|(?<!\d)[–—])(?:{_NUMBERED})\s{{1,3}}{_NUMBER}(?:[:/]{_NUMBER})?\w*",
     ),
     _rule("Midjourney", rf"(?<!\S)--(?:{_NAMED})\b(?:\s[^\s,-]\S*)?"),
-    _rule("Regional Prompter", r"(?<!\S)(?:ADDBASE|ADDCOMM)(?!\S)", SHARED, ","),
-    _rule("Regional Prompter", r"(?<!\S)(?:ADDCOL|ADDROW)(?!\S)", PART, ","),
-    _rule("AUTOMATIC1111", r"(?<!\S)BREAK(?!\S)", PART, ","),
+    _rule("Regional Prompter", r"(?<![\w-])(?:ADDBASE|ADDCOMM)(?![\w-])", SHARED, ","),
+    _rule("Regional Prompter", r"(?<![\w-])(?:ADDCOL|ADDROW)(?![\w-])", PART, ","),
+    _rule("AUTOMATIC1111", r"(?<![\w-])BREAK(?![\w-])", PART, ","),
     _rule("ComfyUI", r"(?<!\S)COUPLE(?:\([^()\n]*\)|(?!\S))", PART, ","),
     _rule("ComfyUI", r"(?<!\w)(?:AREA|FEATHER|FILL|I?MASK|SHIFT|STYLE)\([^()\n]*\)"),
     _rule("transformers", r"\[SEP\]", PART, ","),
@@ -104,8 +104,6 @@ RULES = (
     _rule("Compel", r"(?:(?<=[^\W\d])|(?<=[)\"']))\+{1,9}(?=[\s,.)]|$)"),
     _rule("Compel", r"(?:(?<=[^\W\d])|(?<=[)\"']))-{1,9}(?=\s?(?:[,.)]|$))|(?<=\))-{1,9}(?=\s)"),
     _rule("Compel", r"(?<=[)\]}])\d*\.\d+"),
-    # A weight without brackets: "a cat:1.3, a dog".
-    _rule("AUTOMATIC1111", rf"(?<=[^\W\d]):{_NUMBER}(?=\s?(?:[,;|\n]|$))"),
     # What says how a picture looks by name: "artist:someone".
     _rule(
         "Danbooru",
@@ -114,6 +112,8 @@ RULES = (
         "",
         None,
     ),
+    # A weight without brackets: "a cat:1.3, a dog".
+    _rule("AUTOMATIC1111", rf"(?<=[^\W\d]):{_NUMBER}(?=\s?(?:[,;|\n]|$))"),
     _rule("Danbooru", r"(?<=\d)\+(?=[A-Za-z])", "", None),  # "6+girls"
     _rule("Danbooru", r"(?<![^\s,])\S_\S(?![^\s,])", "", None),  # "^_^"
     _rule("Danbooru", r"(?<=\w)_\([^()\n]*\)", "", None),  # "saber_(fate)"
@@ -123,7 +123,7 @@ _ESCAPED = re.compile(r"\\([()\[\]{}])")
 _SWAP = re.compile(
     r"(?:\([^()\n]*\)|\"[^\"\n]*\"|(?<![\w-])[\w-]+)\.swap\(\s?[\"']?([^()\"',\n]*)[^()\n]*\)"
 )
-_AND = re.compile(r"(?<!\S)AND(?:_[A-Z]+)?(?!\S)")
+_AND = re.compile(r"(?<![\w-])AND(?:_[A-Z]+)?(?![\w-])")
 _WEIGHT_AT_END = re.compile(rf":\s?(-?)({_NUMBER})\s*$")
 # NovelAI's "1.5::rain::" begins with a weight, Midjourney's "rain::1.5" ends with one.
 _EMPHASIS = re.compile(rf"(?<![^\s,|])(-?){_NUMBER}::(?=\s?[^\s:])")

@@ -270,12 +270,15 @@ class Mentions:
 
         Also a bare one in a text without articles: "cup left of plate, fork right of plate".
         """
+        if phrase.determiner == "multiple" and not phrase.attributes:
+            named = self._by_name.get(singular_noun(phrase.noun), [])
+            return named[:MOST_COUNTED] if named[1:] else []  # the tags "2girls, multiple girls"
         definite = phrase.determiner in DEFINITE | {"both", "all", "each"}
         owned = phrase.determiner in POSSESSIVES - {"'s"}
         if phrase.determiner and not (definite or owned):
             return []
         noun, attributes = singular_noun(phrase.noun), set(phrase.attributes)
-        found = []
+        found: list[int] = []
         for index in self._by_name.get(noun, [])[-MOST_LOOKED_AT:]:
             mention = self.items[index]
             have = set(mention.attributes)

@@ -74,7 +74,7 @@ _TITLE = re.compile(rf"(?i:{_TITLES})\.")
 _INITIALS = re.compile(r"(?:[A-Z]\.\s?){1,4}")
 _TIME = re.compile(r"\d{1,2}(?::\d\d)?\s?[ap]\.?m\.?", re.IGNORECASE)
 _FIGURE = re.compile(
-    rf"{_TIME.pattern}|\d+(?:[:/.,]\d+)*(?:s|st|nd|rd|th|mm|cm|m|km|in|ft|kg|g|ml|px|k|mp|fps)?"
+    rf"{_TIME.pattern}|\d+0s|\d+(?:[:/.,]\d+)*(?:st|nd|rd|th|mm|cm|m|km|in|ft|kg|g|ml|px|k|mp|fps)?"
     r"|\d+ [x×] \d+(?: [x×] \d+)?",
     re.IGNORECASE,
 )
@@ -152,12 +152,22 @@ def with_numbers(words: Sequence[tuple[str, Span]], text: str) -> list[tuple[str
     tokens = [token for token, _ in words]
     out: list[tuple[str, Span]] = []
     for i, (token, span) in enumerate(words):
-        if not (i and token.isdecimal() and _is_name(tokens, i, text[words[i - 1][1][0]])):
+        if i > 1 and _measures(tokens, i - 1):
+            number, (start, _) = out[-1]
+            out[-1] = f"{number} {token}", (start, span[1])
+        elif not (i and token.isdecimal() and _is_name(tokens, i, text[words[i - 1][1][0]])):
             out.append((token, span))
         elif tokens[i - 1] not in _NOTHING or not is_boundary(tokens, i + 1):
             before, (start, _) = out[-1]
             out[-1] = f"{before} {token}", (start, span[1])
     return out
+
+
+def _measures(tokens: Sequence[str], i: int) -> bool:
+    """Whether the number at position i measures what it is of: "a 2 m tall man"."""
+    if tokens[i - 1] not in ("a", "an") or not is_number(tokens[i]):
+        return False
+    return not is_boundary(tokens, i + 1) and not is_boundary(tokens, i + 2)
 
 
 def _is_name(tokens: Sequence[str], i: int, initial: str) -> bool:

@@ -19,7 +19,8 @@ from stal.relations import Span
 _TOKEN = re.compile(
     ABBREVIATION + r"|(?<!\w)f/\d+(?:\.\d+)?|\d+(?:[./:]\d+)+\w*"  # f/1.8, 1/200s, 16:9
     r"|(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])"
-    r"|\d+(?=(?i:girls?|boys?|wom[ae]n|m[ae]n|others?)\b)|\w+(?:[-'’]\w+)*['’]?|[^\w\s]"
+    r"|\d+(?=(?i:girls?|boys?|wom[ae]n|m[ae]n|others?|people|persons?|child(?:ren)?"
+    r"|cats?|dogs?|animals?)\b)|\w+(?:[-'’]\w+)*['’]?|[^\w\s]"
     rf"|[{PART}{SHARED}]"
 )
 _ENDS = frozenset((*".!?;", PART, SHARED))
@@ -86,7 +87,8 @@ def _sentences(text: str) -> Iterator[tuple[list[str], list[Span], str]]:
             yield tokens, spans, found[0]
             tokens, spans = [], []
             continue
-        _add(tokens, spans, text, found)
+        if found[0] != '"':  # left of "a dog"
+            _add(tokens, spans, text, found)
         if ends_sentence(text, found):
             yield tokens, spans, "."
             tokens, spans = [], []

@@ -125,7 +125,10 @@ def without_tags(tokens: Sequence[str]) -> list[int]:
     lists = end + 1 < len(tokens) and is_number(tokens[end + 1])  # "cats: one black, one white"
     if tokens[end : end + 1] == [":"] and not (lists or _has_article(tokens[:end])):
         kept[0] = _states(tokens[:end])  # "Isometric room: a bed left of a desk"
-    articles = [_has_article(tokens[start:end]) for start, end in fragments]
+    articles = [
+        keep and _has_article(tokens[start:end])
+        for keep, (start, end) in zip(kept, fragments, strict=True)
+    ]
     stated = [_states(tokens[start:end]) for start, end in fragments]
     # From the end on: the first that is not alone ends the tags.
     for k in range(len(fragments) - 1, 0, -1):

@@ -51,6 +51,13 @@ CASES: dict[str, list[tuple[str, list[str], list[str]]]] = {
         ("a cat COUPLE MASK(0 0.5) a dog", ["a cat", "a dog"], []),
         ('("a cat", "a dog").and()', ["a cat", "a dog"], []),
     ],
+    "separators among commas and lines": [
+        ("a cat,BREAK,a dog", ["a cat", "a dog"], []),
+        ("a cat\nBREAK\na dog", ["a cat", "a dog"], []),
+        ("(a cat)AND(a dog)", ["a cat", "a dog"], []),
+        ("2girls, multiple girls BREAK 1girl, brown hair BREAK 1girl, white_hair", GIRLS, []),
+        ("score_9,score_8_up,1girl,brown_hair", GIRLS[:1], []),
+    ],
     "weights": [
         ("(a cat:1.3) left of a dog:0.8", ["a cat", "a dog"], ["0 left of 1"]),
         ("a cat++ next to a (dog)-- and a (bird)1.3", ["a cat", "a dog", "a bird"], None),

@@ -43,6 +43,7 @@ CASES: dict[str, list[tuple[str, list[str], list[str]]]] = {
         ("R2-D2 next to a 4x4 and a 3.5 inch disk", ["a r2-d2", "a 4x4", "a 3.5 inch disk"], None),
         ("a cat at 5:30pm next to a dog, 16:9", ["a cat", "a dog"], ["0 next to 1"]),
         ("a picture of 64 x 64 tiles", ["64 x 64 tiles"], []),
+        ("a 2 m tall man next to a cat", ["a 2 m tall man", "a cat"], ["0 next to 1"]),
     ],
     "numbers that count": [
         ("two cats 3 dogs", ["a cat", "a cat", "a dog", "a dog", "a dog"], []),
@@ -70,6 +71,7 @@ CASES: dict[str, list[tuple[str, list[str], list[str]]]] = {
         ("a cafe\u0301 table, ２ cats", ["a café table", "a cat", "a cat"], []),
         ("a 𝐫𝐞𝐝 circle", ["a red circle"], []),
         ("a cat’s bowl", ["a cat", "a bowl"], []),
+        ("“a red circle” left of “a blue square”", *LEFT),
     ],
     "words after a place": [
         (
@@ -92,6 +94,16 @@ CASES: dict[str, list[tuple[str, list[str], list[str]]]] = {
             "a man to the left wearing a scarf, a woman to the right with red hair",
             ["a man", "a scarf", "a woman with red hair"],
             ["1 worn by 0", "0 left of 2"],
+        ),
+        (
+            "a dog on the left with a hat and a cat on the right with a scarf",
+            ["a dog", "a hat", "a cat", "a scarf"],
+            ["1 worn by 0", "3 worn by 2", "0 left of 2"],
+        ),
+        (
+            "the cat on top with a red hat, the dog below with a blue hat",
+            ["a cat", "a red hat", "a dog", "a blue hat"],
+            None,
         ),
         (
             "the one on the left is a dog with long ears, the one on the right is a cat",

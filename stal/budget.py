@@ -65,3 +65,10 @@ MOST_TRAIN_TIMESTEPS = 100_000
 # Of a picture's record: characters of JSON, and pixels of all that is drawn because it says so.
 MOST_RECORD_CHARS = 8_000_000
 MOST_RECORD_PIXELS = 1 << 26
+
+# Characters of a prompt, about 10 000 words; text encoders read some hundred.
+MOST_PROMPT_CHARS = 50_000
+# Objects of a prompt.
+MOST_PROMPT_OBJECTS = 20_000
+# Relations of a prompt: "twenty cats left of twenty dogs" has 400.
+MOST_PROMPT_RELATIONS = 100_000

@@ -1,9 +1,10 @@
-"""Files: read within a budget, written whole or not at all."""
+"""Files: read within a budget and in lines as written, written whole or not at all."""
 
 from __future__ import annotations
 
 import codecs
 import os
+import re
 import secrets
 import stat
 import tempfile
@@ -123,6 +124,15 @@ def read_text(
         raise ValueError(f"{name} must be a text file, got {path}: {error.strerror}") from error
 
 
+def lines_of(text: str) -> list[str]:
+    """The lines of a text that has one record a line, without their ends.
+
+    Lines end at line feeds and carriage returns alone. `str.splitlines` ends them at U+2028, form
+    feeds and the like as well, which are spaces within a record.
+    """
+    return re.split(r"\r\n|\r|\n", text)
+
+
 def read_lines(path: str | os.PathLike[str], *, name: str) -> list[str]:
     """The lines of a text file, without those that are blank and the space around them.
 
@@ -131,7 +141,7 @@ def read_lines(path: str | os.PathLike[str], *, name: str) -> list[str]:
             message calls it by `name`.
     """
     text = read_text(path, name=name, limit=budget.MOST_PROMPTS_BYTES)
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line.strip() for line in lines_of(text) if line.strip()]
     if not lines:
         raise ValueError(f"{name} must hold one a line, got none in {path}")
     return lines

@@ -91,7 +91,7 @@ def clip_loss(clip: Clip, images: Tensor, drawing: Drawing, options: Options) ->
     rows = []
     for i, job in enumerate(drawing.jobs):
         mine = slice(i * n, (i + 1) * n)
-        whole = 1 - (features[mine] * clip.texts([job.prompt])).sum(-1).mean()
+        whole = 1 - (features[mine] * clip.texts(job.texts[:1])).sum(-1).mean()
         objects = job.layout.objects
         if not objects:
             rows.append(torch.stack([whole, torch.zeros_like(whole)]))

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import stat
 import warnings
 from collections.abc import Mapping
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 from stal.budget import MOST_RECORD_CHARS
-from stal.checked_json import first_line
-from stal.files import write_atomic
+from stal.checked_json import first_line, loads
+from stal.files import open_regular, write_atomic
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -58,8 +57,8 @@ def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
     if text is None:
         raise ValueError(f"{path} must carry the settings that made it, got none")
     try:
-        record = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        record = loads(text)
+    except ValueError as error:
         raise ValueError(f"{path} must carry the settings that made it, got no JSON") from error
     if not isinstance(record, dict) or not isinstance(record.get("prompt"), str):
         raise ValueError(f"{path} must carry the settings that made it, got others")
@@ -71,10 +70,7 @@ def _text(path: str | os.PathLike[str]) -> str | None:
     from PIL.PngImagePlugin import PngImageFile
 
     try:
-        mode = os.stat(path).st_mode
-        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-            raise ValueError(f"{path} must be a picture, got a device")
-        with open(path, "rb") as file:
+        with open_regular(path, name="picture") as file:
             start = file.read(2 * MOST_RECORD_CHARS)
     except OSError as error:
         raise ValueError(f"{path} must be a picture, got: {error.strerror or error}") from error

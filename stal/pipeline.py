@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from stal.diffusers_names import hint_of, hinted
 from stal.drawing import Drawing, Job, Result
 from stal.fitting import fits, misfits, size_of_aspect, without_effect
 from stal.layout.formats import LayoutLike, as_layout
@@ -18,7 +19,7 @@ from stal.layout.layout import Layout
 from stal.layout.predictor import predict
 from stal.model.model import Model
 from stal.noise import ImageNoise
-from stal.prompts import article, noun_of, parse
+from stal.prompts import article, drawn_text, noun_of, parse
 from stal.sampler import Callback
 from stal.schedule import schedule_from_config
 from stal.settings import (
@@ -27,8 +28,6 @@ from stal.settings import (
     Settings,
     check_text,
     complete,
-    hint_of,
-    hinted,
     reference_prompt,
     refers_to_prompt,
 )
@@ -322,7 +321,7 @@ class Pipeline:
                 raise ValueError("weights must be 0 with plain attention, which blends nothing")
             local = [self.defaults.local_prompt.replace("{}", o.phrase) for o in layout.objects]
             away = reference_prompt(settings.reference, description.background)
-            texts = (prompt, *local, *[away] * reference)
+            texts = (drawn_text(prompt), *local, *[away] * reference)
             jobs.append(Job(prompt, layout, lam, texts[:1] if plain else texts))
         self._check_words([settings.negative_prompt, *(t for job in jobs for t in job.texts)])
         return jobs

@@ -200,8 +200,10 @@ def _about(pipe: Pipeline) -> dict[str, Any]:
 
 def _check_words(cases: Sequence[PromptCase], pipe: Pipeline) -> None:
     """Before anything is drawn: the bundled model knows few words."""
+    from stal.prompts import drawn_text
+
     for case in cases:
-        strange = pipe.defaults.unknown_words([case.prompt])
+        strange = pipe.defaults.unknown_words([drawn_text(case.prompt)])
         if strange:
             fix = "use prompts of its world, such as shapes:100, or another --model"
             got = ", ".join(strange[:3])

@@ -6,17 +6,16 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any
 
-# Arguments of diffusers and options of other programs, and what they are called here.
+from stal.diffusers_names import DIFFUSERS_NAMES
+
+# Options of other programs, and what they are called here; beside them, the arguments of diffusers.
 OTHER_NAMES = {
-    "--num-inference-steps": "--steps",
     "--inference-steps": "--steps",
     "--num-steps": "--steps",
     "--ddim-steps": "--steps",
     "--sampling-steps": "--steps",
-    "--num-images-per-prompt": "--num-images",
     "--n-samples": "--num-images",
     "--batch-size": "--num-images",
-    "--torch-dtype": "--dtype",
     "--precision": "--dtype",
     "--cfg": "--guidance-scale",
     "--cfg-scale": "--guidance-scale",
@@ -24,13 +23,10 @@ OTHER_NAMES = {
     "--scale": "--guidance-scale",
     "--negative": "--negative-prompt",
     "--neg-prompt": "--negative-prompt",
-    "--scheduler": "--sampler",
     "--sampler-name": "--sampler",
     "--sampling-method": "--sampler",
     "--ddim-eta": "--eta",
-    "--generator": "--seed",
     "--manual-seed": "--seed",
-    "--pretrained-model-name-or-path": "--model",
     "--model-id": "--model",
     "--model-path": "--model",
     "--ckpt": "--model",
@@ -66,6 +62,10 @@ OTHER_NAMES = {
     "-W": "--width",
     "-v": "--version",
     "-V": "--version",
+}
+OTHER_NAMES |= {
+    f"--{theirs}".replace("_", "-"): f"--{ours}".replace("_", "-")
+    for theirs, ours in DIFFUSERS_NAMES.items()
 }
 # Options of the command as a whole.
 _OF_ALL = ("--debug", "--version", "--help")

@@ -28,7 +28,7 @@ from stal.evaluation.metrics import Detection, judge
 from stal.evaluation.prompt_files import PromptCase, boxes_of
 from stal.files import write_atomic
 from stal.layout import Layout
-from stal.prompts import parse
+from stal.prompts import drawn_text, parse
 from stal.runs import differing, held
 
 if TYPE_CHECKING:
@@ -228,7 +228,7 @@ def shows_background(image: Image, prompt: str, background: Background | None) -
 
 def texts_of(prompt: str, layout: Layout) -> list[str]:
     """What CLIP compares a picture and its crops with: the prompt, and each object."""
-    return [prompt, *(f"a photo of {placed.phrase}" for placed in layout.objects)]
+    return [drawn_text(prompt), *(f"a photo of {placed.phrase}" for placed in layout.objects)]
 
 
 def clip_scores(image: Image, layout: Layout, scorer: Clip) -> tuple[float, list[float]]:

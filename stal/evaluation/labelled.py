@@ -13,9 +13,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from stal import budget
 from stal.checked_json import integer, read_value, short
-from stal.files import read_text
+from stal.files import lines_of, read_text
 
 # Relations of one-relation captions -> predicate.
 PREDICATE_OF = {
@@ -73,7 +75,8 @@ def read_gpt(path: Path) -> list[Labelled]:
     """
     cases = []
     line = 1
-    for block in re.split(r"\n(?=\s*\n)", read_text(path, name="gpt")):
+    text = read_text(path, name="gpt", limit=budget.MOST_PROMPTS_BYTES)
+    for block in re.split(r"\n(?=[^\S\n]*\n)", text):
         if block.strip():
             parts = dict(re.findall(r"^(Objects|Relation|Sentence): *(.*)$", block, re.MULTILINE))
             if len(parts) != 3:
@@ -139,8 +142,8 @@ def read_counting(path: Path) -> list[Labelled]:
     return cases
 
 
-def _read_list(path: Path, keys: Sequence[str]) -> list[dict]:
-    items = read_value(path)
+def _read_list(path: Path, keys: Sequence[str]) -> list[dict[str, Any]]:
+    items = read_value(path, limit=budget.MOST_DATASET_BYTES)
     for index, item in enumerate(items if isinstance(items, list) else [None]):
         if not isinstance(item, dict) or not set(keys) <= item.keys():
             raise ValueError(f"{path} must be a list of objects with {keys}, got item {index}")
@@ -159,7 +162,8 @@ def read_captions(path: Path) -> list[Labelled]:
         rf"(?:the|an?) (.+?)(?: is)? ({wordings}) (?:the|an?) (.+?)\.?", re.IGNORECASE
     )
     cases = []
-    for line in read_text(path, name="captions").splitlines():
+    text = read_text(path, name="captions", limit=budget.MOST_PROMPTS_BYTES)
+    for line in lines_of(text):
         found = form.fullmatch(line.strip())
         if found is not None:
             first, wording, second = found[1], found[2].lower(), found[3]

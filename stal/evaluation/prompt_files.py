@@ -17,9 +17,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from stal.checked_json import short
+from stal import budget
+from stal.budget import MOST_PROMPT_OBJECTS
+from stal.checked_json import first_line, short, typed
 from stal.evaluation.agreement import matches
 from stal.evaluation.labelled import read_gpt
+from stal.files import lines_of, read_text
 from stal.layout import Box, Layout, PlacedObject
 from stal.prompts import PREDICATES, Description, Object, article, parse
 from stal.relations import Statement
@@ -85,34 +88,41 @@ def _read_text(path: Path) -> str:
     if not path.is_file():
         fix = "a file of prompts, or shapes:N[:COUNTS[:SEED]] such as shapes:100:2,3,4"
         raise ValueError(f"prompts must be {fix}, got {path}")
-    data = path.read_bytes()
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise ValueError(f"{path}:{line}: prompts must be UTF-8 text, got another kind") from None
+    return read_text(path, name="prompts", limit=budget.MOST_PROMPTS_BYTES)
 
 
 def _by_content(path: Path, text: str) -> list[PromptCase]:
-    first = next((line.strip() for line in text.splitlines() if line.strip()), "")
+    first = next((line.strip() for line in lines_of(text) if line.strip()), "")
     if first.startswith(("{", "[")):
         return _json_cases(path, text)
     if re.match(r"(Objects|Relation|Sentence):", first):
         return _gpt_cases(path)
-    if {"prompt", "obj1", "bbox1"} <= {name.strip() for name in next(csv.reader([first]), [])}:
-        return _csv_cases(path, text)
+    try:
+        columns = {name.strip() for name in next(csv.reader([first]), [])}
+        if {"prompt", "obj1", "bbox1"} <= columns:
+            return _csv_cases(path, text)
+    except csv.Error as error:
+        if first.startswith(("id,", "prompt,")):
+            raise ValueError(f"{path} must be CSV, got: {error}") from None
     return [
         parsed(line.strip(), where=f"{path}:{number}")
-        for number, line in enumerate(text.splitlines(), 1)
+        for number, line in enumerate(lines_of(text), 1)
         if line.strip()
     ]
 
 
 def parsed(prompt: str, *, kind: str = "", where: str = "") -> PromptCase:
     """A prompt of which nothing is known but what the parser reads in it."""
-    found = parse(prompt)
+    found = _read(prompt, where)
     relations = found.statements
     return PromptCase(prompt, found.objects, relations, None, kind or _count(found.objects), where)
+
+
+def _read(prompt: str, where: str) -> Description:
+    try:
+        return parse(prompt)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}" if where else str(error)) from None
 
 
 def _count(objects: Sequence[Object]) -> str:
@@ -168,12 +178,12 @@ def _object(name: str) -> Object:
 def _json_cases(path: Path, text: str) -> list[PromptCase]:
     try:
         whole = json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         whole = None
     if isinstance(whole, dict) and "annotations" in whole:
         return _coco_cases(path, whole["annotations"])
     cases = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(lines_of(text), 1):
         if line.strip():
             cases.append(_geneval_case(line, f"{path}:{number}"))
     return cases
@@ -188,8 +198,11 @@ def _coco_cases(path: Path, annotations: Any) -> list[PromptCase]:
         if not isinstance(item, dict) or not isinstance(item.get("caption"), str):
             raise ValueError(f'{where} must have a "caption", got {short(item)}')
         prompt = " ".join(item["caption"].split())
-        if prompt:
-            cases.setdefault(repr(item.get("image_id", index)), parsed(prompt, where=where))
+        image = item.get("image_id", index)
+        if not isinstance(image, int | str):
+            raise ValueError(f"{where}: image_id must be a number or a string, got {short(image)}")
+        if prompt and image not in cases:
+            cases[image] = parsed(prompt, where=where)
     return list(cases.values())
 
 
@@ -200,6 +213,8 @@ def _geneval_case(line: str, where: str) -> PromptCase:
         item = json.loads(line)
     except json.JSONDecodeError as error:
         raise ValueError(f"{where} {rule}, got: {error.msg.lower()}") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where} {rule}, got: {first_line(error)}") from None
     if not isinstance(item, dict) or not isinstance(item.get("prompt"), str):
         raise ValueError(f"{where} {rule}, got {short(item)}")
     include = item.get("include")
@@ -210,10 +225,17 @@ def _geneval_case(line: str, where: str) -> PromptCase:
     first: list[int] = []
     for entry in include:
         if not isinstance(entry, dict) or not isinstance(entry.get("class"), str):
-            raise ValueError(f'{where}: include must consist of {{"class": ...}}, got {entry}')
+            raise ValueError(
+                f'{where}: include must consist of {{"class": ...}}, got {short(entry)}'
+            )
         count, colour = entry.get("count", 1), entry.get("color")
         if not isinstance(count, int) or count < 1:
-            raise ValueError(f"{where}: count must be a positive integer, got {count!r}")
+            raise ValueError(f"{where}: count must be a positive integer, got {short(count)}")
+        if len(objects) + count > MOST_PROMPT_OBJECTS:
+            most = f"at most {MOST_PROMPT_OBJECTS} objects"
+            raise ValueError(f"{where}: include must name {most}, got {short(count)} more")
+        if colour is not None:
+            typed(colour, str, f"{where}: color")
         noun = entry["class"]
         name = f"{colour} {noun}" if colour else noun
         first.append(len(objects))
@@ -227,7 +249,9 @@ def _geneval_case(line: str, where: str) -> PromptCase:
             continue
         pair = isinstance(position, list) and len(position) == 2
         if not (pair and position[0] in PREDICATES and position[1] in range(len(first))):
-            raise ValueError(f'{where}: position must be like ["left of", 0], got {position}')
+            raise ValueError(
+                f'{where}: position must be like ["left of", 0], got {short(position)}'
+            )
         relations.append((subject, position[0], first[position[1]]))
     kind = str(item.get("tag") or _count(objects))
     return PromptCase(item["prompt"], tuple(objects), tuple(relations), None, kind, where)
@@ -239,10 +263,10 @@ def _csv_cases(path: Path, text: str) -> list[PromptCase]:
     reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
     for row in reader:
         where = f"{path}:{reader.line_num}"
-        prompt = (row["prompt"] or "").strip()
+        prompt = (row.get("prompt") or "").strip()
         if not prompt:
             raise ValueError(f"{where}: prompt must not be empty")
-        description = parse(prompt)
+        description = _read(prompt, where)
         names, boxes = zip(*_labelled_boxes(row, where), strict=True)
         objects, mine = _described(names, description)
         relations = tuple(

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from stal.checked_json import first_line, short
+from stal.diffusers_names import hinted
 from stal.finite import check_finite, is_finite
 from stal.model.checkpoint import Components, load_components, prompt_length, resolve
 from stal.model.unet import UNet
-from stal.settings import hinted
 from stal.torch_state import undisturbed
 
 if TYPE_CHECKING:

@@ -2,6 +2,7 @@
 
 from stal.prompts.description import Description, Object, Relation
 from stal.prompts.parser import ENGINES, noun_of, parse
+from stal.prompts.sentences import drawn_text
 from stal.prompts.words import article
 from stal.relations import PREDICATES
 
@@ -12,6 +13,7 @@ __all__ = [
     "Object",
     "Relation",
     "article",
+    "drawn_text",
     "noun_of",
     "parse",
 ]

@@ -98,9 +98,12 @@ class Sentence:
     determiner: str = ""
     preceding: str = ""  # the token before it
     phrase_end: int = -1  # where it ended
+    side_end: int = -1  # where words ended that put it on a side: "the dog on the left"
     part_end: int = -1  # where what the latest thing comes with ended: "a cat with a long tail"
     ignored_end: int = -1  # where the latest phrase that is no object ended
     backdrop_end: int = -1  # ... if it came with something: "with grass in the background"
+
+    of_several: bool = False  # in the first of several parts
 
     @property
     def opens(self) -> bool:

@@ -45,8 +45,17 @@ from stal.prompts.places import (
 )
 from stal.prompts.pronouns import after_list, latest_two, other_than, resolve
 from stal.prompts.rewording import ORDERS
-from stal.prompts.sentences import sentences
-from stal.prompts.statements import BESIDE, BORNE, RESTS, Link, Sided, Statements, dealt
+from stal.prompts.sentences import parts
+from stal.prompts.statements import (
+    BESIDE,
+    BORNE,
+    RESTS,
+    Link,
+    Sided,
+    Statements,
+    dealt,
+    without,
+)
 from stal.prompts.words import (
     AUXILIARIES,
     BACKDROPS,
@@ -120,9 +129,15 @@ def read(text: str, reader: Reader | None = None) -> tuple[list[Mention], dict[S
         reader: a new one; by default one that knows nothing but the words.
     """
     reader = reader or Reader()
-    for tokens, spans in sentences(text):
-        reader.read(tokens, spans)
-    return dealt(reader.mentions, reader.said.relations)
+    found = parts(text)
+    for number, part in enumerate(found):
+        if number:
+            reader.known.begin_part(shared=found[number - 1].shared)
+        reader.of_several = number == 0 and len(found) > 1
+        for tokens, spans in part.sentences:
+            reader.read(tokens, spans)
+    of_none = reader.known.of_no_part()
+    return dealt(*without(of_none, reader.mentions, reader.said.relations))
 
 
 @dataclass(frozen=True)
@@ -148,6 +163,7 @@ class Reader:
         known: the objects; `mentions` are its items.
         said: the relations.
         sentence: the one that is being read.
+        of_several: whether it is in the first of several parts.
     """
 
     def __init__(self) -> None:
@@ -155,6 +171,7 @@ class Reader:
         self.mentions = self.known.items
         self.said = Statements(self.mentions)
         self.sentence = Sentence([], Contents(self.mentions, self.said))
+        self.of_several = False
 
     @property
     def clause(self) -> Clause:
@@ -174,6 +191,7 @@ class Reader:
             Contents(self.mentions, self.said),
             number=self.sentence.number + 1,
             about=self.sentence.main,
+            of_several=self.of_several,
         )
         self._begin_sentence()
         i = 0
@@ -276,7 +294,8 @@ class Reader:
             sentence.joint, sentence.absent = "while", False
         elif token in WITH:
             sentence.preposition, sentence.joint = "with", ""
-            clause.bearer = clause.latest if i == sentence.phrase_end else []
+            follows = i in (sentence.phrase_end, sentence.side_end)
+            clause.bearer = clause.latest if follows else []
             sentence.verb_span = sentence.spans[i]
         elif token in AUXILIARIES:
             self._take_verb(tokens, i)
@@ -415,6 +434,8 @@ class Reader:
             clause.subject = subjects
         if is_known_verb(tokens[i]):
             clause.verb, sentence.verb_span = tokens[i], sentence.spans[i]
+        if i == sentence.phrase_end and (bare or place.reference == "canvas"):
+            sentence.side_end = place.end  # "the dog on the left with long ears"
         sentence.preposition, sentence.placed = "", True
         sentence.negated = sentence.absent = False
         if place.reference == "canvas":
@@ -780,6 +801,8 @@ class Reader:
         if not of_body and self._is_placed(tokens, phrase):
             return False  # "a house with a door leading to a garden"
         owned_by = owners(phrase, sentence, known, self.said, of_body=of_body)
+        if of_body and not (owned_by or phrase.determiner or clause.head):
+            owned_by = known.only_person()  # "a woman BREAK red hair"
         if known.are_alive(owned_by) and not of_body:
             return False  # "a girl with a leaf in her hand"
         if known.are_people(owned_by) and last in ("horn", "trunk"):
@@ -1042,6 +1065,10 @@ class Reader:
         if clause.role != "object" or sentence.joint not in ("and", ","):
             return False
         alive, place, link = known.are_alive(ids), after.place, sentence.complete
+        if place is not None and place.reference == "canvas" and clause.joined:
+            sided = {index for each in sentence.sided for index in each.subjects}
+            if not sided.isdisjoint(clause.head):
+                return True  # "a dog on the left with a hat and a cat on the right"
         acts = alive and after.is_verb
         if sentence.joint == "," and not (bare or clause.joined):
             # "a girl holding an umbrella, a dog with a ball", "..., a tree to her left"

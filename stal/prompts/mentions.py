@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from stal.budget import MOST_PROMPT_OBJECTS
 from stal.prompts.nouns import NounPhrase, noun_phrase
 from stal.prompts.things import thing_of
 from stal.prompts.words import (
@@ -36,6 +37,8 @@ from stal.prompts.words import (
 from stal.relations import NOWHERE, Side, Span
 
 MOST_COUNTED = 20
+# Of how many objects, the latest, a definite phrase or a pronoun means one, in texts with more.
+MOST_LOOKED_AT = 200
 _WORN_IN = WORN - word_set("belt bow collar crown halo hood ring watch")  # "in a ring"
 
 
@@ -55,6 +58,7 @@ class Mention:
 
     Attributes: see `stal.prompts.Object`, and
         sentence: number of the sentence that names it.
+        part: number of its part of the prompt, as BREAK and its kin separate them.
         kind: the noun, singular.
         bare: whether it is named without article and number.
         parts: what is drawn with it, with articles: ["red hair", "a long tail"].
@@ -71,6 +75,7 @@ class Mention:
     index: int = 0
     position: Side = NOWHERE
     parts: list[str] = field(default_factory=list)
+    part: int = 0
 
     @property
     def whole(self) -> str:
@@ -96,7 +101,57 @@ class Mentions:
         self.items: list[Mention] = []
         self.several: list[int] = []
         self.members: list[int] = []
+        self.part = 0  # of the prompt, that is being read
+        self._summed: list[int] = []  # what the first part names and no other part yet
+        self._shared = False  # whether that part is said of all
+        self._by_name: dict[str, list[int]] = {}  # by kind, and by its last word
         self._compared: dict[str, tuple[str, int]] = {}  # noun -> (noun, 1 if it is to be more)
+
+    def begin_part(self, *, shared: bool) -> None:
+        """What comes next is another part of the prompt.
+
+        "2girls BREAK 1girl, red hair BREAK 1girl, blue hair" are two girls: what the first part
+        sums up, others describe.
+
+        Args:
+            shared: whether the part before is said of all parts, and names nothing else.
+        """
+        if self.part == 0 and (shared or self.items[1:]):
+            self._shared = shared
+            self._summed = [
+                index
+                for index, mention in enumerate(self.items)
+                if shared or not (mention.attributes or mention.parts)
+            ]
+        self.part += 1
+        self.several, self.members = [], []
+
+    def of_no_part(self) -> set[int]:
+        """What only the part names that is said of all; nothing if there is nothing else."""
+        dropped = set(self._summed) if self._shared else set()
+        return dropped if len(dropped) < len(self.items) else set()
+
+    def only_person(self) -> list[int]:
+        """Whom an earlier part names, if that is one."""
+        alive = [index for index in self.latest() if self.are_alive([index])]
+        return alive if self.part and len(alive) == 1 else []
+
+    def _add(self, mention: Mention) -> int:
+        """The number of an object: a new one, or that of one that an earlier part sums up."""
+        for index in self._summed if mention.count == (1, 1) else ():
+            old = self.items[index]
+            if old.kind == mention.kind:
+                self._summed.remove(index)
+                mention.position = old.position
+                self.items[index] = mention
+                return index
+        if len(self.items) >= MOST_PROMPT_OBJECTS:
+            raise ValueError(f"prompt must name at most {MOST_PROMPT_OBJECTS} objects, got more")
+        self.items.append(mention)
+        index = len(self.items) - 1
+        for name in {mention.kind, mention.kind.split(" ")[-1]}:
+            self._by_name.setdefault(name, []).append(index)
+        return index
 
     def take_comparisons(self, tokens: list[str], spans: list[Span]) -> None:
         """Takes out "the number of dogs is more than that of cats" and keeps what it says.
@@ -175,7 +230,7 @@ class Mentions:
             text = f"{article(words[0])} {text}"
         elif words[-1] not in ALWAYS_PLURAL:
             numbers = UNCOUNTED
-        self.items += [
+        new = [
             Mention(
                 noun,
                 list(phrase.attributes),
@@ -186,13 +241,14 @@ class Mentions:
                 bare=phrase.is_bare,
                 count=numbers,
                 index=index,
+                part=self.part,
             )
             for index in range(copies)
         ]
-        new = list(range(len(self.items) - copies, len(self.items)))
+        ids = [self._add(mention) for mention in new]
         if copies > 1:
-            self.several, self.members = list(new), list(new)
-        return new
+            self.several, self.members = list(ids), list(ids)
+        return ids
 
     def _number(self, phrase: NounPhrase, latest: Sequence[int]) -> int | None:
         """How many a noun phrase speaks of, if it or a comparison says so."""
@@ -214,18 +270,20 @@ class Mentions:
 
         Also a bare one in a text without articles: "cup left of plate, fork right of plate".
         """
+        if phrase.determiner == "multiple" and not phrase.attributes:
+            named = self._by_name.get(singular_noun(phrase.noun), [])
+            return named[:MOST_COUNTED] if named[1:] else []  # the tags "2girls, multiple girls"
         definite = phrase.determiner in DEFINITE | {"both", "all", "each"}
         owned = phrase.determiner in POSSESSIVES - {"'s"}
         if phrase.determiner and not (definite or owned):
             return []
         noun, attributes = singular_noun(phrase.noun), set(phrase.attributes)
-        found = []
-        for index, mention in enumerate(self.items):
-            if noun != mention.kind and noun != mention.kind.split(" ")[-1]:
-                continue
+        found: list[int] = []
+        for index in self._by_name.get(noun, [])[-MOST_LOOKED_AT:]:
+            mention = self.items[index]
             have = set(mention.attributes)
             same = attributes <= have
-            again = mention.sentence < sentence
+            again = mention.sentence < sentence and mention.part == self.part
             again |= related and mention.bare and index not in subject
             again &= attributes == have
             if same and (definite or again) and not (phrase.other and index in subject):
@@ -246,12 +304,16 @@ class Mentions:
 
     def _called(self, noun: str, but: Sequence[int]) -> list[int]:
         """The latest object with a longer or a narrower name: a dustbin is "the bin"."""
-        for index in reversed(range(len(self.items))):
+        for index in self.latest():
             kind = self.items[index].kind.split(" ")[-1]
             named = kind in KINDS.get(noun, ()) or _shortens(noun, kind)
             if named and index not in but:
                 return [index]
         return []
+
+    def latest(self) -> range:
+        """The objects, the latest first, as many as are looked at."""
+        return range(len(self.items) - 1, max(-1, len(self.items) - 1 - MOST_LOOKED_AT), -1)
 
     def next_members(self, number: int) -> list[int]:
         """The next so many of the members, which are taken thereby."""
@@ -266,8 +328,8 @@ class Mentions:
 
     def is_one_of_several(self, index: int) -> bool:
         """Whether a counted plural named it."""
-        span = self.items[index].span
-        return any(other.span == span for i, other in enumerate(self.items) if i != index)
+        span, beside = self.items[index].span, (index - 1, index + 1)
+        return any(self.items[i].span == span for i in beside if 0 <= i < len(self.items))
 
     def are_people(self, ids: Sequence[int]) -> bool:
         """Whether they are somebody, and at least one."""

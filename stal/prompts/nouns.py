@@ -48,6 +48,7 @@ from stal.prompts.words import (
 )
 
 _DEEPEST = 3  # "a slice of a piece of a cake"
+_MOST_WORDS = 30  # of a noun phrase
 
 
 @dataclass
@@ -146,7 +147,9 @@ def noun_phrase(
         i += 1
     words: list[str] = []
     verb = False
-    while not is_boundary(tokens, i) or _joins_adjectives(tokens, i, words, determiner):
+    while len(words) < _MOST_WORDS and (
+        not is_boundary(tokens, i) or _joins_adjectives(tokens, i, words, determiner)
+    ):
         token = tokens[i]
         if (words and find(tokens, i) is not None) or (end is not None and i >= end):
             break

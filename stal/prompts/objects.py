@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from stal.prompts.clause import Sentence
+from stal.prompts.names import is_figure
 from stal.prompts.nouns import NounPhrase
 from stal.prompts.places import holds, stated_by
 from stal.prompts.statements import RESTS
@@ -45,6 +46,10 @@ def is_object(tokens: Sequence[str], phrase: NounPhrase, sentence: Sentence) -> 
     head = singular(last)
     if phrase.determiner == "no" or phrase.count == 0 or _is_absent(sentence):
         return False
+    if is_figure(phrase.words[-1]):
+        return False
+    if sentence.of_several and phrase.is_bare and (phrase.is_scenery or head in PLACES):
+        return False  # "park, night BREAK a girl BREAK a boy"
     within = link is not None and link.names[:1] in RESTS
     at = sentence.preposition in ("at", "through", "across")
     at = at or word_at(tokens, phrase.start - 1) == "at"

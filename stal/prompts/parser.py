@@ -12,6 +12,7 @@ words, `stal.prompts.words.COMPOUNDS`.
 
 from __future__ import annotations
 
+from stal.budget import MOST_PROMPT_CHARS
 from stal.prompts import grammar
 from stal.prompts.description import Description, Object, Relation
 
@@ -27,8 +28,10 @@ def parse(text: str, *, engine: str = "grammar") -> Description:
     for each ("two women wearing red dresses" are four). Backgrounds, scenery
     ("in a field"), the picture itself ("a photo of"), style tags ("golden hour, film grain, 4k"; at
     the end of a prompt, unknown words between commas that have no article count as such), what only
-    generators read ("--ar 16:9") and what is said to be absent ("no dog", "without a hat") are no
-    objects. Any text gives a description, at worst one without objects.
+    generators read ("--ar 16:9", "(a cat:1.3)": `stal.prompts.markup`) and what is said to be
+    absent ("no dog", "without a hat") are no objects. Where such syntax separates parts, as BREAK
+    does, a part names other things than those before it, unless it says "the" or a pronoun. Any
+    text that is not too long gives a description, at worst one without objects.
 
     Args:
         text: the prompt.
@@ -39,11 +42,16 @@ def parse(text: str, *, engine: str = "grammar") -> Description:
         The text with its objects, in order of mention, and its relations, in order of statement.
 
     Raises:
-        ValueError: an unknown engine.
+        ValueError: an unknown engine, or more characters, objects or relations than
+            `stal.budget` allows.
         ImportError: "spacy" without spaCy or an English pipeline; the message says how to get them.
     """
     if engine not in ENGINES:
         raise ValueError(f"engine must be one of {', '.join(ENGINES)}, got {engine!r}")
+    if len(text) > MOST_PROMPT_CHARS:
+        raise ValueError(
+            f"prompt must have at most {MOST_PROMPT_CHARS} characters, got {len(text)}"
+        )
     if engine == "spacy":
         from stal.prompts import spacy_engine
 

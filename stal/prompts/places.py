@@ -89,6 +89,7 @@ _INTENSIFIERS = (
     "close",
     "high",
 )
+_MOST_IN_A_ROW = 6  # intensifiers or sides
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ def is_by_pronoun(tokens: Sequence[str], place: Place) -> bool:
 def find(tokens: Sequence[str], i: int) -> Place | None:
     """The words of place that begin at position i, the longest; None if none do."""
     start = i
-    while i < len(tokens) and tokens[i] in _INTENSIFIERS:
+    while i < min(len(tokens), start + _MOST_IN_A_ROW) and tokens[i] in _INTENSIFIERS:
         i += 1  # "right next to", "directly above"
     form = _form(tokens, start) or (_form(tokens, i) if i > start else None)
     side = _side(tokens, start) or (_side(tokens, i) if i > start else None)
@@ -172,11 +173,12 @@ def _side(tokens: Sequence[str], i: int) -> Place | None:
     i += preposition
     whose = tokens[i] if i < n and (tokens[i] == "the" or tokens[i] in POSSESSIVES) else ""
     i += bool(whose)
-    while i < n and tokens[i] in ("far", "immediate", "very", "extreme", "direct"):
+    degrees = ("far", "immediate", "very", "extreme", "direct")
+    while i < min(n, start + _MOST_IN_A_ROW) and tokens[i] in degrees:
         i += 1
     side: list[int | None] = [None, None, None]
     first = i
-    while i < n:
+    while i < min(n, first + _MOST_IN_A_ROW):
         parts = tokens[i].split("-") if tokens[i] not in SIDES else [tokens[i]]
         if not all(part in SIDES for part in parts):
             break

@@ -46,7 +46,7 @@ def resolve(
         The objects; none if there is nothing that it can mean.
     """
     groups = [list(first), *_topics(pronoun, besides, sentence)]
-    groups += [[index] for index in reversed(range(len(known.items)))]
+    groups += [[index] for index in known.latest()]
     if alive:
         groups.sort(key=lambda group: not known.are_alive(group))
     for group in groups:
@@ -55,7 +55,8 @@ def resolve(
             return found
     if pronoun == "them":
         for number in (sentence.number, sentence.number - 1):
-            group = [i for i, mention in enumerate(known.items) if mention.sentence == number]
+            latest = reversed(known.latest())
+            group = [i for i in latest if known.items[i].sentence == number]
             if group[1:]:
                 return [index for index in group if index not in besides]
     return other_than(besides, sentence)
@@ -131,7 +132,7 @@ def latest_two(besides: Sequence[int], sentence: Sentence, known: Mentions) -> l
     for group in (sentence.clause.subject, sentence.main, sentence.about):
         if len(group) == 2 and set(group).isdisjoint(besides):
             return list(group)
-    return [index for index in range(len(known.items)) if index not in besides][-2:]
+    return [index for index in reversed(known.latest()) if index not in besides][-2:]
 
 
 def other_than(besides: Sequence[int], sentence: Sentence) -> list[int]:

@@ -1,19 +1,16 @@
 """Other ways of saying things, in the words that the grammar reads.
 
 "Draw a cat" asks for a cat, "you can see a cat" says that there is one, "left: a cat" where it is.
-What only picture generators read, as in "(a cat:1.3) --ar 16:9", is left out.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 from stal.prompts.places import SIDES, find
 from stal.prompts.words import (
     AUXILIARIES,
     DETERMINERS,
-    FUNCTION_WORDS,
     THE_CANVAS,
     VERB_STEMS,
     is_adjective,
@@ -45,48 +42,6 @@ ORDERS = {
 }
 # Kinds of cans.
 _CANS = word_set("tin watering soda garbage trash rubbish beer paint spray oil milk gas jerry soup")
-
-# "<lora:film:0.8>", the 1.3 of "(a cat:1.3)" and "(a cat)1.3", Midjourney's parameters, whose
-# dashes editors join, and what Stable Diffusion's front ends write below a prompt.
-_NUMBER = r"(?:\d+(?:\.\d+)?|\.\d+)"
-_MARKUP = re.compile(
-    rf"<\w+:[^<>\n]*>|:\s*{_NUMBER}\s*(?=[)\]}}])|(?<=[)\]}}])\d*\.\d+|\bembedding:[\w./-]+"
-    r"|(?<!\S)(?:--|[–—])no\s(?:(?!\s--)[^\n])*"
-    r"|(?<!\S)--(?:fast|hd|relax|tile|turbo|draft|raw)\b"
-    r"|(?:--|(?<!\d)[–—])(?:ar|aspect|c|chaos|cw|exp|iw|niji|ow|q|quality|repeat|s|seed|stop|stylize|sw"
-    rf"|v|version|w|weird)\s+{_NUMBER}(?:[:/]{_NUMBER})?\w*"
-    r"|(?<!\S)--(?:cref|oref|p|personalize|profile|sref|style|test)\b(?:\s+[^\s,-]\S*)?"
-    r"|(?<!\S)(?:Negative prompt:|Steps:\s*\d)[\s\S]*"
-)
-_BREAK = re.compile(r"(?<!\S)BREAK(?!\S)")  # of a prompt in two
-_EMPHASIS = {"(": ")", "[": "]", "{": "}"}
-_WEIGHT_BEFORE = re.compile(rf":\s*{_NUMBER}\s*$")
-_WORD_BEFORE = re.compile(r"([\w'’-]+)\s*$")
-_FAR_ENOUGH = 32  # characters to look back: no word or weight that matters is longer
-
-
-def without_markup(text: str) -> str:
-    """The text with blanks for what only generators read, as long as before.
-
-    Brackets go where they weigh words, "a ((red) cat:1.2)", and stay where they hold an aside, "a
-    cat (on the left)".
-    """
-    out = list(_MARKUP.sub(lambda found: " " * len(found[0]), text))
-    for found in _BREAK.finditer(text):
-        out[found.start() : found.end()] = ".    "
-    opened: list[tuple[int, bool]] = []  # where, and whether it may hold an aside
-    for i, character in enumerate(text):
-        before = text[max(0, i - _FAR_ENOUGH) : i]
-        if character in _EMPHASIS:
-            word = _WORD_BEFORE.search(before)
-            follows = word is not None and word[1].lower()
-            aside = follows and not (follows in FUNCTION_WORDS or is_adjective(follows))
-            opened.append((i, bool(aside)))
-        elif opened and character == _EMPHASIS[text[opened[-1][0]]]:
-            start, aside = opened.pop()
-            if not aside or _WEIGHT_BEFORE.search(before):
-                out[start] = out[i] = " "
-    return "".join(out)
 
 
 def reword(tokens: Sequence[str], spans: Sequence[Span]) -> list[Word]:

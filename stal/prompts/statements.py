@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
+from stal.budget import MOST_PROMPT_RELATIONS
 from stal.prompts.mentions import MOST_COUNTED, Mention
 from stal.prompts.words import UNCOUNTED, article, is_for_one, is_plural, singular_noun
 from stal.relations import Side, Span, Statement, side_names
@@ -97,6 +98,10 @@ class Statements:
         for subject in subjects:
             for reference in references:
                 if subject != reference:
+                    if len(self.relations) > MOST_PROMPT_RELATIONS:
+                        raise ValueError(
+                            f"prompt must state at most {MOST_PROMPT_RELATIONS} relations, got more"
+                        )
                     for name in link.names:
                         self._forget_row(subject, name, reference)
                         self.relations.setdefault((subject, name, reference), link.span)
@@ -184,6 +189,20 @@ class Statements:
                 continue
             topic = next(filter(None, others), [])
             self.relate(Link((name,), sided.subjects, sided.span), sided.subjects, topic)
+
+
+def without(
+    dropped: Set[int], mentions: Sequence[Mention], relations: Mapping[Statement, Span]
+) -> tuple[list[Mention], dict[Statement, Span]]:
+    """Objects and relations without some of the objects, given by their numbers."""
+    kept = [i for i in range(len(mentions)) if i not in dropped]
+    number = {i: k for k, i in enumerate(kept)}
+    said = {
+        (number[i], name, number[j]): span
+        for (i, name, j), span in relations.items()
+        if i in number and j in number
+    }
+    return [mentions[i] for i in kept], said
 
 
 def dealt(

@@ -30,8 +30,15 @@ from stal.prompts.words import (
     is_number,
     is_plural,
     singular,
+    word_at,
     word_set,
 )
+
+
+def tags(text: str) -> frozenset[str]:
+    """The tags of a text, of one or more words, between bars."""
+    return frozenset(text.split("|"))
+
 
 # What a tag ends in, ...
 _STYLES = word_set(
@@ -73,6 +80,40 @@ _OPENINGS = (
 )
 _SETTING = re.compile(r"f/[\d.]+|\d+/\d+s?|\d+mm")  # of a camera
 _ENDINGS = ("ism", "istic", "esque", "punk", "graphy", "scape")
+# Tags that say how good, how old and how decent the pictures were that a model learnt from, ...
+_QUALITY = tags(
+    "masterpiece|best quality|amazing quality|great quality|high quality|good quality"
+    "|normal quality|average quality|medium quality|low quality|bad quality|worst quality"
+    "|top quality|highest quality|absurdres|incredibly absurdres|highres|hires|lowres|hi-res"
+    "|ultra-detailed|ultra detailed|extremely detailed|highly detailed|very aesthetic|aesthetic"
+    "|displeasing|very displeasing|very awa|worst aesthetic|newest|recent|mid|early|oldest|sfw"
+    "|nsfw|safe|sensitive|general|questionable|explicit|uncensored|censored|official art"
+    "|official style|key visual|anime screencap|anime coloring|game cg|wallpaper"
+    "|award winning|trending|no watermark|no text|commentary|english commentary|commission"
+    "|signature|artist name|watermark|photorealistic|hyper-realistic|ultra-realistic|uhd|fhd"
+)
+_QUALITY_FORM = re.compile(
+    r"score \d+(?: up)?|(?:rating|source) [\w-]+|(?:year )?(?:19|20)\d\ds?|\d+k(?: \w+)?"
+    r"|(?:very|ultra|super|insanely|incredibly|hyper) (?:detailed|high res|highres|aesthetic|sharp)"
+    r"|\d+x\d+ (?:pixels|resolution)|(?:ultra |full )?hd|(?:ultra |super )?high[ -]res"
+)
+# ... and how they show what they show.
+_FRAMING = tags(
+    "upper body|lower body|full body|cowboy shot|wide shot|from above|from below|from side"
+    "|from behind|from outside|dutch angle|pov|straight-on|profile|multiple views|indoors|outdoors"
+    "|no humans|solo focus|male focus|female focus|looking at viewer|looking back|looking away"
+    "|looking down|looking up|looking to the side|facing viewer|facing away|simple background"
+    "|lens flare|depth of field|lineart|greyscale|spot color|flat color|cropped|out of frame"
+    "|scenery|still life|virtual youtuber|original|solo|contemporary"
+)
+# Those that nothing else is called, which need no comma: "masterpiece best quality 1girl".
+_ALONE = tags(
+    "masterpiece|best quality|amazing quality|high quality|worst quality|low quality|absurdres"
+    "|highres|lowres|very aesthetic|ultra-detailed|solo"
+)
+_ALONE_FORM = re.compile(r"score \d+(?: up)?")
+_LONGEST_ALONE = 3  # words
+
 _CONCRETE = ANIMALS | PEOPLE | MEN | WOMEN | WORN | CONTAINERS | SURFACES
 
 
@@ -84,7 +125,10 @@ def without_tags(tokens: Sequence[str]) -> list[int]:
     lists = end + 1 < len(tokens) and is_number(tokens[end + 1])  # "cats: one black, one white"
     if tokens[end : end + 1] == [":"] and not (lists or _has_article(tokens[:end])):
         kept[0] = _states(tokens[:end])  # "Isometric room: a bed left of a desk"
-    articles = [_has_article(tokens[start:end]) for start, end in fragments]
+    articles = [
+        keep and _has_article(tokens[start:end])
+        for keep, (start, end) in zip(kept, fragments, strict=True)
+    ]
     stated = [_states(tokens[start:end]) for start, end in fragments]
     # From the end on: the first that is not alone ends the tags.
     for k in range(len(fragments) - 1, 0, -1):
@@ -99,8 +143,37 @@ def without_tags(tokens: Sequence[str]) -> list[int]:
     out: list[int] = []
     for (start, end), keep in zip(fragments, kept, strict=True):
         if keep:
-            out += range(start, min(end + 1, len(tokens)))
+            start, stop = _within_tags(tokens, start, end)
+            out += range(start, stop)
+            out += range(end, min(end + 1, len(tokens)))
     return out
+
+
+def _within_tags(tokens: Sequence[str], start: int, end: int) -> tuple[int, int]:
+    """[start, end) without the tags that stand there without a comma."""
+    while (length := _length_of_tag(tokens[start : start + _LONGEST_ALONE])) and start < end:
+        if word_at(tokens, start + length) == "of":
+            break
+        start += length
+    stop = end
+    said = not DETERMINERS.isdisjoint(tokens[start:end])  # "forming a masterpiece"
+    while not said and stop > start:
+        lengths = range(1, min(_LONGEST_ALONE, stop - start) + 1)
+        length = next((k for k in lengths if _is_alone(tokens[stop - k : stop])), 0)
+        if not length:
+            break
+        stop -= length
+    return start, stop
+
+
+def _is_alone(words: Sequence[str]) -> bool:
+    tag = " ".join(words)
+    return tag in _ALONE or _ALONE_FORM.fullmatch(tag) is not None
+
+
+def _length_of_tag(words: Sequence[str]) -> int:
+    """How many words the longest tag has that they begin with; 0 for none."""
+    return next((k for k in range(len(words), 0, -1) if _is_alone(words[:k])), 0)
 
 
 def _fragments(tokens: Sequence[str]) -> list[tuple[int, int]]:
@@ -124,6 +197,10 @@ def _states(words: Sequence[str]) -> bool:
 def _is_style(words: Sequence[str]) -> bool:
     if not words:
         return False
+    if len(words) <= 4:
+        tag = " ".join(words)
+        if tag in _QUALITY or tag in _FRAMING or _QUALITY_FORM.fullmatch(tag):
+            return True
     if any(list(words[: len(opening)]) == opening for opening in _OPENINGS):
         return not _has_article(words[4:] if words[0] == "in" else words)
     if words[0] in _MEDIA and words[1:2] == ["on"] and words[-1] in _GROUNDS:

@@ -509,7 +509,7 @@ def may_be_adjective(word: str) -> bool:
 
 def is_word(token: str) -> bool:
     """Whether a token is no punctuation mark."""
-    return token[:1].isalnum()
+    return token[:1].isalnum() or (token[:1] in ("#", "№") and len(token) > 1)
 
 
 def is_number(token: str) -> bool:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
+from stal import budget
 from stal.checked_json import integer, read_value, short
 from stal.layout import Box
 from stal.prompts import parse
@@ -47,7 +48,7 @@ def read_nsr1k(path: Path) -> list[LayoutExample]:
     Raises:
         ValueError: not such a file, or a box without area; the message names the item.
     """
-    items = read_value(path)
+    items = read_value(path, limit=budget.MOST_DATASET_BYTES)
     if not isinstance(items, list):
         raise ValueError(f"{path} must be a list of captions, got {type(items).__name__}")
     examples = []
@@ -56,10 +57,12 @@ def read_nsr1k(path: Path) -> list[LayoutExample]:
         try:
             things = item["object_list"] if "object_list" in item else [item["obj1"], item["obj2"]]
             named = [(str(name), _from_corner(box, where)) for name, box in things]
+            if not isinstance(item["prompt"], str):
+                raise TypeError("a prompt that is no string")
             example = _from_caption(
                 item["prompt"], named, 1.0, integer(item["image_id"], f"{where}: image_id")
             )
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, OverflowError) as error:
             raise ValueError(f"{where} must be a caption of NSR-1K, got {error!r}") from None
         if example is not None:
             examples.append(example)
@@ -72,7 +75,7 @@ def read_coco(annotations: Path, captions: Path | None) -> list[LayoutExample]:
     Raises:
         ValueError: not such files, or no box in them.
     """
-    data = read_value(annotations)
+    data = read_value(annotations, limit=budget.MOST_DATASET_BYTES)
     try:
         categories = {each["id"]: each["name"] for each in data["categories"]}
         sizes = {each["id"]: (each["width"], each["height"]) for each in data["images"]}
@@ -93,7 +96,9 @@ def read_coco(annotations: Path, captions: Path | None) -> list[LayoutExample]:
             box = [x / width, y / height, w / width, h / height]
             name = categories[each["category_id"]]
             things[each["image_id"]].append((name, _from_corner(box, where)))
-        texts = read_value(captions)["annotations"] if captions else []
+        texts = (
+            read_value(captions, limit=budget.MOST_DATASET_BYTES)["annotations"] if captions else []
+        )
         said = [(each["image_id"], each["caption"]) for each in texts]
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{annotations} must be in COCO's format, got {error!r}") from None

@@ -190,3 +190,10 @@ def test_files_of_strange_names_are_read(tmp_path):
     for name in ("a b", "-", "*", "\udcff", "é\n"):
         (tmp_path / name).write_bytes(b"a")
         assert read_text(tmp_path / name, name="prompts") == "a"
+
+
+@pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\x1e"])
+def test_lines_end_at_line_ends_alone(tmp_path, mark):
+    path = tmp_path / "lines"
+    path.write_bytes(f"a cat{mark}left\r\n\r a dog \rb\n".encode())
+    assert read_lines(path, name="prompts") == [f"a cat{mark}left", "a dog", "b"]

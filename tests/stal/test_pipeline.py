@@ -12,12 +12,13 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
+from stal.diffusers_names import DIFFUSERS_ADVICE, DIFFUSERS_NAMES, hint_of
 from stal.layout import Layout, PlacedObject, place
 from stal.model.model import Model
 from stal.pipeline import Pipeline
 from stal.prompts import parse
 from stal.sampler import SAMPLERS
-from stal.settings import DIFFUSERS_ADVICE, DIFFUSERS_NAMES, Defaults, Settings, hint_of
+from stal.settings import Defaults, Settings
 from stal.shapes.captions import words
 
 ONE = "a green star"
@@ -131,6 +132,15 @@ def test_background_is_of_the_model_and_0_without_a_reference_prompt(pipe):
     }
     assert torch.equal(drawn["default"].latents, drawn["given"].latents)
     assert not torch.equal(drawn["default"].latents, drawn["none"].latents)
+
+
+def test_syntax_of_other_tools_is_not_drawn(pipe):
+    layout = pipe(TWO, steps=STEPS).layout
+    plain = pipe(TWO, layout=layout, steps=STEPS)
+    marked = f"({TWO}:1.3) <lora:x:1> --ar 1:1 --no birds"
+    drawn = pipe(marked, layout=layout, steps=STEPS)
+    assert torch.equal(drawn.latents, plain.latents)
+    assert drawn.settings["prompt"] == marked
 
 
 @pytest.mark.parametrize(

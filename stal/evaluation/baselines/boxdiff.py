@@ -62,7 +62,7 @@ def boxdiff(
     drawing = plain_drawing(pipe, prompts, layouts=layouts, seeds=seeds, settings=settings)
     denoiser = Denoiser(drawing.model, drawing.settings, prompts)
     rows = [denoiser.rows[prompt] for prompt in prompts]
-    placed = [tokens_and_boxes(pipe, job.prompt, job.layout) for job in drawing.jobs]
+    placed = [tokens_and_boxes(pipe, job.texts[0], job.layout) for job in drawing.jobs]
     cells = side or default_side(drawing)
 
     def losses(x: Tensor, t: float) -> tuple[Tensor, Tensor]:

@@ -116,13 +116,13 @@ def _terms(
     for i, job in enumerate(drawing.jobs):
         boxes = hard_masks(job.layout, *drawing.cells).float()
         if not len(boxes):
-            terms.append(_Term(i, job.prompt, everywhere, everywhere))
+            terms.append(_Term(i, job.texts[0], everywhere, everywhere))
             continue
         parts = torch.cat([(1 - boxes.sum(0, keepdim=True)).clamp(min=0), boxes])
         shares = strength * parts / parts.sum(0)
         stated = parse(job.prompt).background
-        rest = job.prompt if around is None else reference_prompt(around, stated)
-        terms.append(_Term(i, job.prompt, (1 - strength) * everywhere, everywhere))
+        rest = job.texts[0] if around is None else reference_prompt(around, stated)
+        terms.append(_Term(i, job.texts[0], (1 - strength) * everywhere, everywhere))
         terms.append(_Term(i, rest, shares[0], everywhere))
         for item, share, box in zip(job.layout.objects, shares[1:], boxes, strict=True):
             text = local_prompt.replace("{}", item.phrase)

@@ -1,5 +1,6 @@
 """Labelled sets of prompts: what is read, and what is refused."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -55,3 +56,21 @@ def test_captions_of_other_forms_are_passed_over(tmp_path: Path) -> None:
         (("hot dog", "left of", "bed"),),
         (("cat", "next to", "pig"),),
     ]
+
+
+def test_captions_end_at_line_ends_alone(tmp_path: Path) -> None:
+    path = tmp_path / "captions.txt"
+    path.write_text("a red\u2028cat left of a big\x0cdog\r\na cup above a bed\n", encoding="utf-8")
+    names = [each.objects for each in read_captions(path)]
+    assert names == [("red\u2028cat", "big\x0cdog"), ("cup", "bed")]
+
+
+@pytest.mark.parametrize(
+    "change", [{"image_id": "x"}, {"obj1": 3}, {"obj2": []}, {"relation": []}, {"prompt": 3}]
+)
+def test_spatial_items_of_other_kinds_are_refused(tmp_path: Path, change: dict) -> None:
+    item = {"prompt": "", "obj1": ["a"], "obj2": ["b"], "relation": "left", "type": ""}
+    path = tmp_path / "spatial.json"
+    path.write_text(json.dumps([{**item, **change}]))
+    with pytest.raises(ValueError, match="item 0"):
+        read_spatial(path)

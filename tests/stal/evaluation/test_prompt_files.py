@@ -219,3 +219,32 @@ def test_a_file_that_is_no_text_is_refused_with_its_line(tmp_path):
 def test_limit_must_be_positive(limit):
     with pytest.raises(ValueError, match="limit must be positive"):
         read_cases("shapes:1", limit=limit)
+
+
+@pytest.mark.parametrize(
+    "mark", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e"]
+)
+def test_only_line_ends_end_a_prompt(write, mark):
+    prompt = f"a cat left of{mark}a dog"
+    case = {"tag": "x", "include": [{"class": "cat"}], "prompt": prompt}
+    lines = json.dumps(case, ensure_ascii=False)
+    assert [each.prompt for each in read_cases(write(f"{lines}\r\n{lines}\r"))] == [prompt] * 2
+    (found,) = read_cases(write(f"{prompt}\n"))
+    assert (found.prompt, found.relations) == (prompt, ((0, "left of", 1),))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 100_000, "must be a line of GenEval"),
+        ('{"prompt": ' + "9" * 5000 + "}", "must be a line of GenEval"),
+        ('{"prompt": "", "include": [{"class": "cat", "count": 1000000000}]}', "at most"),
+        ('{"prompt": "", "include": [{"class": "cat", "color": [1]}]}', "color must be a string"),
+        ('{"annotations": [{"caption": "a cat", "image_id": []}]}', "image_id must be"),
+        ("a " * 30_000, "prompt must have at most"),
+    ],
+    ids=["deep", "long number", "many", "colour", "id", "long"],
+)
+def test_files_made_to_harm_are_refused(write, text, message):
+    with pytest.raises(ValueError, match=message):
+        read_cases(write(text))

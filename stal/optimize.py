@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from stal.caller import warn
 from stal.checked_json import is_integer, number, scalar
 from stal.drawing import Drawing
 from stal.finite import NotFinite
@@ -193,7 +193,7 @@ def trajectory(
             where = f"{error} (epoch {epoch})"
             if not trace[0]:
                 raise NotFinite(f"{where}; there are no better weights to keep") from error
-            warnings.warn(f"{where}; the best weights before it are kept", stacklevel=4)
+            warn(f"{where}; the best weights before it are kept")
             break
         n = drawing.settings.num_images
         drawn = drawn.detach()
@@ -275,7 +275,7 @@ def online(
                 continue
             if not grad.isfinite().all():
                 rule = f"gradient must be finite, got NaN or infinity at step {step}"
-                warnings.warn(f"{rule}: prompt {i} keeps its weights there", stacklevel=2)
+                warn(f"{rule}: prompt {i} keeps its weights there")
                 continue
             move = grad[step] / grad[step].abs().max().clamp(min=1e-12)
             w[step : step + every] -= radius / updates * move

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from stal.caller import warn
 from stal.diffusers_names import hint_of, hinted
 from stal.drawing import Drawing, Job, Result
 from stal.fitting import fits, misfits, size_of_aspect, without_effect
@@ -184,7 +184,7 @@ class Pipeline:
         given = {"reference": reference, "background": background, "layout": layout}
         given["negative_prompt"] = negative_prompt
         for sentence in without_effect(given, drawing.settings):
-            warnings.warn(sentence, stacklevel=2)
+            warn(sentence)
         return drawing.results(drawing.sample(callback=callback))[0]
 
     @hinted
@@ -303,7 +303,7 @@ class Pipeline:
             for index, placed in enumerate(layout.objects):
                 check_text(f"objects[{index}].phrase of the layout", placed.phrase)
             for sentence in misfits(prompt, layout, settings, given=layouts[i] is not None):
-                warnings.warn(sentence, stacklevel=4)
+                warn(sentence)
             given: Weights | None = weights[i] if weights is not None else None
             steps, objects = settings.steps, len(layout.objects)
             if given is None:

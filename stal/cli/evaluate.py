@@ -61,9 +61,7 @@ def evaluate(
     prompts: _Prompts,
     methods: Annotated[str, typer.Option(help="Comma-separated, ours last.")],
     output: Annotated[Path, typer.Option(help="Folder for the results; a killed run resumes.")],
-    seeds: Annotated[
-        int, typer.Option(min=1, max=MOST_IMAGES, help="Images of a prompt by each method.")
-    ] = 2,
+    seeds: _Seeds = 2,
     layouts: _Layouts = Layouts.predicted,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first prompts.")] = None,
     model: ModelOption = None,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import typer
 
 from stal import picture
 from stal.budget import MOST_IMAGES
+from stal.caller import warn
 from stal.cli.options import (
     AttentionMode,
     ClipOption,
@@ -333,7 +333,7 @@ def _draw(what: _Wanted, pictures: list[Path], json_file: Path | None) -> None:
             )
             if ours:
                 for sentence in without_effect(what.given, drawing.settings):
-                    warnings.warn(sentence, stacklevel=2)
+                    warn(sentence)
             if ours and what.search is not None:
                 return _optimized(drawing, what.search, device=device, quiet=quiet)
             steps = drawing.schedule.steps

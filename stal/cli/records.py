@@ -7,13 +7,13 @@ import json
 import os
 import re
 import shlex
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from stal import picture
 from stal.budget import MOST_IMAGES, MOST_OBJECTS, MOST_RECORD_PIXELS
+from stal.caller import warn
 from stal.checked_json import short
 from stal.cli.options import AttentionMode, DType, RuleName
 
@@ -80,10 +80,9 @@ def read_settings(source: Path) -> dict[str, Any]:
     """The settings of a picture, of which nothing is checked but that there are some."""
     record = picture.read_record(source)
     if record.get("method") in _OTHER_MEANS:
-        warnings.warn(
+        warn(
             f"{source} was drawn by {record['method']}, which `stal evaluate` alone does; this"
-            f" draws with {short(record.get('attention'))} attention",
-            stacklevel=2,
+            f" draws with {short(record.get('attention'))} attention"
         )
     return record
 

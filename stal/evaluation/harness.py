@@ -14,7 +14,6 @@ import hashlib
 import json
 import os
 import time
-import warnings
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stal import picture
+from stal.caller import warn
 from stal.evaluation.detectors import Background, Detector, pixels
 from stal.evaluation.metrics import Detection, judge
 from stal.evaluation.prompt_files import PromptCase, boxes_of
@@ -326,7 +326,7 @@ def _with_pictures(folder: Path, rows: list[ResultRow]) -> list[ResultRow]:
     kept = [row for row in rows if _is_picture(folder / row.image)]
     if len(kept) < len(rows):
         lost = len(rows) - len(kept)
-        warnings.warn(f"{lost} pictures of {folder} are lost and drawn again", stacklevel=3)
+        warn(f"{lost} pictures of {folder} are lost and drawn again")
         write_atomic(folder / RESULTS, _lines(kept))
     return kept
 

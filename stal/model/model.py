@@ -9,7 +9,6 @@ model.decode(latents)[0].save("circle.png")
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from stal.caller import warn
 from stal.checked_json import first_line, short
 from stal.diffusers_names import hinted
 from stal.finite import check_finite, is_finite
@@ -264,7 +264,7 @@ class Model:
         found = call(vae)
         if vae.dtype in (torch.float16, torch.bfloat16) and not is_finite(found):
             half = str(vae.dtype).removeprefix("torch.")
-            warnings.warn(f"the vae overflows in {half} and goes on in float32", stacklevel=3)
+            warn(f"the vae overflows in {half} and goes on in float32")
             _move(vae, dtype=torch.float32)
             found = call(vae)
         return check_finite(what, found, vae.dtype)
@@ -273,10 +273,9 @@ class Model:
         whole = tokenizer(list(texts), verbose=False).input_ids
         for text, ids in zip(texts, whole, strict=True):
             if len(ids) > longest:
-                warnings.warn(
+                warn(
                     f"the model reads {longest} tokens, the end of this prompt of {len(ids)} is "
-                    f"lost: {text!r}",
-                    stacklevel=2,
+                    f"lost: {text!r}"
                 )
         ids = tokenizer(
             list(texts),

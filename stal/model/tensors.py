@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from stal.caller import warn
 from stal.checked_json import first_line, read_json, shown
 from stal.finite import NotFinite, is_finite, way_out
 
@@ -154,7 +154,7 @@ def weight_files(source: Path, name: str, dtype: torch.dtype | None = None) -> l
         if len(variants) > 1:
             first, *rest = variants
             chosen = f"the variant {first} is read, not {', '.join(rest)}"
-            warnings.warn(f"{source} holds no {single.name}: {chosen}", stacklevel=2)
+            warn(f"{source} holds no {single.name}: {chosen}")
         file = next(iter(variants.values()))
         return [file] if file.suffix == ".safetensors" else _shards(file)
     refuse_pickle(source.iterdir() if source.is_dir() else (), source)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import math
 import random
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from stal import torch_state
+from stal.caller import warn
 from stal.files import write_atomic
 from stal.layout import Box
 from stal.layout.network import (
@@ -152,7 +152,7 @@ def _finished(output: Path, identity: Mapping[str, str]) -> dict[str, float] | N
     if other:
         got = f"a finished run of other {', '.join(other)}"
         raise ValueError(f"{path} must be of the same run, got {got}: {fix}")
-    warnings.warn(f"{path} is finished and nothing is trained: {fix}", stacklevel=3)
+    warn(f"{path} is finished and nothing is trained: {fix}")
     return scores
 
 

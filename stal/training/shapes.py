@@ -12,7 +12,6 @@ import hashlib
 import random
 import shutil
 import time
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from stal import torch_state
+from stal.caller import warn
 from stal.files import write_atomic
 from stal.runs import held, read_checkpoint, write_checkpoint
 from stal.shapes.captions import caption
@@ -182,7 +182,7 @@ class _Run:
         saved = time.monotonic()
         if self.start >= self.steps:
             fix = f"delete {self.path} to train it again"
-            warnings.warn(f"stage {self.stage} is finished and not trained: {fix}", stacklevel=2)
+            warn(f"stage {self.stage} is finished and not trained: {fix}")
         bar = tqdm(range(self.start, self.steps), initial=self.start, total=self.steps)
         for step in bar:
             bar.set_description(self.stage)

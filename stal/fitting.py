@@ -55,12 +55,17 @@ def misfits(prompt: str, layout: Layout, settings: Complete, *, given: bool) -> 
             f"the layout is of another prompt, {short(layout.prompt)}: its objects are drawn into"
             f" {short(prompt)}"
         )
-    if not fits(layout, height=settings.height, width=settings.width):
-        found.append(
-            f"the layout has an aspect (width / height) of {layout.aspect:.3g} and is stretched to"
-            f" {settings.width} x {settings.height} pixels: give no size, or one of that aspect"
-        )
     return found
+
+
+def stretched(layout: Layout, settings: Complete) -> list[str]:
+    """That a layout does not keep its proportions in the picture, if it does not."""
+    if settings.attention == "plain" or fits(layout, height=settings.height, width=settings.width):
+        return []
+    return [
+        f"the layout has an aspect (width / height) of {layout.aspect:.3g} and is stretched to"
+        f" {settings.width} x {settings.height} pixels: give no size, or one of that aspect"
+    ]
 
 
 def without_effect(given: Mapping[str, Any], settings: Complete) -> list[str]:

@@ -70,7 +70,7 @@ def _text(path: str | os.PathLike[str]) -> str | None:
     from PIL.PngImagePlugin import PngImageFile
 
     try:
-        with open_regular(path, name="picture") as file:
+        with open_regular(path, name=str(path)) as file:
             start = file.read(2 * MOST_RECORD_CHARS)
     except OSError as error:
         raise ValueError(f"{path} must be a picture, got: {error.strerror or error}") from error

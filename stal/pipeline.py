@@ -13,7 +13,7 @@ from torch import Tensor
 from stal.caller import warn
 from stal.diffusers_names import hint_of, hinted
 from stal.drawing import Drawing, Job, Result
-from stal.fitting import fits, misfits, size_of_aspect, without_effect
+from stal.fitting import fits, misfits, size_of_aspect, stretched, without_effect
 from stal.layout.formats import LayoutLike, as_layout
 from stal.layout.layout import Layout
 from stal.layout.predictor import predict
@@ -258,7 +258,12 @@ class Pipeline:
             else None
             for prompt, layout in zip(prompts, layouts or [None] * len(prompts), strict=True)
         ]
-        full = self._sized(settings or Settings(), full, [each for each in given if each])
+        own = [each for each in given if each is not None]
+        sized = self._sized(settings or Settings(), full, own)
+        if sized is full:
+            for sentence in (sentence for layout in own for sentence in stretched(layout, full)):
+                warn(sentence)
+        full = sized
         schedule = schedule_from_config(
             self.model.components.scheduler_config, full.steps, sampler=full.sampler
         )

@@ -54,11 +54,12 @@ def _with(weights: Weights | None = None, **changes: Any) -> Method:
 
 
 def _constant(steps: int, objects: int) -> Tensor:
-    return torch.full((steps, objects), CONSTANT)
+    return torch.full((steps, objects), CONSTANT, dtype=torch.float32)
 
 
 def _falling(steps: int, objects: int) -> Tensor:
-    return (FALL * (1 - torch.arange(steps) / max(steps - 1, 1)))[:, None].expand(steps, objects)
+    fall = 1 - torch.arange(steps, dtype=torch.float32) / max(steps - 1, 1)
+    return (FALL * fall)[:, None].expand(steps, objects)
 
 
 def _everywhere(

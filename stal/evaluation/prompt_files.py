@@ -192,15 +192,13 @@ def _json_cases(path: Path, text: str) -> list[PromptCase]:
 def _coco_cases(path: Path, annotations: Any) -> list[PromptCase]:
     if not isinstance(annotations, list):
         raise ValueError(f'{path}: "annotations" must be a list, got {type(annotations).__name__}')
-    cases: dict[Any, PromptCase] = {}
+    cases: dict[str, PromptCase] = {}
     for index, item in enumerate(annotations):
         where = f"{path}: annotations[{index}]"
         if not isinstance(item, dict) or not isinstance(item.get("caption"), str):
             raise ValueError(f'{where} must have a "caption", got {short(item)}')
         prompt = " ".join(item["caption"].split())
-        image = item.get("image_id", index)
-        if not isinstance(image, int | str):
-            raise ValueError(f"{where}: image_id must be a number or a string, got {short(image)}")
+        image = repr(item.get("image_id", index))
         if prompt and image not in cases:
             cases[image] = parsed(prompt, where=where)
     return list(cases.values())

@@ -53,9 +53,9 @@ def save_png(path, zip=False, **texts):
     ("write", "message"),
     [
         (lambda path: None, "must be a picture, got: No such file or directory"),
-        (lambda path: path.mkdir(), "must be a picture, got: Is a directory"),
+        (lambda path: path.mkdir(), "must be a file, got the folder"),
         (lambda path: path.write_bytes(b""), "must be a PNG picture, got another kind of file"),
-        (os.mkfifo, "must be a picture, got a device"),
+        (os.mkfifo, "must be a file, got the pipe"),
         (lambda path: checkered().save(path, "JPEG"), "must be a PNG picture"),
         (lambda path: checkered().save(path, "GIF"), "must be a PNG picture"),
         (lambda path: save_png(path, stal="[" * 100_000), "must carry .*, got no JSON"),

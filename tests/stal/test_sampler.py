@@ -27,6 +27,7 @@ from torch.utils.checkpoint import checkpoint
 
 import stal.budget
 import stal.checked_json
+import stal.files
 import stal.finite
 import stal.sampler
 import stal.sampler_checks
@@ -550,7 +551,7 @@ def test_names_lead_to_samplers():
 def test_samplers_import_nothing_but_torch_and_the_standard_library():
     sources = (
         *(stal.sampler, stal.sampler_checks, stal.schedule),
-        *(stal.budget, stal.checked_json, stal.finite),
+        *(stal.budget, stal.checked_json, stal.files, stal.finite),
     )
     modules = set()
     for node in (n for s in sources for n in ast.walk(ast.parse(inspect.getsource(s)))):
@@ -560,7 +561,7 @@ def test_samplers_import_nothing_but_torch_and_the_standard_library():
             module = str(node.module)
             modules.add(module if module.startswith("stal") else module.split(".")[0])
     ours = {source.__name__ for source in sources}
-    assert modules <= {"torch", *ours, *sys.stdlib_module_names}
+    assert modules <= {"torch", "stal", *ours, *sys.stdlib_module_names}
 
 
 @pytest.mark.parametrize("prediction_type", PREDICTIONS)

@@ -128,7 +128,8 @@ def test_a_model_is_loaded_and_drawn_with_in_another_thread(sd_folder, pipe):
         )
         work.start()
         work.join()
-    assert torch.equal(found[0], draw(pipe))
+    # The other thread may use another number of threads than this one was told to.
+    assert abs(levels(pipe, found[0]) - levels(pipe, draw(pipe))).max() <= 2
 
 
 def test_no_random_state_is_touched(sd_folder):

@@ -282,7 +282,7 @@ def test_a_model_that_is_none_is_one_line(failure, model, message):
         ({"rule": "best"}, "rule must be one of guidance, convex, got 'best' in odd.png"),
         ({"sampler": None}, "sampler must be a text, got None in odd.png: give --sampler"),
         ({"reference": 5}, "reference must be a text"),
-        ({"layout": {"objects": []}}, 'layout must have "version", got "objects" in odd.png'),
+        ({"layout": {"objects": 3}}, "objects must be a list, got 3 in odd.png"),
         ({"model": 5}, "model must be a text, got 5 in odd.png: give --model"),
     ],
     ids=lambda value: str(value)[:60],

@@ -53,10 +53,10 @@ def test_inputs_that_cannot_be_read_are_one_line(failure, tmp_path):
     json_file = ("--json", "out.jsonl")
     for arguments, message in [
         (("layout", "--prompts", "nope", *json_file), "prompts must be a text file, got nope: No"),
-        (("layout", "--prompts", "binary.txt", *json_file), "prompts must be a text file in UTF-8"),
+        (("layout", "--prompts", "binary.txt", *json_file), "prompts must be text in UTF-8"),
         (("layout", " ", *json_file), "prompt must not be empty"),
         (("layout", "a cat", "--model", "nope", *json_file), "No such file"),
-        (("generate", TWO, "--layout", "."), ".: Is a directory"),
+        (("generate", TWO, "--layout", "."), ".: layout must be a file, got the folder"),
         (("plot", "deep.json"), "deep.json must be JSON"),
     ]:
         assert message in failure(*arguments)

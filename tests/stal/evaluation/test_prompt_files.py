@@ -211,7 +211,10 @@ def test_other_sources_are_refused(source, message):
 def test_a_file_that_is_no_text_is_refused_with_its_line(tmp_path):
     path = tmp_path / "prompts.txt"
     path.write_bytes(b"a dog\n\xff\xfe\n")
-    with pytest.raises(ValueError, match=r"prompts.txt:2: prompts must be UTF-8 text"):
+    with pytest.raises(
+        ValueError,
+        match=r"prompts must be text in UTF-8, got other bytes in line 2 of .*prompts\.txt",
+    ):
         read_cases(str(path))
 
 
@@ -240,7 +243,7 @@ def test_only_line_ends_end_a_prompt(write, mark):
         ('{"prompt": ' + "9" * 5000 + "}", "must be a line of GenEval"),
         ('{"prompt": "", "include": [{"class": "cat", "count": 1000000000}]}', "at most"),
         ('{"prompt": "", "include": [{"class": "cat", "color": [1]}]}', "color must be a string"),
-        ('{"annotations": [{"caption": "a cat", "image_id": []}]}', "image_id must be"),
+        ('{"annotations": [{"caption": ["a cat"], "image_id": []}]}', 'must have a "caption"'),
         ("a " * 30_000, "prompt must have at most"),
     ],
     ids=["deep", "long number", "many", "colour", "id", "long"],

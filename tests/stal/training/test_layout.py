@@ -63,7 +63,7 @@ def test_coco_becomes_examples(tmp_path, captioned):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[{]", "line 1 column 3"),
+        ("[{]", "line 1, column 3"),
         ("{}", "must be a list of captions"),
         ('[{"prompt": "a dog"}]', "item 0 must be a caption"),
         (json.dumps([{**SPATIAL[0], "obj1": ["dog", [0, 0, 0, 1]]}]), r"item 0 must have a box"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import warnings
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any
 
@@ -17,7 +16,7 @@ from stal.cli.generate import generate
 from stal.cli.hints import add_hint
 from stal.cli.last_resort import tell
 from stal.cli.layout import show_layout
-from stal.cli.outlet import format_warning, outlets
+from stal.cli.outlet import outlets
 from stal.cli.train import train_layout, train_shapes
 from stal.cli.weights import fit_schedule, plot
 
@@ -98,7 +97,6 @@ def main() -> None:
     Exit code 0; 1 for an error, of whatever kind, which is one line on stderr; 2 for wrong usage;
     130 for an interruption.
     """
-    warnings.formatwarning = format_warning
     stdout = sys.stdout
     with outlets():
         code = _run()

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -168,11 +167,12 @@ def integer(value: Any, where: str) -> int:
 
     Raises ValueError if it is none.
     """
-    whole = isinstance(value, float) and value.is_integer()
-    if isinstance(value, str) or whole or (isinstance(value, int) and not isinstance(value, bool)):
-        with suppress(ValueError):
-            return int(value)
-    raise ValueError(f"{where} must be an integer, got {short(value)}")
+    found = as_whole(scalar(value))
+    if isinstance(found, str) and re.fullmatch(rf"\s*-?[0-9]{{1,{budget.MOST_DIGITS}}}\s*", found):
+        found = int(found)
+    if not is_integer(found):
+        raise ValueError(f"{where} must be an integer, got {short(value)}")
+    return int(found)
 
 
 def short(value: Any) -> str:

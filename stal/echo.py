@@ -32,9 +32,12 @@ def one_line(text: str) -> str:
 
 
 def markdown(text: str) -> str:
-    """A text on one line of Markdown, or in a table's cell, where it means itself."""
+    """A text on one line of Markdown, or in a table's cell, where it means itself.
+
+    A "#" or "-" that begins it is left: no text of ours begins a line.
+    """
     line = html.escape(harmless(" ".join(text.split())), quote=False)
-    return re.sub(r"[\\|`]|(?<=\])\(", r"\\\g<0>", line)
+    return re.sub(r"[\\|`*_~]|(?<=\])\(", r"\\\g<0>", line)
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from stal.budget import MOST_TRAIN_TIMESTEPS
-from stal.checked_json import as_whole, number, scalar, short
+from stal.checked_json import as_whole, is_integer, number, scalar, short
 
 _PREDICTION_TYPES = ("epsilon", "v_prediction")
 _SPACINGS = ("leading", "trailing", "linspace")
@@ -297,7 +297,7 @@ def schedule_from_config(
     config = _without_defaulted(config)
     count = _num_train_timesteps(config)
     steps = scalar(steps)
-    if not _is_integer(steps) or not 1 <= steps <= count:
+    if not is_integer(steps) or not 1 <= steps <= count:
         raise ValueError(f"steps must be an integer in [1, {count}], got {short(steps)}")
     if config.get("_class_name") == "PNDMScheduler":
         # That class's default. Configurations of other schedulers have no say in PLMS's warm-up.
@@ -310,7 +310,7 @@ def schedule_from_config(
                 f"{sampler!r}, which implements nothing else, got {short(value)}"
             )
     offset = as_whole(config.get("steps_offset", 0))
-    if not _is_integer(offset):
+    if not is_integer(offset):
         raise ValueError(f"steps_offset must be an integer, got {short(offset)}")
     by_alpha_bar = sampler in ("ddim", "plms")
     spacing = timestep_spacing
@@ -382,7 +382,7 @@ def _without_defaulted(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _num_train_timesteps(config: Mapping[str, Any]) -> int:
     count = as_whole(config.get("num_train_timesteps", 1000))
-    if not _is_integer(count) or count < 1:
+    if not is_integer(count) or count < 1:
         raise ValueError(f"num_train_timesteps must be a positive integer, got {short(count)}")
     if count > MOST_TRAIN_TIMESTEPS:
         most = MOST_TRAIN_TIMESTEPS
@@ -399,10 +399,6 @@ def _sampler_of_config(config: Mapping[str, Any]) -> str:
         f"sampler must be given, one of {', '.join(map(repr, _SCHEDULER_CLASSES))}, "
         f"for a configuration of {short(written_by)}"
     )
-
-
-def _is_integer(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def require_one_of(name: str, value: object, allowed: Iterable[str]) -> None:

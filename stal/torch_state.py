@@ -11,9 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from threading import RLock
 
 import torch
 
+# A thread may enter twice.
+_TRAINING = RLock()
 _AUTOCAST_DEVICES = ("cpu", "cuda", "xpu", "mps")
 
 
@@ -23,7 +26,8 @@ def undisturbed() -> Iterator[None]:
 
     The networks run in the dtype that they were loaded in, new tensors lie on the CPU unless
     said otherwise, and tensors made here can be part of a gradient later. Whether gradients are
-    recorded stays as it is. All of it holds for this thread alone.
+    recorded stays as it is. All of it holds for this thread alone. As a decorator it is for
+    functions, not for generators, whose body runs later.
     """
     with ExitStack() as stack:
         for device in _AUTOCAST_DEVICES:
@@ -44,10 +48,11 @@ def training() -> Iterator[None]:
     """`undisturbed` with gradients, in float32, with a random state of its own.
 
     For what makes and trains modules of libraries, which take torch's default dtype; that is the
-    whole process's and not the thread's, so other threads see float32 meanwhile.
+    whole process's and not the thread's, so other threads see float32 meanwhile, and one that
+    wants to train too waits.
     """
-    default = torch.get_default_dtype()
-    with undisturbed(), torch.enable_grad(), torch.random.fork_rng(devices=[]):
+    with _TRAINING, undisturbed(), torch.enable_grad(), torch.random.fork_rng(devices=[]):
+        default = torch.get_default_dtype()
         torch.set_default_dtype(torch.float32)
         try:
             yield

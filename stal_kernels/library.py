@@ -289,6 +289,9 @@ def _fold(
         ]
     own_tables = own_tables or any(dims[i] is not None for i in (1, 2, 7))
     table, entries = _size(k, dims[1]), _size(prompt_ids, dims[4])
+    if count * max(table, entries) >= 2**31:
+        got = f"{count} calls of {entries} entries and {table} rows"
+        raise ValueError(f"prompt_ids and offsets must count all calls in int32, got {got}")
     call = torch.arange(count, dtype=torch.int32, device=q.device)[:, None]
     # A value out of range would be one of another call: -1 is refused as itself.
     ids = _front(prompt_ids, dims[4], count)

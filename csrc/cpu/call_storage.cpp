@@ -28,7 +28,7 @@ void RequireMemory(double bytes) {
   if (bytes > most) throw std::bad_alloc();
 }
 
-[[noreturn]] void Refuse(const std::string& rule, int64_t got, const std::string& where = "") {
+[[noreturn]] void RefuseValue(const std::string& rule, int64_t got, const std::string& where = "") {
   throw std::invalid_argument(rule + ", got " + std::to_string(got) + where);
 }
 
@@ -125,28 +125,28 @@ void CallStorage::CopyIndices(const BlendedAttentionParams& p) {
   entries_.resize(p.ragged ? p.entries : p.batch * p.prompts);
   if (!p.ragged) return;
 
-  if (begin_[0] != 0) Refuse("offsets must begin at 0", begin_[0]);
+  if (begin_[0] != 0) RefuseValue("offsets must begin at 0", begin_[0]);
   for (int64_t b = 0; b < p.batch; ++b) {
     if (begin_[b] <= begin_[b + 1]) continue;
     const std::string next = std::to_string(begin_[b + 1]);
-    Refuse("offsets must ascend", begin_[b],
+    RefuseValue("offsets must ascend", begin_[b],
            " before " + next + " at element " + std::to_string(b));
   }
   if (begin_[p.batch] != p.entries) {
     const std::string entries = std::to_string(p.entries);
-    Refuse("offsets must end at the number of entries " + entries, begin_[p.batch]);
+    RefuseValue("offsets must end at the number of entries " + entries, begin_[p.batch]);
   }
   for (int64_t e = 0; e < p.entries; ++e) {
     const int64_t prompt = entries_[e].prompt = p.prompt_ids[e];
     if (prompt >= 0 && prompt < p.prompts) continue;
     const std::string last = std::to_string(p.prompts - 1);
-    Refuse("prompt_ids must be in 0 .. " + last + " (rows of k)", prompt,
+    RefuseValue("prompt_ids must be in 0 .. " + last + " (rows of k)", prompt,
            " at entry " + std::to_string(e));
   }
   for (int64_t t = 0; t < p.prompts; ++t) {
     const int64_t length = prompts_[t].length;
     if (length >= 0 && length <= p.seqlen_k) continue;
-    Refuse("key_lengths must be in 0 .. " + std::to_string(p.seqlen_k) + " (seqlen_k)", length,
+    RefuseValue("key_lengths must be in 0 .. " + std::to_string(p.seqlen_k) + " (seqlen_k)", length,
            " at row " + std::to_string(t));
   }
 }

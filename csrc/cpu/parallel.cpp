@@ -6,7 +6,7 @@
 #include <vector>
 #else
 #include <omp.h>
-#include <pthread.h>
+#include <unistd.h>
 #endif
 
 namespace stal {
@@ -16,11 +16,9 @@ namespace {
 
 // A child of fork has a copy of its parent's pool without the threads in it, and would wait for
 // them for ever.
-bool pool_was_lost = false;
-
 bool PoolIsLost() {
-  static const int registered = pthread_atfork(nullptr, nullptr, [] { pool_was_lost = true; });
-  return registered == 0 && pool_was_lost;
+  static const pid_t owner = getpid();
+  return getpid() != owner;
 }
 
 }  // namespace

@@ -6,10 +6,14 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any
 
-from stal.diffusers_names import DIFFUSERS_NAMES
+from stal.diffusers_names import DIFFUSERS_ADVICE, DIFFUSERS_NAMES
 
 # Options of other programs, and what they are called here; beside them, the arguments of diffusers.
 OTHER_NAMES = {
+    **{
+        f"--{theirs}".replace("_", "-"): f"--{ours}".replace("_", "-")
+        for theirs, ours in DIFFUSERS_NAMES.items()
+    },
     "--inference-steps": "--steps",
     "--num-steps": "--steps",
     "--ddim-steps": "--steps",
@@ -63,10 +67,6 @@ OTHER_NAMES = {
     "-v": "--version",
     "-V": "--version",
 }
-OTHER_NAMES |= {
-    f"--{theirs}".replace("_", "-"): f"--{ours}".replace("_", "-")
-    for theirs, ours in DIFFUSERS_NAMES.items()
-}
 # Options of the command as a whole.
 _OF_ALL = ("--debug", "--version", "--help")
 
@@ -82,6 +82,9 @@ def add_hint(error: Any) -> None:
         params = getattr(command, "params", ())
         known = [name for each in params for name in (*each.opts, *each.secondary_opts)]
         error.possibilities = _meant(given, list(dict.fromkeys([*known, *_OF_ALL])))
+        advice = DIFFUSERS_ADVICE.get(given.lstrip("-").replace("-", "_"))
+        if advice is not None:
+            error.message, error.possibilities = f"{error.message} It is diffusers': {advice}.", []
     message = getattr(error, "message", None)
     if message and "valid int" in message:
         error.message = f"{message.rstrip('.')}: write it in digits alone, like 1000"

@@ -60,11 +60,12 @@ def _what(error: BaseException, command: str | None) -> str:
         if command == "evaluate":
             fix = f"{_AGAIN}; a smaller --batch needs less"
         return f"there must be more free memory: {fix}"
-    if type(error) in (ValueError, NotImplementedError) and text:
+    ours = type(error).__module__.startswith("stal.") and isinstance(error, ValueError)
+    if text and (ours or type(error) in (ValueError, NotImplementedError)):
         return text
     if isinstance(error, (OSError, ImportError)) and text:
         return _reason(error)
-    # A subclass of ValueError is a library's, and does not say what it is about.
+    # Another subclass of ValueError is a library's, and does not say what it is about.
     found = f"{type(error).__name__}: {text}" if text else type(error).__name__
     return f"unexpected {found}: `stal --debug ...` shows where"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any, TextIO
@@ -55,10 +56,15 @@ class _Outlet(io.TextIOBase):
 
 @contextmanager
 def outlets() -> Iterator[None]:
-    """Within, stdout and stderr take what is harmless."""
+    """Within, stdout and stderr take what is harmless, and a warning is one line."""
     out, err = _Outlet(sys.stdout, bars=False), _Outlet(sys.stderr, bars=True)
-    with redirect_stdout(out), redirect_stderr(err):
-        yield
+    before = warnings.formatwarning
+    warnings.formatwarning = _format_warning
+    try:
+        with redirect_stdout(out), redirect_stderr(err):
+            yield
+    finally:
+        warnings.formatwarning = before
 
 
 def say(message: str) -> None:
@@ -66,7 +72,7 @@ def say(message: str) -> None:
     print(f"stal: {one_line(message)}", file=sys.stderr)
 
 
-def format_warning(
+def _format_warning(
     message: Warning | str, category: Any, filename: str, lineno: int, line: str | None = None
 ) -> str:
     """What `warnings.formatwarning` is to be: one line, not beside a progress bar."""

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from stal import picture
-from stal.budget import MOST_IMAGES, MOST_OBJECTS, MOST_RECORD_PIXELS
+from stal.budget import MOST_IMAGES, MOST_RECORD_PIXELS
 from stal.caller import warn
-from stal.checked_json import short
+from stal.checked_json import is_integer, short
 from stal.cli.options import AttentionMode, DType, RuleName
 
 # Methods of `stal evaluate` whose pictures are drawn by other means than their settings say.
@@ -25,12 +25,8 @@ _OTHER_MEANS = (
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
-def _whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
 def _positive(value: Any) -> bool:
-    return _whole(value) and value >= 1
+    return is_integer(value) and value >= 1
 
 
 def _number(value: Any) -> bool:
@@ -43,7 +39,7 @@ def _text(value: Any) -> bool:
 
 
 def _seeds(value: Any) -> bool:
-    return isinstance(value, list) and 0 < len(value) <= MOST_IMAGES and all(map(_whole, value))
+    return isinstance(value, list) and 0 < len(value) <= MOST_IMAGES and all(map(is_integer, value))
 
 
 def _one_of(kind: Any) -> tuple[Callable[[Any], bool], str]:
@@ -114,9 +110,6 @@ def checked(record: dict[str, Any], source: Path, *, allow_download: bool) -> di
         layout = Layout.from_json(json.dumps(record["layout"]))
     except ValueError as error:
         raise ValueError(f"{error} in {source}") from error
-    if len(layout.objects) > MOST_OBJECTS:
-        got = f"{len(layout.objects)} in {source}"
-        raise ValueError(f"layout must have at most {MOST_OBJECTS} objects, got {got}")
     return {**record, "layout": layout}
 
 

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from stal import budget
-from stal.budget import MOST_PROMPT_OBJECTS
 from stal.checked_json import first_line, short, typed
 from stal.evaluation.agreement import matches
 from stal.evaluation.labelled import read_gpt
@@ -29,7 +28,6 @@ from stal.relations import Statement
 
 # 7Bench's boxes are pixels of this square.
 _CANVAS = 512
-_MOST_SHAPES = 100_000
 _SHAPES = re.compile(r"shapes:(\d+)(?::(\d(?:,\d)*))?(?::(\d+))?")
 
 
@@ -131,7 +129,7 @@ def _count(objects: Sequence[Object]) -> str:
 
 def _shapes_cases(source: str) -> list[PromptCase]:
     found = _SHAPES.fullmatch(source)
-    if found is None or not 1 <= int(found[1]) <= _MOST_SHAPES:
+    if found is None or not 1 <= int(found[1]) <= budget.MOST_SHAPES:
         raise ValueError(f"prompts must be like shapes:100:2,3,4, got {source}")
 
     from stal.shapes.cases import draw_cases
@@ -229,8 +227,8 @@ def _geneval_case(line: str, where: str) -> PromptCase:
         count, colour = entry.get("count", 1), entry.get("color")
         if not isinstance(count, int) or count < 1:
             raise ValueError(f"{where}: count must be a positive integer, got {short(count)}")
-        if len(objects) + count > MOST_PROMPT_OBJECTS:
-            most = f"at most {MOST_PROMPT_OBJECTS} objects"
+        if len(objects) + count > budget.MOST_OBJECTS:
+            most = f"at most {budget.MOST_OBJECTS} objects"
             raise ValueError(f"{where}: include must name {most}, got {short(count)} more")
         if colour is not None:
             typed(colour, str, f"{where}: color")

@@ -22,8 +22,8 @@ from torch.nn import functional as F
 
 from stal.budget import MOST_ROWS
 from stal.checked_json import shown, typed
+from stal.config_values import whole
 from stal.layout.coverage import Box
-from stal.model.config_values import whole
 from stal.prompts.things import thing_of
 from stal.relations import GEOMETRY, Statement
 

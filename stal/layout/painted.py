@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stal import budget
-from stal.checked_json import check_keys, first_line, number, quoted, short, typed
+from stal.checked_json import check_keys, first_line, number, quoted, short, shown, typed
 from stal.files import read_bytes
 from stal.layout.coverage import Painted
 from stal.layout.layout import Layout, PlacedObject, check_phrase, find_noun, read_relations
@@ -84,10 +84,10 @@ def read_painted(
     aspect = _aspect(data, width, height)
     if abs(aspect * height - width) > 1:
         raise ValueError(
-            f"masks must have the layout's aspect {aspect:g}, got {_shown(name)} of"
+            f"masks must have the layout's aspect {aspect:g}, got {shown(name)} of"
             f" {width} x {height}"
         )
-    outlines = _outlines(codes, colours, _shown(name))
+    outlines = _outlines(codes, colours, shown(name))
     return Layout(
         typed(data.get("prompt", ""), str, "prompt"),
         tuple(
@@ -108,11 +108,6 @@ def _aspect(data: Mapping[str, Any], width: int, height: int) -> float:
     if not 0 < aspect < 1e6:
         raise ValueError(f"aspect must be a positive number, got {short(given)}")
     return aspect
-
-
-def _shown(name: str) -> str:
-    """A file's name as errors show it."""
-    return name if name.isprintable() and len(name) <= 60 else short(name)
 
 
 def _outlines(codes: NDArray[np.uint32], colours: list[int], name: str) -> list[Painted]:
@@ -167,14 +162,14 @@ def _codes(folder: Path, name: str) -> NDArray[np.uint32]:
         raise ValueError(f"masks must be a file in the layout's folder, got {short(name)}")
     if data.startswith(b"\xff\xd8"):
         raise ValueError(
-            f"masks must have exact colours, got the JPEG {_shown(name)}, which has them only"
+            f"masks must have exact colours, got the JPEG {shown(name)}, which has them only"
             " nearly: paint them again and save as PNG"
         )
     try:
         image = _open(data)
         return _pixels(image)
     except _Refused as error:
-        raise ValueError(f"masks must {error.rule}, got {_shown(name)} {error.got}") from None
+        raise ValueError(f"masks must {error.rule}, got {shown(name)} {error.got}") from None
     except Exception as error:  # Pillow's readers raise all kinds of them over a broken file
         raise ValueError(f"{where}: {first_line(error)}") from None
 

@@ -95,7 +95,7 @@ class LayoutPredictor:
 
         from safetensors import SafetensorError, safe_open
 
-        from stal.model.config_values import check_layers
+        from stal.config_values import check_layers
         from stal.model.tensors import Weights
 
         path = Path(folder or BUNDLED) / WEIGHTS

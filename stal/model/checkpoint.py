@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from stal.checked_json import as_whole, first_line, read_json, short, shown
-from stal.model.config_values import check_layers, flag
+from stal.config_values import check_layers, flag
 from stal.model.part_configs import autoencoder_layers, autoencoder_values, built, text_values
 from stal.model.tensors import Weights, refuse_pickle
 from stal.model.unet import UNet

@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stal.checked_json import read_json, shown
+from stal.config_values import check_layers, real, reals
 from stal.finite import NotFinite, check_finite
 from stal.model.checkpoint import give_positions, load_tokenizer
-from stal.model.config_values import check_layers, real, reals
 from stal.model.part_configs import built, clip_values
 from stal.model.tensors import Weights, load_safetensors, load_state
 from stal.torch_state import undisturbed

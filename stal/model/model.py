@@ -275,7 +275,7 @@ class Model:
             if len(ids) > longest:
                 warn(
                     f"the model reads {longest} tokens, the end of this prompt of {len(ids)} is "
-                    f"lost: {text!r}"
+                    f"lost: {short(text)}"
                 )
         ids = tokenizer(
             list(texts),

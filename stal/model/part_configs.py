@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from stal.budget import MOST_ROWS, MOST_WIDTH
 from stal.checked_json import as_whole, first_line, short, typed
-from stal.model.config_values import flag, levels_of, one_of, real, reals, whole
+from stal.config_values import flag, levels_of, one_of, real, reals, whole
 
 _DOWN = ("DownEncoderBlock2D", "AttnDownEncoderBlock2D")
 _UP = ("UpDecoderBlock2D", "AttnUpDecoderBlock2D")

@@ -9,7 +9,7 @@ from typing import Any
 
 from stal.budget import MOST_LATENT_CELLS, MOST_WIDTH
 from stal.checked_json import as_whole, read_json, short
-from stal.model.config_values import flag, levels_of, real, whole
+from stal.config_values import flag, levels_of, real, whole
 
 # Where not everything is implemented: what is, diffusers' default first. A key that is not there
 # has its default, and so has null where null is listed.

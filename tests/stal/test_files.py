@@ -2,6 +2,7 @@
 
 import errno
 import os
+import stat
 import subprocess
 import sys
 import tempfile
@@ -197,3 +198,11 @@ def test_lines_end_at_line_ends_alone(tmp_path, mark):
     path = tmp_path / "lines"
     path.write_bytes(f"a cat{mark}left\r\n\r a dog \rb\n".encode())
     assert read_lines(path, name="prompts") == [f"a cat{mark}left", "a dog", "b"]
+
+
+def test_a_replaced_file_keeps_its_permissions(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    path.chmod(0o600)
+    write_atomic(path, b"new")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600

@@ -228,3 +228,25 @@ def test_every_new_tensor_names_its_dtype():
                 if "dtype" not in names:
                     unnamed.append(f"{file.relative_to(root)}:{node.lineno}")
     assert not unnamed
+
+
+def test_two_threads_that_train_leave_the_default_dtype():
+    entered, done = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with training():
+            entered.set()
+            done.wait(5)
+
+    torch.set_default_dtype(torch.float64)
+    try:
+        work = threading.Thread(target=other)
+        work.start()
+        entered.wait(5)
+        threading.Timer(0.05, done.set).start()
+        with training():
+            assert torch.get_default_dtype() == torch.float32
+        work.join()
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 
 import stal
 from stal import picture
+from stal.finite import NotFinite
 from stal.pipeline import Pipeline
 
 TWO = "a red circle to the left of a blue square"
@@ -79,6 +80,13 @@ def test_too_little_memory_is_one_line(failure, monkeypatch, sd_folder, error):
 def test_an_error_of_several_lines_is_one(failure, monkeypatch, sd_folder):
     monkeypatch.setattr(Pipeline, "prepare", raising(ValueError("first\n  second")))
     assert failure("generate", TWO, "--model", sd_folder, "--quiet") == "first second"
+
+
+@pytest.mark.parametrize("error", [ValueError, NotImplementedError, NotFinite])
+def test_an_error_of_ours_is_no_unexpected_one(failure, monkeypatch, sd_folder, error):
+    monkeypatch.setattr(Pipeline, "prepare", raising(error("the vae must be finite, got NaN")))
+    line = failure("generate", TWO, "--model", sd_folder, "--quiet")
+    assert line == "the vae must be finite, got NaN"
 
 
 def test_too_little_memory_says_what_to_do_in_each_command(failure, monkeypatch):

@@ -42,9 +42,9 @@ MOST_MASK_RUNS = 1 << 19
 # edges that cross takes time quadratic in those of one polygon, at worst.
 MOST_CORNERS = 10_000
 
-# Objects of a prompt or a layout. Each is a prompt that all pixels may attend to.
+# Objects of a layout. Each is a prompt that all pixels may attend to.
 MOST_OBJECTS = 1_000
-# Relations of a prompt or a layout: ten an object. "Twenty cats left of twenty dogs" has 400.
+# Relations of a layout: ten an object.
 MOST_RELATIONS = 10_000
 
 # Pictures of one call. Their noise is drawn at once, and a record may ask for any number.
@@ -68,5 +68,9 @@ MOST_RECORD_PIXELS = 1 << 26
 
 # Characters of a prompt, about 10 000 words; text encoders read some hundred.
 MOST_PROMPT_CHARS = 50_000
+# Objects and relations that the parser finds, to say of a long text what is in it; a layout of them
+# may have fewer.
+MOST_PROMPT_OBJECTS = 20_000
+MOST_PROMPT_RELATIONS = 100_000
 # Prompts of the shapes world that are drawn for each number of objects.
 MOST_SHAPES = 100_000

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from stal.budget import MOST_OBJECTS
+from stal.budget import MOST_PROMPT_OBJECTS
 from stal.prompts.nouns import NounPhrase, noun_phrase
 from stal.prompts.things import thing_of
 from stal.prompts.words import (
@@ -145,8 +145,8 @@ class Mentions:
                 mention.position = old.position
                 self.items[index] = mention
                 return index
-        if len(self.items) >= MOST_OBJECTS:
-            raise ValueError(f"prompt must name at most {MOST_OBJECTS} objects, got more")
+        if len(self.items) >= MOST_PROMPT_OBJECTS:
+            raise ValueError(f"prompt must name at most {MOST_PROMPT_OBJECTS} objects, got more")
         self.items.append(mention)
         index = len(self.items) - 1
         for name in {mention.kind, mention.kind.split(" ")[-1]}:

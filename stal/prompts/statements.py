@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
-from stal.budget import MOST_RELATIONS
+from stal.budget import MOST_PROMPT_RELATIONS
 from stal.prompts.mentions import MOST_COUNTED, Mention
 from stal.prompts.words import UNCOUNTED, article, is_for_one, is_plural, singular_noun
 from stal.relations import Side, Span, Statement, side_names
@@ -98,9 +98,9 @@ class Statements:
         for subject in subjects:
             for reference in references:
                 if subject != reference:
-                    if len(self.relations) > MOST_RELATIONS:
+                    if len(self.relations) > MOST_PROMPT_RELATIONS:
                         raise ValueError(
-                            f"prompt must state at most {MOST_RELATIONS} relations, got more"
+                            f"prompt must state at most {MOST_PROMPT_RELATIONS} relations, got more"
                         )
                     for name in link.names:
                         self._forget_row(subject, name, reference)

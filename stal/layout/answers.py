@@ -38,7 +38,15 @@ _DECORATIONS = (
     *("text", "z-index"),
 )
 _MARKS = " \t\r*_`\"'“”‘’«»:;,.#<>|=+~•·‣◦▪–—-()[]"
-_NUMBERING = re.compile(r"\(?\d{1,4}\s*[.):]\s*")
+_NUMBERING = re.compile(
+    r"\(?\d{1,4}\s*[.):\]]\s*|\d{1,4}\s*[-–]\s+|(?:[A-Za-z]|[ivx]{1,4})[.)]\s+"
+    r"|(?:#|(?:item|no|nr|number|object|step)\b\.?)\s?\d{1,4}\s*[.):-]?\s+",
+    re.IGNORECASE,
+)
+_BEFORE = re.compile(r"^[^\w#(]+")  # arrows, boxes to tick, emoji
+_TAG = re.compile(r"</?\w{1,10}>")
+_HASH = re.compile(r"\s*#\d{1,4}$")
+_REASONING = ("think", "thinking", "reasoning")
 _ARTICLES = ("a", "an", "the")
 _WIDE = str.maketrans("：；，％", ":;,%")  # as Chinese and Japanese keyboards write them
 _PHRASE_KEYS = ("phrase", "name", "object", "label", "description", "caption", "category")
@@ -47,9 +55,9 @@ _CORNER = (("x", "left"), ("y", "top"), ("width", "w"), ("height", "h"))
 
 
 def plain_text(text: str) -> str:
-    """An answer without code fences and byte order marks; of the fenced part alone, if one holds
-    brackets."""
-    lines = text.replace("\ufeff", "").split("\n")
+    """An answer without what was only thought, code fences and byte order marks; of the fenced
+    part alone, if one holds brackets."""
+    lines = _without_reasoning(text.replace("\ufeff", "")).split("\n")
     fences = [k for k, line in enumerate(lines) if line.lstrip().startswith("```")]
     for k in fences:
         lines[k] = ""
@@ -59,6 +67,16 @@ def plain_text(text: str) -> str:
             lines = [line if begin < k < end else "" for k, line in enumerate(lines)]
             break
     return "\n".join(lines)
+
+
+def _without_reasoning(text: str) -> str:
+    """Without <think> ... </think>, in as many lines."""
+    for tag in _REASONING:
+        begin, end = text.find(f"<{tag}>"), text.rfind(f"</{tag}>")
+        if 0 <= begin < end or (begin < 0 <= end):
+            start = max(begin, 0)
+            text = text[:start] + "\n" * text.count("\n", start, end) + text[end + len(tag) + 3 :]
+    return text
 
 
 def read_answer(
@@ -202,7 +220,7 @@ def _declarations(body: str, canvas: Canvas, where: str) -> dict[str, float]:
 
 def _name(said: str) -> str:
     """The object that is named before its box, without what surrounds and numbers it."""
-    name = said.strip(_MARKS)
+    name = _BEFORE.sub("", _TAG.sub("", said)).rstrip(_MARKS).lstrip(_MARKS.replace("#", ""))
     if numbering := _NUMBERING.match(name):
         name = name[numbering.end() :]
     name = name.rpartition(":")[2].strip(_MARKS)
@@ -290,7 +308,7 @@ def _item(item: Any, canvas: Canvas | None, where: str) -> _Placed:
             f"{where} must lie in a canvas that is named, such as 64x64 or 512x512, got"
             f" {short(item)} without"
         )
-    return " ".join(phrase.strip("*_` \t").split()), numbers, where
+    return " ".join(_HASH.sub("", phrase.strip("*_` \t")).split()), numbers, where
 
 
 def _phrase_and_corner(item: Any) -> tuple[Any, Any]:

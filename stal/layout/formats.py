@@ -19,6 +19,7 @@ pictures are masks.
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
@@ -27,7 +28,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from stal.checked_json import loads, number, short
+from stal.checked_json import loads, number, scalar, short
 from stal.files import load_text
 from stal.layout.answers import plain_text, read_answer
 from stal.layout.coverage import Box, check_box
@@ -98,9 +99,9 @@ def as_layout(
     """The layout that a value of Python stands for.
 
     Args:
-        value: a `Layout`; the JSON of one, which begins with "{"; the path of a file that
-            `read_layout` reads; or (phrase, box) pairs, or objects by phrase, where a box is
-            (x0, y0, x1, y1) in fractions of the canvas.
+        value: a `Layout`; the JSON of one, which begins with "{", or what that holds; the path of
+            a file that `read_layout` reads; or (phrase, box) pairs, objects with a "phrase" and a
+            "box", or boxes by phrase, where a box is (x0, y0, x1, y1) in fractions of the canvas.
         prompt: of pairs, and of files that hold none.
         aspect: width / height of the canvas, of pairs.
         noun_of, article: as in `read_layout`.
@@ -123,6 +124,12 @@ def as_layout(
         raise ValueError(
             f"layout must be a Layout, its JSON, a path or (phrase, box) pairs, got {short(value)}"
         )
+    if isinstance(value, Mapping) and "objects" in value:
+        try:
+            text = json.dumps(value, default=scalar)
+        except (TypeError, ValueError, RecursionError):
+            raise ValueError(f"layout must be what JSON can hold, got {short(value)}") from None
+        return Layout.from_json(text, noun_of=noun_of)
     items = value.items() if isinstance(value, Mapping) else value
     objects = (_pair(item, f"layout[{k}]", noun_of) for k, item in enumerate(items))
     return Layout(prompt, tuple(objects), (), aspect)
@@ -132,8 +139,8 @@ def _pair(item: Any, where: str, noun_of: Callable[[str], str]) -> PlacedObject:
     if isinstance(item, PlacedObject):
         return item
     try:
-        phrase, box = item
-    except (TypeError, ValueError):
+        phrase, box = (item["phrase"], item["box"]) if isinstance(item, Mapping) else item
+    except (TypeError, ValueError, KeyError):
         phrase, box = None, ()
     if not isinstance(phrase, str) or not phrase.strip():
         raise ValueError(f"{where} must be a pair (phrase, (x0, y0, x1, y1)), got {short(item)}")

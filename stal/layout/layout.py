@@ -198,10 +198,11 @@ class Layout:
         optional = ("version", "prompt", "relations", "aspect")
         keys = ("version", "prompt", "objects", "relations", "aspect")
         check_keys(data, "layout", keys, optional=optional)
+        data = {key: value for key, value in data.items() if value is not None}
         version = data.get("version", VERSION)
         if isinstance(version, bool) or version not in (1, VERSION):
             raise ValueError(f"version must be 1 or {VERSION}, got {short(version)}")
-        objects = typed(data["objects"], list, "objects")
+        objects = typed(data.get("objects"), list, "objects")
         _check_count("objects", len(objects), budget.MOST_OBJECTS)
         return cls(
             typed(data.get("prompt", ""), str, "prompt"),
@@ -245,9 +246,10 @@ def _read_object(
 ) -> PlacedObject:
     optional = ("noun", "score") if version == 1 else ("noun", "score", "shape")
     check_keys(item, where, ("phrase", "noun", "box"), optional=optional)
-    phrase = check_phrase(item["phrase"], f"{where}.phrase")
+    item = {key: value for key, value in item.items() if value is not None}
+    phrase = check_phrase(item.get("phrase"), f"{where}.phrase")
     noun = item["noun"] if "noun" in item else find_noun(phrase, noun_of)
-    box = typed(item["box"], list, f"{where}.box")
+    box = typed(item.get("box"), list, f"{where}.box")
     if len(box) != 4:
         raise ValueError(f"{where}.box must be [x0, y0, x1, y1], got {short(box)}")
     x0, y0, x1, y1 = (number(edge, f"{where}.box") for edge in box)

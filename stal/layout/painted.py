@@ -10,9 +10,9 @@ The picture is what a viewer shows: a palette is looked up, and one that says th
 side is turned. A pixel that is wholly transparent belongs to the background, whatever its colour;
 one that is partly so is the mark of a smoothed edge, and refused like a colour that is nobody's. Of
 16 bits the upper 8 count, so that white is white. Colours are the numbers in the file, which is
-what a painting program shows of them; a colour profile is not applied. JPEG, whose colours are only
-about those that were painted, several pictures in a file, and colours that are not red, green and
-blue (CMYK, YCbCr, LAB) or have no white (32-bit integers, floats) are refused.
+what a painting program shows of them; a colour profile is not applied. JPEG and lossy WebP, whose
+colours are only about those that were painted, several pictures in a file, and colours that are not
+red, green and blue (CMYK, YCbCr, LAB) or have no white (32-bit integers, floats) are refused.
 """
 
 from __future__ import annotations
@@ -160,9 +160,11 @@ def _codes(folder: Path, name: str) -> NDArray[np.uint32]:
         raise ValueError(f"{where}: {reason or first_line(error)}") from None
     if data is None:
         raise ValueError(f"masks must be a file in the layout's folder, got {short(name)}")
-    if data.startswith(b"\xff\xd8"):
+    is_jpeg = data.startswith(b"\xff\xd8")
+    if is_jpeg or (data[8:12] == b"WEBP" and b"VP8L" not in data):
+        kind = "JPEG" if is_jpeg else "lossy WebP"
         raise ValueError(
-            f"masks must have exact colours, got the JPEG {shown(name)}, which has them only"
+            f"masks must have exact colours, got the {kind} {shown(name)}, which has them only"
             " nearly: paint them again and save as PNG"
         )
     try:

@@ -78,6 +78,17 @@ RULES = (
     _rule("AUTOMATIC1111", r"(?<!\S)Steps:\s?\d[\s\S]*"),
     _rule("AUTOMATIC1111", rf"(?m)^[ ]?(?:{_INFO}): [^\n]*$"),
     _rule("AUTOMATIC1111", r"(?im)^ ?(?:positive )?prompt:"),
+    # The same behind a comma: "a cat, steps: 20, cfg: 7".
+    _rule(
+        "AUTOMATIC1111",
+        rf"(?i)(?:(?<=,)|(?<=, ))(?:steps|cfg|{_INFO})\s?[:=]\s?\d[\w.]*(?=\s?(?:[,\n]|$))",
+    ),
+    _rule("HTML", r"(?i)</?(?:b|br|em|i|p|s|span|strong|u)\s?/?>"),
+    _rule("HTML", r"&(?:amp|#38);", "&", "&"),
+    _rule("HTML", r"&(?:#39|gt|lt|nbsp|quot);", "", " "),
+    # Smileys: ":d", ";)", ":smile:".
+    _rule("Danbooru", r"(?<![^\s,])[:;]-?(?:[A-Za-z]|[()<>|/\\*])(?![^\s,])", "", None),
+    _rule("emoji", r"(?<!\S):[a-z_]+:(?![^\s,])"),
     _rule("Midjourney", r"(?<!\S)https?://\S*"),
     _rule("ComfyUI", r"/\*[^*]*\*/"),
     _rule("AUTOMATIC1111", r"(?m)^[ ]?(?:#(?!\d)|//)[^\n]*|(?<=\s)(?:#{1,9}\s|//)[^\n]*"),

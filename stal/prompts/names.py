@@ -62,6 +62,9 @@ _WORDS_FOR = {
 ABBREVIATION = (
     r"(?<![\w.])(?:"
     r"\d{1,2}(?::\d\d)?\s?[aApP]\.?[mM](?:\.|(?!\w))"  # "5 p.m.", "5:30pm"
+    r"|\d{1,2}\s?[oO]['’]clock"
+    r"|[$€£¥]\s?\d[\d.,]*(?<=\d)(?:\s?(?:[mb]illion|[kmb])\b)?"  # "a $5 bill"
+    r"|(?:Ph|D|M|B|Ed)\.\s?(?:D|Sc|Phil|Ed|Eng)\.|(?:M|B)\.A\."  # "Ph.D."
     r"|[nN][oOrR]\.\s?#?\d+(?![\d.:]\d)|№\s?\d+|\#\d+\b"  # "No. 5", "#5"
     rf"|(?i:{_TITLES})\.(?=\s?[^\W\d_])"
     rf"|(?i:{_CLOSINGS}|{_OTHERS})\."
@@ -72,7 +75,9 @@ ABBREVIATION = (
 )
 _TITLE = re.compile(rf"(?i:{_TITLES})\.")
 _INITIALS = re.compile(r"(?:[A-Z]\.\s?){1,4}")
-_TIME = re.compile(r"\d{1,2}(?::\d\d)?\s?[ap]\.?m\.?", re.IGNORECASE)
+_TIME = re.compile(
+    r"\d{1,2}(?::\d\d)?\s?[ap]\.?m\.?|\d{1,2}\s?o['’]clock|[$€£¥]\s?\d[\d.,]*\s?\w*", re.IGNORECASE
+)
 _FIGURE = re.compile(
     rf"{_TIME.pattern}|\d+0s|\d+(?:[:/.,]\d+)*(?:st|nd|rd|th|mm|cm|m|km|in|ft|kg|g|ml|px|k|mp|fps)?"
     r"|\d+ [x×] \d+(?: [x×] \d+)?",

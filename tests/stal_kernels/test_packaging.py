@@ -132,9 +132,12 @@ def test_source_archive_builds_the_same_wheel(source, builder, tmp_path):
     run(builder, "-m", "build", "--sdist", "--no-isolation", "--outdir", tmp_path, source)
     (archive,) = tmp_path.glob("*.tar.gz")
     with tarfile.open(archive) as content:
-        content.extractall(tmp_path / "unpacked", filter="data")
+        # Python before 3.11.4 has no filters.
+        content.extraction_filter = getattr(tarfile, "data_filter", None)
+        content.extractall(tmp_path / "unpacked")
     (unpacked,) = (tmp_path / "unpacked").iterdir()
     assert (unpacked / "csrc" / "cpu" / "kernel.h").exists()
+    assert (unpacked / "csrc" / "cpu" / "check_arguments.h").exists()
     from_archive, _ = build(builder, unpacked, tmp_path / "archive")
     from_checkout, _ = build(builder, source, tmp_path / "checkout")
     assert from_archive.name == from_checkout.name

@@ -155,10 +155,25 @@ def test_the_repeated_prompt_is_kept(read, text, prompt):
         (f"Café: {{{P}}}", "a Café"),
         (f"t-shirt {{{P}}}", "a t shirt"),
         (f"7up can {{{P}}}", "a 7up can"),
+        (f"No smoking sign {{{P}}}", "a No smoking sign"),
+        (f"[('a cat #2', {A})]", "a cat"),
+        (f"<think>\n[('a dog', {A})]\n</think>\n[('a cat', {A})]", "a cat"),
+        (f"[('a dog', {A})]</think>\n[('a cat', {A})]", "a cat"),
     ],
 )
 def test_phrases_keep_what_belongs_to_them(read, text, phrase):
     assert [o.phrase for o in read(text).objects] == [phrase]
+
+
+@pytest.mark.parametrize(
+    "mark",
+    [
+        *("a. ", "A) ", "ii. ", "[1] ", "1- ", "#1 ", "No. 1 ", "Step 1. ", "Item 3 - "),
+        *("→ ", "☐ ", "✅ ", "<b>"),
+    ],
+)
+def test_marks_before_a_name_are_none_of_it(read, mark):
+    assert [o.phrase for o in read(f"{mark}cat {{{P}}}").objects] == ["a cat"]
 
 
 OWN = '{"objects": [{"phrase": "a cat", "box": [0.1, 0.2, 0.3, 0.4]}]}'

@@ -198,3 +198,35 @@ def test_bad_masks_are_named(write, painted, change, message):
 def test_canvas_is_checked(write):
     with pytest.raises(ValueError, match="canvas must be positive"):
         read_layout(write(CSS), canvas=(0, 64))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"objects": [{"phrase": "a cat", "box": [0, 0, 0.5, np.float32(0.5)]}], "relations": None},
+        {"version": None, "objects": [{"phrase": "a cat", "noun": None, "box": [0, 0, 0.5, 0.5]}]},
+        [{"phrase": "a cat", "box": (0, 0, 0.5, 0.5)}],
+        {"a cat": (0, 0, 0.5, 0.5)},
+        [("a cat", [0, 0, 0.5, 0.5])],
+    ],
+    ids=["what JSON holds", "null", "objects", "by phrase", "pairs"],
+)
+def test_a_layout_has_many_forms_in_python(value):
+    layout = formats.as_layout(value, prompt="", aspect=1.0, noun_of=noun_of, article=article)
+    assert [(o.phrase, o.noun, o.box) for o in layout.objects] == [
+        ("a cat", "cat", (0.0, 0.0, 0.5, 0.5))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"objects": 3}, "objects must be a list, got 3"),
+        ({"objects": [object()]}, "layout must be what JSON can hold, got"),
+        ([{"phrase": "a cat"}], r"layout\[0\] must be a pair"),
+        ({"version": 2}, r"layout\[0\] must"),
+    ],
+)
+def test_what_is_no_layout_in_python_is_refused(value, message):
+    with pytest.raises(ValueError, match=message):
+        formats.as_layout(value, prompt="", aspect=1.0, noun_of=noun_of, article=article)

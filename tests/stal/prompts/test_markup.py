@@ -36,6 +36,14 @@ CASES: dict[str, list[tuple[str, list[str], list[str]]]] = {
         ("multiple girls, indoors", ["multiple girls"], []),
         ("hatsune_miku_(vocaloid), 1girl", ["a hatsune miku", "a girl"], []),
     ],
+    "what pages and settings leave": [
+        ("a cat left of a dog, steps: 20, cfg: 7", ["a cat", "a dog"], ["0 left of 1"]),
+        ("a cat, a dog, Sampler: Euler", ["a cat", "a dog"], None),
+        ("<s> a cat left of a dog </s>", ["a cat", "a dog"], ["0 left of 1"]),
+        ("a <b>red</b> cat &amp; a dog", ["a red cat", "a dog"], []),
+        ("1girl, :d, ^_^, holding cat", ["a girl", "a cat"], ["1 held by 0"]),
+        ("a :smile: cat", ["a cat"], []),
+    ],
     "what separates parts": [
         ("tree ADDCOL cat", ["a tree", "a cat"], []),
         ("tree ADDROW cat ADDROW dog", ["a tree", "a cat", "a dog"], []),

@@ -7,6 +7,13 @@ from stal.prompts import parse
 LEFT = (["a red circle", "a blue square"], ["0 left of 1"])
 
 CASES: dict[str, list[tuple[str, list[str], list[str]]]] = {
+    "times and prices": [
+        ("a cat at 3 o'clock, a dog at 9 o'clock", ["a cat", "a dog"], []),
+        ("a clock at 5 o’clock left of a lamp", ["a clock", "a lamp"], ["0 left of 1"]),
+        ("a $5 bill on a table", ["a bill", "a table"], ["0 on 1"]),
+        ("a €20.50 coin next to a cat.", ["a coin", "a cat"], ["0 next to 1"]),
+        ("a Ph.D. student beside a robot", ["a ph.d. student", "a robot"], ["0 next to 1"]),
+    ],
     "abbreviations": [
         ("a St. Bernard next to a cat", ["a St. Bernard", "a cat"], ["0 next to 1"]),
         ("two St. Bernards next to a cat", ["a St. Bernard", "a St. Bernard", "a cat"], None),

@@ -277,8 +277,9 @@ def _read_weights(
     text: str | None, resample: bool
 ) -> list[float] | Callable[[int, int], Any] | None:
     numbers = None
-    with suppress(ValueError, AttributeError):
-        numbers = [float(part) for part in text.split(",")]  # type: ignore[union-attr]
+    if text is not None:
+        with suppress(ValueError):
+            numbers = [float(part) for part in text.split(",")]
     if resample and (text is None or numbers is not None):
         raise ValueError("resample must come with a file of --weights, which it stretches")
     if text is None or numbers is not None:

@@ -10,10 +10,13 @@ their picture is gone.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import struct
 import time
+import zlib
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -337,7 +340,12 @@ def _is_picture(path: Path) -> bool:
     try:
         with Image.open(path) as image:
             image.verify()
-    except Exception:  # Pillow raises many kinds
+    except OSError as error:
+        # Pillow's own have no number. Of a picture that may not be read nothing is known.
+        if error.errno not in (None, errno.ENOENT):
+            raise
+        return False
+    except (SyntaxError, ValueError, EOFError, struct.error, zlib.error):  # of a torn file
         return False
     return True
 

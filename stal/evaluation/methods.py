@@ -26,10 +26,16 @@ from stal.optimize import RELEASED, Options, online, trajectory
 from stal.pipeline import Pipeline, Weights
 from stal.prompts import parse
 from stal.settings import UNCONDITIONAL, Settings
+from stal.weights import falling_weights
 
 # Best on the bundled model against the unconditional half, of constants from 0.1 to 1.5 and falls
 # from 0.5 to 3, on 210 prompts of other seeds than those of the evaluation.
 CONSTANT, FALL = 0.5, 0.8
+_RELEASED_RULE: dict[str, Any] = {
+    "rule": "guidance",
+    "reference": UNCONDITIONAL,
+    "background": None,
+}
 
 # method(pipe, prompts, layouts=..., seeds=..., settings=...), see `draw`.
 Method = Callable[..., list[Result]]
@@ -55,11 +61,6 @@ def _with(weights: Weights | None = None, **changes: Any) -> Method:
 
 def _constant(steps: int, objects: int) -> Tensor:
     return torch.full((steps, objects), CONSTANT, dtype=torch.float32)
-
-
-def _falling(steps: int, objects: int) -> Tensor:
-    fall = 1 - torch.arange(steps, dtype=torch.float32) / max(steps - 1, 1)
-    return (FALL * fall)[:, None].expand(steps, objects)
 
 
 def _everywhere(
@@ -129,23 +130,11 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "spatial": _with(attention="spatial", rule="guidance"),
         "spatial-temporal": _with(attention="spatial-temporal", rule="guidance"),
         "convex": _with(attention="spatial", rule="convex", background=None),
-        "unconditional": _with(
-            attention="spatial", rule="guidance", reference=UNCONDITIONAL, background=None
-        ),
+        "unconditional": _with(attention="spatial", **_RELEASED_RULE),
         # The same with the constant and the fall that are best on the bundled model.
-        "unconditional-tuned": _with(
-            _constant,
-            attention="spatial",
-            rule="guidance",
-            reference=UNCONDITIONAL,
-            background=None,
-        ),
+        "unconditional-tuned": _with(_constant, attention="spatial", **_RELEASED_RULE),
         "unconditional-falling": _with(
-            _falling,
-            attention="spatial-temporal",
-            rule="guidance",
-            reference=UNCONDITIONAL,
-            background=None,
+            partial(falling_weights, FALL), attention="spatial-temporal", **_RELEASED_RULE
         ),
         "temporal": _everywhere,
         "online": _optimised(None, attention="spatial-temporal"),

@@ -11,6 +11,7 @@ from stal.weights.rules import (
     check_reference,
     check_weights,
     default_weights,
+    falling_weights,
     weight_maps,
 )
 
@@ -25,5 +26,6 @@ __all__ = [
     "check_reference",
     "check_weights",
     "default_weights",
+    "falling_weights",
     "weight_maps",
 ]

@@ -133,6 +133,11 @@ def default_weights(
         constant = 0.7 if rule == "convex" else 0.8 if reference_is_prompt else 5 / max(objects, 1)
         return torch.full((steps, objects), constant, dtype=torch.float32, device="cpu")
     start = 1.0 if rule == "convex" else 1.9 - 1.5 / max(objects, 1)
+    return falling_weights(start, steps, objects)
+
+
+def falling_weights(start: float, steps: int, objects: int) -> Tensor:
+    """Weights that fall linearly from start to 0: (steps, objects) float32."""
     fall = 1 - torch.arange(steps, dtype=torch.float32, device="cpu") / max(steps - 1, 1)
     return (start * fall)[:, None].repeat(1, objects)
 

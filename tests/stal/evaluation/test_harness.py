@@ -570,3 +570,19 @@ def test_a_prompt_without_objects_counts_for_no_share_of_right_ones(tmp_path):
     assert by_name["correct"].counts(row) == (0.0, 0.0)
     assert by_name["recall"].counts(row) == (0, 0)
     assert not math.isnan(by_name["seconds"].counts(row)[0])
+
+
+def test_a_picture_that_may_not_be_read_is_not_taken_for_lost(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Image, "open", refuse)
+    with pytest.raises(PermissionError):
+        harness._is_picture(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("data", [None, b"", b"\x89PNG\r\n\x1a\n\0", b"text"])
+def test_a_torn_picture_is_lost(tmp_path, data):
+    if data is not None:
+        (tmp_path / "a.png").write_bytes(data)
+    assert not harness._is_picture(tmp_path / "a.png")

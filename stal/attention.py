@@ -80,6 +80,62 @@ class Blend:
     layout: Layout
 
 
+@dataclass(frozen=True)
+class EntryMaps:
+    """What the pixels of a whole batch attend to at one resolution and step.
+
+    An entry is one prompt of one batch element, as in the op.
+
+    weight: (entries, n), at least float32.
+    region: (entries, n) bool, where a prompt exists at all.
+    away: (images, n), the multiple of an unconditional element's result that each conditional one
+        loses, or None.
+    conditional: where the conditional elements begin, `images` consecutive ones at each place.
+    unconditional: where those begin whose results they lose.
+    """
+
+    weight: Tensor
+    region: Tensor
+    away: Tensor | None = None
+    conditional: tuple[int, ...] = ()
+    unconditional: int = 0
+
+
+def blend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    ids: Tensor,
+    offsets: Tensor,
+    maps: EntryMaps,
+    *,
+    scale: float | None = None,
+    key_lengths: Tensor | None = None,
+) -> Tensor:
+    """One call of the op, and what conditional elements lose of the unconditional ones' results.
+
+    Args:
+        q, k, v, ids, offsets, scale, key_lengths: of `stal_kernels.blended_attention_ragged`.
+        maps: what the pixels attend to.
+
+    Returns:
+        (batch, heads, n, head_dim), as q.
+    """
+    weight = maps.weight.to(_at_least_float32(q))
+    out = blended_attention_ragged(
+        q, k, v, weight, ids, offsets, region=maps.region, key_lengths=key_lengths, scale=scale
+    )
+    if maps.away is None:
+        return out
+    away = maps.away[:, None, :, None].to(out.dtype)
+    # In place, unless a gradient needs what is overwritten.
+    lost = out.clone() if out.requires_grad or away.requires_grad else out
+    unconditional = out[maps.unconditional : maps.unconditional + len(away)]
+    for first in maps.conditional:
+        lost[first : first + len(away)].addcmul_(away, unconditional, value=-1)
+    return lost
+
+
 class Plain:
     """Attention to one prompt a batch element: softmax(scale q k^T) v.
 
@@ -199,7 +255,7 @@ class _AtStep:
     ) -> None:
         self._blended, self._steps, self._weights = blended, steps, weights
         self._keep_maps = keep_maps
-        self._maps: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor | None]] = {}
+        self._maps: dict[tuple[int, int], EntryMaps] = {}
 
     def __call__(
         self, name: str, q: Tensor, module: AttentionModule, height: int, width: int
@@ -212,21 +268,9 @@ class _AtStep:
             maps = self._build(height, width, q.device)
             if self._keep_maps:
                 self._maps[height, width] = maps
-        weight, region, away = maps
-        weight = weight.to(_at_least_float32(q))
-        out = blended_attention_ragged(
-            q, k, v, weight, blended.ids, blended.offsets, region=region, scale=module.scale
-        )
-        if away is None:
-            return out
-        unconditional, conditional = out.chunk(2)
-        conditional = torch.addcmul(conditional, away.to(out.dtype), unconditional, value=-1)
-        return torch.cat([unconditional, conditional])
+        return blend(q, k, v, blended.ids, blended.offsets, maps, scale=module.scale)
 
-    def _build(
-        self, height: int, width: int, device: torch.device
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """weight, region: (entries, n), and what to subtract: (images, 1, n, 1) or None."""
+    def _build(self, height: int, width: int, device: torch.device) -> EntryMaps:
         blended = self._blended
         covered = blended.masks(height, width, device)
         maps = [
@@ -244,7 +288,7 @@ class _AtStep:
         weight = torch.cat([ones, *(m.weight for m in maps)])
         region = torch.cat([ones.bool(), *(m.region for m in maps)])
         away = [m.unconditional for m in maps if m.unconditional is not None]
-        return weight, region, torch.stack(away)[:, None, :, None] if away else None
+        return EntryMaps(weight, region, torch.stack(away) if away else None, (alone,))
 
 
 class Recording:

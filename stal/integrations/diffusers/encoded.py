@@ -1,0 +1,72 @@
+"""Encoded prompts as a denoiser receives them, and how pipelines are asked for them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stal.checked_json import short
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A table of encoded prompts.
+
+    embeds: (prompts, seqlen_k, width), what the denoiser takes as encoder_hidden_states.
+    mask: (prompts, seqlen_k) bool, which tokens count; None if all do.
+    """
+
+    embeds: Tensor
+    mask: Tensor | None = None
+
+    def compact(self) -> tuple[Tensor, Tensor | None]:
+        """(embeds, lengths): the tokens that count first, (prompts,) int32 of them, or None.
+
+        Attention does not care for the order of keys.
+        """
+        if self.mask is None:
+            return self.embeds, None
+        order = (~self.mask).to(torch.uint8).argsort(dim=1, stable=True)
+        embeds = self.embeds.gather(1, order[..., None].expand_as(self.embeds))
+        return embeds, self.mask.sum(1, dtype=torch.int32)
+
+
+def check_embeds(name: str, value: Any, *, prompts: int, like: Encoded | None = None) -> Encoded:
+    """The caller's embeddings, a tensor or a pair (embeds, mask), of so many prompts.
+
+    Raises:
+        ValueError: another type or shape, or another width than `like` has.
+    """
+    embeds, mask = value if isinstance(value, tuple) and len(value) == 2 else (value, None)
+    if not isinstance(embeds, Tensor) or embeds.ndim != 3 or not embeds.is_floating_point():
+        got = tuple(embeds.shape) if isinstance(embeds, Tensor) else short(embeds)
+        raise ValueError(f"{name} must be a (prompts, tokens, width) tensor, got {got}")
+    if len(embeds) != prompts:
+        raise ValueError(f"{name} must be of {prompts} prompts, got {len(embeds)}")
+    if like is not None and embeds.shape[2] != like.embeds.shape[2]:
+        width = like.embeds.shape[2]
+        raise ValueError(
+            f"{name} must have the width of prompt_embeds, {width}, got {embeds.shape[2]}"
+        )
+    if mask is not None:
+        if not isinstance(mask, Tensor) or mask.shape != embeds.shape[:2]:
+            got = tuple(mask.shape) if isinstance(mask, Tensor) else short(mask)
+            raise ValueError(f"{name} must have a mask {tuple(embeds.shape[:2])}, got {got}")
+        mask = mask.to(embeds.device) > 0
+    return Encoded(embeds, mask)
+
+
+def by_encode_prompt(pipe: Any, texts: Sequence[str], options: Mapping[str, Any]) -> Encoded:
+    """What `pipe.encode_prompt` gives first, without classifier-free guidance."""
+    found = pipe.encode_prompt(
+        list(texts),
+        device=pipe._execution_device,
+        num_images_per_prompt=1,
+        do_classifier_free_guidance=False,
+        **options,
+    )
+    return Encoded(found[0])

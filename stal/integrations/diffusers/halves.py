@@ -1,0 +1,98 @@
+"""Which rows of a denoiser's batch are of which prompt, and which are its unconditional half.
+
+Pipelines differ: [negative, positive], [positive, negative], [positive, negative, negative], the
+two in calls of their own, or no guidance at all. The rows say it themselves: those of the positive
+half are the encoded prompt, which is known.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# How far a row may be from the prompt that it is, as a share of that one's norm: half precision
+# and the batch that it was encoded in move it, another prompt is much farther.
+_NEAR = 0.05
+# Of the rows of a prompt: conditional, unconditional, and one with or without an input image.
+_MOST_BLOCKS = 4
+
+
+@dataclass(frozen=True)
+class Halves:
+    """How a batch is made up of blocks, each of `images` pictures of every prompt in turn.
+
+    conditional: for each block, whether it is of the prompts.
+    images: rows of one prompt in one block.
+    prompts: in one block.
+    """
+
+    conditional: tuple[bool, ...]
+    images: int
+    prompts: int
+
+    @property
+    def block(self) -> int:
+        """Rows of one block."""
+        return self.images * self.prompts
+
+    @property
+    def rows(self) -> int:
+        """Rows of the batch."""
+        return self.block * len(self.conditional)
+
+    def prompt_of(self, row: int) -> int | None:
+        """The prompt of a conditional row; None of any other."""
+        if not self.conditional[row // self.block]:
+            return None
+        return row % self.block // self.images
+
+    @property
+    def unconditional(self) -> int | None:
+        """The first block that is of no prompt."""
+        return self.conditional.index(False) if False in self.conditional else None
+
+
+@torch.no_grad()
+def halves_of(rows: Tensor, prompts: Tensor) -> Halves | None:
+    """The blocks of a batch.
+
+    On a GPU this waits for it: ask once a run.
+
+    Args:
+        rows: (batch, seqlen_k, width), what the denoiser was given.
+        prompts: (prompts, seqlen_k, width), what the conditional rows are.
+
+    Returns:
+        The fewest blocks that are each wholly of the prompts or of none of them; None if the batch
+        has no such blocks. Where no row is of the prompts there is one block.
+    """
+    count, batch = len(prompts), len(rows)
+    if batch % count:
+        return None
+    if rows.shape[1:] != prompts.shape[1:]:
+        return Halves((False,), batch // count, count)
+    near = torch.stack([_near(rows, prompt) for prompt in prompts], dim=1).tolist()
+    found = None
+    for blocks in range(1, _MOST_BLOCKS + 1):
+        if batch % (blocks * count):
+            continue
+        images = batch // (blocks * count)
+        each = [
+            [near[block * images * count + i][i // images] for i in range(images * count)]
+            for block in range(blocks)
+        ]
+        if all(all(block) or not any(block) for block in each):
+            found = Halves(tuple(all(block) for block in each), images, count)
+            break
+    if found is None or any(found.conditional) or not any(any(row) for row in near):
+        return found
+    return None
+
+
+def _near(rows: Tensor, prompt: Tensor) -> Tensor:
+    """(batch,) bool: which rows are a prompt (seqlen_k, width), but for rounding."""
+    prompt = prompt.to(rows.device, torch.float32)
+    apart = torch.linalg.vector_norm(rows.to(torch.float32) - prompt, dim=(1, 2))
+    return apart <= _NEAR * torch.linalg.vector_norm(prompt)

@@ -1,0 +1,170 @@
+"""One cross-attention module of a denoiser, with the keys and values of its prompts.
+
+The keys and values of local prompts depend on neither the latents nor the step: they are projected
+when the module is first called, which is when its weights are where they are needed, and again when
+the weights have changed, by a LoRA's scale for instance. Those of the batch's own prompts are kept
+as long as the denoiser is given the same tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import count
+from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor, nn
+
+from stal.attention import blend
+
+if TYPE_CHECKING:
+    from stal.integrations.diffusers.denoiser import Denoiser
+
+KeysValues = Callable[[Any, Tensor], tuple[Tensor, Tensor]]
+
+_KEYS = count()
+# Operators of torch take tensors and numbers: this one finds the layer again inside of one.
+LAYERS: WeakValueDictionary[int, Layer] = WeakValueDictionary()
+
+
+class Layer:
+    """What one module attends to.
+
+    Args:
+        denoiser: whose module it is; knows the step and the regions.
+        attn: the module.
+        keys_values: of the processor, from (module, prompts) to k and v.
+        scale: of the scores; head_dim ** -0.5 if None.
+    """
+
+    def __init__(
+        self, denoiser: Denoiser, attn: nn.Module, keys_values: KeysValues, scale: float | None
+    ) -> None:
+        self.denoiser, self.attn, self.scale = denoiser, attn, scale
+        self._keys_values = keys_values
+        number = next(_KEYS)
+        LAYERS[number] = self
+        # A tensor, since torch.compile would compile again for each number.
+        self.key = torch.tensor(number, dtype=torch.int64, device="cpu")
+        self._table: tuple[Tensor, Tensor] | None = None
+        self._stamp: object = None
+        self._seen: tuple[Tensor, int] | None = None
+
+    def __call__(self, q: Tensor, prompts: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Attends to the batch's own prompts and to the local ones in their regions.
+
+        Args:
+            q: (batch, heads, n, head_dim).
+            prompts: (batch, seqlen_k, width), what the module's processor was given.
+            mask: what is added to the scores, (batch, 1, seqlen_k) or (batch, 1, 1, seqlen_k), or
+                bool: which tokens count.
+
+        Returns:
+            The blended result, as q.
+        """
+        if torch.compiler.is_compiling():
+            step = self.denoiser.clock.step
+            return torch.ops.stal_diffusers.attend(q, prompts, mask, step, self.key)
+        return self.attend(q, prompts, mask, keep=True)
+
+    def attend(self, q: Tensor, prompts: Tensor, mask: Tensor | None, *, keep: bool) -> Tensor:
+        """`__call__` outside of compiled code.
+
+        keep: whether k and v of `prompts` may be kept while the tensor is the same.
+        """
+        call = self.denoiser.call
+        frames = len(q) // call.halves.rows
+        own, lengths = call.own_prompts(prompts, mask, frames)
+        seen = prompts if mask is None and keep and not _capturing(q) else None
+        k, v = self._keys_and_values(own, seen)
+        at = call.attended(q.shape[2], frames, q.device)
+        return blend(q, k, v, at.ids, at.offsets, at.maps, scale=self.scale, key_lengths=lengths)
+
+    def _keys_and_values(self, own: Tensor, seen: Tensor | None) -> tuple[Tensor, Tensor]:
+        """k, v of the local prompts and, after them, of the batch's own.
+
+        seen: the tensor that own is of, if k and v may be kept while it is the same.
+        """
+        local = self.denoiser.local_prompts(own)
+        if torch.is_grad_enabled() and (own.requires_grad or _learns(self.attn)):
+            tables = [self._project(each) for each in _padded(local, own)]
+            k, v = (torch.cat(pair) for pair in zip(*tables, strict=True))
+            return k, v
+        stamp = (_stamp(self.attn), id(local), own.shape)
+        fresh = self._table is None or stamp != self._stamp
+        if not fresh and self._table is not None and _same(self._seen, seen):
+            return self._table
+        with torch.inference_mode(False), torch.no_grad():
+            padded, own = _padded(local, own)
+            if fresh or self._table is None:
+                self._table, self._stamp = _table(self._project(padded), len(own)), stamp
+            for table, projected in zip(self._table, self._project(own), strict=True):
+                table[len(local) :] = projected
+        kept = seen is not None and not seen.is_inference()
+        self._seen = (seen, seen._version) if seen is not None and kept else None
+        return self._table
+
+    def _project(self, prompts: Tensor) -> tuple[Tensor, Tensor]:
+        return self._keys_values(self.attn, prompts)
+
+
+def _padded(local: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+    """Both with the longer one's number of tokens, (prompts, seqlen_k, width)."""
+    most = max(local.shape[1], own.shape[1])
+    first, second = (
+        nn.functional.pad(each, (0, 0, 0, most - each.shape[1])) for each in (local, own)
+    )
+    return first, second
+
+
+def _table(local: tuple[Tensor, Tensor], own: int) -> tuple[Tensor, Tensor]:
+    """Tables of k and v with room for the batch's own prompts after the local ones."""
+    tables = []
+    for projected in local:
+        prompts, heads, seqlen_k, head_dim = projected.shape
+        # In the memory layout of the projections.
+        table = projected.new_empty(prompts + own, seqlen_k, heads, head_dim).transpose(1, 2)
+        table[:prompts] = projected
+        tables.append(table)
+    return tables[0], tables[1]
+
+
+def _capturing(q: Tensor) -> bool:
+    """Whether a CUDA graph is recorded, which must project what its inputs hold when it runs."""
+    return q.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
+def _same(kept: tuple[Tensor, int] | None, seen: Tensor | None) -> bool:
+    return kept is not None and kept[0] is seen and kept[1] == kept[0]._version
+
+
+def _learns(attn: Any) -> bool:
+    return any(
+        p.requires_grad for name in ("to_k", "to_v") for p in getattr(attn, name).parameters()
+    )
+
+
+def _stamp(attn: Any) -> tuple[object, ...]:
+    """Changes whenever what the module makes of a prompt does."""
+    return (*_state(attn.to_k), *_state(attn.to_v))
+
+
+def _state(projection: Any) -> tuple[object, ...]:
+    adapters = getattr(projection, "lora_A", None)
+    if adapters is None:
+        return (_version(projection.weight), projection.weight.dtype)
+    # A layer of PEFT: what is active, how strongly, and what is merged into the weight.
+    return (
+        _version(projection.base_layer.weight),
+        projection.base_layer.weight.dtype,
+        tuple(projection.active_adapters),
+        tuple(projection.scaling.items()),
+        tuple(projection.merged_adapters),
+        projection.disable_adapters,
+        *(_version(p) for p in projection.parameters()),
+    )
+
+
+def _version(tensor: Tensor) -> int | None:
+    return None if tensor.is_inference() else tensor._version

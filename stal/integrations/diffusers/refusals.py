@@ -1,0 +1,97 @@
+"""What cannot be taught regions, said by name before anything is changed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from stal.integrations.diffusers.models import MODELS, Model
+
+# Where pipelines keep what denoises.
+_NAMES = ("unet", "transformer", "transformer_2")
+# Hooks that move or cast weights and leave attention alone.
+_HARMLESS = frozenset(
+    {
+        "group_offloading",
+        "layer_execution_tracker",
+        "lazy_prefetch_group_offloading",
+        "lazy_leafs",
+        "layerwise_casting",
+        "peft_autocast_disable",
+        "stal_regions",
+    }
+)
+_JOINT = "attends to text and pixels together"
+
+
+def denoisers_of(pipe: Any) -> list[tuple[nn.Module, Model]]:
+    """The denoisers of a pipeline with their rows, out of torch.compile's wrappers.
+
+    Raises:
+        NotImplementedError: there is none, or one without a row.
+    """
+    found = []
+    for name in _NAMES:
+        module = getattr(pipe, name, None)
+        if module is None:
+            continue
+        module = getattr(module, "_orig_mod", module)
+        model = next(
+            (MODELS[c.__name__] for c in type(module).__mro__ if c.__name__ in MODELS), None
+        )
+        if model is None:
+            raise NotImplementedError(
+                f"pipe must have a denoiser of {', '.join(MODELS)}, got {type(module).__name__} as"
+                f" {name}"
+            )
+        found.append((module, model))
+    if not found:
+        raise NotImplementedError(
+            f"pipe must be a pipeline of diffusers with {' or '.join(_NAMES)}, got"
+            f" {type(pipe).__name__}"
+        )
+    return found
+
+
+def check_denoiser(denoiser: Any, model: Model) -> None:
+    """Raises NotImplementedError if something skips, caches or splits attention."""
+    if getattr(denoiser, "_parallel_config", None) is not None:
+        raise NotImplementedError(
+            "pipe must run on one device, got context or tensor parallelism: load the denoiser"
+            " without parallel_config"
+        )
+    for name, module in denoiser.named_modules():
+        registry = getattr(module, "_diffusers_hook", None)
+        strange = sorted(set(registry.hooks) - _HARMLESS) if registry is not None else []
+        if strange:
+            raise NotImplementedError(
+                f"pipe must compute attention in every call, got the hook {strange[0]} on"
+                f" {name or model.name}: call disable_cache() or remove the hook"
+            )
+
+
+def check_processor(name: str, module: Any, model: Model) -> None:
+    """Raises NotImplementedError if a module's processor computes something else than the row's."""
+    processor = type(module.get_processor()).__name__
+    if getattr(module, "fused_projections", False) or processor.startswith("Fused"):
+        raise NotImplementedError(
+            f"pipe must have its projections apart, got fused ones in {name}: call"
+            " unfuse_qkv_projections()"
+        )
+    if processor.startswith("Sliced"):
+        raise NotImplementedError(
+            f"pipe must not slice attention, got {processor} in {name}: call"
+            " disable_attention_slicing(); one call of the op needs less memory"
+        )
+    if "AddedKV" in processor:
+        raise NotImplementedError(
+            f"pipe must have cross-attention to the text alone, got {processor} in {name}, as in"
+            " DeepFloyd IF and Kandinsky 2.2, whose pixels attend to text and pixels together"
+        )
+    if processor not in model.processors:
+        known = ", ".join(sorted(model.processors))
+        raise NotImplementedError(
+            f"pipe must have attention processors of {known}, got {processor} in {name}: remove"
+            " what set it, or set AttnProcessor2_0()"
+        )

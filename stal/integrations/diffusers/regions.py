@@ -1,0 +1,359 @@
+"""Regions of a pipeline's prompts: their layouts, encoded phrases and weights, ready to be used."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from stal.caller import warn
+from stal.checked_json import number, short
+from stal.finite import check_finite
+from stal.integrations.diffusers.encoded import Encoded, check_embeds
+from stal.integrations.diffusers.refusals import denoisers_of
+from stal.layout.formats import LayoutLike, as_layout
+from stal.layout.layout import Layout
+from stal.layout.predictor import predict
+from stal.prompts import article, noun_of, parse
+from stal.settings import check_text, reference_prompt
+from stal.torch_state import undisturbed
+from stal.weights import (
+    Rule,
+    as_weights,
+    check_background,
+    check_reference,
+    check_weights,
+    default_weights,
+)
+
+# Of one prompt, or a list with one for each of several.
+Weights: TypeAlias = "Tensor | Sequence[Any] | Callable[[int, int], Tensor]"
+RegionsOf: TypeAlias = "LayoutLike | Sequence[LayoutLike | None] | None"
+WeightsOf: TypeAlias = "Weights | Sequence[Weights | None] | None"
+# A number for all regions, or one for each; of several prompts a list with one such for each.
+Dial: TypeAlias = "float | Sequence[Any]"
+# (prompts, tokens, width), and which of the tokens count, (prompts, tokens), if not all do.
+Embeddings: TypeAlias = "Tensor | tuple[Tensor, Tensor]"
+
+UNCONDITIONAL = "unconditional"
+MOST_REGIONS = 255
+
+
+@dataclass(frozen=True)
+class Regions:
+    """What a pipeline's pictures attend to. Made by `prepare`.
+
+    Attributes:
+        names: the prompts as messages call them.
+        layouts: where the objects of each prompt are.
+        rule, background: see `stal.weights.weight_maps`.
+        prompts: the encoded prompts, one a layout, by which the rows of a batch are recognised.
+        local: the encoded local prompts of all layouts and, last, a reference for each prompt.
+        reference: "unconditional" if the rule moves away from that half of the batch alone,
+            "prompt" if from the reference prompt, "either" if from that half where there is one.
+    """
+
+    names: tuple[str, ...]
+    layouts: tuple[Layout, ...]
+    rule: Rule
+    background: float
+    prompts: Encoded
+    local: Encoded
+    reference: str
+    weights: tuple[Weights | None, ...]
+    strength: tuple[tuple[float, ...], ...]
+    start: tuple[tuple[float, ...], ...]
+    stop: tuple[tuple[float, ...], ...]
+
+    def rows_of(self, prompt: int, reference: bool) -> tuple[int, ...]:
+        """A prompt's rows of `local`, with its reference last if it is asked for."""
+        counts = [len(layout.objects) for layout in self.layouts]
+        first = sum(counts[:prompt])
+        own = tuple(range(first, first + counts[prompt]))
+        return (*own, sum(counts) + prompt) if reference else own
+
+    def moves_to_prompt(self, *, unconditional: bool) -> bool:
+        """Whether the rule moves away from the reference prompt in a call.
+
+        unconditional: whether the call has an unconditional half.
+
+        Raises:
+            ValueError: it is to move away from that half and there is none.
+        """
+        if self.rule != "guidance":
+            return False
+        if self.reference == UNCONDITIONAL and not unconditional:
+            raise ValueError(
+                "reference must be a prompt, e.g. 'an empty scene', where the unconditional half"
+                " is not in the same batch, as without guidance, got 'unconditional'"
+            )
+        return self.reference == "prompt" or (self.reference == "either" and not unconditional)
+
+    def weights_of(self, prompt: int, steps: int) -> Tensor:
+        """(steps, objects) float32: the weights times the strength, 0 before start and from stop.
+
+        Raises:
+            ValueError: weights of another shape, or that the rule does not allow.
+        """
+        objects = len(self.layouts[prompt].objects)
+        given = self.weights[prompt]
+        if given is None:
+            lam = default_weights(
+                steps,
+                objects,
+                rule=self.rule,
+                reference_is_prompt=self.reference == "prompt",
+            )
+        else:
+            values = given(steps, objects) if callable(given) else given
+            lam = as_weights(values, steps=steps, objects=objects, rule=self.rule).detach().cpu()
+        strength, start, stop = (
+            torch.tensor(dial[prompt], dtype=torch.float32, device="cpu").reshape(1, objects)
+            for dial in (self.strength, self.start, self.stop)
+        )
+        # float64, so that a share of the steps that is a step begins with it.
+        at = torch.arange(steps, dtype=torch.float64, device="cpu")[:, None] / steps
+        inside = (at >= start.double() - 1e-6) & (at < stop.double() - 1e-6)
+        lam = torch.where(inside, lam * strength, 0.0)
+        check_weights(lam, rule=self.rule)
+        return lam
+
+
+@undisturbed()
+@torch.no_grad()
+def prepare(
+    pipe: Any,
+    prompt: str | Sequence[str] | None = None,
+    *,
+    layout: RegionsOf = None,
+    weights: WeightsOf = None,
+    rule: Rule = "guidance",
+    reference: str | None = None,
+    background: float = 0.0,
+    strength: Dial = 1.0,
+    start: Dial = 0.0,
+    stop: Dial = 1.0,
+    aspect: float | None = None,
+    prompt_embeds: Embeddings | None = None,
+    local_embeds: Embeddings | Sequence[Embeddings] | None = None,
+    reference_embeds: Embeddings | None = None,
+    encode: Mapping[str, Any] | None = None,
+) -> Regions:
+    """Regions for the prompts that a pipeline is about to be called with.
+
+    Args:
+        pipe: a pipeline of diffusers whose denoiser has a row in `models.MODELS`.
+        prompt: what the pipeline will be called with; of a list each has its own regions. The
+            noun phrases are the local prompts.
+        layout: where the objects go, as in `stal.Pipeline.__call__`: a `Layout`, JSON, a file,
+            (phrase, box) or (phrase, mask) pairs; predicted if None. Of several prompts a list.
+        weights: (steps, objects) or (objects,), or a function weights(steps, objects); falling
+            over the steps if None. steps is the number of the scheduler's timesteps. Of several
+            prompts a list.
+        rule: "guidance" (the released code) or "convex" (the paper), see `stal.weights`.
+        reference: what the rule "guidance" moves away from: "unconditional", a prompt, with "{}"
+            where the background that `prompt` states belongs, or None: the unconditional half of
+            the batch if it has one, otherwise the empty prompt.
+        background: how much what lies outside all regions is pulled to the reference prompt.
+        strength: multiplies the weights: 0 is the plain model under "guidance".
+        start, stop: the shares of the steps from which and before which regions act.
+        aspect: width / height of the picture, of predicted layouts and boxes; of the model if None.
+        prompt_embeds: what the pipeline will be given instead of `prompt`, as it is given.
+        local_embeds: of the layout's objects, in their order; of several prompts a list.
+        reference_embeds: of the reference prompt, (1, tokens, width).
+        encode: further arguments for the pipeline's `encode_prompt`, the same that the call will
+            make it use, such as {"clip_skip": 1}.
+
+    Raises:
+        ValueError: an argument breaks its rule, or strings are given where the pipeline has no
+            text encoder.
+        NotImplementedError: the denoiser has no row in the table.
+    """
+    denoiser, model = denoisers_of(pipe)[0]
+    prompts = _prompts(prompt, prompt_embeds)
+    count = len(prompts) if not isinstance(prompt, str) and prompts != [None] else None
+    aspect = _aspect(aspect, denoiser)
+    layouts = [
+        _layout(given, text, aspect)
+        for given, text in zip(_each("layout", layout, count), prompts, strict=True)
+    ]
+    check_reference(rule, reference_is_prompt=True, guided=True)
+    to_prompt = rule == "guidance" and reference not in (None, UNCONDITIONAL)
+    check_background(background, rule=rule, reference_is_prompt=to_prompt)
+    options = dict(encode or {})
+
+    def encoded(texts: Sequence[str]) -> Encoded:
+        _check_encoder(pipe)
+        found = model.encode(pipe, texts, options)
+        check_finite("what the text encoder gives", found.embeds, found.embeds.dtype)
+        return found
+
+    if prompt_embeds is None:
+        known = encoded([text or "" for text in prompts])
+    else:
+        known = check_embeds("prompt_embeds", prompt_embeds, prompts=len(prompts))
+    local = [
+        _local(given, each, known, encoded)
+        for given, each in zip(_each("local_embeds", local_embeds, count), layouts, strict=True)
+    ]
+    references = []
+    if rule == "guidance" and reference != UNCONDITIONAL:
+        references = _references(reference, reference_embeds, prompts, known, encoded)
+    kind = "prompt" if to_prompt else "either" if reference is None else UNCONDITIONAL
+
+    def dials(name: str, value: Any) -> tuple[tuple[float, ...], ...]:
+        alike = isinstance(value, int | float)
+        each = [value] * len(layouts) if alike else _each(name, value, count)
+        return tuple(_dial(name, v, len(of.objects)) for v, of in zip(each, layouts, strict=True))
+
+    return Regions(
+        names=tuple(short(t) if t else f"prompt_embeds[{i}]" for i, t in enumerate(prompts)),
+        layouts=tuple(layouts),
+        rule=rule,
+        background=background,
+        prompts=known,
+        local=_joined([*local, *references]),
+        reference=kind,
+        weights=tuple(_each("weights", weights, count)),
+        strength=dials("strength", strength),
+        start=dials("start", start),
+        stop=dials("stop", stop),
+    )
+
+
+def _prompts(prompt: str | Sequence[str] | None, embeds: Any) -> list[str | None]:
+    """The texts; None of a prompt that is given as embeddings alone."""
+    if prompt is None and embeds is None:
+        raise ValueError("prompt or prompt_embeds must be given, got neither")
+    if prompt is None:
+        first = embeds[0] if isinstance(embeds, tuple) else embeds
+        return [None] * (len(first) if isinstance(first, Tensor) and first.ndim == 3 else 1)
+    texts = [prompt] if isinstance(prompt, str) else list(prompt)
+    if not texts:
+        raise ValueError("prompt must be at least one, got none")
+    for text in texts:
+        check_text("prompt", text)
+    return list(texts)
+
+
+def _each(name: str, value: Any, count: int | None) -> list[Any]:
+    """One value a prompt; count: of a list of prompts, None of a single one."""
+    if count is None:
+        return [value]
+    if value is None:
+        return [None] * count
+    if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != count:
+        got = len(value) if isinstance(value, Sequence) else short(value)
+        raise ValueError(f"{name} must be a list of {count}, one a prompt, got {got}")
+    return list(value)
+
+
+def _aspect(aspect: float | None, denoiser: Any) -> float:
+    """The caller's, or the one of the pictures that the model was trained on."""
+    if aspect is not None:
+        return number(aspect, "aspect")
+    size = getattr(denoiser.config, "sample_size", None)
+    if isinstance(size, Sequence) and len(size) == 2:
+        return size[1] / size[0]
+    return 1.0
+
+
+def _layout(given: LayoutLike | None, text: str | None, aspect: float) -> Layout:
+    """A prompt's layout, warned of if it will not do what one may expect."""
+    if given is None:
+        if text is None:
+            raise ValueError("layout must be given with prompt_embeds alone, got None")
+        layout = predict(parse(text), aspect=aspect)
+        if not layout.objects:
+            warn(f"no object was found in {short(text)}, so that it is drawn with plain attention")
+        return layout
+    layout = as_layout(given, prompt=text or "", aspect=aspect, noun_of=noun_of, article=article)
+    if len(layout.objects) > MOST_REGIONS:
+        raise ValueError(
+            f"layout must have at most {MOST_REGIONS} objects, got {len(layout.objects)}"
+        )
+    for index, placed in enumerate(layout.objects):
+        check_text(f"objects[{index}].phrase of the layout", placed.phrase)
+    if text is not None and layout.prompt.split() not in ([], text.split()):
+        warn(
+            f"the layout is of another prompt, {short(layout.prompt)}: its objects are drawn into"
+            f" {short(text)}"
+        )
+    return layout
+
+
+def _check_encoder(pipe: Any) -> None:
+    encoders = [n for n in ("text_encoder", "text_encoder_2") if getattr(pipe, n, None) is not None]
+    if not encoders:
+        raise ValueError(
+            "prompt_embeds and local_embeds must be given, and reference_embeds or"
+            " reference='unconditional', since the pipeline has no text encoder"
+        )
+
+
+def _local(
+    given: Embeddings | None,
+    layout: Layout,
+    known: Encoded,
+    encoded: Callable[[Sequence[str]], Encoded],
+) -> Encoded:
+    """The local prompts of a layout."""
+    objects = len(layout.objects)
+    if given is not None:
+        return check_embeds("local_embeds", given, prompts=objects, like=known)
+    if not objects:
+        return Encoded(known.embeds[:0], known.mask if known.mask is None else known.mask[:0])
+    return encoded([placed.phrase for placed in layout.objects])
+
+
+def _references(
+    reference: str | None,
+    given: Embeddings | None,
+    prompts: Sequence[str | None],
+    known: Encoded,
+    encoded: Callable[[Sequence[str]], Encoded],
+) -> list[Encoded]:
+    """The reference prompt of each prompt."""
+    if given is not None:
+        one = check_embeds("reference_embeds", given, prompts=1, like=known)
+        return [one] * len(prompts)
+    check_text("reference", reference or "")
+    backgrounds = [parse(text).background if text else "" for text in prompts]
+    return [encoded([reference_prompt(reference or "", each) for each in backgrounds])]
+
+
+def _dial(name: str, value: Any, objects: int) -> tuple[float, ...]:
+    """One number for each region of a prompt.
+
+    Raises:
+        ValueError: another number of them, one that is not finite or, of a share, not in [0, 1].
+    """
+    values = [value] * objects if isinstance(value, int | float) else list(value)
+    found = tuple(number(each, name) for each in values)
+    if len(found) != objects:
+        rule = f"be a number, or one for each of {objects} regions"
+        raise ValueError(f"{name} must {rule}, got {short(value)}")
+    for each in found:
+        if not (math.isfinite(each) if name == "strength" else 0 <= each <= 1):
+            rule = "finite" if name == "strength" else "a share of the steps, in [0, 1]"
+            raise ValueError(f"{name} must be {rule}, got {each}")
+    return found
+
+
+def _joined(parts: Sequence[Encoded]) -> Encoded:
+    """One table of several, of the longest one's number of tokens."""
+    most = max(part.embeds.shape[1] for part in parts)
+    masked = any(p.mask is not None or p.embeds.shape[1] != most for p in parts)
+    embeds, masks = [], []
+    for part in parts:
+        missing = most - part.embeds.shape[1]
+        mask = part.mask
+        if mask is None:
+            mask = torch.ones(part.embeds.shape[:2], dtype=torch.bool, device=part.embeds.device)
+        embeds.append(nn.functional.pad(part.embeds, (0, 0, 0, missing)).to(parts[0].embeds))
+        masks.append(nn.functional.pad(mask, (0, missing)).to(parts[0].embeds.device))
+    return Encoded(torch.cat(embeds), torch.cat(masks) if masked else None)

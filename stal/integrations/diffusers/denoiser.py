@@ -124,7 +124,11 @@ class Denoiser:
                 return known_halves
         known = self.regions.prompts.embeds
         halves = halves_of(prompts, known)
-        if halves is None or (self.model.calls == "one" and not any(halves.conditional)):
+        foreign = halves is None or not any(halves.conditional)
+        if foreign and halves is not None and self.model.calls == "two":
+            # The unconditional call; of the two first ones of a run one is of the prompts.
+            foreign = bool(self._seen) and not any(any(h.conditional) for _, h in self._seen)
+        if halves is None or foreign:
             names = " and ".join(self.regions.names)
             raise ValueError(
                 f"pipe must be called with the prompts that its regions were prepared for, {names},"

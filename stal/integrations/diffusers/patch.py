@@ -98,13 +98,14 @@ def enable(pipe: Any, regions: Regions) -> None:
     found = denoisers_of(pipe)
     plans = []
     for denoiser, model in found:
-        check_denoiser(denoiser, model)
         if _patched(denoiser) is not None:
             raise ValueError(
                 "pipe must have no regions yet, got one that has: leave the inner context, or"
                 " disable(pipe) first"
             )
-        modules = list(_cross_attention(denoiser, model))
+        everything = list(denoiser.named_modules())
+        check_denoiser(denoiser, everything)
+        modules = _cross_attention(everything, model)
         for name, module in modules:
             check_processor(name, module, model)
         plans.append((denoiser, model, modules))
@@ -127,11 +128,16 @@ def disable(pipe: Any) -> None:
         _remove_hook(denoiser)
 
 
-def _cross_attention(denoiser: nn.Module, model: Model) -> Iterator[tuple[str, Any]]:
-    for name, module in denoiser.named_modules():
-        has_processor = hasattr(module, "set_processor") and hasattr(module, "get_processor")
-        if has_processor and model.is_cross_attention(name, module):
-            yield name, module
+def _cross_attention(
+    modules: Sequence[tuple[str, nn.Module]], model: Model
+) -> list[tuple[str, Any]]:
+    """Those that have a processor and attend to the text."""
+    return [
+        (name, module)
+        for name, module in modules
+        # Of the class: a module looks for what it lacks in three dictionaries.
+        if hasattr(type(module), "set_processor") and model.is_cross_attention(name, module)
+    ]
 
 
 def _put_on(state: Denoiser, modules: Sequence[tuple[str, Any]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -54,20 +55,23 @@ def denoisers_of(pipe: Any) -> list[tuple[nn.Module, Model]]:
     return found
 
 
-def check_denoiser(denoiser: Any, model: Model) -> None:
-    """Raises NotImplementedError if something skips, caches or splits attention."""
+def check_denoiser(denoiser: Any, modules: Sequence[tuple[str, nn.Module]]) -> None:
+    """Raises NotImplementedError if something skips, caches or splits attention.
+
+    modules: all of the denoiser, by name.
+    """
     if getattr(denoiser, "_parallel_config", None) is not None:
         raise NotImplementedError(
             "pipe must run on one device, got context or tensor parallelism: load the denoiser"
             " without parallel_config"
         )
-    for name, module in denoiser.named_modules():
-        registry = getattr(module, "_diffusers_hook", None)
+    for name, module in modules:
+        registry = module.__dict__.get("_diffusers_hook")
         strange = sorted(set(registry.hooks) - _HARMLESS) if registry is not None else []
         if strange:
             raise NotImplementedError(
                 f"pipe must compute attention in every call, got the hook {strange[0]} on"
-                f" {name or model.name}: call disable_cache() or remove the hook"
+                f" {name or type(denoiser).__name__}: call disable_cache() or remove the hook"
             )
 
 

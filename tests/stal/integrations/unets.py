@@ -259,10 +259,7 @@ def stable_diffusion_ip_adapter(*, dtype: torch.dtype = torch.float32) -> Stable
         }
         pipe = StableDiffusionPipeline(**parts)
         state = ip_adapter_state(pipe.unet, image_width=24)
-        # Through accelerate, where it is installed, weights would skip their own dtype.
-        pipe.load_ip_adapter(
-            state, subfolder="", weight_name="", image_encoder_folder=None, low_cpu_mem_usage=False
-        )
+        pipe.load_ip_adapter(state, subfolder="", weight_name="", image_encoder_folder=None)
         pipe.set_ip_adapter_scale(0.6)
         return _ready(pipe, dtype)
 
@@ -270,10 +267,15 @@ def stable_diffusion_ip_adapter(*, dtype: torch.dtype = torch.float32) -> Stable
 def ip_adapter_state(unet: UNet2DConditionModel, *, image_width: int, tokens: int = 4) -> Any:
     """Random weights of an IP-Adapter as `load_ip_adapter` reads them.
 
-    Cross-attention layers are numbered 1, 3, 5, ... in the order of `unet.attn_processors`.
+    Cross-attention layers are numbered 1, 3, 5, ... in the order of `unet.attn_processors`; those
+    of motion modules attend to frames.
     """
     width = unet.config.cross_attention_dim
-    layers = [name for name in unet.attn_processors if name.endswith("attn2.processor")]
+    layers = [
+        name
+        for name in unet.attn_processors
+        if name.endswith("attn2.processor") and "motion_modules" not in name
+    ]
     weights: dict[str, Tensor] = {}
     for number, name in enumerate(layers):
         rows = unet.get_submodule(name.removesuffix(".processor")).to_k.out_features

@@ -17,8 +17,8 @@ from stal_kernels import blended_attention
 
 class RegionalProcessor:
     """Cross-attention to prompts (batch, prompts, tokens, width), which take the place of
-    encoder_hidden_states, blended by weight (batch, prompts, height, width) of the latents: 0 is
-    where a prompt is absent. The unconditional half of a batch has prompts of its own.
+    encoder_hidden_states, blended by weight (batch, prompts, height, width), float32, of the
+    latents: 0 is where a prompt is absent. The unconditional half of a batch has its own prompts.
     """
 
     def __init__(self, prompts: Tensor, weight: Tensor) -> None:

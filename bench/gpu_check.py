@@ -6,11 +6,12 @@
 Needs torch and triton alone, and less than ten minutes on a fresh machine. In order: facts about
 the device; correctness of every backend over the whole case table in three dtypes, gradients
 included, float32 also with tf32 products (the twice-eager rule of stal_kernels.testing); machine
-code that is known to be wrong; bit-identical repeats; torch.compile; capture in a CUDA graph;
-compute-sanitizer; times. A backend that is missing is a row with its reason. The exit code is 0
-only if every check passed. A failed check keeps no later one from running, and what is known so
-far is on disk after each. --dry-run walks the same steps on the CPU at small sizes; what only a
-GPU can do is then named, not done.
+code that is known to be wrong; bit-identical repeats; torch.compile; capture in a CUDA graph, with
+gradients and of examples/step_batching.py while rows join and leave; compute-sanitizer; times. A
+backend that is missing is a row with its reason. The exit code is 0 only if every check passed. A
+failed check keeps no later one from running, and what is known so far is on disk after each.
+--dry-run walks the same steps on the CPU at small sizes; what only a GPU can do is then named, not
+done.
 
 Times: each function is captured in a CUDA graph and replayed with the second-level cache flushed
 before every replay, all functions of a case in turn. Host time is that of calls without a
@@ -38,10 +39,12 @@ from typing import Any
 import torch
 
 # The checkout itself is what is checked, installed or not.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench_blended_attention import PASSES, eager, loop, one_sdpa, ours, ratio, rival
 from cost_model import predicted_ms, work
+from step_batching import StepBatch, random_requests
 from timing import captured, gpu_times, interleave, machine
 
 from stal_kernels import backends, blended_attention, blended_attention_ragged
@@ -302,6 +305,37 @@ def cuda_graph(backend: str, device: str) -> str:
     return "forward and all gradients captured and replayed on new values"
 
 
+def step_batching(backend: str, device: str) -> str:
+    """Captures the operator on the buffers of examples/step_batching.py, then replays it.
+
+    On the CPU it is called where a GPU replays it.
+    """
+    dtype = torch.float32 if device == "cpu" else torch.float16
+    batch = StepBatch(rows=4, entries=8, dtype=dtype, device=device, backend=backend)
+    kept: dict[str, torch.Tensor] = {}
+
+    def call() -> None:
+        kept["out"] = batch.attend()
+
+    batch.pack()
+    replay = captured(call).replay if device == "cuda" else call
+    waiting = random_requests()
+    counts: list[int] = []
+    while waiting or any(batch.requests):
+        while waiting and batch.join(waiting[0]):
+            del waiting[0]
+        batch.pack()
+        replay()
+        out, direct = kept["out"], batch.attend()
+        assert torch.equal(out, direct), f"step {len(counts)} differs between replay and call"
+        there = [request is not None for request in batch.requests]
+        drawn = out.flatten(1).any(1).tolist()
+        assert drawn == there, f"step {len(counts)} must draw the rows {there}, got {drawn}"
+        counts.append(batch.advance(out))
+    how = "replayed" if device == "cuda" else "called"
+    return f"{len(counts)} steps of {min(counts)} to {max(counts)} rows {how}, empty rows are 0"
+
+
 def compiled(backend: str, device: str) -> str:
     dtype = torch.float32 if device == "cpu" else torch.float16
     e = example(Case(heads=2, seqlen_q=65, region="blobs"), dtype, device)
@@ -496,6 +530,7 @@ def run_backend(report: Report, backend: str, device: str, budget_s: float) -> N
     repeats = 2 if dry else 100
     report.check("determinism", backend, partial(isolated, determinism, backend, device, repeats))
     report.check("torch.compile", backend, partial(isolated, compiled, backend, device))
+    report.check("step batching", backend, partial(isolated, step_batching, backend, device))
     if dry:
         for name in ("cuda graph", "compute-sanitizer"):
             report.row(name, backend, "not run", "needs a GPU")

@@ -12,6 +12,8 @@ from diffusers import (
     AutoencoderKLHunyuanVideo,
     AutoencoderKLQwenImage,
     AutoencoderKLWan,
+    MMAudioVAE,
+    MMAudioVocoder,
 )
 from tokenizers import models
 from torch import nn
@@ -80,13 +82,15 @@ def lively(model: Any, *, seed: int, dtype: torch.dtype, sharpness: float = 4.0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
+            if name.endswith("gamma") or parameter.ndim == 0:
+                continue  # a norm's scale, in some models of more than one dimension
             if name.endswith("bias"):
                 parameter.copy_(noise / 10)
             elif name.split(".")[-2:-1] and name.split(".")[-2] in KEY_NORMS:
                 parameter.fill_(sharpness)
             elif id(parameter) in tables:
                 parameter.copy_(noise)
-            elif not name.endswith(("gamma", "weight") if parameter.ndim == 1 else "gamma"):
+            elif parameter.ndim > 1 or not name.endswith("weight"):
                 parameter.copy_(noise * (parameter.numel() / len(parameter)) ** -0.5)
     return in_dtype(model, dtype)
 
@@ -94,9 +98,9 @@ def lively(model: Any, *, seed: int, dtype: torch.dtype, sharpness: float = 4.0)
 def in_dtype(model: Any, dtype: torch.dtype) -> Any:
     """The model as `from_pretrained(torch_dtype=dtype)` gives it: some modules stay in float32."""
     kept = getattr(model, "_keep_in_fp32_modules", None) or ()
-    for name, parameter in model.named_parameters():
-        if not any(part in kept for part in name.split(".")):
-            parameter.data = parameter.data.to(dtype)
+    for name, weight in model.state_dict(keep_vars=True).items():
+        if weight.is_floating_point() and not any(part in kept for part in name.split(".")):
+            weight.data = weight.data.to(dtype)
     return model.requires_grad_(False).eval()
 
 
@@ -272,3 +276,23 @@ def image_vae(dtype: torch.dtype) -> AutoencoderKL:
         mid_block_add_attention=False,
     )
     return lively(vae, seed=9, dtype=dtype)
+
+
+def sound(dtype: torch.dtype) -> dict[str, Any]:
+    vae = MMAudioVAE(
+        mel_bins=8,
+        latent_channels=CHANNELS,
+        hidden_channels=8,
+        channel_multipliers=(1, 1, 2),
+        layers_per_block=1,
+    )
+    vocoder = MMAudioVocoder(
+        num_mels=8,
+        upsample_initial_channel=64,
+        resblock_kernel_sizes=(3,),
+        resblock_dilation_sizes=((1,),),
+    )
+    return {
+        "audio_vae": lively(vae, seed=18, dtype=dtype),
+        "vocoder": lively(vocoder, seed=19, dtype=dtype),
+    }

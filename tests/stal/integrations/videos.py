@@ -54,6 +54,7 @@ from .video_parts import (
     qwen_processor,
     qwen_tokenizer,
     qwen_vl,
+    sound,
     t5,
     t5_tokenizer,
     wan_vae,
@@ -339,11 +340,13 @@ def kandinsky5_text_to_image(*, dtype: torch.dtype = torch.float32) -> Kandinsky
 
 
 def kandinsky6(*, dtype: torch.dtype = torch.float32) -> Kandinsky6TI2VAPipeline:
-    """Without the audio's VAE: call it with `sample_audio=False`."""
-    transformer = kandinsky6_transformer(dtype)
+    """Video and sound, the sound with a cross-attention of its own."""
     return _quiet(
         Kandinsky6TI2VAPipeline(
-            **_kandinsky(dtype), transformer=transformer, vae=hunyuan_vae(dtype)
+            **_kandinsky(dtype),
+            **sound(dtype),
+            transformer=kandinsky6_transformer(dtype),
+            vae=hunyuan_vae(dtype),
         )
     )
 
@@ -409,7 +412,7 @@ ARGUMENTS: dict[Callable[..., Any], dict[str, Any]] = {
     wan22_image_to_video: _TEXT | _VIDEO | {"image": _picture()},
     kandinsky5_text_to_video: _TEXT | _VIDEO,
     kandinsky5_text_to_image: _TEXT | _IMAGE,
-    kandinsky6: _TEXT | _VIDEO | {"sample_audio": False},
+    kandinsky6: _TEXT | _VIDEO,
 }
 
 

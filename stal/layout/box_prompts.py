@@ -41,8 +41,8 @@ _BOXES = ("bbox", "src_bbox", "tgt_bbox")
 _OTHER_NAMES = ("label", "name", "object")
 _RATIO_KEYS = ("aspect_ratio", "resolution")
 _RATIO = re.compile(r"(\d{1,5}(?:\.\d{1,5})?)\s*[:x/×]\s*(\d{1,5}(?:\.\d{1,5})?)")
-_TARGET = re.compile(rf"^\s*TARGET CANVAS:\s*{_RATIO.pattern}[^\n]*\n?", re.MULTILINE)
-_CITED = re.compile(r"\s*<(\w{1,100})>")
+_TARGET = re.compile(rf"^[ \t]*TARGET CANVAS:\s*{_RATIO.pattern}[^\n]*\n?", re.MULTILINE)
+_CITED = re.compile(r" ?<(\w{1,100})>")
 _ID = re.compile(r"([A-Za-z]+(?:_[A-Za-z]+)*)_\d+")
 _NO_NOUN = re.compile(r"obj|element|box|\w+_Text", re.IGNORECASE)
 
@@ -124,7 +124,7 @@ def _rows(data: Any) -> _Rows | None:
     ratios = [part.get(key) for part in (caption, data) for key in _RATIO_KEYS]
     ratio = next((each for each in ratios if each is not None), None)
     said = caption.get("high_level_description", "")
-    if _is_caption(caption):
+    if _CAPTION in caption or (_is_caption(caption) and "elements" not in caption):
         inner = caption.get(_CAPTION)
         items = inner.get("elements") if isinstance(inner, Mapping) else None
         return _Rows(items, f"{_CAPTION}.elements", said, ratio)

@@ -174,20 +174,15 @@ def as_layout(
     if isinstance(value, Layout):
         return value
     reading = _Reading(noun_of, article, _checked_canvas(canvas), aspect)
-    layout = _as_layout(value, reading, prompt)
-    return layout if layout.prompt else replace(layout, prompt=prompt)
-
-
-def _as_layout(value: Any, reading: _Reading, prompt: str) -> Layout:
     if isinstance(value, str):
         layout = _read_foreign(value, reading, of_file=False)
         if layout is not None:
-            return layout
+            return _with_prompt(layout, prompt)
         if value.lstrip().startswith("{"):
             return Layout.from_json(value, noun_of=reading.noun_of)
     if isinstance(value, str | os.PathLike):
         try:
-            return _read_file(value, None, reading)
+            return _with_prompt(_read_file(value, None, reading), prompt)
         except OSError as error:
             got = f"{short(os.fspath(value))}: {error.strerror}"
             raise ValueError(f"layout must be a file that can be read, got {got}") from error
@@ -207,12 +202,16 @@ def _as_layout(value: Any, reading: _Reading, prompt: str) -> Layout:
         value = list(islice(value, budget.MOST_OBJECTS + 1))
     layout = _read_data(value, "", reading, of_file=False)
     if layout is not None:
-        return layout
+        return _with_prompt(layout, prompt)
     if isinstance(value, Mapping) and "objects" in value:
         return Layout.from_json(_json(value), noun_of=reading.noun_of)
     items = value.items() if isinstance(value, Mapping) else value
     objects = (_pair(item, f"layout[{k}]", reading) for k, item in enumerate(items))
     return Layout(prompt, tuple(objects), (), _aspect(reading))
+
+
+def _with_prompt(layout: Layout, prompt: str) -> Layout:
+    return layout if layout.prompt else replace(layout, prompt=prompt)
 
 
 def _stack(value: Mapping[str, Any], reading: _Reading, prompt: str) -> Layout:

@@ -17,7 +17,7 @@ from typing import Any, TypeGuard
 
 from stal import budget
 from stal.caller import warn
-from stal.checked_json import loads, number, short
+from stal.checked_json import loads, number, short, shown
 from stal.layout.answers import Canvas, Found
 from stal.layout.comfyui import box_in_pixels, fractions_of, named_canvas, one_canvas, read_comfyui
 from stal.layout.layout import check_phrase
@@ -66,20 +66,20 @@ def read_workflow(data: Any, *, canvas: Canvas | None) -> tuple[Found, float | N
         got = f"{len(editors)} nodes {_EDITOR} and {len(areas)} with an area"
         raise ValueError(f"workflow must have one layout, got {got}")
     if editors:
-        return _read_editor(nodes[editors[0]], canvas, f"node {editors[0]}.")
+        return _read_editor(nodes[editors[0]], canvas, f"node {shown(editors[0])}.")
     if len(areas) > budget.MOST_OBJECTS:
         raise ValueError(f"areas must be at most {budget.MOST_OBJECTS}, got {len(areas)}")
     negative = _before(nodes, "negative") - _before(nodes, "positive")
     wanted = [key for key in areas if key not in negative]
     if len(wanted) < len(areas):
-        left = ", ".join(key for key in areas if key in negative)
+        left = ", ".join(shown(key) for key in areas if key in negative)
         warn(f"the layout leaves out what is of the negative prompt: node {left}")
     if not wanted:
         raise ValueError("workflow must have an area of the positive prompt, got none")
     canvas = one_canvas(_latents(nodes), canvas)
     found = []
     for key in wanted:
-        node, where = nodes[key], f"node {key}"
+        node, where = nodes[key], f"node {shown(key)}"
         own = node.inputs.get("text") if "text" in node.inputs else [key, 0]
         phrase = own if isinstance(own, str) else _text(nodes, own, where)
         found.append((check_phrase(" ".join(phrase.split()), where), _area(node, canvas, where)))

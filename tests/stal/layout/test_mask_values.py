@@ -76,9 +76,9 @@ def test_a_mask_is_the_cells_that_it_covers(mask):
     assert Layout.from_json(layout.to_json()) == layout
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_mask_on_a_gpu_is_copied():
-    np.testing.assert_array_equal(mask_of(torch.from_numpy(FLOATS).cuda()).cells, CELLS)
+@pytest.mark.parametrize("device", ["cpu"] + ["cuda"] * torch.cuda.is_available())
+def test_a_mask_may_be_on_any_device(device):
+    np.testing.assert_array_equal(mask_of(torch.from_numpy(FLOATS).to(device)).cells, CELLS)
 
 
 def test_masks_and_boxes_go_together():

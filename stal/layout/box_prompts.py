@@ -152,11 +152,11 @@ def _is_element(value: Any) -> bool:
     )
 
 
-def _elements(rows: _Rows, article: Callable[[str], str]) -> tuple[Found, list[str], list[str]]:
+def _elements(rows: _Rows, article: Callable[[str], str]) -> tuple[Found, list[str], set[str]]:
     """Phrases with their boxes, the places of elements without one, and the ids of all."""
     edges: list[tuple[str, list[float], str]] = []
     left: list[str] = []
-    ids: list[str] = []
+    ids: set[str] = set()
     waiting = _listed(rows.items, rows.where, 0)
     count = len(waiting)
     while waiting:
@@ -174,7 +174,7 @@ def _elements(rows: _Rows, article: Callable[[str], str]) -> tuple[Found, list[s
         if count > budget.MOST_OBJECTS:
             raise ValueError(f"{rows.where} must have at most {budget.MOST_OBJECTS} elements")
         if isinstance(item.get("id"), str):
-            ids.append(item["id"])
+            ids.add(item["id"])
         corners = item.get("tgt_bbox" if "tgt_bbox" in item or "src_bbox" in item else "bbox")
         if corners is not None:
             edges.append((_phrase(item, where, article), _edges(corners, where), where))

@@ -46,6 +46,8 @@ def outline_of(mask: Any, where: str, *, aspect: float) -> Painted:
         ValueError: another shape, kind of number, range or aspect, NaN, no covered cell, or more
             cells or runs than `stal.budget` allows; the message names the place.
     """
+    if not aspect > 0:
+        raise ValueError(f"aspect must be positive, got {aspect}")
     height, width = _size(mask, where)
     if height < 1 or width < 1:
         raise ValueError(f"{where} must be a mask with cells, got {height} x {width}")

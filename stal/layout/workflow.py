@@ -27,6 +27,8 @@ _PERCENTAGE = "ConditioningSetAreaPercentage"
 _AREAS = ("ConditioningSetArea", _PERCENTAGE, "GLIGENTextBoxApply")
 _TEXTS = ("text", "text_g", "prompt", "clip_l", "t5xxl", "value", "string")
 _SIDES = ("x", "y", "width", "height")
+# Nodes between an area and its words. Each changes a prompt in some way, and few are used at once.
+_MOST_NODES = 100
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,7 @@ def _is_link(value: Any) -> TypeGuard[Sequence[Any]]:
 
 def _text(nodes: Mapping[str, _Node], link: Any, where: str) -> str:
     """The words of the node that a link leads back to."""
-    for _ in range(len(nodes) + 1):
+    for _ in range(_MOST_NODES):
         node = nodes.get(str(link[0])) if _is_link(link) else None
         if node is None:
             break

@@ -9,6 +9,7 @@ import struct
 import zlib
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import strategies as st
 from PIL import Image
@@ -329,6 +330,7 @@ def tried(read):
     return ""
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_layout_files(fuzz, tmp_path):
     def check(drawn):
         text, how, picture = drawn
@@ -363,7 +365,7 @@ def arrays(draw):
     values = draw(st.sampled_from([[0, 1], [0, 255], [0, 0.3, 0.7, 1], [0, 3], [-1, 1], [0, 1e9]]))
     shape = draw(SHAPES_OF_MASKS)
     found = np.resize(np.array(values, dtype=object), shape).astype(kind if kind == "O" else "f8")
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
         found = found.astype(kind)
     if kind in ("f2", "f4", "f8") and found.size and draw(st.integers(0, 4)) == 0:
         found.flat[0] = draw(st.sampled_from([np.nan, np.inf, -np.inf]))
@@ -381,6 +383,7 @@ STACKS = st.one_of(
 )
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_layouts_in_python(fuzz):
     def check(drawn):
         tried(lambda: as_layout(drawn, prompt="a cat", aspect=1.0, **ENGLISH))

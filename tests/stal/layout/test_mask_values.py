@@ -140,6 +140,12 @@ def test_the_canvas_that_is_given_is_the_one_of_masks():
     assert read([("a cat", CELLS)], aspect=1.0, canvas=(300, 200)).aspect == 1.5
 
 
+@pytest.mark.parametrize("aspect", [0.0, -1.0, float("nan")])
+def test_a_canvas_without_an_aspect_is_refused(aspect):
+    with pytest.raises(ValueError, match="aspect must be positive"):
+        mask_of(CELLS, aspect=aspect)
+
+
 class NoArray:
     shape = (8, 12)
 

@@ -139,10 +139,10 @@ def _boxes_key(data: Any) -> str | None:
     """Under which key an object has its boxes; None if these are no such data."""
     if not isinstance(data, Mapping):
         return None
-    for key in _LISTS:
-        if key in data and (key in _LISTS[:2] or _flat(data[key]) is not None):
-            return key
-    return None
+    with_boxes = [key for key in _LISTS if _flat(data.get(key)) is not None]
+    # Nobody else calls anything so.
+    named = [key for key in _LISTS[:2] if key in data]
+    return next(iter(with_boxes + named), None)
 
 
 def _flat(data: Any) -> list[Any] | None:

@@ -107,8 +107,6 @@ def _nodes(data: Any) -> dict[str, _Node]:
 
 def _read_editor(node: _Node, canvas: Canvas | None, where: str) -> tuple[Found, float | None]:
     inputs = dict(node.inputs)
-    if not inputs.get("editor_state"):
-        inputs.pop("editor_state", None)
     if isinstance(inputs.get("bboxes"), str):
         try:
             inputs["bboxes"] = loads(inputs["bboxes"])

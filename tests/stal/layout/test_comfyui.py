@@ -91,8 +91,9 @@ def test_boxes_lie_in_the_canvas_that_is_given(read, data, found):
         {"canvas_width": 512, "canvas_height": 256, "bboxes": [EDITOR]},
         {"canvas": {"width": 512, "height": 256}, "boxes": EDITOR},
         {"canvas": [512, 256], "bboxes": EDITOR},
+        {"dims": [512, 256], "editor_state": [], "input_bboxes": EDITOR},
     ],
-    ids=["node", "page", "pose", "canvas", "sides"],
+    ids=["node", "page", "pose", "canvas", "sides", "not drawn"],
 )
 def test_boxes_lie_in_the_canvas_that_their_data_name(read, data):
     for options in ({}, {"canvas": CANVAS}):

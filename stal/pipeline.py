@@ -132,8 +132,9 @@ class Pipeline:
         Args:
             prompt: the global description D; its noun phrases are the local ones.
             layout: where the objects go: a `Layout`, its JSON or what that holds, the path of a
-                file that `stal.layout.formats.read_layout` reads, or (phrase, box) pairs, a box
-                being (x0, y0, x1, y1) in fractions of the picture; by default what
+                file that `stal.layout.formats.read_layout` reads, or (phrase, box) or (phrase,
+                mask) pairs, a box being (x0, y0, x1, y1) in fractions of the picture; all that
+                `stal.layout.formats.as_layout` takes; by default what
                 `stal.layout.predictor.predict` gives for the prompt.
             seed: image i is drawn from the noise of seed + i, whatever the batch around it; or one
                 seed an image.

@@ -18,6 +18,7 @@ from stal.budget import MOST_IMAGES
 from stal.caller import warn
 from stal.cli.options import (
     AttentionMode,
+    CanvasOption,
     ClipOption,
     DeviceOption,
     DType,
@@ -26,6 +27,7 @@ from stal.cli.options import (
     RuleName,
     SamplerOption,
     StepsOption,
+    canvas_size,
     outputs,
     torch_dtype,
 )
@@ -84,10 +86,7 @@ _RecomputeBlocks = Annotated[
 ]
 _Layout = Annotated[
     Path | None,
-    typer.Option(help="Layout to use: ours, painted masks, LayoutGPT's or LMD's format."),
-]
-_Canvas = Annotated[
-    str | None, typer.Option(help="Pixels of LayoutGPT's or LMD's canvas. [64x64, 512x512]")
+    typer.Option(help="Layout to use: ours, painted masks, or another program's boxes."),
 ]
 
 
@@ -111,7 +110,7 @@ def generate(
     recompute_blocks: _RecomputeBlocks = False,
     clip: ClipOption = None,
     layout: _Layout = None,
-    canvas: _Canvas = None,
+    canvas: CanvasOption = None,
     seed: Annotated[int | None, typer.Option(help="Image i is drawn from seed + i. [0]")] = None,
     num_images: _NumImages = None,
     negative_prompt: str | None = None,
@@ -216,7 +215,7 @@ def _read_layout(file: Path | None, canvas: str | None) -> Layout | None:
         if canvas is not None:
             raise ValueError("canvas must come with --layout, whose boxes are in its pixels")
         return None
-    return read_layout(file, noun_of=noun_of, article=article, canvas=_canvas_size(canvas))
+    return read_layout(file, noun_of=noun_of, article=article, canvas=canvas_size(canvas))
 
 
 def _prompt_of(layout: Layout | None) -> str:
@@ -290,16 +289,6 @@ def _read_weights(
     from stal.weights.files import load_weights
 
     return load_weights(text, resample=resample)
-
-
-def _canvas_size(text: str | None) -> tuple[float, float] | None:
-    if text is None:
-        return None
-    try:
-        width, height = text.lower().split("x")
-        return float(width), float(height)
-    except ValueError:
-        raise ValueError(f"canvas must be like 512x512, got {text!r}") from None
 
 
 def _draw(what: _Wanted, pictures: list[Path], json_file: Path | None) -> None:

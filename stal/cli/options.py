@@ -42,7 +42,22 @@ SamplerOption = Annotated[
 ]
 StepsOption = Annotated[int | None, typer.Option(help="Denoising steps.")]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")]
+CanvasOption = Annotated[
+    str | None,
+    typer.Option(help="Pixels that the layout's boxes lie in. [64x64 LayoutGPT, 512x512 LMD]"),
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress bar.")]
+
+
+def canvas_size(text: str | None) -> tuple[float, float] | None:
+    """Width and height of an option like 512x512; None if it is absent."""
+    if text is None:
+        return None
+    try:
+        width, height = text.lower().split("x")
+        return float(width), float(height)
+    except ValueError:
+        raise ValueError(f"canvas must be like 512x512, got {text!r}") from None
 
 
 def torch_dtype(dtype: DType) -> torch.dtype:

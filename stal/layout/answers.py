@@ -49,7 +49,7 @@ _HASH = re.compile(r"\s*#\d{1,4}$")
 _REASONING = ("think", "thinking", "reasoning")
 _ARTICLES = ("a", "an", "the")
 _WIDE = str.maketrans("：；，％", ":;,%")  # as Chinese and Japanese keyboards write them
-_PHRASE_KEYS = ("phrase", "name", "object", "label", "description", "caption", "category")
+PHRASE_KEYS = ("phrase", "name", "object", "label", "description", "caption", "category")
 _BOX_KEYS = ("box", "bbox", "bounding_box", "bounding box", "boundingbox")
 _CORNER = (("x", "left"), ("y", "top"), ("width", "w"), ("height", "h"))
 
@@ -125,7 +125,7 @@ def read_answer(
             f" {found[0][1]}: name the canvas 1x1 if that is meant"
         )
     boxes = [
-        (check_phrase(phrase, where), _box(corner, canvas, where))
+        (check_phrase(phrase, where), box_of(corner, canvas, where))
         for phrase, corner, where in found
     ]
     return prompt, boxes, canvas
@@ -270,7 +270,7 @@ def _items(value: Any) -> list[Any]:
     """The items of a list, of an object by phrase, or of phrases and boxes in turn."""
     if isinstance(value, dict):
         keys = {str(key).lower() for key in value}
-        if not keys.isdisjoint(_PHRASE_KEYS) and not keys.isdisjoint((*_BOX_KEYS, "x", "left")):
+        if not keys.isdisjoint(PHRASE_KEYS) and not keys.isdisjoint((*_BOX_KEYS, "x", "left")):
             return [value]
         (first, *more) = value.values() or [None]
         # {"layout": [...]}
@@ -317,7 +317,7 @@ def _phrase_and_corner(item: Any) -> tuple[Any, Any]:
         if len(item) == 1:
             return next(iter(item.items()))
         lower = {str(key).lower(): each for key, each in item.items()}
-        phrase = next(lower[key] for key in _PHRASE_KEYS if key in lower)
+        phrase = next(lower[key] for key in PHRASE_KEYS if key in lower)
         return phrase, next((lower[key] for key in _BOX_KEYS if key in lower), lower)
     if len(item) == 5:
         return item[0], item[1:]
@@ -340,8 +340,12 @@ def _boxes_of_lines(text: str) -> list[Any]:
     return found
 
 
-def _box(corner: Sequence[float], canvas: Canvas, where: str) -> Box:
-    """Of (x, y, width, height) in pixels."""
+def box_of(corner: Sequence[float], canvas: Canvas, where: str) -> Box:
+    """The box of (x, y, width, height) in pixels of a canvas (width, height).
+
+    One that leaves the canvas by a twentieth or less is cut. Raises ValueError, naming the place,
+    for one that leaves it by more or is empty.
+    """
     x, y, w, h = corner
     width, height = canvas
     box = x / width, y / height, (x + w) / width, (y + h) / height

@@ -4,6 +4,8 @@
     layoutgpt.css   cat {width: 30px; height: 40px; left: 5px; top: 10px; }
     lmd.txt         [('a green car', [21, 281, 211, 159]), ...]
     masks.json      {"masks": "masks.png", "objects": [{..., "colour": "#ff0000"}]}
+    prompt.json     {"compositional_deconstruction": {"elements": [{"bbox": [...], ...}]}, ...}
+    boxes.json      [{"x": 10, "y": 20, "width": 80, "height": 60, "metadata": {...}}, ...]
 
 Other programs give names or phrases, and no nouns. What knows English is handed in:
 
@@ -14,7 +16,9 @@ Other programs give names or phrases, and no nouns. What knows English is handed
 Sources: LayoutGPT (arXiv 2305.15393), whose canvas has 64 pixels a side unless it is told
 otherwise; LLM-grounded diffusion (arXiv 2305.13655), boxes [x, y, width, height] on 512 pixels.
 `stal.layout.answers` says what of their models' answers is read, `stal.layout.painted` which
-pictures are masks.
+pictures are masks, `stal.layout.box_prompts` which prompts of Ideogram 4 and FLUX 3,
+`stal.layout.comfyui` and `stal.layout.workflow` what of ComfyUI's, and `stal.layout.mask_values`
+which arrays, tensors and pictures in memory are masks.
 """
 
 from __future__ import annotations
@@ -24,23 +28,67 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from stal.checked_json import loads, number, scalar, short
+from stal import budget
+from stal.checked_json import loads, number, quoted, scalar, short, typed
 from stal.files import load_text
 from stal.layout.answers import plain_text, read_answer
+from stal.layout.box_prompts import is_box_prompt, read_box_prompt
+from stal.layout.comfyui import box_in_pixels, is_comfyui, read_comfyui
 from stal.layout.coverage import Box, check_box
 from stal.layout.layout import Layout, PlacedObject, check_phrase, find_noun
 from stal.layout.literals import OPENING_QUOTE
+from stal.layout.mask_values import is_mask, outline_of, split_stack
+from stal.layout.workflow import is_workflow, read_workflow
 
-# What can be made a layout: one, its JSON, a file, or phrases with their boxes.
-LayoutLike: TypeAlias = "Layout | str | os.PathLike[str] | Iterable[tuple[str, Box]]"
+# What can be made a layout: one, its JSON, a file, phrases with their boxes or masks, or what the
+# JSON of another program holds.
+LayoutLike: TypeAlias = "Layout | str | os.PathLike[str] | Mapping[str, Any] | Iterable[Any]"
 
 _OWN = ("version", "prompt", "objects", "relations", "aspect", "masks", "background")
+_OWN_OBJECT = ("phrase", "noun", "box", "score", "shape")
 _FIRST_KEY = re.compile(rf"\{{\s*{OPENING_QUOTE}(\w*)")
 _OWN_IN_PROSE = re.compile(rf'\{{\s*"(?:{"|".join(_OWN)})"\s*:')
+# How the JSON of other programs begins that an answer may have prose around.
+_CAPTION = re.compile(
+    r'\{\s*"(?:high_level_description|style_description|compositional_deconstruction'
+    r'|json_prompt|aspect_ratio)"\s*:'
+)
+_TABLE = re.compile(r'\[\s*\{\s*"(?:id|type|bbox|desc)"\s*:')
+# Without one of these keys no other program wrote a JSON.
+_FOREIGN = re.compile(
+    rf'{_CAPTION.pattern}|"(?:(?:src_|tgt_)?bbox|x|area|class_type|links|editor_state)"\s*:'
+)
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """What a reader is told.
+
+    Attributes:
+        noun_of, article, canvas: as in `read_layout`.
+        aspect: width / height of the canvas where nothing says another.
+    """
+
+    noun_of: Callable[[str], str]
+    article: Callable[[str], str]
+    canvas: tuple[float, float] | None
+    aspect: float
+
+    def layout(
+        self, prompt: str, found: Iterable[tuple[str, Box]], aspect: float | None = None
+    ) -> Layout:
+        """The layout of phrases with their boxes; the canvas's aspect is the one of it."""
+        if self.canvas is not None:
+            aspect = self.canvas[0] / self.canvas[1]
+        objects = (
+            PlacedObject(phrase, find_noun(phrase, self.noun_of), box) for phrase, box in found
+        )
+        return Layout(prompt, tuple(objects), (), self.aspect if aspect is None else aspect)
 
 
 def read_layout(
@@ -57,8 +105,9 @@ def read_layout(
         path: a text file.
         noun_of: from a phrase to its noun, "a green car" to "car"; `stal.prompts.noun_of`.
         article: from a word to "a" or "an"; `stal.prompts.article`.
-        canvas: (width, height) in pixels that LayoutGPT and LLM-grounded diffusion were told;
-            their usual ones if None. Other formats do not need it.
+        canvas: (width, height) in pixels that LayoutGPT and LLM-grounded diffusion were told,
+            their usual ones if None, or that ComfyUI's boxes lie in, which there is no usual one
+            of. Of boxes on a grid it is the aspect. Other formats do not need it.
         prompt: for files that do not hold it.
 
     Returns:
@@ -69,21 +118,27 @@ def read_layout(
             and the place in it.
         OSError: the file cannot be read.
     """
-    if canvas is not None:
-        canvas = _checked_canvas(canvas)
+    return _read_file(path, prompt, _Reading(noun_of, article, _checked_canvas(canvas), 1.0))
+
+
+def _read_file(path: str | os.PathLike[str], prompt: str | None, reading: _Reading) -> Layout:
     try:
         text = load_text(path, name="layout")
+        layout = _read_foreign(text, reading, of_file=True)
+        if layout is not None:
+            return layout if prompt is None else replace(layout, prompt=prompt)
         own = _own_json(text)
         if own is not None:
             masks = _masks(own)
             if masks is None:
-                return Layout.from_json(own, noun_of=noun_of)
+                return Layout.from_json(own, noun_of=reading.noun_of)
             from stal.layout.painted import read_painted
 
-            return read_painted(masks, Path(path).parent, noun_of=noun_of)
-        said, found, size = read_answer(plain_text(text), canvas=canvas, article=article)
-        objects = (PlacedObject(phrase, find_noun(phrase, noun_of), box) for phrase, box in found)
-        return Layout(said if prompt is None else prompt, tuple(objects), (), size[0] / size[1])
+            return read_painted(masks, Path(path).parent, noun_of=reading.noun_of)
+        said, found, size = read_answer(
+            plain_text(text), canvas=reading.canvas, article=reading.article
+        )
+        return reading.layout(said if prompt is None else prompt, found, size[0] / size[1])
     except ValueError as error:
         raise ValueError(f"{os.fspath(path)}: {error}") from None
 
@@ -95,58 +150,107 @@ def as_layout(
     aspect: float,
     noun_of: Callable[[str], str],
     article: Callable[[str], str],
+    canvas: tuple[float, float] | None = None,
 ) -> Layout:
     """The layout that a value of Python stands for.
 
     Args:
-        value: a `Layout`; the JSON of one, which begins with "{", or what that holds; the path of
-            a file that `read_layout` reads; or (phrase, box) pairs, objects with a "phrase" and a
-            "box", or boxes by phrase, where a box is (x0, y0, x1, y1) in fractions of the canvas.
-        prompt: of pairs, and of files that hold none.
-        aspect: width / height of the canvas, of pairs.
+        value: one of
+            * a `Layout`; the JSON of one, or of a program that `read_layout` knows, or what such
+              JSON holds; the path of a file that `read_layout` reads;
+            * (phrase, box) or (phrase, mask) pairs, objects with a "phrase" and a "box" or a
+              "mask", or boxes and masks by phrase. A box is (x0, y0, x1, y1) in fractions of the
+              canvas, or {"x", "y", "width", "height"} in its pixels; a mask is a torch tensor,
+              numpy array or PIL image, see `stal.layout.mask_values`;
+            * {"phrases": [...], "masks": (k, h, w)}, a stack of masks.
+        prompt: of pairs, and of what holds none.
+        aspect: width / height of the canvas, of pairs, and of what does not say it.
         noun_of, article: as in `read_layout`.
+        canvas: (width, height) in pixels that boxes in pixels lie in; its aspect counts.
 
     Raises:
-        ValueError: none of these, or a box that breaks its rule; the message names it.
+        ValueError: none of these, or a box or mask that breaks its rule; the message names it.
     """
     if isinstance(value, Layout):
         return value
-    if isinstance(value, str) and value.lstrip().startswith("{"):
-        return Layout.from_json(value, noun_of=noun_of)
+    reading = _Reading(noun_of, article, _checked_canvas(canvas), aspect)
+    if isinstance(value, str):
+        layout = _read_foreign(value, reading, of_file=False)
+        if layout is not None:
+            return _with_prompt(layout, prompt)
+        if value.lstrip().startswith("{"):
+            return Layout.from_json(value, noun_of=reading.noun_of)
     if isinstance(value, str | os.PathLike):
         try:
-            layout = read_layout(value, noun_of=noun_of, article=article)
+            return _with_prompt(_read_file(value, None, reading), prompt)
         except OSError as error:
             got = f"{short(os.fspath(value))}: {error.strerror}"
             raise ValueError(f"layout must be a file that can be read, got {got}") from error
-        return layout if layout.prompt else replace(layout, prompt=prompt)
     if isinstance(value, bytes) or not isinstance(value, Iterable):
         raise ValueError(
             f"layout must be a Layout, its JSON, a path or (phrase, box) pairs, got {short(value)}"
         )
+    if hasattr(value, "shape"):
+        raise ValueError(
+            'layout must name what its masks are of, as {"phrases": [...], "masks": stack}, got an'
+            f" array {tuple(value.shape)}"
+        )
+    if isinstance(value, Mapping) and "phrases" in value and "masks" in value:
+        return _stack(value, reading, prompt)
+    if not isinstance(value, Mapping):
+        # One more than a layout may have, of what may have no end.
+        value = list(islice(value, budget.MOST_OBJECTS + 1))
+    layout = _read_data(value, "", reading, of_file=False)
+    if layout is not None:
+        return _with_prompt(layout, prompt)
     if isinstance(value, Mapping) and "objects" in value:
-        try:
-            text = json.dumps(value, default=scalar)
-        except (TypeError, ValueError, RecursionError):
-            raise ValueError(f"layout must be what JSON can hold, got {short(value)}") from None
-        return Layout.from_json(text, noun_of=noun_of)
+        return Layout.from_json(_json(value), noun_of=reading.noun_of)
     items = value.items() if isinstance(value, Mapping) else value
-    objects = (_pair(item, f"layout[{k}]", noun_of) for k, item in enumerate(items))
-    return Layout(prompt, tuple(objects), (), aspect)
+    objects = (_pair(item, f"layout[{k}]", reading) for k, item in enumerate(items))
+    return Layout(prompt, tuple(objects), (), _aspect(reading))
 
 
-def _pair(item: Any, where: str, noun_of: Callable[[str], str]) -> PlacedObject:
+def _with_prompt(layout: Layout, prompt: str) -> Layout:
+    return layout if layout.prompt else replace(layout, prompt=prompt)
+
+
+def _stack(value: Mapping[str, Any], reading: _Reading, prompt: str) -> Layout:
+    """Of {"phrases": [...], "masks": stack}."""
+    for key in value:
+        if key not in ("phrases", "masks", "prompt"):
+            raise ValueError(f'layout must not have {quoted(str(key))} beside "masks"')
+    phrases = value["phrases"]
+    if not isinstance(phrases, list | tuple):
+        raise ValueError(f"phrases must be a list, got {short(phrases)}")
+    if len(phrases) > budget.MOST_OBJECTS:
+        raise ValueError(f"phrases must be at most {budget.MOST_OBJECTS}, got {len(phrases)}")
+    masks = split_stack(value["masks"], len(phrases))
+    objects = (
+        _pair({"phrase": phrase, "mask": mask}, f"masks[{k}]", reading)
+        for k, (phrase, mask) in enumerate(zip(phrases, masks, strict=True))
+    )
+    said = typed(value.get("prompt", prompt), str, "prompt")
+    return Layout(said, tuple(objects), (), _aspect(reading))
+
+
+def _pair(item: Any, where: str, reading: _Reading) -> PlacedObject:
     if isinstance(item, PlacedObject):
         return item
-    try:
-        phrase, box = (item["phrase"], item["box"]) if isinstance(item, Mapping) else item
-    except (TypeError, ValueError, KeyError):
-        phrase, box = None, ()
+    phrase, place = _phrase_and_place(item)
     if not isinstance(phrase, str) or not phrase.strip():
-        raise ValueError(f"{where} must be a pair (phrase, (x0, y0, x1, y1)), got {short(item)}")
+        raise ValueError(
+            f"{where} must be a pair (phrase, (x0, y0, x1, y1)) or (phrase, mask), got"
+            f" {short(item)}"
+        )
     check_phrase(phrase, where)
+    noun = find_noun(phrase, reading.noun_of)
+    if is_mask(place):
+        outline = outline_of(place, where, aspect=_aspect(reading))
+        return PlacedObject(phrase, noun, outline.box, outline=outline)
+    if isinstance(place, Mapping):
+        return PlacedObject(phrase, noun, box_in_pixels(place, reading.canvas, where))
     try:
-        edges = [number(edge, where) for edge in box]
+        edges = [number(edge, where) for edge in place]
     except TypeError:
         edges = []
     if len(edges) == 4 and max(edges) > 1:
@@ -154,10 +258,92 @@ def _pair(item: Any, where: str, noun_of: Callable[[str], str]) -> PlacedObject:
             f"{where} must have its box in fractions of the canvas, got {edges}: divide pixels"
             " by the picture's width and height"
         )
-    return PlacedObject(phrase, find_noun(phrase, noun_of), check_box(edges or box, where))
+    return PlacedObject(phrase, noun, check_box(edges or place, where))
 
 
-def _checked_canvas(canvas: tuple[float, float]) -> tuple[float, float]:
+def _phrase_and_place(item: Any) -> tuple[Any, Any]:
+    """(None, ()) of what is no pair."""
+    try:
+        if isinstance(item, Mapping):
+            return item["phrase"], item["mask"] if "mask" in item else item["box"]
+        phrase, place = item
+    except (TypeError, ValueError, KeyError):
+        return None, ()
+    return phrase, place
+
+
+def _read_foreign(text: str, reading: _Reading, *, of_file: bool) -> Layout | None:
+    """What the JSON in a text holds, if it is another program's or a list of our objects."""
+    text = plain_text(text).strip()
+    whole = text[:1] in ("{", "[")
+    if _FOREIGN.search(text) is None and not (text[:1] == "[" and '"box"' in text):
+        return None
+    begin = _CAPTION.search(text) or _TABLE.search(text)
+    if not whole and begin is None:
+        return None
+    start = 0 if whole or begin is None else begin.start()
+    try:
+        data = loads(
+            text if whole else text[start : 1 + text.rfind("}" if text[start] == "{" else "]")]
+        )
+    except ValueError as error:
+        # A language model's lists are read more generously.
+        if begin is not None and (text[begin.start()] == "{" or '"desc"' in text):
+            raise ValueError(f"layout must be valid JSON, got {error}") from None
+        return None
+    return _read_data(data, text[:start].strip(), reading, of_file=of_file)
+
+
+def _read_data(data: Any, said: str, reading: _Reading, *, of_file: bool) -> Layout | None:
+    """What JSON holds, after a text or none, if it is another program's or a list of ours."""
+    if is_workflow(data):
+        return reading.layout("", *read_workflow(data, canvas=reading.canvas))
+    if is_box_prompt(data):
+        return reading.layout(*read_box_prompt(data, said=said, article=reading.article))
+    if is_comfyui(data, of_file=of_file):
+        return reading.layout("", *read_comfyui(data, canvas=reading.canvas))
+    if not _is_own_list(data, reading, of_file=of_file):
+        return None
+    layout = Layout.from_json(_json({"objects": data}), noun_of=reading.noun_of)
+    return replace(layout, aspect=_aspect(reading))
+
+
+def _is_own_list(data: Any, reading: _Reading, *, of_file: bool) -> bool:
+    """Whether it is the "objects" of our own format, and not what a language model calls so."""
+    if not isinstance(data, list) or not data:
+        return False
+    for item in data:
+        mine = isinstance(item, Mapping) and all(key in _OWN_OBJECT for key in item)
+        if not mine or "phrase" not in item or "box" not in item:
+            return False
+    if any(key in item for item in data for key in ("noun", "score", "shape")):
+        return True
+    pixels = reading.canvas is None or max(reading.canvas) > 1
+    return of_file and pixels and all(_are_fractions(item["box"]) for item in data)
+
+
+def _are_fractions(box: Any) -> bool:
+    return isinstance(box, list) and all(
+        isinstance(edge, int | float) and abs(edge) <= 1 for edge in box
+    )
+
+
+def _json(value: Any) -> str:
+    """What JSON holds as a text, with numbers of every kind."""
+    try:
+        return json.dumps(value, default=scalar)
+    except (TypeError, ValueError, RecursionError):
+        raise ValueError(f"layout must be what JSON can hold, got {short(value)}") from None
+
+
+def _aspect(reading: _Reading) -> float:
+    canvas = reading.canvas
+    return reading.aspect if canvas is None else canvas[0] / canvas[1]
+
+
+def _checked_canvas(canvas: tuple[float, float] | None) -> tuple[float, float] | None:
+    if canvas is None:
+        return None
     try:
         width, height = (number(side, "canvas") for side in canvas)
     except (TypeError, ValueError):

@@ -9,6 +9,8 @@ import struct
 import zlib
 
 import numpy as np
+import pytest
+import torch
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -203,6 +205,81 @@ def pictures(draw):
     return data * 2 if how == "twice" else data
 
 
+GRID = st.lists(
+    st.sampled_from([0, 100, 500, 1000, -1, 1001, 0.5, "9"]) | ODD, min_size=3, max_size=5
+) | st.tuples(st.integers(0, 499), st.integers(0, 499)).map(lambda p: [*p, p[0] + 501, p[1] + 1])
+ELEMENTS = st.lists(
+    changed(
+        st.fixed_dictionaries(
+            {"desc": TEXTS, "bbox": GRID},
+            optional={
+                **{"type": st.sampled_from(["obj", "text"]), "text": TEXTS, "children": ODD},
+                **{"id": st.sampled_from(["cat_1", "obj_1", "a"]), "tgt_bbox": GRID | ODD},
+            },
+        )
+    ),
+    max_size=4,
+)
+CAPTIONS = st.one_of(
+    ELEMENTS,
+    changed(
+        st.fixed_dictionaries(
+            {
+                "compositional_deconstruction": changed(
+                    st.fixed_dictionaries({"elements": ELEMENTS})
+                )
+            },
+            optional={"high_level_description": TEXTS, "aspect_ratio": TEXTS | st.just("3:2")},
+        )
+    ),
+    changed(st.fixed_dictionaries({"boxes": ELEMENTS}, optional={"prompt": TEXTS})),
+)
+PIXELS = st.integers(0, 300) | st.sampled_from([-5, 0.5, 900, "9"]) | ODD
+IN_PIXELS = changed(
+    st.fixed_dictionaries(
+        {"x": PIXELS, "y": PIXELS, "width": PIXELS, "height": PIXELS, "label": TEXTS},
+        optional={
+            "metadata": st.fixed_dictionaries({"type": st.just("text"), "text": TEXTS}) | ODD,
+            "area": st.lists(FRACTIONS | st.just("percentage"), min_size=3, max_size=6) | ODD,
+        },
+    )
+)
+LINKS = st.tuples(st.sampled_from("1234"), st.integers(0, 1)).map(list)
+NODES = st.dictionaries(
+    st.sampled_from([*"1234", "a\nb"]),
+    st.fixed_dictionaries(
+        {
+            "class_type": st.sampled_from(
+                [
+                    *("CreateBoundingBoxes", "ConditioningSetArea"),
+                    *("ConditioningSetAreaPercentage", "CLIPTextEncode"),
+                    *("EmptyLatentImage", "KSampler"),
+                ]
+            ),
+            "inputs": st.dictionaries(
+                st.sampled_from(
+                    [
+                        *("text", "conditioning", "positive", "negative", "editor_state"),
+                        *("bboxes", "x", "y", "width", "height"),
+                    ]
+                ),
+                LINKS | PIXELS | TEXTS | FRACTIONS | st.lists(IN_PIXELS, max_size=2),
+            ),
+        }
+    ),
+)
+COMFYUI = st.one_of(
+    st.lists(IN_PIXELS, max_size=3),
+    st.lists(st.lists(IN_PIXELS, max_size=2), max_size=2),
+    changed(
+        st.fixed_dictionaries(
+            {"width": st.just(512), "height": st.just(512), "bboxes": st.lists(IN_PIXELS)}
+        )
+    ),
+    NODES,
+)
+
+
 def encoded(text, how):
     """The bytes of a text in some encoding, or broken."""
     if how == "cut":
@@ -225,6 +302,13 @@ FILES = st.one_of(
         pictures(),
     ),
     st.tuples(ANSWERS, HOW, st.just(b"")),
+    st.tuples(
+        st.tuples(AROUND, CAPTIONS | COMFYUI).map(
+            lambda f: f[0].replace("{}", json.dumps(f[1]), 1)
+        ),
+        HOW,
+        st.just(b""),
+    ),
     st.tuples(MASKS.map(json.dumps), st.just("plain"), pictures()),
 )
 
@@ -246,6 +330,7 @@ def tried(read):
     return ""
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_layout_files(fuzz, tmp_path):
     def check(drawn):
         text, how, picture = drawn
@@ -268,8 +353,40 @@ PAIRS_IN_PYTHON = st.lists(
 )
 
 
+SHAPES_OF_MASKS = st.sampled_from(
+    [(4, 4), (1, 4, 4), (1, 1, 3, 3), (2, 4, 4), (4,), (), (0, 4), (1, 9), (4, 4, 1)]
+)
+
+
+@st.composite
+def arrays(draw):
+    """A mask, or nearly one."""
+    kind = draw(st.sampled_from(["?", "u1", "i8", "f2", "f4", "f8", "c8", "O", "U1"]))
+    values = draw(st.sampled_from([[0, 1], [0, 255], [0, 0.3, 0.7, 1], [0, 3], [-1, 1], [0, 1e9]]))
+    shape = draw(SHAPES_OF_MASKS)
+    found = np.resize(np.array(values, dtype=object), shape).astype(kind if kind == "O" else "f8")
+    with np.errstate(invalid="ignore", over="ignore"):
+        found = found.astype(kind)
+    if kind in ("f2", "f4", "f8") and found.size and draw(st.integers(0, 4)) == 0:
+        found.flat[0] = draw(st.sampled_from([np.nan, np.inf, -np.inf]))
+    return torch.from_numpy(found) if kind[0] in "?fc" and draw(st.booleans()) else found
+
+
+STACKS = st.one_of(
+    changed(
+        st.fixed_dictionaries(
+            {"phrases": st.lists(TEXTS, max_size=2), "masks": arrays() | st.lists(arrays())}
+        )
+    ),
+    st.lists(st.tuples(TEXTS, arrays()), max_size=2),
+    st.dictionaries(TEXTS, arrays(), max_size=2),
+)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_layouts_in_python(fuzz):
     def check(drawn):
         tried(lambda: as_layout(drawn, prompt="a cat", aspect=1.0, **ENGLISH))
 
-    fuzz(check, PAIRS_IN_PYTHON | ODD | OWN.map(json.dumps) | TEXTS, examples=40)
+    values = PAIRS_IN_PYTHON | CAPTIONS | COMFYUI | STACKS | ODD | OWN.map(json.dumps) | TEXTS
+    fuzz(check, values, examples=60)

@@ -211,7 +211,7 @@ KERNELS = {"stal_kernels", "stal.attention"}
         ("stal.__main__", {"torch", "numpy", "PIL", *NETWORKS, *KERNELS}),
         ("stal.prompts", {"torch", "numpy", "PIL", "stal.layout"}),
         ("stal.layout", {"torch", "numpy", "PIL", "stal.prompts", *NETWORKS, *KERNELS}),
-        ("stal.layout.formats", {"torch", "PIL", "stal.prompts", *NETWORKS, *KERNELS}),
+        ("stal.layout.formats", {"torch", "numpy", "PIL", "stal.prompts", *NETWORKS, *KERNELS}),
         ("stal.layout.projection", {"torch", "PIL", "stal.prompts", *NETWORKS, *KERNELS}),
         ("stal.layout.predictor", {"stal.training.layout", *NETWORKS, *KERNELS}),
         ("stal.weights", {"stal.layout", "stal.sampler", *NETWORKS, *KERNELS}),

@@ -111,3 +111,90 @@ def test_generate_refuses_other_layouts(run, tmp_path, text, canvas, message):
     code, _, err = run("generate", TWO, "--layout", "a.css", "--canvas", canvas)
     assert (code, err.count("\n")) == (1, 1)
     assert message in err
+
+
+# A caption of Ideogram 4, see tests/stal/layout/test_box_prompts.py.
+CAPTION = {
+    "aspect_ratio": "2:1",
+    "high_level_description": TWO,
+    "compositional_deconstruction": {
+        "background": "white",
+        "elements": [
+            {"type": "obj", "bbox": [250, 0, 750, 250], "desc": "a red circle"},
+            {"type": "obj", "bbox": [250, 750, 750, 1000], "desc": "a blue square"},
+            {"type": "obj", "desc": "a shadow"},
+        ],
+    },
+}
+LEFT_OUT = r"leaves out what has no box: compositional_deconstruction\.elements\[2\]$"
+
+
+def test_generate_draws_in_the_layout_of_another_model(run, tmp_path):
+    (tmp_path / "caption.json").write_text(json.dumps(CAPTION))
+    options = ("--layout", "caption.json", "--output", "a.png", "--steps", 1, "--quiet")
+    with pytest.warns(UserWarning, match=LEFT_OUT):
+        assert run("generate", *options)[0] == 0
+    record = picture.read_record("a.png")
+    assert record["prompt"] == TWO
+    assert [each["box"] for each in record["layout"]["objects"]] == [
+        [0, 0.25, 0.25, 0.75],
+        [0.75, 0.25, 1, 0.75],
+    ]
+    with Image.open("a.png") as image:
+        assert image.width == 2 * image.height
+
+
+def test_a_layout_of_another_program_is_drawn_and_rewritten(run, tmp_path):
+    (tmp_path / "caption.json").write_text(json.dumps(CAPTION))
+    options = ("--layout", "caption.json", "--output", "a.png", "--json", "a.json")
+    with pytest.warns(UserWarning, match=LEFT_OUT):
+        assert run("layout", *options) == (0, "a.png\n", "")
+    layout = Layout.load("a.json")
+    assert [(o.phrase, o.noun) for o in layout.objects] == [
+        ("a red circle", "circle"),
+        ("a blue square", "square"),
+    ]
+    assert (layout.prompt, layout.aspect) == (TWO, 2.0)
+    with Image.open("a.png") as image:
+        assert image.size == (512, 256)
+    assert Layout.from_json(json.dumps(picture.read_record("a.png")["layout"])) == layout
+    # What was rewritten is read again.
+    assert run("layout", "--layout", "a.json", "--json", "b.json") == (0, "", "")
+    assert Layout.load("b.json") == layout
+
+
+def test_boxes_in_pixels_are_drawn_with_their_canvas_and_a_prompt(run, tmp_path):
+    box = {"x": 64, "y": 0, "width": 64, "height": 64, "label": "cat", "score": 0.9}
+    (tmp_path / "boxes.json").write_text(json.dumps([[box]]))
+    code, _, err = run("layout", "--layout", "boxes.json", "--json", "a.json")
+    assert (code, "give canvas=(width, height), --canvas 1024x768" in err) == (1, True)
+    options = ("--layout", "boxes.json", "--json", "a.json", "--canvas", "256x128")
+    assert run("layout", "a cat", *options) == (0, "", "")
+    layout = Layout.load("a.json")
+    assert (layout.prompt, layout.aspect) == ("a cat", 2.0)
+    assert layout.objects[0].box == (0.25, 0.0, 0.5, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "output must be given"),
+        (("--output", "a.png", "--samples", 3), "samples must come without --layout"),
+        (("--output", "a.png", "--seed", 3), "seed must come without --layout"),
+        (("--output", "a.png", "--aspect", "2:1"), "aspect must come without --layout"),
+        (("--json", "a.json", "--prompts", "a.txt"), "prompts must come without --layout"),
+        (("--json", "caption.json"), "json must be another file than layout"),
+        (("--json", "a.json", "--canvas", "64"), "canvas must be like 512x512, got '64'"),
+    ],
+)
+def test_a_layout_is_not_predicted_and_drawn_at_once(run, tmp_path, arguments, message):
+    (tmp_path / "caption.json").write_text(json.dumps(CAPTION))
+    code, _, err = run("layout", "--layout", "caption.json", *arguments)
+    assert code == 1
+    assert message in " ".join(err.split())
+    assert [path.name for path in tmp_path.iterdir()] == ["caption.json"]
+
+
+def test_a_canvas_is_one_of_a_layout(run):
+    code, _, err = run("layout", TWO, "--output", "a.png", "--canvas", "64x64")
+    assert (code, "canvas must come with --layout" in err) == (1, True)

@@ -230,3 +230,61 @@ def test_a_layout_has_many_forms_in_python(value):
 def test_what_is_no_layout_in_python_is_refused(value, message):
     with pytest.raises(ValueError, match=message):
         formats.as_layout(value, prompt="", aspect=1.0, noun_of=noun_of, article=article)
+
+
+OWN_LIST = [
+    {"phrase": "a cat", "box": [0.1, 0.2, 0.5, 0.9]},
+    {"phrase": "a fat dog", "box": [0, 0, 1, 1]},
+]
+SHAPED = [{"phrase": "a cat", "noun": "tabby", "box": [0.1, 0.2, 0.5, 0.9], "shape": "ellipse"}]
+
+
+@pytest.mark.parametrize("around", ["{}", "```json\n{}\n```", "\n {} \n"])
+def test_a_list_of_our_objects_is_read(write, around):
+    layout = read_layout(write(around.replace("{}", json.dumps(OWN_LIST))), prompt="a cat")
+    assert [(o.phrase, o.noun, o.box) for o in layout.objects] == [
+        ("a cat", "cat", (0.1, 0.2, 0.5, 0.9)),
+        ("a fat dog", "dog", (0.0, 0.0, 1.0, 1.0)),
+    ]
+    assert (layout.prompt, layout.aspect) == ("a cat", 1.0)
+    assert read_layout(write(OWN_LIST), canvas=(300, 100)).aspect == 3.0
+
+
+def test_a_list_of_our_objects_keeps_their_shapes(write):
+    as_value = formats.as_layout(SHAPED, prompt="", aspect=1.0, noun_of=noun_of, article=article)
+    for layout in (read_layout(write(SHAPED)), as_value):
+        (cat,) = layout.objects
+        assert (cat.noun, cat.outline.to_json()) == ("tabby", "ellipse")
+
+
+def test_a_language_models_objects_stay_in_pixels(write):
+    objects = [{"phrase": "a cat", "box": [64, 128, 64, 64]}]
+    assert read_layout(write(objects)).objects[0].box == (0.125, 0.25, 0.25, 0.375)
+    # As on a canvas of one by one, which is the way to say that fractions are meant.
+    fractions = [{"phrase": "a cat", "box": [0.25, 0.25, 0.5, 0.75]}]
+    assert read_layout(write(fractions)).objects[0].box == (0.25, 0.25, 0.5, 0.75)
+    assert read_layout(write(fractions), canvas=(1, 1)).objects[0].box == (0.25, 0.25, 0.75, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"box": [0.5, 0.2, 0.1, 0.9]}, "objects[0].box must have x0 < x1 and y0 < y1"),
+        ({"box": [-0.5, 0.2, 0.1, 0.9]}, "objects[0].box must lie inside [0, 1]"),
+        ({"box": [0.1, 0.2, 0.9]}, "objects[0].box must be [x0, y0, x1, y1]"),
+        ({"score": "high"}, "objects[0].score must be a number"),
+        ({"shape": "star", "box": [0, 0, 90, 90]}, 'objects[0].shape must be "ellipse"'),
+        ({"noun": "cat", "box": [0, 0, 90, 90]}, "objects[0].box must lie inside [0, 1]"),
+    ],
+)
+def test_a_bad_list_of_our_objects_is_named_with_the_place(write, change, message):
+    with pytest.raises(ValueError, match=r"layout\.txt: ") as caught:
+        read_layout(write([OWN_LIST[0] | change, OWN_LIST[1]]))
+    assert message in str(caught.value)
+
+
+def test_a_list_of_our_objects_may_be_a_text():
+    text = json.dumps(OWN_LIST + SHAPED)
+    layout = formats.as_layout(text, prompt="p", aspect=2.0, noun_of=noun_of, article=article)
+    assert [o.noun for o in layout.objects] == ["cat", "dog", "tabby"]
+    assert (layout.prompt, layout.aspect) == ("p", 2.0)

@@ -14,6 +14,7 @@ from stal.attention import EntryMaps
 from stal.caller import warn
 from stal.integrations.diffusers.encoded import Encoded
 from stal.integrations.diffusers.halves import Halves, halves_of
+from stal.integrations.diffusers.layers import Attended, Clock
 from stal.integrations.diffusers.models import Model, Size
 from stal.integrations.diffusers.regions import Regions
 from stal.layout import masks
@@ -24,22 +25,6 @@ _KEYS = count()
 DENOISERS: WeakValueDictionary[int, Denoiser] = WeakValueDictionary()
 # Tensors of encoded prompts of which the rows are known, the two halves' and as many more.
 _MOST_SEEN = 4
-
-
-class Clock:
-    """The step of the latest call, (1,) int64, where compiled code can hand it on."""
-
-    def __init__(self) -> None:
-        self.step: Tensor = torch.zeros(1, dtype=torch.int64, device="cpu")
-
-
-@dataclass(frozen=True)
-class Attended:
-    """What one layer's batch attends to: the op's CSR and the maps of its entries."""
-
-    ids: Tensor
-    offsets: Tensor
-    maps: EntryMaps
 
 
 class Denoiser:
@@ -56,7 +41,7 @@ class Denoiser:
         self.pipe, self.module, self.model, self.regions = pipe, module, model, regions
         self.processors: list[tuple[Any, Any]] = []  # (module, the processor that it must have)
         self.clock = Clock()
-        self.call: Call
+        self._call: Call | None = None
         number = next(_KEYS)
         DENOISERS[number] = self
         self.key = torch.tensor(number, dtype=torch.int64, device="cpu")
@@ -65,6 +50,12 @@ class Denoiser:
         self._local: tuple[Tensor, Tensor] | None = None
         self._masks: dict[tuple[int, Size], Tensor] = {}
         self._rows: dict[tuple[Halves, int, bool, torch.device], tuple[Tensor, Tensor]] = {}
+
+    @property
+    def call(self) -> Call:
+        """The current call; there is one wherever a layer runs."""
+        assert self._call is not None
+        return self._call
 
     def begin(self, timestep: Tensor, prompts: Tensor, size: Size) -> Tensor:
         """Called before each call of the denoiser.
@@ -94,7 +85,7 @@ class Denoiser:
             run.size = size
             self._check_aspect(size)
         step = run.step(timestep)
-        self.call = Call(self, step, run, self._halves(prompts), size)
+        self._call = Call(self, step, run, self._halves(prompts), size)
         return step
 
     def _begin_run(self, device: torch.device) -> Run:

@@ -9,23 +9,59 @@ as long as the denoiser is given the same tensor.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
 
-from stal.attention import blend
-
-if TYPE_CHECKING:
-    from stal.integrations.diffusers.denoiser import Denoiser
+from stal.attention import EntryMaps, blend
+from stal.integrations.diffusers.halves import Halves
 
 KeysValues = Callable[[Any, Tensor], tuple[Tensor, Tensor]]
 
 _KEYS = count()
 # Operators of torch take tensors and numbers: this one finds the layer again inside of one.
 LAYERS: WeakValueDictionary[int, Layer] = WeakValueDictionary()
+
+
+class Clock:
+    """The step of the latest call, (1,) int64, where compiled code can hand it on."""
+
+    def __init__(self) -> None:
+        self.step: Tensor = torch.zeros(1, dtype=torch.int64, device="cpu")
+
+
+@dataclass(frozen=True)
+class Attended:
+    """What one layer's batch attends to: the op's CSR and the maps of its entries."""
+
+    ids: Tensor
+    offsets: Tensor
+    maps: EntryMaps
+
+
+class CallState(Protocol):
+    """What a layer asks of the denoiser's current call, see `denoiser.Call`."""
+
+    halves: Halves
+
+    def own_prompts(
+        self, prompts: Tensor, mask: Tensor | None, frames: int
+    ) -> tuple[Tensor, Tensor | None]: ...
+    def attended(self, tokens: int, frames: int, device: torch.device) -> Attended: ...
+
+
+class DenoiserState(Protocol):
+    """What a layer asks of its denoiser, see `denoiser.Denoiser`."""
+
+    clock: Clock
+
+    @property
+    def call(self) -> CallState: ...
+    def local_prompts(self, like: Tensor) -> Tensor: ...
 
 
 class Layer:
@@ -39,7 +75,7 @@ class Layer:
     """
 
     def __init__(
-        self, denoiser: Denoiser, attn: nn.Module, keys_values: KeysValues, scale: float | None
+        self, denoiser: DenoiserState, attn: nn.Module, keys_values: KeysValues, scale: float | None
     ) -> None:
         self.denoiser, self.attn, self.scale = denoiser, attn, scale
         self._keys_values = keys_values

@@ -1,5 +1,6 @@
 """What all tests share: which library they test, and how workers share the cores."""
 
+import importlib
 import os
 import sys
 from pathlib import Path
@@ -31,6 +32,20 @@ _share_cores()
 def pytest_addoption(parser: pytest.Parser) -> None:
     text = "how long each harness of tests/fuzz draws examples; 0: a few, the same every time"
     parser.addoption("--fuzz-seconds", type=float, default=0, metavar="SECONDS", help=text)
+    text = "fail where an optional package is not installed, instead of skipping"
+    parser.addoption("--all-packages", action="store_true", help=text)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips a test without the packages that its mark `needs` names."""
+    for mark in item.iter_markers("needs"):
+        for package in mark.args:
+            try:
+                importlib.import_module(package)
+            except ImportError as error:
+                message = f'needs {package}, which `pip install ".[integrations]"` brings: {error}'
+                missing = pytest.fail if item.config.getoption("--all-packages") else pytest.skip
+                missing(message)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -16,10 +16,8 @@ PROMPT = "a red circle to the left of a blue square"
 STEPS = 3
 
 
-@pytest.fixture(params=unets.BUILDERS)
+@pytest.fixture(params=unets.CASES)
 def name(request) -> str:
-    if request.param == "kolors":
-        pytest.importorskip("sentencepiece")
     return request.param
 
 
@@ -127,8 +125,8 @@ def test_an_ip_adapter_sits_on_cross_attention_and_its_picture_counts():
     assert np.abs(draw("ip_adapter", pipe) - other).mean() > 0.01
 
 
+@pytest.mark.needs("peft")
 def test_a_lora_changes_the_picture_and_goes_without_a_trace():
-    pytest.importorskip("peft")
     pipe = unets.stable_diffusion()
     plain = draw("sd1", pipe)
     pipe.load_lora_weights(unets.lora_state(pipe.unet), adapter_name="first")

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from diffusers import (
     AnimateDiffPipeline,
@@ -423,6 +424,11 @@ BUILDERS: dict[str, Callable[..., Any]] = {
     "animate_diff": animate_diff,
     "ip_adapter": stable_diffusion_ip_adapter,
 }
+# For parametrize: a tokenizer of sentencepiece is made by that package.
+CASES = [
+    pytest.param(name, marks=pytest.mark.needs("sentencepiece") if name == "kolors" else ())
+    for name in BUILDERS
+]
 
 
 def arguments(name: str, *, width: int = 64, height: int = 64) -> dict[str, Any]:

@@ -253,8 +253,10 @@ class Call:
         denoiser, halves, regions = self.denoiser, self.halves, self.denoiser.regions
         reference = regions.moves_to_prompt(unconditional=halves.unconditional is not None)
         grid = denoiser.model.grid(self.size, tokens)
-        each = [self._maps_of(p, grid, frames, reference, device) for p in range(halves.prompts)]
-        conditional = [m for maps in each for m in maps * halves.images]
+        # Frames lie in a row of tokens, or in the batch, whose prompts may be repeated for them.
+        apart = grid[0] if tokens == grid[1] * grid[2] else 1
+        each = [self._maps_of(p, grid, apart, reference, device) for p in range(halves.prompts)]
+        conditional = [m for maps in each for m in maps * (halves.images * frames // apart)]
         ones = torch.ones(1, tokens, dtype=torch.float32, device=device)
         alone = EntryMaps(ones, ones.bool())
         elements = [

@@ -61,12 +61,17 @@ def check_embeds(name: str, value: Any, *, prompts: int, like: Encoded | None = 
 
 
 def by_encode_prompt(pipe: Any, texts: Sequence[str], options: Mapping[str, Any]) -> Encoded:
-    """What `pipe.encode_prompt` gives first, without classifier-free guidance."""
-    found = pipe.encode_prompt(
+    """What `pipe.encode_prompt` gives first, without classifier-free guidance.
+
+    InstructPix2Pix has but a private one, which gives nothing else.
+    """
+    public = getattr(pipe, "encode_prompt", None)
+    encode = pipe._encode_prompt if public is None else public
+    found = encode(
         list(texts),
         device=pipe._execution_device,
         num_images_per_prompt=1,
         do_classifier_free_guidance=False,
         **options,
     )
-    return Encoded(found[0])
+    return Encoded(found if isinstance(found, Tensor) else found[0])

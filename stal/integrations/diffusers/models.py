@@ -99,8 +99,11 @@ def _unet_inputs(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Inputs:
 
 def _unet_context(unet: Any, embeds: Tensor) -> Tensor:
     """Kolors' UNet projects the text encoder's width to its own."""
-    projected = unet.config.encoder_hid_dim_type == "text_proj"
-    return unet.encoder_hid_proj(embeds) if projected else embeds
+    # Where an IP-Adapter's projection has taken its place.
+    projection = getattr(unet, "text_encoder_hid_proj", None)
+    if projection is None and unet.config.encoder_hid_dim_type == "text_proj":
+        projection = unet.encoder_hid_proj
+    return embeds if projection is None else projection(embeds)
 
 
 def _attends_elsewhere(name: str, module: nn.Module) -> bool:
@@ -108,18 +111,22 @@ def _attends_elsewhere(name: str, module: nn.Module) -> bool:
 
 
 STANDARD = frozenset({"AttnProcessor", "AttnProcessor2_0", "XFormersAttnProcessor"})
+# In their place comes `ip_adapter.RegionalIPAdapterProcessor`, whatever the row's class.
+IP_ADAPTERS = frozenset(
+    {"IPAdapterAttnProcessor", "IPAdapterAttnProcessor2_0", "IPAdapterXFormersAttnProcessor"}
+)
 
 _ROWS = (
     Model(
         name="UNet2DConditionModel",
         since="0.35",
         used_by="Stable Diffusion 1.x, 2.x, XL (base, refiner, Turbo), LCM, Kolors, inpainting,"
-        " img2img, ControlNet, T2I-Adapter",
+        " img2img, ControlNet, T2I-Adapter, IP-Adapter, InstructPix2Pix, PAG",
         inputs=_unet_inputs,
         grid=halved,
         is_cross_attention=_attends_elsewhere,
         processor=RegionalProcessor,
-        processors=STANDARD,
+        processors=STANDARD | IP_ADAPTERS,
         context=_unet_context,
     ),
     Model(
@@ -130,7 +137,7 @@ _ROWS = (
         grid=halved,
         is_cross_attention=_attends_elsewhere,
         processor=RegionalProcessor,
-        processors=STANDARD,
+        processors=STANDARD | IP_ADAPTERS,
         note="frames lie in the batch; motion modules attend to no text",
     ),
 )

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from stal.integrations.diffusers import ops  # noqa: F401  registers what compiled code calls
 from stal.integrations.diffusers.denoiser import Denoiser
 from stal.integrations.diffusers.layers import Layer
-from stal.integrations.diffusers.models import Inputs, Model
+from stal.integrations.diffusers.models import IP_ADAPTERS, Inputs, Model
 from stal.integrations.diffusers.refusals import check_denoiser, check_processor, denoisers_of
 from stal.integrations.diffusers.regions import (
     Dial,
@@ -142,7 +142,8 @@ def _cross_attention(
 
 def _put_on(state: Denoiser, modules: Sequence[tuple[str, Any]]) -> None:
     for _, module in modules:
-        kind, original = state.model.processor, module.get_processor()
+        original = module.get_processor()
+        kind = _kind_of(state.model, original)
         layer = Layer(state, module, kind.keys_values, None)
         state.processors.append((module, kind(layer, original)))
     hook = _hook_of(state)
@@ -151,6 +152,15 @@ def _put_on(state: Denoiser, modules: Sequence[tuple[str, Any]]) -> None:
     HookRegistry.check_if_exists_or_initialize(state.module).register_hook(hook, _HOOK)
     for module, processor in state.processors:
         module.set_processor(processor)
+
+
+def _kind_of(model: Model, original: Any) -> Any:
+    """The class that takes the place of a processor."""
+    if type(original).__name__ not in IP_ADAPTERS:
+        return model.processor
+    from stal.integrations.diffusers.ip_adapter import RegionalIPAdapterProcessor
+
+    return RegionalIPAdapterProcessor
 
 
 def _hook_of(state: Denoiser) -> Any:
@@ -162,6 +172,8 @@ def _hook_of(state: Denoiser) -> Any:
         def __init__(self) -> None:
             super().__init__()
             self.denoiser = state
+            self.had_registry = "_diffusers_hook" in state.module.__dict__
+            self.had_forward = "forward" in state.module.__dict__
 
         def pre_forward(self, module: Any, *args: Any, **kwargs: Any) -> Any:
             tell(state, state.model.inputs(args, kwargs))
@@ -189,8 +201,12 @@ def _patched(denoiser: nn.Module) -> Any:
 
 def _remove_hook(denoiser: Any) -> None:
     registry = denoiser._diffusers_hook
+    hook = registry.get_hook(_HOOK)
     registry.remove_hook(_HOOK, recurse=False)
-    if not registry.hooks:
-        # As it was: with no registry, and with the forward of its class.
-        del denoiser._diffusers_hook
+    if registry.hooks:
+        return
+    # As it was: with the forward of its class unless somebody, accelerate for one, had put another.
+    if not hook.had_forward:
         denoiser.__dict__.pop("forward", None)
+    if not hook.had_registry:
+        del denoiser._diffusers_hook

@@ -35,18 +35,9 @@ class RegionalProcessor:
         attention_mask: Tensor | None = None,
         temb: Tensor | None = None,
     ) -> Tensor:
-        residual = hidden_states
-        x = self.pixels(attn, hidden_states, temb)
-        q = split_heads(attn.to_q(x), attn.heads)
-        if attn.norm_q is not None:
-            q = attn.norm_q(q)
+        q = self.queries(attn, self.pixels(attn, hidden_states, temb))
         out = self.layer(q, encoder_hidden_states, attention_mask)
-        out = attn.to_out[1](attn.to_out[0](join_heads(out)))
-        if residual.ndim == 4:
-            out = out.transpose(1, 2).reshape(residual.shape)
-        if attn.residual_connection:
-            out = out + residual
-        return out / attn.rescale_output_factor
+        return self.finish(attn, join_heads(out), hidden_states)
 
     @staticmethod
     def pixels(attn: Any, hidden_states: Tensor, temb: Tensor | None) -> Tensor:
@@ -59,6 +50,26 @@ class RegionalProcessor:
         if attn.group_norm is not None:
             x = attn.group_norm(x.transpose(1, 2)).transpose(1, 2)
         return x
+
+    @staticmethod
+    def queries(attn: Any, x: Tensor) -> Tensor:
+        """q (batch, heads, pixels, head_dim) of x (batch, pixels, channels)."""
+        q = split_heads(attn.to_q(x), attn.heads)
+        return q if attn.norm_q is None else attn.norm_q(q)
+
+    @staticmethod
+    def finish(attn: Any, out: Tensor, residual: Tensor) -> Tensor:
+        """What the module returns of the attention's result (batch, pixels, channels).
+
+        residual: what the module was given, (batch, pixels, channels) or (batch, channels, height,
+            width).
+        """
+        out = attn.to_out[1](attn.to_out[0](out))
+        if residual.ndim == 4:
+            out = out.transpose(1, 2).reshape(residual.shape)
+        if attn.residual_connection:
+            out = out + residual
+        return out / attn.rescale_output_factor
 
     @staticmethod
     def keys_values(attn: Any, prompts: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,12 +5,14 @@
 
 from stal.layout.coverage import Box, Ellipse, Painted, Polygon, hard_masks, masks
 from stal.layout.grid import place
+from stal.layout.keyframes import Keyframes
 from stal.layout.layout import Layout, PlacedObject
 from stal.layout.render import draw, sketch
 
 __all__ = [
     "Box",
     "Ellipse",
+    "Keyframes",
     "Layout",
     "Painted",
     "PlacedObject",

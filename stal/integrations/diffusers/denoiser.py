@@ -17,7 +17,7 @@ from stal.integrations.diffusers.halves import Halves, halves_of
 from stal.integrations.diffusers.layers import Attended, Clock
 from stal.integrations.diffusers.models import Model, Size
 from stal.integrations.diffusers.regions import Regions
-from stal.layout import masks
+from stal.layout import Keyframes, masks
 from stal.weights import weight_maps
 
 _KEYS = count()
@@ -92,9 +92,7 @@ class Denoiser:
         """The current run of the scheduler; a new one for each set_timesteps."""
         timesteps = self.pipe.scheduler.timesteps
         if self._run is None or self._run.timesteps is not timesteps or self._run.device != device:
-            self._run = Run(
-                timesteps, self.model.timesteps(self.pipe.scheduler), self.regions, device
-            )
+            self._run = Run(timesteps, self.model.timesteps(self.pipe), self.regions, device)
             self._seen.clear()
         return self._run
 
@@ -113,7 +111,7 @@ class Denoiser:
         for seen, known_halves in self._seen:
             if seen is prompts:
                 return known_halves
-        known = self.regions.prompts.embeds
+        known = self.model.recognised(self.module, self.regions.prompts.embeds)
         halves = halves_of(prompts, known)
         foreign = halves is None or not any(halves.conditional)
         if foreign and halves is not None and self.model.calls == "two":
@@ -166,8 +164,12 @@ class Denoiser:
         key = prompt, size
         if key not in self._masks or self._masks[key].device != device:
             frames, height, width = size
-            covered = masks(self.regions.layouts[prompt], height, width).flatten(1)[:, None]
-            self._masks[key] = covered.expand(-1, frames, -1).to(device)
+            layout = self.regions.layouts[prompt]
+            if isinstance(layout, Keyframes):
+                covered = layout.masks(frames, height, width).flatten(2)
+            else:
+                covered = masks(layout, height, width).flatten(1)[:, None].expand(-1, frames, -1)
+            self._masks[key] = covered.to(device)
         return self._masks[key]
 
     def rows(
@@ -213,8 +215,12 @@ class Run:
 
     def step(self, timestep: Tensor) -> Tensor:
         """(1,) int64: the index of the sampler's transition that begins at a timestep."""
-        t = timestep.detach().to(self._levels).amax()
-        apart = (self._levels - t).abs()
+        levels = self._levels
+        if timestep.is_floating_point():
+            # Rounded as the denoiser's are, which in half precision may be nearer to the next one.
+            levels = levels.to(timestep.dtype).to(levels)
+        t = timestep.detach().to(levels).amax()
+        apart = (levels - t).abs()
         step = apart.argmin().reshape(1)
         if not apart.is_cuda:
             gaps = self.levels.diff().abs()
@@ -309,9 +315,11 @@ class Call:
             return self._own[2], self._own[3]
         rows, counted = prompts[::frames], None
         if mask is not None:
-            mask_rows = mask[::frames].flatten(1)
-            # Additive: 0 where a token counts, a large negative number where not.
-            counted = mask_rows if mask_rows.dtype == torch.bool else mask_rows > -1
+            counted = mask[::frames].flatten(1)
+            if counted.dtype != torch.bool:
+                # Additive: 0 where a token counts, a large negative number where not. Only what
+                # sets tokens apart matters, so where none counts all do.
+                counted = counted > counted.amax(1, keepdim=True) - 1
         rows, lengths = Encoded(rows, counted).compact()
         table = self.denoiser.table_lengths(rows, lengths)
         self._own = prompts, mask, rows, table

@@ -9,11 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
+import torch
 from torch import Tensor, nn
 
+from stal.integrations.diffusers.dit_processors import RotaryProcessor, WideNormProcessor
+from stal.integrations.diffusers.dit_text import (
+    by_connectors,
+    by_encode_prompt_with_mask,
+    by_two_encoders,
+    joined_texts,
+    projected_caption,
+    text_of_bert,
+)
 from stal.integrations.diffusers.encoded import Encoded, by_encode_prompt
+from stal.integrations.diffusers.layers import Layer
 from stal.integrations.diffusers.processors import RegionalProcessor
 
 # (frames, height, width) in latent cells, or in tokens.
@@ -34,6 +45,16 @@ class Inputs:
     size: Size
 
 
+class Processor(Protocol):
+    """What takes the place of a processor of diffusers, and keeps it as `original`."""
+
+    original: Any
+
+    def __init__(self, layer: Layer, original: Any) -> None: ...
+    @staticmethod
+    def keys_values(attn: Any, prompts: Tensor) -> tuple[Tensor, Tensor]: ...
+
+
 @dataclass(frozen=True)
 class Model:
     """How one class of denoisers is taught regions.
@@ -49,8 +70,13 @@ class Model:
         processors: names of diffusers' classes that compute the same without regions.
         encode: (pipeline, texts, options) to what the denoiser receives of them.
         context: (denoiser, embeds) to what its processors receive of them.
-        timesteps: of a scheduler, as the denoiser receives them.
+        received: (pipeline, what encode gives or the caller gives instead) to what the denoiser
+            receives, if the pipeline does something in between.
+        recognised: (denoiser, what it receives of prompts) to the part that `Inputs.prompts` is.
+        timesteps: of a pipeline's scheduler, as the denoiser receives them.
         calls: whether both halves of guidance come in one call or each in its own.
+        videos: whether it draws videos, over whose frames regions may move.
+        refused: why this one of the class cannot be taught regions; "" if it can.
         note: what users should know, for the documentation.
     """
 
@@ -60,12 +86,16 @@ class Model:
     inputs: Callable[[Sequence[Any], Mapping[str, Any]], Inputs]
     grid: Callable[[Size, int], Size]
     is_cross_attention: Callable[[str, nn.Module], bool]
-    processor: type[RegionalProcessor]
+    processor: type[Processor]
     processors: frozenset[str]
     encode: Callable[[Any, Sequence[str], Mapping[str, Any]], Encoded] = by_encode_prompt
     context: Callable[[Any, Tensor], Tensor] = lambda denoiser, embeds: embeds
-    timesteps: Callable[[Any], Tensor] = lambda scheduler: scheduler.timesteps
+    received: Callable[[Any, Encoded], Encoded] = lambda pipe, encoded: encoded
+    recognised: Callable[[Any, Tensor], Tensor] = lambda denoiser, embeds: embeds
+    timesteps: Callable[[Any], Tensor] = lambda pipe: pipe.scheduler.timesteps
     calls: Literal["one", "two"] = "one"
+    videos: bool = False
+    refused: Callable[[Any], str] = lambda denoiser: ""
     note: str = ""
 
 
@@ -110,6 +140,87 @@ def _attends_elsewhere(name: str, module: nn.Module) -> bool:
     return bool(getattr(module, "is_cross_attention", False))
 
 
+def patched(size: Size, tokens: int) -> Size:
+    """The grid of a transformer with so many tokens, each a square of latents in one frame."""
+    frames, height, width = size
+    for side in range(1, max(height, width) + 1):
+        grid = frames, height // side, width // side
+        if grid[0] * grid[1] * grid[2] == tokens:
+            return grid
+    raise ValueError(
+        f"attention must be over squares of {frames} x {height} x {width} latents (frames, height,"
+        f" width), got {tokens} tokens"
+    )
+
+
+def _picture_inputs(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Inputs:
+    """PixArt and Sana, whose latents are (batch, channels, height, width)."""
+    sample = argument(args, kwargs, "hidden_states", 0)
+    return Inputs(
+        argument(args, kwargs, "encoder_hidden_states", 1),
+        argument(args, kwargs, "timestep", 2),
+        (1, sample.shape[-2], sample.shape[-1]),
+    )
+
+
+def _hunyuan_inputs(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Inputs:
+    """Rows are recognised by BERT's text; T5's is another argument."""
+    sample = argument(args, kwargs, "hidden_states", 0)
+    return Inputs(
+        argument(args, kwargs, "encoder_hidden_states", 2),
+        argument(args, kwargs, "timestep", 1),
+        (1, sample.shape[-2], sample.shape[-1]),
+    )
+
+
+def _ltx_inputs(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Inputs:
+    """The timestep of a token of a given frame is 0, of the others it is the largest."""
+    return Inputs(
+        argument(args, kwargs, "encoder_hidden_states", 1),
+        argument(args, kwargs, "timestep", 2),
+        _packed_size(args, kwargs, 4),
+    )
+
+
+def _ltx2_inputs(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Inputs:
+    return Inputs(
+        argument(args, kwargs, "encoder_hidden_states", 2),
+        argument(args, kwargs, "timestep", 4),
+        _packed_size(args, kwargs, 10),
+    )
+
+
+def _packed_size(args: Sequence[Any], kwargs: Mapping[str, Any], first: int) -> Size:
+    """Of latents that are a row of tokens, the size is said in arguments, from this position."""
+    names = ("num_frames", "height", "width")
+    frames, height, width = (
+        argument(args, kwargs, name, first + index) for index, name in enumerate(names)
+    )
+    return frames, height, width
+
+
+def _sana_timesteps(pipe: Any) -> Tensor:
+    """Times a scale; of SanaSprint angles, of which the last one is not drawn at."""
+    timesteps = pipe.scheduler.timesteps
+    if type(pipe.scheduler).__name__ == "SCMScheduler":
+        angles = timesteps[:-1]
+        return torch.sin(angles) / (torch.cos(angles) + torch.sin(angles))
+    return timesteps * pipe.transformer.config.timestep_scale
+
+
+def _refused_ltx2(denoiser: Any) -> str:
+    if not getattr(denoiser.config, "cross_attn_mod", False):
+        return ""
+    return (
+        "pipe must have a denoiser whose text is the same in all blocks and steps, got LTX-2.3"
+        " (cross_attn_mod): use LTX-2"
+    )
+
+
+def _is_attn2(name: str, module: nn.Module) -> bool:
+    return name.rpartition(".")[2] == "attn2"
+
+
 STANDARD = frozenset({"AttnProcessor", "AttnProcessor2_0", "XFormersAttnProcessor"})
 # In their place comes `ip_adapter.RegionalIPAdapterProcessor`, whatever the row's class.
 IP_ADAPTERS = frozenset(
@@ -138,7 +249,81 @@ _ROWS = (
         is_cross_attention=_attends_elsewhere,
         processor=RegionalProcessor,
         processors=STANDARD | IP_ADAPTERS,
+        videos=True,
         note="frames lie in the batch; motion modules attend to no text",
+    ),
+    Model(
+        name="PixArtTransformer2DModel",
+        since="0.42",
+        used_by="PixArt-alpha, PixArt-Sigma",
+        inputs=_picture_inputs,
+        grid=patched,
+        is_cross_attention=_is_attn2,
+        processor=RegionalProcessor,
+        processors=STANDARD,
+        encode=by_encode_prompt_with_mask,
+        context=projected_caption,
+    ),
+    Model(
+        name="SanaTransformer2DModel",
+        since="0.42",
+        used_by="Sana, Sana-Sprint",
+        inputs=_picture_inputs,
+        grid=patched,
+        is_cross_attention=_is_attn2,
+        processor=WideNormProcessor,
+        processors=frozenset({"SanaAttnProcessor2_0"}),
+        encode=by_encode_prompt_with_mask,
+        context=projected_caption,
+        timesteps=_sana_timesteps,
+        note="local prompts too are encoded behind the instruction that the pipeline gives; Sprint"
+        " has no unconditional half, so that the rule moves away from a prompt",
+    ),
+    Model(
+        name="HunyuanDiT2DModel",
+        since="0.42",
+        used_by="HunyuanDiT",
+        inputs=_hunyuan_inputs,
+        grid=patched,
+        is_cross_attention=_is_attn2,
+        processor=RotaryProcessor,
+        processors=frozenset({"HunyuanAttnProcessor2_0"}),
+        encode=by_two_encoders,
+        context=joined_texts,
+        recognised=text_of_bert,
+        note="the time embedding too has the prompt in it, which regions leave alone; embeddings"
+        " instead of text are those of `dit_text.two_texts`",
+    ),
+    Model(
+        name="LTXVideoTransformer3DModel",
+        since="0.42",
+        used_by="LTX-Video: text to video, image to video",
+        inputs=_ltx_inputs,
+        grid=patched,
+        is_cross_attention=_is_attn2,
+        processor=WideNormProcessor,
+        processors=frozenset({"LTXVideoAttnProcessor"}),
+        encode=by_encode_prompt_with_mask,
+        context=projected_caption,
+        videos=True,
+    ),
+    Model(
+        name="LTX2VideoTransformer3DModel",
+        since="0.42",
+        used_by="LTX-2",
+        inputs=_ltx2_inputs,
+        grid=patched,
+        is_cross_attention=_is_attn2,
+        processor=WideNormProcessor,
+        processors=frozenset({"LTX2AudioVideoAttnProcessor"}),
+        encode=by_encode_prompt_with_mask,
+        context=projected_caption,
+        received=by_connectors,
+        videos=True,
+        refused=_refused_ltx2,
+        note="regions act in the calls without guidance's negative half too; attention of the sound"
+        " to the text is left alone, since sound has no place; LTX-2.3 modulates the text in each"
+        " block and step and is refused",
     ),
 )
 MODELS: Mapping[str, Model] = {row.name: row for row in _ROWS}

@@ -16,6 +16,7 @@ from stal.finite import check_finite
 from stal.integrations.diffusers.encoded import Encoded, check_embeds
 from stal.integrations.diffusers.refusals import denoisers_of
 from stal.layout.formats import LayoutLike, as_layout
+from stal.layout.keyframes import Keyframes
 from stal.layout.layout import Layout
 from stal.layout.predictor import predict
 from stal.prompts import article, noun_of, parse
@@ -32,7 +33,7 @@ from stal.weights import (
 
 # Of one prompt, or a list with one for each of several.
 Weights: TypeAlias = "Tensor | Sequence[Any] | Callable[[int, int], Tensor]"
-RegionsOf: TypeAlias = "LayoutLike | Sequence[LayoutLike | None] | None"
+RegionsOf: TypeAlias = "LayoutLike | Keyframes | Sequence[LayoutLike | Keyframes | None] | None"
 WeightsOf: TypeAlias = "Weights | Sequence[Weights | None] | None"
 # A number for all regions, or one for each; of several prompts a list with one such for each.
 Dial: TypeAlias = "float | Sequence[Any]"
@@ -58,7 +59,7 @@ class Regions:
     """
 
     names: tuple[str, ...]
-    layouts: tuple[Layout, ...]
+    layouts: tuple[Layout | Keyframes, ...]
     rule: Rule
     background: float
     prompts: Encoded
@@ -151,6 +152,7 @@ def prepare(
             noun phrases are the local prompts.
         layout: where the objects go, as in `stal.Pipeline.__call__`: a `Layout`, JSON, a file,
             (phrase, box) or (phrase, mask) pairs; predicted if None. Of several prompts a list.
+            Of a video also `stal.layout.Keyframes`, whose regions move; others rest.
         weights: (steps, objects) or (objects,), or a function weights(steps, objects); falling
             over the steps if None. steps is the number of the scheduler's timesteps. Of several
             prompts a list.
@@ -178,7 +180,7 @@ def prepare(
     count = len(prompts) if not isinstance(prompt, str) and prompts != [None] else None
     aspect = _aspect(aspect, denoiser)
     layouts = [
-        _layout(given, text, aspect)
+        _layout(given, text, aspect, videos=model.videos)
         for given, text in zip(_each("layout", layout, count), prompts, strict=True)
     ]
     check_reference(rule, reference_is_prompt=True, guided=True)
@@ -215,8 +217,8 @@ def prepare(
         layouts=tuple(layouts),
         rule=rule,
         background=background,
-        prompts=known,
-        local=_joined([*local, *references]),
+        prompts=model.received(pipe, known),
+        local=model.received(pipe, _joined([*local, *references])),
         reference=kind,
         weights=tuple(_each("weights", weights, count)),
         strength=dials("strength", strength),
@@ -262,16 +264,31 @@ def _aspect(aspect: float | None, denoiser: Any) -> float:
     return 1.0
 
 
-def _layout(given: LayoutLike | None, text: str | None, aspect: float) -> Layout:
-    """A prompt's layout, warned of if it will not do what one may expect."""
+def _layout(
+    given: LayoutLike | Keyframes | None, text: str | None, aspect: float, *, videos: bool
+) -> Layout | Keyframes:
+    """A prompt's layout, warned of if it will not do what one may expect.
+
+    videos: whether the model draws frames, over which regions may move.
+    """
     if given is None:
         if text is None:
             raise ValueError("layout must be given with prompt_embeds alone, got None")
-        layout = predict(parse(text), aspect=aspect)
-        if not layout.objects:
+        predicted = predict(parse(text), aspect=aspect)
+        if not predicted.objects:
             warn(f"no object was found in {short(text)}, so that it is drawn with plain attention")
-        return layout
-    layout = as_layout(given, prompt=text or "", aspect=aspect, noun_of=noun_of, article=article)
+        return predicted
+    if isinstance(given, Keyframes):
+        if not videos:
+            raise ValueError(
+                "layout must be of one picture where the model draws pictures, got Keyframes: give"
+                " one of its layouts"
+            )
+        layout: Layout | Keyframes = given
+    else:
+        layout = as_layout(
+            given, prompt=text or "", aspect=aspect, noun_of=noun_of, article=article
+        )
     if len(layout.objects) > MOST_REGIONS:
         raise ValueError(
             f"layout must have at most {MOST_REGIONS} objects, got {len(layout.objects)}"
@@ -297,7 +314,7 @@ def _check_encoder(pipe: Any) -> None:
 
 def _local(
     given: Embeddings | None,
-    layout: Layout,
+    layout: Layout | Keyframes,
     known: Encoded,
     encoded: Callable[[Sequence[str]], Encoded],
 ) -> Encoded:

@@ -30,7 +30,7 @@ def denoisers_of(pipe: Any) -> list[tuple[nn.Module, Model]]:
     """The denoisers of a pipeline with their rows, out of torch.compile's wrappers.
 
     Raises:
-        NotImplementedError: there is none, or one without a row.
+        NotImplementedError: there is none, or one without a row or that its row refuses.
     """
     found = []
     for name in _NAMES:
@@ -46,6 +46,9 @@ def denoisers_of(pipe: Any) -> list[tuple[nn.Module, Model]]:
                 f"pipe must have a denoiser of {', '.join(MODELS)}, got {type(module).__name__} as"
                 f" {name}"
             )
+        reason = model.refused(module)
+        if reason:
+            raise NotImplementedError(reason)
         found.append((module, model))
     if not found:
         raise NotImplementedError(

@@ -47,7 +47,10 @@ class Denoiser:
         self.key = torch.tensor(number, dtype=torch.int64, device="cpu")
         self._run: Run | None = None
         self._seen: list[tuple[Tensor, Halves]] = []
-        self._local: tuple[Tensor, Tensor] | None = None
+        self._calls = 0  # of this run
+        self._recognised = False  # whether one of them was of the prompts
+        self._local: Tensor | None = None
+        self._local_call: Call | None = None
         self._masks: dict[tuple[int, Size], Tensor] = {}
         self._rows: dict[tuple[Halves, int, bool, torch.device], tuple[Tensor, Tensor]] = {}
 
@@ -84,8 +87,8 @@ class Denoiser:
         if run.size != size:
             run.size = size
             self._check_aspect(size)
-        step = run.step(timestep)
-        self._call = Call(self, step, run, self._halves(prompts), size)
+        step = run.step(timestep, _step_index(self.pipe.scheduler))
+        self._call = Call(self, step, run, self._halves(prompts), size, timestep)
         return step
 
     def _begin_run(self, device: torch.device) -> Run:
@@ -94,6 +97,7 @@ class Denoiser:
         if self._run is None or self._run.timesteps is not timesteps or self._run.device != device:
             self._run = Run(timesteps, self.model.timesteps(self.pipe), self.regions, device)
             self._seen.clear()
+            self._calls, self._recognised = 0, False
         return self._run
 
     def _check_aspect(self, size: Size) -> None:
@@ -108,38 +112,45 @@ class Denoiser:
                 )
 
     def _halves(self, prompts: Tensor) -> Halves:
-        for seen, known_halves in self._seen:
-            if seen is prompts:
-                return known_halves
-        known = self.model.recognised(self.module, self.regions.prompts.embeds)
-        halves = halves_of(prompts, known)
-        foreign = halves is None or not any(halves.conditional)
-        if foreign and halves is not None and self.model.calls == "two":
-            # The unconditional call; of the two first ones of a run one is of the prompts.
-            foreign = bool(self._seen) and not any(any(h.conditional) for _, h in self._seen)
-        if halves is None or foreign:
+        halves = next((known for seen, known in self._seen if seen is prompts), None)
+        new = halves is None
+        if new:
+            halves = halves_of(
+                prompts, self.model.recognised(self.module, self.regions.prompts.embeds)
+            )
+        own = halves is not None and any(halves.conditional)
+        self._calls += 1
+        self._recognised = self._recognised or own
+        # Where guidance takes two calls one is of other prompts: of the first two of a run.
+        two = self.model.calls == "two" and (self._recognised or self._calls == 1)
+        if halves is None or not (own or two):
             names = " and ".join(self.regions.names)
             raise ValueError(
                 f"pipe must be called with the prompts that its regions were prepared for, {names},"
                 f" in that order, got a batch of {len(prompts)} rows of other prompts: prepare"
                 " regions for these, with prompt_embeds or encode= if they are encoded otherwise"
             )
-        self._seen = [(prompts, halves), *self._seen[: _MOST_SEEN - 1]]
+        if new:
+            self._seen = [(prompts, halves), *self._seen[: _MOST_SEEN - 1]]
         return halves
 
     def local_prompts(self, like: Tensor) -> Tensor:
         """(local prompts, seqlen_k, width), what processors get of them."""
-        if (
-            self._local is None
-            or self._local[1].device != like.device
-            or (self._local[1].dtype != like.dtype)
-        ):
-            with torch.inference_mode(False), torch.no_grad():
+        local, call = self._local, self.call
+        if local is not None and local.device == like.device and local.dtype == like.dtype:
+            # A call without a conditional half attends to none of them.
+            idle = self._local_call is call or not any(call.halves.conditional)
+            if self.model.at_each_step is None or idle:
+                return local
+        with torch.inference_mode(False), torch.no_grad():
+            if self.model.at_each_step is not None:
+                local = self.model.at_each_step(self.module, self.regions.local, call.timestep)
+            else:
                 embeds = self.regions.local.compact()[0].to(like.device)
                 parameter = next(self.module.parameters())
-                embeds = embeds.to(parameter.dtype)
-                self._local = embeds, self.model.context(self.module, embeds).to(like)
-        return self._local[1]
+                local = self.model.context(self.module, embeds.to(parameter.dtype))
+            self._local, self._local_call = local.to(like), call
+        return self._local
 
     def table_lengths(self, own: Tensor, lengths: Tensor | None) -> Tensor | None:
         """(local prompts + rows,) int32, how many tokens of each count, or None if all do.
@@ -194,6 +205,12 @@ class Denoiser:
         return self._rows[key]
 
 
+def _step_index(scheduler: Any) -> int:
+    """How many steps a scheduler says it has taken; 0 if it does not say."""
+    step = getattr(scheduler, "_step_index", None)
+    return int(step if step is not None else getattr(scheduler, "_begin_index", None) or 0)
+
+
 class Run:
     """One run of the scheduler: its steps and each prompt's weights at them."""
 
@@ -201,11 +218,13 @@ class Run:
         self, timesteps: Tensor, levels: Tensor, regions: Regions, device: torch.device
     ) -> None:
         self.timesteps, self.device, self.size = timesteps, device, None
-        # A step that takes two calls has one timestep twice, or more.
-        levels = levels.detach().to("cpu", torch.float32)
-        order = torch.unique_consecutive(levels).tolist()
-        self.levels = torch.tensor(list(dict.fromkeys(order)), dtype=torch.float32)
+        # A step that takes two calls has one timestep twice, or more; two steps may differ in one
+        # of both alone, where the other one is rounded.
+        both = zip(timesteps.tolist(), levels.tolist(), strict=False)
+        each = [level for _, level in dict.fromkeys(both)]
+        self.levels = torch.tensor(each, dtype=torch.float32, device="cpu")
         self._levels = self.levels.to(device)
+        self._order = torch.arange(len(each), dtype=torch.float32, device=device)
         self.weights = [
             regions.weights_of(prompt, len(self.levels)).to(device)
             for prompt in range(len(regions.layouts))
@@ -213,15 +232,19 @@ class Run:
 
     size: Size | None
 
-    def step(self, timestep: Tensor) -> Tensor:
-        """(1,) int64: the index of the sampler's transition that begins at a timestep."""
+    def step(self, timestep: Tensor, index: int) -> Tensor:
+        """(1,) int64: the index of the sampler's transition that begins at a timestep.
+
+        index: what the scheduler says it is; decides between steps that rounding makes one.
+        """
         levels = self._levels
         if timestep.is_floating_point():
             # Rounded as the denoiser's are, which in half precision may be nearer to the next one.
             levels = levels.to(timestep.dtype).to(levels)
         t = timestep.detach().to(levels).amax()
         apart = (levels - t).abs()
-        step = apart.argmin().reshape(1)
+        far = (self._order - index).abs()
+        step = torch.where(apart == apart.amin(), far, torch.inf).argmin().reshape(1)
         if not apart.is_cuda:
             gaps = self.levels.diff().abs()
             allowed = float(gaps.min()) / 2 if len(gaps) else 1.0
@@ -242,6 +265,7 @@ class Call:
     run: Run
     halves: Halves
     size: Size
+    timestep: Tensor
     _attended: dict[tuple[int, int], Attended] = field(default_factory=dict)
     _own: tuple[Tensor, Tensor | None, Tensor, Tensor | None] | None = None
 
@@ -261,7 +285,9 @@ class Call:
         grid = denoiser.model.grid(self.size, tokens)
         # Frames lie in a row of tokens, or in the batch, whose prompts may be repeated for them.
         apart = grid[0] if tokens == grid[1] * grid[2] else 1
-        each = [self._maps_of(p, grid, apart, reference, device) for p in range(halves.prompts)]
+        each = [
+            self._maps_of(p, grid, tokens, apart, reference, device) for p in range(halves.prompts)
+        ]
         conditional = [m for maps in each for m in maps * (halves.images * frames // apart)]
         ones = torch.ones(1, tokens, dtype=torch.float32, device=device)
         alone = EntryMaps(ones, ones.bool())
@@ -280,9 +306,18 @@ class Call:
         return Attended(*denoiser.rows(halves, frames, reference, device), maps)
 
     def _maps_of(
-        self, prompt: int, grid: Size, frames: int, reference: bool, device: torch.device
+        self,
+        prompt: int,
+        grid: Size,
+        tokens: int,
+        apart: int,
+        reference: bool,
+        device: torch.device,
     ) -> list[EntryMaps]:
-        """A prompt's maps: of all frames at once, or one for each if they lie in the batch."""
+        """A prompt's maps of all frames at once, or one a frame if so many lie apart in the batch.
+
+        Tokens past the grid attend to the batch's own prompt.
+        """
         regions = self.denoiser.regions
         maps = weight_maps(
             self.denoiser.coverage(prompt, grid, device),
@@ -292,20 +327,23 @@ class Call:
             background=regions.background if reference else 0.0,
         )
         away = None if maps.unconditional is None else maps.unconditional[None]
-        if frames == 1:
-            return [EntryMaps(maps.weight, maps.region, away)]
-        parts = [part.chunk(frames, 1) for part in (maps.weight, maps.region)]
-        aways = [None] * frames if away is None else away.chunk(frames, 1)
-        return [EntryMaps(w, r, a) for w, r, a in zip(*parts, aways, strict=True)]
+        weight, region = maps.weight, maps.region
+        if apart > 1:
+            parts = [part.chunk(apart, 1) for part in (weight, region)]
+            aways = [None] * apart if away is None else away.chunk(apart, 1)
+            return [EntryMaps(w, r, a) for w, r, a in zip(*parts, aways, strict=True)]
+        missing = tokens - weight.shape[1]
+        if missing:
+            weight, region = (nn.functional.pad(part, (0, missing)) for part in (weight, region))
+            weight[0, -missing:], region[0, -missing:] = 1, True
+            away = None if away is None else nn.functional.pad(away, (0, missing))
+        return [EntryMaps(weight, region, away)]
 
-    def own_prompts(
-        self, prompts: Tensor, mask: Tensor | None, frames: int
-    ) -> tuple[Tensor, Tensor | None]:
+    def own_prompts(self, prompts: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The batch's own prompts, tokens that count first, and the lengths of the whole table.
 
         Args:
             prompts, mask: as processors get them; made once for all layers that get the same.
-            frames: elements of the batch that share a row.
 
         Returns:
             (rows, seqlen_k, width), and (local prompts + rows,) int32 or None if all tokens of all
@@ -313,9 +351,10 @@ class Call:
         """
         if self._own is not None and self._own[0] is prompts and self._own[1] is mask:
             return self._own[2], self._own[3]
-        rows, counted = prompts[::frames], None
+        # Elements share a row that is repeated for them, or is given once.
+        rows, counted = prompts[:: len(prompts) // self.halves.rows], None
         if mask is not None:
-            counted = mask[::frames].flatten(1)
+            counted = mask[:: len(mask) // self.halves.rows].flatten(1)
             if counted.dtype != torch.bool:
                 # Additive: 0 where a token counts, a large negative number where not. Only what
                 # sets tokens apart matters, so where none counts all do.

@@ -18,10 +18,12 @@ class Encoded:
 
     embeds: (prompts, seqlen_k, width), what the denoiser takes as encoder_hidden_states.
     mask: (prompts, seqlen_k) bool, which tokens count; None if all do.
+    pooled: (prompts, width), another encoder's one embedding of each, where the text needs it.
     """
 
     embeds: Tensor
     mask: Tensor | None = None
+    pooled: Tensor | None = None
 
     def compact(self) -> tuple[Tensor, Tensor | None]:
         """(embeds, lengths): the tokens that count first, (prompts,) int32 of them, or None.

@@ -48,9 +48,7 @@ class CallState(Protocol):
 
     halves: Halves
 
-    def own_prompts(
-        self, prompts: Tensor, mask: Tensor | None, frames: int
-    ) -> tuple[Tensor, Tensor | None]: ...
+    def own_prompts(self, prompts: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]: ...
     def attended(self, tokens: int, frames: int, device: torch.device) -> Attended: ...
 
 
@@ -85,6 +83,7 @@ class Layer:
         self.key = torch.tensor(number, dtype=torch.int64, device="cpu")
         self._table: tuple[Tensor, Tensor] | None = None
         self._stamp: object = None
+        self._local: Tensor | None = None
         self._seen: tuple[Tensor, int] | None = None
 
     def __call__(self, q: Tensor, prompts: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -111,7 +110,7 @@ class Layer:
         """
         call = self.denoiser.call
         frames = len(q) // call.halves.rows
-        own, lengths = call.own_prompts(prompts, mask, frames)
+        own, lengths = call.own_prompts(prompts, mask)
         seen = prompts if mask is None and keep and not _capturing(q) else None
         k, v = self._keys_and_values(own, seen)
         at = call.attended(q.shape[2], frames, q.device)
@@ -127,14 +126,15 @@ class Layer:
             tables = [self._project(each) for each in _padded(local, own)]
             k, v = (torch.cat(pair) for pair in zip(*tables, strict=True))
             return k, v
-        stamp = (_stamp(self.attn), id(local), own.shape)
-        fresh = self._table is None or stamp != self._stamp
+        stamp = (_stamp(self.attn), own.shape)
+        fresh = self._table is None or stamp != self._stamp or self._local is not local
         if not fresh and self._table is not None and _same(self._seen, seen):
             return self._table
         with torch.inference_mode(False), torch.no_grad():
             padded, own = _padded(local, own)
             if fresh or self._table is None:
-                self._table, self._stamp = _table(self._project(padded), len(own)), stamp
+                self._table = _table(self._project(padded), len(own))
+                self._stamp, self._local = stamp, local
             for table, projected in zip(self._table, self._project(own), strict=True):
                 table[len(local) :] = projected
         kept = seen is not None and not seen.is_inference()
@@ -175,15 +175,18 @@ def _same(kept: tuple[Tensor, int] | None, seen: Tensor | None) -> bool:
     return kept is not None and kept[0] is seen and kept[1] == kept[0]._version
 
 
+def _projections(attn: Any) -> tuple[Any, Any]:
+    """Of k and v, as most modules call them, or as Kandinsky's do."""
+    return (attn.to_key, attn.to_value) if hasattr(attn, "to_key") else (attn.to_k, attn.to_v)
+
+
 def _learns(attn: Any) -> bool:
-    return any(
-        p.requires_grad for name in ("to_k", "to_v") for p in getattr(attn, name).parameters()
-    )
+    return any(p.requires_grad for layer in _projections(attn) for p in layer.parameters())
 
 
 def _stamp(attn: Any) -> tuple[object, ...]:
     """Changes whenever what the module makes of a prompt does."""
-    return (*_state(attn.to_k), *_state(attn.to_v))
+    return tuple(part for layer in _projections(attn) for part in _state(layer))
 
 
 def _state(projection: Any) -> tuple[object, ...]:

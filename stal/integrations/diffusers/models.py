@@ -26,6 +26,23 @@ from stal.integrations.diffusers.dit_text import (
 from stal.integrations.diffusers.encoded import Encoded, by_encode_prompt
 from stal.integrations.diffusers.layers import Layer
 from stal.integrations.diffusers.processors import RegionalProcessor
+from stal.integrations.diffusers.video_processors import (
+    CosmosProcessor,
+    Kandinsky5Processor,
+    Kandinsky6Processor,
+    WanProcessor,
+)
+from stal.integrations.diffusers.video_text import (
+    by_cosmos,
+    by_encode_prompt_512,
+    by_kandinsky5,
+    by_kandinsky6,
+    cosmos_projection,
+    cosmos_timesteps,
+    kandinsky5_text,
+    kandinsky6_text,
+    wan_projection,
+)
 
 # (frames, height, width) in latent cells, or in tokens.
 Size: TypeAlias = tuple[int, int, int]
@@ -73,6 +90,8 @@ class Model:
         received: (pipeline, what encode gives or the caller gives instead) to what the denoiser
             receives, if the pipeline does something in between.
         recognised: (denoiser, what it receives of prompts) to the part that `Inputs.prompts` is.
+        at_each_step: (denoiser, local prompts, timestep) to what its processors receive of them,
+            where that is another at each step; instead of `context`.
         timesteps: of a pipeline's scheduler, as the denoiser receives them.
         calls: whether both halves of guidance come in one call or each in its own.
         videos: whether it draws videos, over whose frames regions may move.
@@ -92,6 +111,7 @@ class Model:
     context: Callable[[Any, Tensor], Tensor] = lambda denoiser, embeds: embeds
     received: Callable[[Any, Encoded], Encoded] = lambda pipe, encoded: encoded
     recognised: Callable[[Any, Tensor], Tensor] = lambda denoiser, embeds: embeds
+    at_each_step: Callable[[Any, Encoded, Tensor], Tensor] | None = None
     timesteps: Callable[[Any], Tensor] = lambda pipe: pipe.scheduler.timesteps
     calls: Literal["one", "two"] = "one"
     videos: bool = False
@@ -221,6 +241,74 @@ def _is_attn2(name: str, module: nn.Module) -> bool:
     return name.rpartition(".")[2] == "attn2"
 
 
+def _video_inputs(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Inputs:
+    """Cosmos and Wan, whose latents are (batch, channels, frames, height, width).
+
+    A timestep may be one a frame, (batch, 1, frames, 1, 1), where that of given frames is another
+    one: they come first; or one a token, (batch, tokens), where that of given frames is 0.
+    """
+    sample = argument(args, kwargs, "hidden_states", 0)
+    timestep = argument(args, kwargs, "timestep", 1)
+    prompts = argument(args, kwargs, "encoder_hidden_states", 2)
+    return Inputs(
+        prompts[0] if isinstance(prompts, tuple) else prompts,
+        timestep[:, :, -1] if timestep.ndim == 5 else timestep,
+        (sample.shape[2], sample.shape[3], sample.shape[4]),
+    )
+
+
+def _kandinsky5_inputs(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Inputs:
+    return _channels_last(args, kwargs, 2)
+
+
+def _kandinsky6_inputs(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Inputs:
+    """Without the frame that a given image is, which comes last."""
+    inputs = _channels_last(args, kwargs, 3)
+    if kwargs.get("visual_token_type_ids") is None:
+        return inputs
+    frames, height, width = inputs.size
+    return Inputs(inputs.prompts, inputs.timestep, (frames - 1, height, width))
+
+
+def _channels_last(args: Sequence[Any], kwargs: Mapping[str, Any], timestep: int) -> Inputs:
+    """Of latents (batch, frames, height, width, channels); timestep: position of the argument."""
+    sample = argument(args, kwargs, "hidden_states", 0)
+    return Inputs(
+        argument(args, kwargs, "encoder_hidden_states", 1),
+        argument(args, kwargs, "timestep", timestep),
+        (sample.shape[1], sample.shape[2], sample.shape[3]),
+    )
+
+
+def _kandinsky6_grid(size: Size, tokens: int) -> Size:
+    """Tokens are squares of 2 x 2 latents; those past the grid are a given image's."""
+    frames, height, width = size[0], size[1] // 2, size[2] // 2
+    if tokens not in (frames * height * width, (frames + 1) * height * width):
+        raise ValueError(
+            f"attention must be over 2 x 2 squares of {frames} x {size[1]} x {size[2]} latents"
+            f" (frames, height, width), got {tokens} tokens"
+        )
+    return frames, height, width
+
+
+def _refused_kandinsky5(denoiser: Any) -> str:
+    if denoiser.config.attention_type != "nabla":
+        return ""
+    return (
+        "pipe must have tokens in the order of rows, got Kandinsky 5 with attention_type 'nabla',"
+        " whose tokens are in blocks of 8 x 8: use one of the models of 5 seconds"
+    )
+
+
+def _is_kandinsky5_text(name: str, module: nn.Module) -> bool:
+    return name.startswith("visual_transformer_blocks.") and name.endswith(".cross_attention")
+
+
+def _is_kandinsky6_text(name: str, module: nn.Module) -> bool:
+    """Not sound's attention to its text, nor that of pixels and sound to each other."""
+    return name.endswith(".video_dec_block.cross_attention")
+
+
 STANDARD = frozenset({"AttnProcessor", "AttnProcessor2_0", "XFormersAttnProcessor"})
 # In their place comes `ip_adapter.RegionalIPAdapterProcessor`, whatever the row's class.
 IP_ADAPTERS = frozenset(
@@ -324,6 +412,69 @@ _ROWS = (
         note="regions act in the calls without guidance's negative half too; attention of the sound"
         " to the text is left alone, since sound has no place; LTX-2.3 modulates the text in each"
         " block and step and is refused",
+    ),
+    Model(
+        name="CosmosTransformer3DModel",
+        since="0.36",
+        used_by="Anima, Cosmos Predict 1, 2, 2.5, Cosmos Transfer 2.5",
+        inputs=_video_inputs,
+        grid=patched,
+        is_cross_attention=_attends_elsewhere,
+        processor=CosmosProcessor,
+        processors=frozenset({"CosmosAttnProcessor2_0", "CosmosAttnProcessor2_5"}),
+        encode=by_cosmos,
+        context=cosmos_projection,
+        timesteps=cosmos_timesteps,
+        calls="two",
+        videos=True,
+        note="a ControlNet of Transfer follows the global prompt; Anima is a ModularPipeline",
+    ),
+    Model(
+        name="WanTransformer3DModel",
+        since="0.35",
+        used_by="Wan 2.1, 2.2 (A14B, TI2V-5B): text to video, image to video",
+        inputs=_video_inputs,
+        grid=patched,
+        is_cross_attention=_attends_elsewhere,
+        processor=WanProcessor,
+        processors=frozenset({"WanAttnProcessor", "WanAttnProcessor2_0"}),
+        encode=by_encode_prompt_512,
+        context=wan_projection,
+        calls="two",
+        videos=True,
+        note="the two denoisers of 2.2 share the steps and their weights",
+    ),
+    Model(
+        name="Kandinsky5Transformer3DModel",
+        since="0.36",
+        used_by="Kandinsky 5: text to video, text to image",
+        inputs=_kandinsky5_inputs,
+        grid=patched,
+        is_cross_attention=_is_kandinsky5_text,
+        processor=Kandinsky5Processor,
+        processors=frozenset({"Kandinsky5AttnProcessor"}),
+        encode=by_kandinsky5,
+        at_each_step=kandinsky5_text,
+        calls="two",
+        videos=True,
+        refused=_refused_kandinsky5,
+        note="local prompts are text alone: with CLIP's embedding they go through the denoiser's"
+        " text blocks at each step",
+    ),
+    Model(
+        name="Kandinsky6Transformer3DModel",
+        since="0.42",
+        used_by="Kandinsky 6: text or image to video with sound",
+        inputs=_kandinsky6_inputs,
+        grid=_kandinsky6_grid,
+        is_cross_attention=_is_kandinsky6_text,
+        processor=Kandinsky6Processor,
+        processors=frozenset({"Kandinsky6AttnProcessor"}),
+        encode=by_kandinsky6,
+        at_each_step=kandinsky6_text,
+        calls="two",
+        videos=True,
+        note="as Kandinsky 5; sound and a given image follow the global prompt",
     ),
 )
 MODELS: Mapping[str, Model] = {row.name: row for row in _ROWS}

@@ -205,6 +205,12 @@ def prepare(
     references = []
     if rule == "guidance" and reference != UNCONDITIONAL:
         references = _references(reference, reference_embeds, prompts, known, encoded)
+    table = _joined([*local, *references])
+    if model.at_each_step is not None and len(table.embeds) and table.pooled is None:
+        raise ValueError(
+            f"local_embeds and reference_embeds must be left out for {model.name}, which needs the"
+            " embedding of a second text encoder too: give the layout's phrases and a reference"
+        )
     kind = "prompt" if to_prompt else "either" if reference is None else UNCONDITIONAL
 
     def dials(name: str, value: Any) -> tuple[tuple[float, ...], ...]:
@@ -218,7 +224,7 @@ def prepare(
         rule=rule,
         background=background,
         prompts=model.received(pipe, known),
-        local=model.received(pipe, _joined([*local, *references])),
+        local=model.received(pipe, table),
         reference=kind,
         weights=tuple(_each("weights", weights, count)),
         strength=dials("strength", strength),
@@ -373,4 +379,10 @@ def _joined(parts: Sequence[Encoded]) -> Encoded:
             mask = torch.ones(part.embeds.shape[:2], dtype=torch.bool, device=part.embeds.device)
         embeds.append(nn.functional.pad(part.embeds, (0, 0, 0, missing)).to(parts[0].embeds))
         masks.append(nn.functional.pad(mask, (0, missing)).to(parts[0].embeds.device))
-    return Encoded(torch.cat(embeds), torch.cat(masks) if masked else None)
+    pooled = [part.pooled for part in parts if len(part.embeds)]
+    whole = [each for each in pooled if each is not None]
+    return Encoded(
+        torch.cat(embeds),
+        torch.cat(masks) if masked else None,
+        torch.cat(whole) if whole and len(whole) == len(pooled) else None,
+    )

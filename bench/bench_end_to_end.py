@@ -18,9 +18,9 @@ Correctness comes first, in the same run and at the same sizes: a result may be 
 far from float64 as the formula in plain PyTorch is (root mean square; the largest error: four
 times), and "diffusers" must be farther, or the comparison would see no regions. "error" is the
 share of that allowance that was used. Times are interleaved in one process. Memory is the peak of
-a process that runs one way alone, above what it has when Python's modules are loaded (the
-resident set, so Linux alone knows it; with all counts of regions in turn), on a GPU what torch
-allocates in a step. "in cross-attention" is the share of another step that its layers take, with
+a process that runs one way alone, with all counts of regions in turn, above what it has when
+Python's modules are loaded: the resident set, which Linux alone tells, or on a GPU what torch
+allocates. "in cross-attention" is the share of another step that its layers take, with
 their projections.
 
     python bench/bench_end_to_end.py --model sdxl --dtype bfloat16 --output bench/results/x.json
@@ -29,7 +29,7 @@ their projections.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -178,8 +178,8 @@ def peaks_alone(
 ) -> list[float | None]:
     """`peak_mb` of a way for each count of regions; for a process of its own."""
     torch.set_num_threads(threads)
-    meter = Meter("cpu")
-    unet = build(model, getattr(torch, dtype), torch.device("cpu"))
+    meter = Meter(device())
+    unet = build(model, getattr(torch, dtype), device())
     peaks: list[float | None] = []
     for count in counts:
         torch.compiler.reset()
@@ -211,12 +211,12 @@ def measure(
     unet: Any,
     work: Scene,
     repeats: int,
-    peak: Callable[[str, Way], float | None],
+    peaks: dict[str, float | None],
 ) -> None:
     """Checks and times all ways for one number of regions, and adds their rows.
 
     labels: the cells that all of them share.
-    peak: MB by name and way.
+    peaks: MB by name.
     """
     # What was compiled for other scenes counts towards torch's limit of recompilations.
     torch.compiler.reset()
@@ -232,10 +232,9 @@ def measure(
 
     functions = {name: partial(waited, made) for name, made in ways.items()}
     times = interleave(functions, rounds=repeats, sample_s=0)
-    peaks = {name: peak(name, made) for name, made in ways.items()}
     boxes = [list(placed.box) for placed in work.layout.objects]
     for name, timing in times.items():
-        megabytes, most = peaks[name], peaks[PLAIN]
+        megabytes, most = peaks.get(name), peaks[PLAIN]
         hooked = "," not in name  # compiled or captured, a layer calls no hooks
         share = cross_attention_share(ways[name]) if hooked else None
         cells = {
@@ -305,25 +304,18 @@ def main(
     # Rows of several runs meet in one file; they say the rest.
     command = f"python bench/bench_end_to_end.py --model ... --dtype ... --repeats {repeats}"
     table = Table(COLUMNS, diffusers=diffusers.__version__, **gpu, command=command)
-    alone: dict[tuple[str, int], float | None] = {}
-    if memory and where.type == "cpu":
+    peaks: dict[tuple[str, int], float | None] = {}
+    if memory:
         # Before the UNet of this process is there, for two may not fit.
         limit = torch.get_num_threads()
-        alone = peaks_of(names, model, dtype, size, counts=counts, threads=limit)
-    start = Meter(where)
+        peaks = peaks_of(names, model, dtype, size, counts=counts, threads=limit)
     unet = build(model, getattr(torch, dtype), where)
-
-    def peak(count: int, name: str, made: Way) -> float | None:
-        # A graph's memory is allocated once and for all, outside of its replay.
-        if memory and where.type == "cuda" and not name.endswith("graph"):
-            return peak_mb(made, start)
-        return alone.get((name, count))
-
     for count in counts:
         labels = {"model": model, "dtype": dtype, "regions": str(count)}
         labels["latents"] = f"{size[0]}x{size[1]}"
         work = scene(unet, count, *size)
-        measure(table, labels, names, unet, work, repeats, partial(peak, count))
+        alone = {name: peaks.get((name, count)) for name in names}
+        measure(table, labels, names, unet, work, repeats, alone)
         if output is not None:
             table.merge(output, KEY, lambda row: True, **cpu_details())
 

@@ -35,11 +35,12 @@ def interleave(
 ) -> dict[str, Timing]:
     """Times functions in turn, so that whatever else the machine does disturbs them alike.
 
-    A sample is as many calls as last about `sample_s` seconds. After 5 rounds no other begins
-    once `budget_s` seconds have passed.
+    A sample is as many calls as last about `sample_s` seconds; with 0 it is one call, and there is
+    none before the first, so that the functions must be warm. After 5 rounds no other begins once
+    `budget_s` seconds have passed.
     """
-    calls = {}
-    for name, function in functions.items():
+    calls = dict.fromkeys(functions, 1)
+    for name, function in functions.items() if sample_s else ():
         function()
         start = time.perf_counter()
         function()

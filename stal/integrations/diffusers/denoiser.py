@@ -57,6 +57,8 @@ class Denoiser:
         self.processors: list[tuple[Any, Any]] = []  # (module, the processor that it must have)
         self.clock = Clock()
         self.call: Call
+        # Whether the prompts that a module projects right now are the local ones.
+        self.projects_local = False
         number = next(_KEYS)
         DENOISERS[number] = self
         self.key = torch.tensor(number, dtype=torch.int64, device="cpu")

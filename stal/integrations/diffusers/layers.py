@@ -88,7 +88,8 @@ class Layer:
         """
         local = self.denoiser.local_prompts(own)
         if torch.is_grad_enabled() and (own.requires_grad or _learns(self.attn)):
-            tables = [self._project(each) for each in _padded(local, own)]
+            first, second = _padded(local, own)
+            tables = [self._project(first, local=True), self._project(second)]
             k, v = (torch.cat(pair) for pair in zip(*tables, strict=True))
             return k, v
         stamp = (_stamp(self.attn), id(local), own.shape)
@@ -98,15 +99,20 @@ class Layer:
         with torch.inference_mode(False), torch.no_grad():
             padded, own = _padded(local, own)
             if fresh or self._table is None:
-                self._table, self._stamp = _table(self._project(padded), len(own)), stamp
-            for table, projected in zip(self._table, self._project(own), strict=True):
-                table[len(local) :] = projected
+                projected = self._project(padded, local=True)
+                self._table, self._stamp = _table(projected, len(own)), stamp
+            for table, part in zip(self._table, self._project(own), strict=True):
+                table[len(local) :] = part
         kept = seen is not None and not seen.is_inference()
         self._seen = (seen, seen._version) if seen is not None and kept else None
         return self._table
 
-    def _project(self, prompts: Tensor) -> tuple[Tensor, Tensor]:
-        return self._keys_values(self.attn, prompts)
+    def _project(self, prompts: Tensor, *, local: bool = False) -> tuple[Tensor, Tensor]:
+        self.denoiser.projects_local = local
+        try:
+            return self._keys_values(self.attn, prompts)
+        finally:
+            self.denoiser.projects_local = False
 
 
 def _padded(local: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:

@@ -25,6 +25,10 @@ _KEYS = count()
 DENOISERS: WeakValueDictionary[int, Denoiser] = WeakValueDictionary()
 # Tensors of encoded prompts of which the rows are known, the two halves' and as many more.
 _MOST_SEEN = 4
+# Of the weights' bytes, what keys and values may take that are kept. All of them take 1.6% for five
+# regions of Stable Diffusion 1, 3.5% of XL and 7% of Wan 14B.
+_KEPT = 0.015
+_LEAST_KEPT = 1 << 24
 
 
 class Denoiser:
@@ -42,6 +46,10 @@ class Denoiser:
         self.processors: list[tuple[Any, Any]] = []  # (module, the processor that it must have)
         self.clock = Clock()
         self._call: Call | None = None
+        weights = sum(p.nbytes for p in module.parameters())
+        self._room = max(int(_KEPT * weights), _LEAST_KEPT)  # bytes of keys and values that layers may keep
+        # Whether the prompts that a module projects right now are the local ones.
+        self.projects_local = False
         number = next(_KEYS)
         DENOISERS[number] = self
         self.key = torch.tensor(number, dtype=torch.int64, device="cpu")
@@ -151,6 +159,14 @@ class Denoiser:
                 local = self.model.context(self.module, embeds.to(parameter.dtype))
             self._local, self._local_call = local.to(like), call
         return self._local
+
+    def may_keep(self, before: int, now: int) -> bool:
+        """Whether a layer that keeps so many bytes may keep so many instead; if not it has none."""
+        self._room += before
+        if now > self._room:
+            return False
+        self._room -= now
+        return True
 
     def table_lengths(self, own: Tensor, lengths: Tensor | None) -> Tensor | None:
         """(local prompts + rows,) int32, how many tokens of each count, or None if all do.

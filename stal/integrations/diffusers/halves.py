@@ -46,6 +46,10 @@ class Halves:
         """The prompt of a conditional row; None of any other."""
         if not self.conditional[row // self.block]:
             return None
+        return self.picture_of(row)
+
+    def picture_of(self, row: int) -> int:
+        """The prompt of whose pictures a row is, in any block."""
         return row % self.block // self.images
 
     @property

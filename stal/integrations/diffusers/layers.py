@@ -3,7 +3,8 @@
 The keys and values of local prompts depend on neither the latents nor the step: they are projected
 when the module is first called, which is when its weights are where they are needed, and again when
 the weights have changed, by a LoRA's scale for instance. Those of the batch's own prompts are kept
-as long as the denoiser is given the same tensor.
+as long as the denoiser is given the same tensor. Layers for which the denoiser has no room left
+project at each call, as they would without regions.
 """
 
 from __future__ import annotations
@@ -56,10 +57,12 @@ class DenoiserState(Protocol):
     """What a layer asks of its denoiser, see `denoiser.Denoiser`."""
 
     clock: Clock
+    projects_local: bool
 
     @property
     def call(self) -> CallState: ...
     def local_prompts(self, like: Tensor) -> Tensor: ...
+    def may_keep(self, before: int, now: int) -> bool: ...
 
 
 class Layer:
@@ -123,7 +126,8 @@ class Layer:
         """
         local = self.denoiser.local_prompts(own)
         if torch.is_grad_enabled() and (own.requires_grad or _learns(self.attn)):
-            tables = [self._project(each) for each in _padded(local, own)]
+            first, second = _padded(local, own)
+            tables = [self._project(first, local=True), self._project(second)]
             k, v = (torch.cat(pair) for pair in zip(*tables, strict=True))
             return k, v
         stamp = (_stamp(self.attn), own.shape)
@@ -132,17 +136,24 @@ class Layer:
             return self._table
         with torch.inference_mode(False), torch.no_grad():
             padded, own = _padded(local, own)
-            if fresh or self._table is None:
-                self._table = _table(self._project(padded), len(own))
+            table = self._table
+            if fresh or table is None:
+                table = _table(self._project(padded, local=True), len(own))
+                before, now = (_bytes(each) for each in (self._table, table))
+                self._table = table if self.denoiser.may_keep(before, now) else None
                 self._stamp, self._local = stamp, local
-            for table, projected in zip(self._table, self._project(own), strict=True):
-                table[len(local) :] = projected
+            for whole, part in zip(table, self._project(own), strict=True):
+                whole[len(local) :] = part
         kept = seen is not None and not seen.is_inference()
         self._seen = (seen, seen._version) if seen is not None and kept else None
-        return self._table
+        return table
 
-    def _project(self, prompts: Tensor) -> tuple[Tensor, Tensor]:
-        return self._keys_values(self.attn, prompts)
+    def _project(self, prompts: Tensor, *, local: bool = False) -> tuple[Tensor, Tensor]:
+        self.denoiser.projects_local = local
+        try:
+            return self._keys_values(self.attn, prompts)
+        finally:
+            self.denoiser.projects_local = False
 
 
 def _padded(local: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
@@ -164,6 +175,10 @@ def _table(local: tuple[Tensor, Tensor], own: int) -> tuple[Tensor, Tensor]:
         table[:prompts] = projected
         tables.append(table)
     return tables[0], tables[1]
+
+
+def _bytes(table: tuple[Tensor, Tensor] | None) -> int:
+    return 0 if table is None else sum(each.nbytes for each in table)
 
 
 def _capturing(q: Tensor) -> bool:

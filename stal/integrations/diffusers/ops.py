@@ -1,7 +1,7 @@
 """What compiled code calls: torch.compile does not look inside, so no step makes it compile again.
 
 Each finds its Python object by a number in a tensor, which the compiler makes no part of the code.
-The order of the calls is in the data: `attend` takes the step that `begin` returns.
+The order of the calls is in the data: the others take the step that `begin` returns.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from stal.integrations.diffusers.denoiser import DENOISERS
 from stal.integrations.diffusers.layers import LAYERS
+from stal.integrations.diffusers.loras import GATES
 
 # A CUDA graph would repeat the step that it was recorded at.
 _TAGS: Any = [torch.Tag.cudagraph_unsafe] if hasattr(torch.Tag, "cudagraph_unsafe") else []
@@ -40,3 +41,14 @@ def attend(q: Tensor, prompts: Tensor, mask: Tensor | None, step: Tensor, key: T
 @attend.register_fake
 def _(q: Tensor, prompts: Tensor, mask: Tensor | None, step: Tensor, key: Tensor) -> Tensor:
     return torch.empty_like(q)
+
+
+@torch.library.custom_op("stal_diffusers::within", mutates_args=(), tags=_TAGS)
+def within(out: Tensor, step: Tensor, key: Tensor) -> Tensor:
+    """`RegionGate.within` of the gate with this number, at the step that `begin` returned."""
+    return GATES[int(key)].within(out)
+
+
+@within.register_fake
+def _(out: Tensor, step: Tensor, key: Tensor) -> Tensor:
+    return torch.empty_like(out)

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from stal.integrations.diffusers import ops  # noqa: F401  registers what compiled code calls
+from stal.integrations.diffusers.adapters import LorasOf, check_adapters
 from stal.integrations.diffusers.denoiser import Denoiser
 from stal.integrations.diffusers.layers import Layer
+from stal.integrations.diffusers.loras import RegionLoras
 from stal.integrations.diffusers.models import IP_ADAPTERS, Inputs, Model
 from stal.integrations.diffusers.refusals import check_denoiser, check_processor, denoisers_of
 from stal.integrations.diffusers.regions import (
@@ -40,6 +42,7 @@ def regional_attention(
     strength: Dial = 1.0,
     start: Dial = 0.0,
     stop: Dial = 1.0,
+    loras: LorasOf = None,
     aspect: float | None = None,
     prompt_embeds: Embeddings | None = None,
     local_embeds: Embeddings | Sequence[Embeddings] | None = None,
@@ -70,6 +73,7 @@ def regional_attention(
         strength=strength,
         start=start,
         stop=stop,
+        loras=loras,
         aspect=aspect,
         prompt_embeds=prompt_embeds,
         local_embeds=local_embeds,
@@ -93,9 +97,11 @@ def enable(pipe: Any, regions: Regions) -> None:
     Raises:
         ValueError: the pipeline has regions already.
         NotImplementedError: the denoiser has no row in the table, or something on it computes
-            attention in a way that this does not know; the message names it. Nothing is changed.
+            attention in a way that this does not know, or an adapter of the regions cannot act in
+            them; the message names it. Nothing is changed.
     """
     found = denoisers_of(pipe)
+    check_adapters(pipe, regions.adapters)
     plans = []
     for denoiser, model in found:
         if _patched(denoiser) is not None:
@@ -125,6 +131,8 @@ def disable(pipe: Any) -> None:
         for module, processor in hook.denoiser.processors:
             if module.processor is processor:
                 module.set_processor(processor.original)
+        if hook.loras is not None:
+            hook.loras.take_off()
         _remove_hook(denoiser)
 
 
@@ -146,12 +154,16 @@ def _put_on(state: Denoiser, modules: Sequence[tuple[str, Any]]) -> None:
         kind = _kind_of(state.model, original)
         layer = Layer(state, module, kind.keys_values, None)
         state.processors.append((module, kind(layer, original)))
-    hook = _hook_of(state)
+    names = [name for name, _ in modules]
+    loras = RegionLoras(state, names) if state.regions.adapters else None
+    hook = _hook_of(state, loras)
     from diffusers.hooks import HookRegistry
 
     HookRegistry.check_if_exists_or_initialize(state.module).register_hook(hook, _HOOK)
     for module, processor in state.processors:
         module.set_processor(processor)
+    if loras is not None:
+        loras.put_on()
 
 
 def _kind_of(model: Model, original: Any) -> Any:
@@ -163,7 +175,7 @@ def _kind_of(model: Model, original: Any) -> Any:
     return RegionalIPAdapterProcessor
 
 
-def _hook_of(state: Denoiser) -> Any:
+def _hook_of(state: Denoiser, loras: RegionLoras | None) -> Any:
     from diffusers.hooks import ModelHook
 
     class RegionsHook(ModelHook):
@@ -171,11 +183,13 @@ def _hook_of(state: Denoiser) -> Any:
 
         def __init__(self) -> None:
             super().__init__()
-            self.denoiser = state
+            self.denoiser, self.loras = state, loras
             self.had_registry = "_diffusers_hook" in state.module.__dict__
             self.had_forward = "forward" in state.module.__dict__
 
         def pre_forward(self, module: Any, *args: Any, **kwargs: Any) -> Any:
+            if loras is not None:
+                loras.activate()
             tell(state, state.model.inputs(args, kwargs))
             return args, kwargs
 

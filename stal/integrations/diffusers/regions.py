@@ -13,6 +13,12 @@ from torch import Tensor, nn
 from stal.caller import warn
 from stal.checked_json import number, short
 from stal.finite import check_finite
+from stal.integrations.diffusers.adapters import (
+    LorasOf,
+    adapters_of,
+    check_adapters,
+    speaking,
+)
 from stal.integrations.diffusers.encoded import Encoded, check_embeds
 from stal.integrations.diffusers.refusals import denoisers_of
 from stal.layout.formats import LayoutLike, as_layout
@@ -56,6 +62,7 @@ class Regions:
         local: the encoded local prompts of all layouts and, last, a reference for each prompt.
         reference: "unconditional" if the rule moves away from that half of the batch alone,
             "prompt" if from the reference prompt, "either" if from that half where there is one.
+        loras: for each layout the adapters of each of its objects.
     """
 
     names: tuple[str, ...]
@@ -69,6 +76,13 @@ class Regions:
     strength: tuple[tuple[float, ...], ...]
     start: tuple[tuple[float, ...], ...]
     stop: tuple[tuple[float, ...], ...]
+    loras: tuple[tuple[tuple[str, ...], ...], ...]
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """The adapters of all regions, each once."""
+        each = (name for layout in self.loras for names in layout for name in names)
+        return tuple(dict.fromkeys(each))
 
     def rows_of(self, prompt: int, reference: bool) -> tuple[int, ...]:
         """A prompt's rows of `local`, with its reference last if it is asked for."""
@@ -138,6 +152,7 @@ def prepare(
     strength: Dial = 1.0,
     start: Dial = 0.0,
     stop: Dial = 1.0,
+    loras: LorasOf = None,
     aspect: float | None = None,
     prompt_embeds: Embeddings | None = None,
     local_embeds: Embeddings | Sequence[Embeddings] | None = None,
@@ -163,6 +178,9 @@ def prepare(
         background: how much what lies outside all regions is pulled to the reference prompt.
         strength: multiplies the weights: 0 is the plain model under "guidance".
         start, stop: the shares of the steps from which and before which regions act.
+        loras: from phrases of the layout's objects to adapters that are loaded, a name or a list of
+            names: each acts on that phrase and in its region alone, as strongly as set_adapters
+            says, whatever the region's strength, start and stop. Of several prompts a list.
         aspect: width / height of the picture, of predicted layouts and boxes; of the model if None.
         prompt_embeds: what the pipeline will be given instead of `prompt`, as it is given.
         local_embeds: of the layout's objects, in their order; of several prompts a list.
@@ -173,7 +191,8 @@ def prepare(
     Raises:
         ValueError: an argument breaks its rule, or strings are given where the pipeline has no
             text encoder.
-        NotImplementedError: the denoiser has no row in the table.
+        NotImplementedError: the denoiser has no row in the table, or an adapter cannot act in a
+            region alone.
     """
     denoiser, model = denoisers_of(pipe)[0]
     prompts = _prompts(prompt, prompt_embeds)
@@ -183,14 +202,21 @@ def prepare(
         _layout(given, text, aspect, videos=model.videos)
         for given, text in zip(_each("layout", layout, count), prompts, strict=True)
     ]
+    adapters = tuple(
+        adapters_of(given, [placed.phrase for placed in each.objects])
+        for given, each in zip(_each("loras", loras, count), layouts, strict=True)
+    )
+    every = tuple(dict.fromkeys(n for each in adapters for names in each for n in names))
+    check_adapters(pipe, every)
     check_reference(rule, reference_is_prompt=True, guided=True)
     to_prompt = rule == "guidance" and reference not in (None, UNCONDITIONAL)
     check_background(background, rule=rule, reference_is_prompt=to_prompt)
     options = dict(encode or {})
 
-    def encoded(texts: Sequence[str]) -> Encoded:
+    def encoded(texts: Sequence[str], names: tuple[str, ...] = ()) -> Encoded:
         _check_encoder(pipe)
-        found = model.encode(pipe, texts, options)
+        with speaking(pipe, every, names):
+            found = model.encode(pipe, texts, options)
         check_finite("what the text encoder gives", found.embeds, found.embeds.dtype)
         return found
 
@@ -199,8 +225,10 @@ def prepare(
     else:
         known = check_embeds("prompt_embeds", prompt_embeds, prompts=len(prompts))
     local = [
-        _local(given, each, known, encoded)
-        for given, each in zip(_each("local_embeds", local_embeds, count), layouts, strict=True)
+        _local(given, each, own, known, encoded)
+        for given, each, own in zip(
+            _each("local_embeds", local_embeds, count), layouts, adapters, strict=True
+        )
     ]
     references = []
     if rule == "guidance" and reference != UNCONDITIONAL:
@@ -230,6 +258,7 @@ def prepare(
         strength=dials("strength", strength),
         start=dials("start", start),
         stop=dials("stop", stop),
+        loras=adapters,
     )
 
 
@@ -321,16 +350,25 @@ def _check_encoder(pipe: Any) -> None:
 def _local(
     given: Embeddings | None,
     layout: Layout | Keyframes,
+    adapters: tuple[tuple[str, ...], ...],
     known: Encoded,
-    encoded: Callable[[Sequence[str]], Encoded],
+    encoded: Callable[[Sequence[str], tuple[str, ...]], Encoded],
 ) -> Encoded:
-    """The local prompts of a layout."""
+    """The local prompts of a layout, each encoded with its own adapters."""
     objects = len(layout.objects)
     if given is not None:
         return check_embeds("local_embeds", given, prompts=objects, like=known)
     if not objects:
         return Encoded(known.embeds[:0], known.mask if known.mask is None else known.mask[:0])
-    return encoded([placed.phrase for placed in layout.objects])
+    phrases = [placed.phrase for placed in layout.objects]
+    found: dict[int, Encoded] = {}
+    for names in dict.fromkeys(adapters):
+        own = [index for index, each in enumerate(adapters) if each == names]
+        table = encoded([phrases[index] for index in own], names)
+        for row, index in enumerate(own):
+            mask = None if table.mask is None else table.mask[row : row + 1]
+            found[index] = Encoded(table.embeds[row : row + 1], mask)
+    return _joined([found[index] for index in range(objects)])
 
 
 def _references(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -20,13 +21,13 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 from stal.attention import Blend, Blended, Prompts
+from stal.integrations.diffusers import enable, prepare
 from stal.layout import Layout, masks
 from stal.layout.predictor import predict
 from stal.model.unet import UNet
 from stal.model.unet_config import UNetConfig
 from stal.prompts import parse
 from stal.weights import WeightMaps, default_weights, weight_maps
-from stal_kernels import blended_attention_ragged
 
 _SD15 = {
     "attention_head_dim": 8,
@@ -297,35 +298,19 @@ def block_masks(scene: Scene) -> dict[int, Any]:
     return {pixels: one(pixels) for pixels in scene.maps}
 
 
-class StandIn(_Processor):
-    """What `drop_in` installs until `stal.integrations.diffusers` is there to do it."""
-
-    def __init__(self, scene: Scene) -> None:
-        super().__init__(scene)
-        device, prompts = scene.embeddings.device, len(scene.embeddings)
-        self._ids = torch.arange(prompts, dtype=torch.int32, device=device)
-        self._offsets = torch.tensor([0, 1, prompts], dtype=torch.int32, device=device)
-        self._entries: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
-
-    def attend(self, attn: Any, q: Tensor, encoder_hidden_states: Tensor) -> Tensor:
-        k, v = self.projected(attn)
-        if q.shape[2] not in self._entries:
-            weight, region, away = self.maps(q)
-            ones = torch.ones_like(weight[:1])
-            entries = torch.cat([ones, weight]), torch.cat([ones.bool(), region])
-            self._entries[q.shape[2]] = (*entries, away[:, None].to(q.dtype))
-        weight, region, away = self._entries[q.shape[2]]
-        out = blended_attention_ragged(
-            q, k, v, weight, self._ids, self._offsets, region=region, scale=attn.scale
-        )
-        unconditional, conditional = out.chunk(2)
-        conditional = torch.addcmul(conditional, away, unconditional, value=-1)
-        return torch.cat([unconditional, conditional])
-
-
 def drop_in(unet: UNet2DConditionModel, scene: Scene) -> None:
     """Makes the UNet obey the regions as a user's pipeline would, with embeddings made before."""
-    _install(unet, lambda: StandIn(scene))
+    steps = torch.linspace(float(scene.timestep), 0, _STEPS)
+    pipe = SimpleNamespace(unet=unet, scheduler=SimpleNamespace(timesteps=steps))
+    regions = prepare(
+        pipe,
+        prompt_embeds=scene.embeddings[1:2],
+        local_embeds=scene.embeddings[2:],
+        layout=scene.layout,
+        weights=scene.weights,
+        reference="unconditional",
+    )
+    enable(pipe, regions)
 
 
 def _install(unet: UNet2DConditionModel, made: Callable[[], object]) -> None:
@@ -380,11 +365,12 @@ def _diffusers(name: str, unet: UNet2DConditionModel, scene: Scene) -> Way:
         drop_in(other, scene)
     elif name != "diffusers":
         raise ValueError(f"name must be one of {', '.join(WAYS)}, got {name!r}")
-    return Way(lambda: _call(other, scene), other)
-
-
-def _call(unet: Any, scene: Scene) -> Tensor:
+    # The same tensor at every step, as pipelines hand it over.
     prompts = scene.embeddings[:2]
+    return Way(lambda: _call(other, scene, prompts), other)
+
+
+def _call(unet: Any, scene: Scene, prompts: Tensor) -> Tensor:
     others = {"added_cond_kwargs": scene.added, "return_dict": False}
     return unet(scene.latents, scene.timestep, encoder_hidden_states=prompts, **others)[0]
 

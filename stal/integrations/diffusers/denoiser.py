@@ -47,7 +47,9 @@ class Denoiser:
         self.clock = Clock()
         self._call: Call | None = None
         weights = sum(p.nbytes for p in module.parameters())
-        self._room = max(int(_KEPT * weights), _LEAST_KEPT)  # bytes of keys and values that layers may keep
+        self._room = max(
+            int(_KEPT * weights), _LEAST_KEPT
+        )  # bytes of keys and values that layers may keep
         # Whether the prompts that a module projects right now are the local ones.
         self.projects_local = False
         number = next(_KEYS)

@@ -56,7 +56,7 @@ SHAPES = {
     "sana-32x32": Case(heads=20, seqlen_q=1024, seqlen_k=300, head_dim=112),
     "kolors-64x64": Case(heads=10, seqlen_q=4096, seqlen_k=256, head_dim=64),
     "hunyuan-dit-32x32": Case(heads=16, seqlen_q=1024, seqlen_k=333, head_dim=88),
-    # Video. Of the models' heads, of which none differs from another, some have 4 or 8.
+    # Video. wan-4096 and ltx2-1024 have fewer heads than the models: more only take longer.
     "ltx-128-keys": Case(heads=32, seqlen_q=1024, seqlen_k=128, head_dim=64),
     "ltx-256-keys": Case(heads=32, seqlen_q=1024, seqlen_k=256, head_dim=64),
     "wan-1024": Case(heads=12, seqlen_q=1024, seqlen_k=512, head_dim=128),

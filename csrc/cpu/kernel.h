@@ -1,8 +1,10 @@
 // The kernels of one instruction level. Included once by each level_*.cpp.
 //
-// A task is one block of query rows of one head. Rows lie across vector lanes: a block is
-// kept transposed, (head_dim, rows), and so are its scores, (keys, rows). Softmax then needs no
-// work across lanes, 77 keys need no padding to a vector, and neither does any head_dim.
+// A task is one block of query rows of one head, with regions of rows where the same prompts exist
+// (Call::order): a prompt is computed for a whole block or not at all. Rows lie across vector
+// lanes: a block is kept transposed, (head_dim, rows), and so are its scores, (keys, rows). Softmax
+// then needs no work across lanes, 77 keys need no padding to a vector, and neither does any
+// head_dim.
 //
 //   S   (keys, rows)      = K (scale * q)^T               Multiply, K packed by blocks of keys
 //   P   (keys, rows)      = exp(S - max)                  unnormalised, in place of S

@@ -2,6 +2,7 @@
 
     python bench/bench_blended_attention.py [--dtype bfloat16] [--threads 2] [--cases sd15]
                                             [--matmul-precision medium]
+    python bench/bench_blended_attention.py --min-keys 120 --regions none boxes [--cpu-time]
     python bench/bench_blended_attention.py --overhead [--output FILE]
 
 For every case and pass, the correctness of each backend comes first (the twice-eager rule on the
@@ -13,7 +14,8 @@ same sizes with at most 512 rows), then the times, interleaved in this process:
     one SDPA   a single plain prompt: what attention costs without the method
     <backend>  this library
 
-Rivals know no regions: with them only the loop and one SDPA are timed again. --overhead prints
+Rivals know no regions: with them only the loop and one SDPA are timed again. --cpu-time counts what
+the calling thread takes of its core, for a machine that others use too. --overhead prints
 what the smallest call costs, and the parts of it that are this library's own. --output adds to a
 file, so that a table can be measured in parts (--cases).
 
@@ -25,6 +27,7 @@ same dtype.
 
 import argparse
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -48,16 +51,30 @@ SHAPES = {
     "d80-64x64": Case(heads=8, seqlen_q=4096, head_dim=80),
     "d160-64x64": Case(heads=8, seqlen_q=4096, head_dim=160),
     "sdxl-32x32": Case(heads=20, seqlen_q=1024, head_dim=64),
+    "pixart-alpha-32x32": Case(heads=16, seqlen_q=1024, seqlen_k=120, head_dim=72),
     "pixart-32x32": Case(heads=16, seqlen_q=1024, seqlen_k=300, head_dim=72),
+    "sana-32x32": Case(heads=20, seqlen_q=1024, seqlen_k=300, head_dim=112),
+    "kolors-64x64": Case(heads=10, seqlen_q=4096, seqlen_k=256, head_dim=64),
+    "hunyuan-dit-32x32": Case(heads=16, seqlen_q=1024, seqlen_k=333, head_dim=88),
+    # Video. wan-4096 and ltx2-1024 have fewer heads than the models: more only take longer.
+    "ltx-128-keys": Case(heads=32, seqlen_q=1024, seqlen_k=128, head_dim=64),
+    "ltx-256-keys": Case(heads=32, seqlen_q=1024, seqlen_k=256, head_dim=64),
     "wan-1024": Case(heads=12, seqlen_q=1024, seqlen_k=512, head_dim=128),
+    "wan-4096": Case(heads=4, seqlen_q=4096, seqlen_k=512, head_dim=128),
+    "ltx2-1024": Case(heads=8, seqlen_q=1024, seqlen_k=1024, head_dim=128),
 }
-REGIONS = {None: "", "disjoint": " disjoint", "global": " global+disjoint"}
+REGIONS = {
+    None: "",
+    "disjoint": " disjoint",
+    "global": " global+disjoint",
+    "boxes": " global+boxes",
+}
 PASSES = {"forward": (4, ""), "dq+dweight": (10, "qw"), "all": (14, "qkvw")}
 
 
-def cases(pattern: str, prompts: list[int]) -> Iterator[tuple[str, Case]]:
+def cases(pattern: str, prompts: list[int], *, min_keys: int = 0) -> Iterator[tuple[str, Case]]:
     for name, shape in SHAPES.items():
-        for p in prompts:
+        for p in prompts if shape.seqlen_k >= min_keys else ():
             for region in REGIONS if p > 1 else (None,):
                 label = f"{name} p{p}{REGIONS[region]}"
                 # Of two prompts one is global.
@@ -110,11 +127,11 @@ def with_gradients(
     return lambda: torch.autograd.grad(run(), inputs, dout)
 
 
-def matmul_rate(dtype: torch.dtype) -> float:
+def matmul_rate(dtype: torch.dtype, clock: Callable[[], float]) -> float:
     """FLOP/s of a matrix product that fits the caches."""
     a = torch.randn(1024, 1024).to(dtype)
     a @ a
-    return 2 * 1024**3 / interleave({"mm": lambda: a @ a})["mm"].median
+    return 2 * 1024**3 / interleave({"mm": lambda: a @ a}, clock=clock)["mm"].median
 
 
 def main() -> int:
@@ -130,6 +147,13 @@ def main() -> int:
     )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--cases", default="", help="only cases with this in their name")
+    parser.add_argument("--min-keys", type=int, default=0, help="only cases with as many keys")
+    parser.add_argument(
+        "--regions",
+        nargs="+",
+        default=["none", *filter(None, REGIONS)],
+        choices=["none", *filter(None, REGIONS)],
+    )
     parser.add_argument("--prompts", type=int, nargs="+", default=[1, 5])
     parser.add_argument("--passes", nargs="+", default=list(PASSES), choices=list(PASSES))
     parser.add_argument(
@@ -138,14 +162,21 @@ def main() -> int:
     parser.add_argument("--compiled", action="store_true", help="time torch.compile: it is slow")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--budget", type=float, default=3, help="seconds a row, after 5 rounds")
+    parser.add_argument("--cpu-time", action="store_true", help="of one thread, not wall time")
     parser.add_argument("--output", type=Path, help="adds the rows to this JSON, and to an .md")
     parser.add_argument("--overhead", action="store_true", help="microseconds of the smallest call")
     arguments = parser.parse_args()
     if arguments.overhead:
         return overhead(arguments.rounds, arguments.output)
-    chosen = list(cases(arguments.cases, arguments.prompts))
+    chosen = [
+        (label, case)
+        for label, case in cases(arguments.cases, arguments.prompts, min_keys=arguments.min_keys)
+        if (case.region or "none") in arguments.regions
+    ]
     if not chosen:
         parser.error(f"--cases must be part of a name such as {', '.join(SHAPES)}")
+    if arguments.cpu_time and arguments.threads != 1:
+        parser.error(f"--threads must be 1 with --cpu-time, got {arguments.threads}")
     for backend in arguments.backends:
         if reasons := why_not(backend):
             parser.error("; ".join(reasons))
@@ -155,7 +186,8 @@ def main() -> int:
     # float32 at medium precision runs the products of bfloat16, so their correctness is at stake.
     checked = dtype if arguments.matmul_precision == "highest" else torch.bfloat16
 
-    peak = matmul_rate(dtype)
+    clock = time.thread_time if arguments.cpu_time else time.perf_counter
+    peak = matmul_rate(dtype, clock)
     table = Table(
         {
             "case": 30,
@@ -171,6 +203,7 @@ def main() -> int:
         },
         dtype=arguments.dtype,
         **{"matmul precision": arguments.matmul_precision},
+        clock="CPU time of the thread" if arguments.cpu_time else "wall",
         mm=f"{peak / 1e9:.0f} GFLOP/s",
     )
     command = (
@@ -178,6 +211,8 @@ def main() -> int:
         f"--dtype {arguments.dtype} --threads {arguments.threads} "
         f"--matmul-precision {arguments.matmul_precision}"
     )
+    if arguments.cpu_time:
+        command += " --cpu-time"
     details = {
         "command": command,
         **cpu_details(),
@@ -186,7 +221,7 @@ def main() -> int:
         small = Case(**{**vars(case), "seqlen_q": min(case.seqlen_q, 512)})
         for backend in arguments.backends:
             assert_within_twice_plain(small, backend, checked, draws=1)
-        add_rows(table, label, case, dtype, peak, arguments)
+        add_rows(table, label, case, dtype, peak, clock, arguments)
         if arguments.output:
             key = ("case", "pass", "backend")
             table.merge(arguments.output, key, lambda row: row["backend"] in names(), **details)
@@ -199,6 +234,7 @@ def add_rows(
     case: Case,
     dtype: torch.dtype,
     peak: float,
+    clock: Callable[[], float],
     arguments: argparse.Namespace,
 ) -> None:
     """Times all passes of a case; `peak` is the FLOP/s of a matrix product."""
@@ -214,7 +250,9 @@ def add_rows(
                 functions["compiled"] = rival(torch.compile(eager), e, wanted)
         for backend in arguments.backends:
             functions[backend] = ours(backend, e, wanted)
-        times = interleave(functions, rounds=arguments.rounds, budget_s=arguments.budget)
+        times = interleave(
+            functions, rounds=arguments.rounds, budget_s=arguments.budget, clock=clock
+        )
         for backend, timing in times.items():
             flops = factor * pairs * (1 if backend == "one SDPA" else present(case))
             ratios = {
@@ -237,9 +275,11 @@ def add_rows(
             )
 
 
-def present(case: Case) -> int:
-    """How many prompts exist at a row."""
-    return {None: case.prompts, "disjoint": 1, "global": 2}[case.region]
+def present(case: Case) -> float:
+    """How many prompts exist at a row, on average."""
+    small = Case(**{**vars(case), "batch": 1, "heads": 1, "seqlen_k": 1, "head_dim": 8})
+    region = example(small, torch.float32).region
+    return case.prompts if region is None else region.sum().item() / case.seqlen_q
 
 
 def overhead(rounds: int, output: Path | None) -> int:

@@ -32,29 +32,34 @@ def interleave(
     rounds: int = 15,
     sample_s: float = 2e-3,
     budget_s: float = float("inf"),
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Timing]:
     """Times functions in turn, so that whatever else the machine does disturbs them alike.
 
     A sample is as many calls as last about `sample_s` seconds; with 0 it is one call, and there is
     none before the first, so that the functions must be warm. After 5 rounds no other begins once
     `budget_s` seconds have passed.
+
+    Args:
+        clock: returns seconds. With time.thread_time, which leaves out what other programs take of
+            a core, functions must run on the calling thread alone.
     """
     calls = dict.fromkeys(functions, 1)
     for name, function in functions.items() if sample_s else ():
         function()
-        start = time.perf_counter()
+        start = clock()
         function()
-        calls[name] = max(1, round(sample_s / (time.perf_counter() - start)))
+        calls[name] = max(1, round(sample_s / (clock() - start)))
     samples: dict[str, list[float]] = {name: [] for name in functions}
     begin = time.perf_counter()
     for done in range(rounds):
         if done >= 5 and time.perf_counter() - begin > budget_s:
             break
         for name, function in functions.items():
-            start = time.perf_counter()
+            start = clock()
             for _ in range(calls[name]):
                 function()
-            samples[name].append((time.perf_counter() - start) / calls[name])
+            samples[name].append((clock() - start) / calls[name])
     return {name: quantiles(values) for name, values in samples.items()}
 
 

@@ -8,6 +8,7 @@ below, batched matrix products and a softmax, with torch's own gradients. Whethe
 float32 products as tf32 depends on their sizes, so "plain tf32" rounds their factors itself.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ from stal_kernels.interface import blended_attention, blended_attention_ragged
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LAYOUTS = ("contiguous", "projection", "expanded", "sliced")
-REGIONS = (None, "blobs", "disjoint", "global", "empty")
+REGIONS = (None, "blobs", "disjoint", "global", "boxes", "empty")
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,8 @@ class Case:
     # "sliced": every second row of larger tensors.
     layout: str = "contiguous"
     # None; "blobs": random half; "disjoint": one prompt a row; "global": the first prompt and one
-    # of the others; "empty": the last prompt nowhere.
+    # of the others; "boxes": the first prompt, and each of the others in a box of its own, in
+    # rows that are an image, as square as can be; "empty": the last prompt nowhere.
     region: str | None = None
     ragged: bool = False
     scale: float | None = None
@@ -68,10 +70,15 @@ CASES = (
     Case(heads=3, seqlen_q=96, head_dim=64, prompts=5),
     Case(batch=2, seqlen_q=49, head_dim=128, prompts=1),
     # Text encoders with more tokens.
+    Case(seqlen_q=33, seqlen_k=120, head_dim=72),
     Case(seqlen_q=33, seqlen_k=128, head_dim=64),
     Case(seqlen_q=50, seqlen_k=129, head_dim=64),
     Case(seqlen_q=70, seqlen_k=300, head_dim=72, prompts=3),
+    Case(seqlen_q=50, seqlen_k=256, head_dim=64, prompts=1),
+    Case(seqlen_q=34, seqlen_k=300, head_dim=112, prompts=2, layout="projection"),
+    Case(seqlen_q=40, seqlen_k=333, head_dim=88, prompts=2),
     Case(heads=1, seqlen_q=100, seqlen_k=512, head_dim=128, prompts=2),
+    Case(heads=1, seqlen_q=50, seqlen_k=1024, head_dim=128, prompts=2),
     # Odd and smallest sizes.
     Case(heads=1, seqlen_q=1, seqlen_k=1, head_dim=8, prompts=1),
     Case(heads=5, seqlen_q=3, seqlen_k=2, head_dim=16, prompts=7),
@@ -90,6 +97,8 @@ CASES = (
     Case(batch=2, heads=1, seqlen_q=50, head_dim=40, prompts=2, region="empty", layout="sliced"),
     Case(batch=2, heads=1, seqlen_q=70, head_dim=80, prompts=3, region="blobs"),
     Case(heads=1, seqlen_q=64, head_dim=160, prompts=3, region="global"),
+    Case(batch=2, heads=2, seqlen_q=400, seqlen_k=16, prompts=5, region="boxes"),
+    Case(heads=1, seqlen_q=256, seqlen_k=256, head_dim=64, prompts=4, region="boxes"),
     # Ragged: repeated rows, elements without entries, unused rows, lengths from 0.
     Case(batch=4, heads=2, seqlen_q=65, head_dim=40, prompts=3, ragged=True),
     Case(batch=3, heads=2, seqlen_q=48, seqlen_k=130, head_dim=64, region="blobs", ragged=True),
@@ -209,12 +218,27 @@ def example(
             owner = 1 + torch.arange(case.seqlen_q) * (prompts - 1) // case.seqlen_q
             every = torch.arange(prompts)[:, None]
             region = ((owner == every) | (every == 0)).expand(*leading, case.seqlen_q)
+        if case.region == "boxes":
+            region = _boxes(case.seqlen_q, prompts).expand(*leading, case.seqlen_q)
         if case.region == "empty":
             region[..., -1, :] = False
         region = region.to(device)
     for x in (q, k, v, weight):
         x.requires_grad_()
     return Example(q, k, v, weight, dout, prompt_ids, offsets, region, key_lengths, case.scale)
+
+
+def _boxes(seqlen_q: int, prompts: int) -> Tensor:
+    """(prompts, seqlen_q) bool: boxes in two columns, each 0.8 of its cell wide and high."""
+    width = math.isqrt(seqlen_q)
+    pixel = torch.arange(seqlen_q)
+    y, x = pixel // width / (seqlen_q / width), pixel % width / width
+    prompt = torch.arange(prompts)[:, None] - 1
+    lines = max(prompts // 2, 1)
+    inside = (x * 2 - prompt % 2 - 0.5).abs().lt(0.4) & (y * lines - prompt // 2 - 0.5).abs().lt(
+        0.4
+    )
+    return inside | (prompt < 0)
 
 
 class _Tf32Product(torch.autograd.Function):

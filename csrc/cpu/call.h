@@ -33,6 +33,9 @@ struct Call {
   int64_t num_entries;
   const int64_t* begin;  // element b attends to entries begin[b] .. begin[b + 1]
   const int64_t* users;  // entries ordered by prompt, in ascending order within a prompt
+  // (batch, seqlen_q): the rows of an element as blocks of out, dq and dweight take them, those
+  // where the same prompts exist one after the other; null: as in memory. No bit depends on it.
+  const int64_t* order;
   int threads;
 };
 

@@ -28,6 +28,22 @@ void RequireMemory(double bytes) {
   if (bytes > most) throw std::bad_alloc();
 }
 
+// Consecutive rows where the same prompts exist.
+struct Run {
+  int64_t first, end;
+};
+
+// Not 0 at rows where a prompt begins or ends to exist.
+void MarkChanges(const uint8_t* region, int64_t step, std::vector<uint8_t>* changes) {
+  const int64_t rows = static_cast<int64_t>(changes->size());
+  uint8_t* out = changes->data();
+  if (step == 1) {  // compilers make vectors of it
+    for (int64_t n = 1; n < rows; ++n) out[n] |= region[n] ^ region[n - 1];
+  } else {
+    for (int64_t n = 1; n < rows; ++n) out[n] |= region[n * step] ^ region[(n - 1) * step];
+  }
+}
+
 [[noreturn]] void RefuseValue(const std::string& rule, int64_t got, const std::string& where = "") {
   throw std::invalid_argument(rule + ", got " + std::to_string(got) + where);
 }
@@ -95,6 +111,7 @@ CallStorage::CallStorage(const BlendedAttentionParams& p, int threads) {
   call.num_entries = num_entries;
   call.begin = begin_.data();
   call.users = users_.data();
+  OrderRows(p);
   // Each thread has scratch memory. A block of rows has at least 8 of them.
   const int64_t blocks = p.batch * p.heads * ((p.seqlen_q + 7) / 8);
   const int64_t tasks = std::max({num_prompts * p.heads, blocks, num_entries, int64_t{1}});
@@ -110,7 +127,8 @@ void CallStorage::CheckSizes(const BlendedAttentionParams& p, int threads) {
   const double packed = prompts * p.heads * keys * channels;
   const double shares = (entries + p.batch) * p.heads * rows * channels;
   if (packed + shares + threads * keys * channels > kMost) throw std::bad_alloc();
-  RequireMemory(prompts * sizeof(Prompt) + entries * (sizeof(Entry) + 8) + p.batch * 8.0);
+  const double order = p.region.data ? 8.0 * p.batch * p.seqlen_q : 0;
+  RequireMemory(prompts * sizeof(Prompt) + entries * (sizeof(Entry) + 8) + p.batch * 8.0 + order);
 }
 
 // The values are read once, so that what is checked is what the kernels use even where another
@@ -149,6 +167,47 @@ void CallStorage::CopyIndices(const BlendedAttentionParams& p) {
     RefuseValue("key_lengths must be in 0 .. " + std::to_string(p.seqlen_k) + " (seqlen_k)", length,
            " at row " + std::to_string(t));
   }
+}
+
+// A block computes a prompt for all of its rows where it exists at one of them, and of boxes and
+// painted masks a block of consecutive rows meets several. Neighbours mostly agree, so runs of rows
+// are sorted, not rows.
+void CallStorage::OrderRows(const BlendedAttentionParams& p) {
+  call.order = nullptr;
+  if (p.region.data == nullptr) return;
+  const int64_t step = p.region.strides.row;
+  std::vector<uint8_t> changes(p.seqlen_q);
+  std::vector<Run> runs;
+  for (int64_t b = 0; b < p.batch; ++b) {
+    std::fill(changes.begin(), changes.end(), 0);
+    for (int64_t e = begin_[b]; e < begin_[b + 1]; ++e) {
+      MarkChanges(p.region.data + entries_[e].region, step, &changes);
+    }
+    runs.clear();
+    for (int64_t n = 0; n < p.seqlen_q; ++n) {
+      if (n == 0 || changes[n]) runs.push_back({n, n});
+      runs.back().end = n + 1;
+    }
+    // By the last prompt first, each time without a change among equals.
+    for (int64_t e = begin_[b + 1]; e-- > begin_[b];) {
+      const uint8_t* region = p.region.data + entries_[e].region;
+      std::stable_partition(runs.begin(), runs.end(),
+                            [&](const Run& run) { return region[run.first * step] != 0; });
+    }
+    const bool ordered = std::is_sorted(runs.begin(), runs.end(), [](const Run& x, const Run& y) {
+      return x.first < y.first;
+    });
+    if (ordered && order_.empty()) continue;
+    if (order_.empty()) {  // the elements before this one stay as they are
+      order_.resize(p.batch * p.seqlen_q);
+      for (int64_t i = 0; i < b * p.seqlen_q; ++i) order_[i] = i % p.seqlen_q;
+    }
+    int64_t* out = order_.data() + b * p.seqlen_q;
+    for (const Run& run : runs) {
+      for (int64_t n = run.first; n < run.end; ++n) *out++ = n;
+    }
+  }
+  if (!order_.empty()) call.order = order_.data();
 }
 
 }  // namespace stal

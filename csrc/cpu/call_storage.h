@@ -21,10 +21,11 @@ class CallStorage {
  private:
   static void CheckSizes(const BlendedAttentionParams& params, int threads);
   void CopyIndices(const BlendedAttentionParams& params);
+  void OrderRows(const BlendedAttentionParams& params);
 
   std::vector<Prompt> prompts_;
   std::vector<Entry> entries_;
-  std::vector<int64_t> begin_, users_;
+  std::vector<int64_t> begin_, users_, order_;
 };
 
 }  // namespace stal

@@ -1,8 +1,10 @@
 // The kernels of one instruction level. Included once by each level_*.cpp.
 //
-// A task is one block of query rows of one head. Rows lie across vector lanes: a block is
-// kept transposed, (head_dim, rows), and so are its scores, (keys, rows). Softmax then needs no
-// work across lanes, 77 keys need no padding to a vector, and neither does any head_dim.
+// A task is one block of query rows of one head, with regions of rows where the same prompts exist
+// (Call::order): a prompt is computed for a whole block or not at all. Rows lie across vector
+// lanes: a block is kept transposed, (head_dim, rows), and so are its scores, (keys, rows). Softmax
+// then needs no work across lanes, 77 keys need no padding to a vector, and neither does any
+// head_dim.
 //
 //   S   (keys, rows)      = K (scale * q)^T               Multiply, K packed by blocks of keys
 //   P   (keys, rows)      = exp(S - max)                  unnormalised, in place of S
@@ -33,7 +35,7 @@ void PackKeys(const void* data, int64_t row_stride, DType dtype, int64_t rows, i
   float* transposed = scratch + kLanes * width;
   for (int64_t first = 0; first < RoundUp(rows, kBlock); first += kLanes) {
     LoadRows<1>(static_cast<const char*>(data) + first * row_stride * ElementSize(dtype),
-                row_stride, dtype, rows - first, head_dim, nullptr, scratch);
+                row_stride, dtype, Rows{rows - first}, head_dim, nullptr, scratch);
     Transpose(scratch, 1, width / kLanes, transposed);
     for (int64_t i = 0; i < kLanes && first + i < RoundUp(rows, kBlock); i += kKeys) {
       const int64_t in_block = (first + i) % kBlock;
@@ -227,10 +229,9 @@ void Forward(const Call& call) {
     float* q_t = rows_tile + sizes.tile;
     float* out_t = q_t + sizes.tile;
     float* scores = out_t + sizes.tile;
-    WithVectors(block.rows, [&](auto vectors) {
+    WithVectors(block.rows.count, [&](auto vectors) {
       constexpr int kVectors = decltype(vectors)::value;
-      LoadTransposed<kVectors>(p.q, p.dtype, RowOffset(p.q, block), block.rows, p.head_dim, nullptr,
-                               p.scale, rows_tile, q_t);
+      LoadTransposed<kVectors>(p.q, p.dtype, block, p.head_dim, nullptr, p.scale, rows_tile, q_t);
       PrefetchRows<false>(p, p.q, block, kMaxRows);
       PrefetchRows<true>(p, p.out, block, kMaxRows);
       memset(out_t, 0, sizes.width * kVectors * kLanes * sizeof(float));
@@ -250,8 +251,8 @@ void Forward(const Call& call) {
         AddValues<kVectors>(scores, pack + packed_k, prompt.length, p.head_dim, factor, lanes.mask,
                             out_t);
       }
-      StoreTransposed<kVectors>(p.out, p.dtype, RowOffset(p.out, block), block.rows, p.head_dim,
-                                headroom.scale, rows_tile, out_t);
+      StoreTransposed<kVectors>(p.out, p.dtype, block, p.head_dim, headroom.scale, rows_tile,
+                                out_t);
     });
   });
 }
@@ -322,12 +323,11 @@ void BackwardQ(const Call& call) {
     float* dq_t = dout_t + sizes.tile;
     float* s = dq_t + sizes.tile;
     float* g = s + sizes.scores;
-    WithVectors(block.rows, [&](auto vectors) {
+    WithVectors(block.rows.count, [&](auto vectors) {
       constexpr int kVectors = decltype(vectors)::value;
-      LoadTransposed<kVectors>(p.q, p.dtype, RowOffset(p.q, block), block.rows, p.head_dim, nullptr,
-                               p.scale, rows_tile, q_t);
-      LoadTransposed<kVectors>(p.dout, p.dtype, RowOffset(p.dout, block), block.rows, p.head_dim,
-                               nullptr, 1.0f, rows_tile, dout_t);
+      LoadTransposed<kVectors>(p.q, p.dtype, block, p.head_dim, nullptr, p.scale, rows_tile, q_t);
+      LoadTransposed<kVectors>(p.dout, p.dtype, block, p.head_dim, nullptr, 1.0f, rows_tile,
+                               dout_t);
       PrefetchRows<false>(p, p.q, block, kMaxRows);
       PrefetchRows<false>(p, p.dout, block, kMaxRows);
       if (p.dq.data) PrefetchRows<true>(p, p.dq, block, kMaxRows);
@@ -349,12 +349,12 @@ void BackwardQ(const Call& call) {
           }
         }
         if (p.dweight.data) {
-          memcpy(share + (e * p.heads + block.head) * p.seqlen_q + block.first, r, block.rows * 4);
+          memcpy(share + (e * p.heads + block.head) * p.seqlen_q + block.first, r,
+                 block.rows.count * 4);
         }
       }
       if (p.dq.data) {
-        StoreTransposed<kVectors>(p.dq, p.dtype, RowOffset(p.dq, block), block.rows, p.head_dim,
-                                  1.0f, rows_tile, dq_t);
+        StoreTransposed<kVectors>(p.dq, p.dtype, block, p.head_dim, 1.0f, rows_tile, dq_t);
       }
     });
   });
@@ -394,21 +394,21 @@ void BackwardKV(const Call& call) {
       for (int64_t user = prompt.begin; user < prompt.end; ++user) {
         const Entry& entry = call.entries[call.users[user]];
         for (int64_t first = 0; first < p.seqlen_q; first += kMaxRows) {
-          const RowBlock block = {entry.batch, head, first, Min(kMaxRows, p.seqlen_q - first)};
-          WithVectors(block.rows, [&](auto vectors) {
+          const RowBlock block = {entry.batch, head, first, {Min(kMaxRows, p.seqlen_q - first)}};
+          WithVectors(block.rows.count, [&](auto vectors) {
             constexpr int kVectors = decltype(vectors)::value;
             const Lanes<kVectors> lanes(p, entry, block);
             if (!lanes.any) return;
-            LoadTransposed<kVectors>(p.q, p.dtype, RowOffset(p.q, block), block.rows, p.head_dim,
-                                     lanes.present, p.scale, q_rows, q_t);
-            LoadTransposed<kVectors>(p.dout, p.dtype, RowOffset(p.dout, block), block.rows,
-                                     p.head_dim, lanes.present, 1.0f, dout_rows, dout_t);
+            LoadTransposed<kVectors>(p.q, p.dtype, block, p.head_dim, lanes.present, p.scale,
+                                     q_rows, q_t);
+            LoadTransposed<kVectors>(p.dout, p.dtype, block, p.head_dim, lanes.present, 1.0f,
+                                     dout_rows, dout_t);
             Vec r[kVectors];
             SoftmaxBackward<kVectors>(q_t, dout_t, keys_of_k, keys_of_v, prompt.length, p.head_dim,
                                       lanes, p.scale, s, g, r);
             constexpr int kRows = kVectors * kLanes;
-            AddRowProducts<kRows>(g, q_rows, prompt.length, block.rows, sizes.width, dk);
-            AddRowProducts<kRows>(s, dout_rows, prompt.length, block.rows, sizes.width, dv);
+            AddRowProducts<kRows>(g, q_rows, prompt.length, block.rows.count, sizes.width, dk);
+            AddRowProducts<kRows>(s, dout_rows, prompt.length, block.rows.count, sizes.width, dv);
           });
         }
       }

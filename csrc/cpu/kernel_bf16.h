@@ -103,15 +103,15 @@ void PackColumnPairs(const char* data, int64_t row_stride, DType dtype, int64_t 
 
 // q or dout of one block as tile.h's B: (pairs of channels, rows). `flip` changes signs.
 template <int kVectors>
-void LoadPairs(const stal::Strided<const void*>& tensor, DType dtype, int64_t offset, int64_t rows,
+void LoadPairs(const stal::Strided<const void*>& tensor, DType dtype, const RowBlock& block,
                int64_t head_dim, bool flip, float* scratch, uint32_t* out) {
   const int64_t width = RoundUp(head_dim / 2, kTile);
   const int64_t row_bytes = tensor.strides.row * ElementSize(dtype);
-  const char* data = At(tensor, dtype, offset);
+  const char* data = At(tensor, dtype, RowOffset(tensor, block));
   uint32_t* words = reinterpret_cast<uint32_t*>(scratch);
   for (int64_t i = 0; i < kVectors * kLanes; ++i) {
-    if (i < rows) {
-      CopyPairs(data + i * row_bytes, dtype, head_dim, kTile, words + i * width);
+    if (i < block.rows.count) {
+      CopyPairs(data + block.rows[i] * row_bytes, dtype, head_dim, kTile, words + i * width);
     } else {
       memset(words + i * width, 0, width * 4);
     }
@@ -216,10 +216,9 @@ void ForwardPairs(const Call& call) {
     float* product = out_t + sizes.tile;
     float* scores = product + sizes.tile;
     Tiles tiles;
-    WithVectors<kPairVectors>(block.rows, [&](auto vectors) {
+    WithVectors<kPairVectors>(block.rows.count, [&](auto vectors) {
       constexpr int kVectors = decltype(vectors)::value;
-      LoadPairs<kVectors>(p.q, p.dtype, RowOffset(p.q, block), block.rows, p.head_dim, p.scale < 0,
-                          scratch, q_t);
+      LoadPairs<kVectors>(p.q, p.dtype, block, p.head_dim, p.scale < 0, scratch, q_t);
       PrefetchRows<false>(p, p.q, block, kBlockRows);
       PrefetchRows<true>(p, p.out, block, kBlockRows);
       memset(out_t, 0, RoundUp(p.head_dim, kTile) * kVectors * kLanes * sizeof(float));
@@ -248,8 +247,7 @@ void ForwardPairs(const Call& call) {
         AddProduct<kVectors>(tiles, pack + sizes.packed_rows, p.head_dim, keys, scores, sum,
                              lanes.mask, product, out_t);
       }
-      StoreTransposed<kVectors>(p.out, p.dtype, RowOffset(p.out, block), block.rows, p.head_dim,
-                                headroom.scale, scratch, out_t);
+      StoreTransposed<kVectors>(p.out, p.dtype, block, p.head_dim, headroom.scale, scratch, out_t);
     });
   });
 }
@@ -288,12 +286,10 @@ void BackwardQPairs(const Call& call) {
     float* s = product + sizes.tile;
     float* g = s + sizes.scores;
     Tiles tiles;
-    WithVectors<kPairVectors>(block.rows, [&](auto vectors) {
+    WithVectors<kPairVectors>(block.rows.count, [&](auto vectors) {
       constexpr int kVectors = decltype(vectors)::value;
-      LoadPairs<kVectors>(p.q, p.dtype, RowOffset(p.q, block), block.rows, p.head_dim, p.scale < 0,
-                          scratch, q_t);
-      LoadPairs<kVectors>(p.dout, p.dtype, RowOffset(p.dout, block), block.rows, p.head_dim, false,
-                          scratch, dout_t);
+      LoadPairs<kVectors>(p.q, p.dtype, block, p.head_dim, p.scale < 0, scratch, q_t);
+      LoadPairs<kVectors>(p.dout, p.dtype, block, p.head_dim, false, scratch, dout_t);
       PrefetchRows<false>(p, p.q, block, kBlockRows);
       PrefetchRows<false>(p, p.dout, block, kBlockRows);
       if (p.dq.data) PrefetchRows<true>(p, p.dq, block, kBlockRows);
@@ -337,12 +333,11 @@ void BackwardQPairs(const Call& call) {
         }
         if (p.dweight.data) {
           memcpy(share + (e * p.heads + block.head) * p.seqlen_q + block.first, mean,
-                 block.rows * 4);
+                 block.rows.count * 4);
         }
       }
       if (p.dq.data) {
-        StoreTransposed<kVectors>(p.dq, p.dtype, RowOffset(p.dq, block), block.rows, p.head_dim,
-                                  headroom.scale, scratch, dq_t);
+        StoreTransposed<kVectors>(p.dq, p.dtype, block, p.head_dim, headroom.scale, scratch, dq_t);
       }
     });
   });

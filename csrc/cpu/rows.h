@@ -92,17 +92,25 @@ STAL_INLINE void StoreRow(void* row, DType dtype, int64_t head_dim, const float*
   memcpy(p + i * 2, &half, kTail * 2);
 }
 
+// Which rows of a matrix are meant: `count` of them, consecutive ones without `order`.
+struct Rows {
+  int64_t count;
+  const int64_t* order = nullptr;
+
+  STAL_INLINE int64_t operator[](int64_t i) const { return order ? order[i] : i; }
+};
+
 // Rows of a matrix -> tile (kMaxRows or fewer, width), with zeros after the last row and, where
 // `present` is given, in rows that it leaves out.
 template <int kVectors>
-void LoadRows(const void* data, int64_t row_stride, DType dtype, int64_t rows, int64_t head_dim,
+void LoadRows(const void* data, int64_t row_stride, DType dtype, Rows rows, int64_t head_dim,
               const uint8_t* present, float* tile) {
   const int64_t width = RoundUp(head_dim, kLanes);
   for (int64_t i = 0; i < kVectors * kLanes; ++i) {
     float* out = tile + i * width;
-    if (i < rows && (present == nullptr || present[i])) {
-      LoadRow(static_cast<const char*>(data) + i * row_stride * ElementSize(dtype), dtype, head_dim,
-              out);
+    if (i < rows.count && (present == nullptr || present[i])) {
+      LoadRow(static_cast<const char*>(data) + rows[i] * row_stride * ElementSize(dtype), dtype,
+              head_dim, out);
     } else {
       memset(out, 0, width * sizeof(float));
     }
@@ -159,9 +167,13 @@ struct Headroom {
 
 // ---- tasks ----
 
-// A block of query rows of one head of one batch element.
+// A block of query rows of one head of one batch element. `rows` counts from row 0 of the head
+// where it has an order, else from row `first`.
 struct RowBlock {
-  int64_t batch, head, first, rows;
+  int64_t batch, head, first;
+  Rows rows;
+
+  int64_t Base() const { return rows.order ? 0 : first; }
 };
 
 // The weights of one entry in one block of rows, and the lanes where the prompt exists.
@@ -175,25 +187,29 @@ struct Lanes {
   Lanes(const BlendedAttentionParams& params, const Entry& entry, RowBlock block) {
     const int64_t weight_step = params.weight.strides.row;
     const int64_t region_step = params.region.strides.row;
-    const float* weights = params.weight.data + entry.weight + block.first * weight_step;
+    const float* weights = params.weight.data + entry.weight + block.Base() * weight_step;
     const uint8_t* region = params.region.data
-                                ? params.region.data + entry.region + block.first * region_step
+                                ? params.region.data + entry.region + block.Base() * region_step
                                 : nullptr;
+    const Rows rows = block.rows;
+    const bool whole = rows.count == kVectors * kLanes && rows.order == nullptr;
     float w[kVectors * kLanes] = {};
     memset(present, 0, sizeof(present));
-    if (region && region_step == 1 && block.rows == kVectors * kLanes) {
+    if (region && region_step == 1 && whole) {
       memcpy(present, region, sizeof(present));
     } else {
-      for (int64_t i = 0; i < block.rows; ++i) present[i] = !region || region[i * region_step];
+      for (int64_t i = 0; i < rows.count; ++i) {
+        present[i] = !region || region[rows[i] * region_step];
+      }
     }
     uint8_t seen = 0;
     for (const uint8_t here : present) seen |= here;
     any = seen != 0;
     if (!any) return;
-    if (weight_step == 1 && block.rows == kVectors * kLanes) {
+    if (weight_step == 1 && whole) {
       memcpy(w, weights, sizeof(w));
     } else {
-      for (int64_t i = 0; i < block.rows; ++i) w[i] = weights[i * weight_step];
+      for (int64_t i = 0; i < rows.count; ++i) w[i] = weights[rows[i] * weight_step];
     }
     for (int r = 0; r < kVectors; ++r) {
       ByteVec bytes;
@@ -215,9 +231,10 @@ STAL_INLINE int64_t RowOffset(const stal::Strided<Pointer>& tensor, int64_t batc
   return batch * tensor.strides.batch + head * tensor.strides.head + row * tensor.strides.row;
 }
 
+// Of the row that block.rows counts from.
 template <typename Pointer>
 STAL_INLINE int64_t RowOffset(const stal::Strided<Pointer>& tensor, const RowBlock& block) {
-  return RowOffset(tensor, block.batch, block.head, block.first);
+  return RowOffset(tensor, block.batch, block.head, block.Base());
 }
 
 // body(block, thread) for all blocks of `block_rows` rows; the last one of a head may be shorter.
@@ -227,8 +244,10 @@ void ForEachBlock(const Call& call, int64_t block_rows, const Body& body) {
   const int64_t blocks = CeilDiv(p.seqlen_q, block_rows);
   ParallelFor(call.threads, p.batch * p.heads * blocks, [&](int64_t task, int thread) {
     const int64_t head = task / blocks, first = task % blocks * block_rows;
-    const int64_t rows = Min(block_rows, p.seqlen_q - first);
-    body(RowBlock{head / p.heads, head % p.heads, first, rows}, thread);
+    const int64_t batch = head / p.heads;
+    const int64_t* order = call.order ? call.order + batch * p.seqlen_q + first : nullptr;
+    const Rows rows = {Min(block_rows, p.seqlen_q - first), order};
+    body(RowBlock{batch, head % p.heads, first, rows}, thread);
   });
 }
 
@@ -258,22 +277,23 @@ STAL_INLINE void PrefetchRows(const BlendedAttentionParams& p, const stal::Strid
                               const RowBlock& block, int64_t block_rows) {
   constexpr int64_t kLine = 64;
   const int64_t bytes = p.head_dim * ElementSize(p.dtype);
-  const int64_t first = block.first + (kWrite ? 0 : block_rows);
-  const int64_t end = Min(first + block_rows, p.seqlen_q);
-  for (int64_t i = first; i < end; ++i) {
-    const char* row = At(tensor, p.dtype, RowOffset(tensor, block.batch, block.head, i));
+  const int64_t skipped = kWrite ? 0 : block_rows;
+  const int64_t end = Min(skipped + block_rows, p.seqlen_q - block.first);
+  const int64_t base = RowOffset(tensor, block);
+  for (int64_t i = skipped; i < end; ++i) {
+    const char* row = At(tensor, p.dtype, base + block.rows[i] * tensor.strides.row);
     for (int64_t b = 0; b < bytes; b += kLine) __builtin_prefetch(row + b, kWrite);
   }
 }
 
 // q or dout of one block, scaled and transposed to (head_dim, rows); `rows_tile` keeps the rows.
 template <int kVectors>
-void LoadTransposed(const stal::Strided<const void*>& tensor, DType dtype, int64_t offset,
-                    int64_t rows, int64_t head_dim, const uint8_t* present, float scale,
-                    float* rows_tile, float* out) {
+void LoadTransposed(const stal::Strided<const void*>& tensor, DType dtype, const RowBlock& block,
+                    int64_t head_dim, const uint8_t* present, float scale, float* rows_tile,
+                    float* out) {
   const int64_t width = RoundUp(head_dim, kLanes);
-  LoadRows<kVectors>(At(tensor, dtype, offset), tensor.strides.row, dtype, rows, head_dim, present,
-                     rows_tile);
+  LoadRows<kVectors>(At(tensor, dtype, RowOffset(tensor, block)), tensor.strides.row, dtype,
+                     block.rows, head_dim, present, rows_tile);
   Transpose(rows_tile, kVectors, width / kLanes, out);
   if (scale == 1.0f) return;
   for (int64_t i = 0; i < width * kVectors; ++i) {
@@ -283,12 +303,13 @@ void LoadTransposed(const stal::Strided<const void*>& tensor, DType dtype, int64
 
 // (head_dim, rows) times `factor` -> rows of out or dq.
 template <int kVectors>
-void StoreTransposed(const stal::Strided<void*>& tensor, DType dtype, int64_t offset, int64_t rows,
+void StoreTransposed(const stal::Strided<void*>& tensor, DType dtype, const RowBlock& block,
                      int64_t head_dim, float factor, float* scratch, const float* tile) {
   const int64_t width = RoundUp(head_dim, kLanes);
+  const int64_t base = RowOffset(tensor, block);
   Transpose(tile, width / kLanes, kVectors, scratch);
-  for (int64_t i = 0; i < rows; ++i) {
-    const int64_t element = offset + i * tensor.strides.row;
+  for (int64_t i = 0; i < block.rows.count; ++i) {
+    const int64_t element = base + block.rows[i] * tensor.strides.row;
     StoreRow(static_cast<char*>(tensor.data) + element * ElementSize(dtype), dtype, head_dim,
              scratch + i * width, factor);
   }
@@ -299,11 +320,13 @@ void SumShares(const Call& call, const float* shares) {
   const BlendedAttentionParams& p = *call.params;
   ParallelFor(call.threads, call.num_entries, [&](int64_t e, int) {
     float* out = p.dweight.data + call.entries[e].dweight;
+    const int64_t* order = call.order ? call.order + call.entries[e].batch * p.seqlen_q : nullptr;
+    const Rows rows = {p.seqlen_q, order};
     const float* share = shares + e * p.heads * p.seqlen_q;
     for (int64_t n = 0; n < p.seqlen_q; ++n) {
       float sum = 0;
       for (int64_t head = 0; head < p.heads; ++head) sum += share[head * p.seqlen_q + n];
-      out[n * p.dweight.strides.row] = sum;
+      out[rows[n] * p.dweight.strides.row] = sum;
     }
   });
 }

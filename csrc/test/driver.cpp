@@ -9,9 +9,9 @@
 // For each case and each level that runs here: out and all gradients on one thread against double
 // precision, then some of them again on 1 to 3 threads, which must be equal bit for bit.
 // Nothing may be written between the rows of a tensor; what may not be read holds NaN; an index
-// that is out of range is refused. Prints a line for each level, and one that replays the case for
-// each failure; returns 1 if there was any, 2 for a wrong command line. Only the kernels need be
-// compiled with a sanitizer.
+// that is out of range is refused; rows are in the order that Call promises. Prints a line for each
+// level, and one that replays the case for each failure; returns 1 if there was any, 2 for a wrong
+// command line. Only the kernels need be compiled with a sanitizer.
 #include <atomic>
 #include <cmath>
 #include <cstdio>
@@ -373,6 +373,37 @@ std::string CheckIndices(Case c) {
   return "";
 }
 
+// Whether the order of rows names each row once, and puts those first where the first prompt
+// exists, among equals those where the second does, and so on; the rest as in memory.
+std::string CheckOrder(const Case& c, const std::map<std::string, Tensor>& inputs) {
+  BlendedAttentionParams p = ParamsOf(c);
+  Set(inputs, "region", &p.region);
+  const CallStorage storage(p, 1);
+  const Call& call = storage.call;
+  for (int64_t b = 0; b < c.batch; ++b) {
+    std::set<int64_t> seen;
+    std::pair<std::string, int64_t> previous;
+    for (int64_t n = 0; n < c.seqlen_q; ++n) {
+      const int64_t row = call.order ? call.order[b * c.seqlen_q + n] : n;
+      if (row < 0 || row >= c.seqlen_q || !seen.insert(row).second) {
+        return "order must name each row once, got " + std::to_string(row) + " at " +
+               std::to_string(n);
+      }
+      std::pair<std::string, int64_t> place = {"", row};
+      for (int64_t e = call.begin[b]; p.region.data && e < call.begin[b + 1]; ++e) {
+        const int64_t offset = call.entries[e].region + row * p.region.strides.row;
+        place.first += p.region.data[offset] ? 'a' : 'b';
+      }
+      if (n > 0 && place < previous) {
+        return "order must put " + place.first + " before " + previous.first + ", got row " +
+               std::to_string(row) + " at " + std::to_string(n);
+      }
+      previous = place;
+    }
+  }
+  return "";
+}
+
 // Returns the number of failures.
 int RunCase(const Case& c, const std::vector<Level>& levels) {
   static std::mutex mutex;
@@ -397,6 +428,7 @@ int RunCase(const Case& c, const std::vector<Level>& levels) {
     std::printf("FAILED %s: %s\n  %s\n", where, said.c_str(), FormatCase(c).c_str());
   };
   report("indices", CheckIndices(c));
+  report("order", CheckOrder(c, inputs));
   for (const Level& level : levels) {
     std::string said;
     try {

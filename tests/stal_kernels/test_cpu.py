@@ -9,6 +9,7 @@ import torch
 
 from stal_kernels import blended_attention
 from stal_kernels.backends import cpu
+from stal_kernels.testing import DTYPES, Case, example
 
 
 def exp2(level, x):
@@ -59,6 +60,24 @@ def test_float32_is_rounded_as_torch_does(dtype, level):
     q, ones = torch.zeros(1, 1, n, 8, dtype=dtype), torch.ones(1, 1, 1, 1, 8, dtype=dtype)
     out = blended_attention(q, ones, ones, weight.view(1, 1, n), backend=f"cpu:{level}")
     assert torch.equal(out[0, 0, :, 0], weight.to(dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+@pytest.mark.parametrize("region", ["blobs", "boxes"])
+def test_order_of_rows_changes_no_bit(region, dtype, level):
+    # Blocks hold rows where the same prompts exist, so another order makes other blocks.
+    case = Case(batch=2, seqlen_q=289, seqlen_k=20, head_dim=24, prompts=4, region=region)
+    e = example(case, dtype)
+    order = torch.randperm(289, generator=torch.Generator().manual_seed(1))
+
+    def attend(rows):
+        q, weight = (x.detach()[:, :, rows].requires_grad_() for x in (e.q, e.weight))
+        region = e.region[:, :, rows]
+        out = blended_attention(q, e.k, e.v, weight, region=region, backend=f"cpu:{level}")
+        return out, *torch.autograd.grad(out, (q, weight), e.dout[:, :, rows])
+
+    for as_given, other in zip(attend(torch.arange(289)), attend(order), strict=True):
+        assert torch.equal(as_given[:, :, order], other)
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads Linux's /proc")

@@ -30,6 +30,11 @@ QUICK = [
     Variant("forward", 80, 64, dtype="float32"),
 ]
 FORMS = ((False, False), (True, False), (True, True))  # region, ragged
+# (head_dim, seqlen_k): PixArt, Sana, HunyuanDiT, Kolors, LTX, Wan and Cosmos, LTX-2.
+LONG = (
+    *((72, 120), (72, 300), (112, 300), (88, 333), (64, 128), (64, 256), (64, 1024)),
+    *((128, 256), (128, 512), (128, 1024)),
+)
 ALL = [
     *(
         Variant(kernel, c, d, seqlen_k, "float16", *form)
@@ -53,6 +58,13 @@ ALL = [
         for d in (40, 64, 160)
     ),
     *(Variant("pixels", c, d, dtype="float32") for c in (80, 90) for d in (80, 128)),
+    *(
+        Variant("forward", c, *sizes, dtype, region)
+        for c in (80, 90)
+        for sizes in LONG
+        for dtype in ("float16", "bfloat16")
+        for region in (False, True)
+    ),
 ]
 SLOW = [variant for variant in ALL if variant not in QUICK]
 

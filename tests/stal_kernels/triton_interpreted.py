@@ -24,6 +24,8 @@ CASES = (
     # Keys in tiles.
     Case(heads=1, seqlen_q=9, seqlen_k=300, head_dim=72, region="blobs"),
     Case(heads=1, seqlen_q=5, seqlen_k=512, head_dim=16, prompts=1),
+    Case(heads=1, seqlen_q=9, seqlen_k=256, head_dim=64, region="boxes"),
+    Case(heads=1, seqlen_q=3, seqlen_k=1024, head_dim=128, prompts=1),
     # Smallest, many prompts, scales, layouts.
     Case(heads=1, seqlen_q=1, seqlen_k=1, head_dim=8, prompts=1),
     Case(heads=1, seqlen_q=3, seqlen_k=2, head_dim=16, prompts=7),

@@ -318,19 +318,17 @@ def test_kandinsky_refuses_tokens_in_blocks() -> None:
         prepare(pipe, PROMPT, layout=LAYOUT)
 
 
-def test_compiled_wan_has_one_graph_for_all_steps() -> None:
-    pipe = wan21()
-    arguments = {**ARGUMENTS[wan21], "num_inference_steps": 4}
-    regions = prepare(pipe, PROMPT, layout=LAYOUT, aspect=4 / 3)
-    enable(pipe, regions)
+@pytest.mark.parametrize("build", [wan21, anima])
+def test_compiled_denoiser_has_one_graph_for_all_steps(build: Callable[..., Any]) -> None:
+    pipe, arguments = build(), {**ARGUMENTS[build], "num_inference_steps": 4}
+    enable(pipe, prepare(pipe, PROMPT, layout=LAYOUT, aspect=4 / 3))
     eager = draw(pipe, arguments)
     torch._dynamo.reset()
     counters.clear()
     pipe.transformer.compile(backend="eager", fullgraph=True)
-    compiled = draw(pipe, arguments)
+    assert torch.equal(draw(pipe, arguments), eager)
     assert counters["stats"]["unique_graphs"] == 1
     assert not counters["graph_break"]
-    assert torch.equal(compiled, eager)
 
 
 @pytest.mark.parametrize("build", [wan21, kandinsky5_text_to_image])
@@ -345,3 +343,9 @@ def test_group_offloading(build: Callable[..., Any]) -> None:
     with regional_attention(pipe, PROMPT, **REGIONS):
         assert torch.equal(draw(pipe, arguments), expected)
     assert torch.equal(draw(pipe, arguments), plain)
+
+
+def test_boxes_are_of_pictures_of_the_pipelines_default_size() -> None:
+    for build, aspect in ((wan21, 832 / 480), (kandinsky5_text_to_image, 1.0)):
+        regions = prepare(built(build), PROMPT, layout=LAYOUT)
+        assert regions.layouts[0].aspect == pytest.approx(aspect)

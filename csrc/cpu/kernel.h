@@ -154,20 +154,25 @@ void AddRowProducts(const float* p, const float* x, int64_t keys, int64_t rows, 
   }
 }
 
-// term(key, r) summed over keys in two interleaved halves: less rounding and a shorter chain.
+// term(key, r) summed over keys in pieces, each in two interleaved halves: less rounding, above all
+// where many terms are equal, as those of padding are, and a shorter chain.
 template <int kVectors, typename Term>
 STAL_INLINE void SumOverKeys(int64_t keys, Vec (&sum)[kVectors], const Term& term) {
-  Vec even[kVectors] = {}, odd[kVectors] = {};
-  int64_t key = 0;
-  for (; key + 1 < keys; key += 2) {
+  for (int r = 0; r < kVectors; ++r) sum[r] = Vec{};
+  for (int64_t key = 0; key < keys;) {
+    const int64_t end = Min(keys, key + kDepth);
+    Vec even[kVectors] = {}, odd[kVectors] = {};
+    for (; key + 1 < end; key += 2) {
 #pragma GCC unroll 4
-    for (int r = 0; r < kVectors; ++r) {
-      even[r] += term(key, r);
-      odd[r] += term(key + 1, r);
+      for (int r = 0; r < kVectors; ++r) {
+        even[r] += term(key, r);
+        odd[r] += term(key + 1, r);
+      }
     }
-  }
-  for (int r = 0; r < kVectors; ++r) {
-    sum[r] = (key < keys ? even[r] + term(key, r) : even[r]) + odd[r];
+    for (int r = 0; r < kVectors; ++r) {
+      sum[r] += (key < end ? even[r] + term(key, r) : even[r]) + odd[r];
+    }
+    key = end;
   }
 }
 

@@ -99,6 +99,19 @@ def test_equal_scores_of_any_size_share_the_row(score, level):
         torch.testing.assert_close(dweight, torch.full_like(weight, 16))
 
 
+# Text encoders of videos fill up a prompt with zeros, which count: hundreds of equal terms, each
+# rounded to the same side.
+def test_padding_rounds_as_in_sdpa(level):
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 2, n, 16, generator=generator) for n in (48, 512, 512))
+    k = 4 * k
+    k[:, :, 7:] = v[:, :, 7:] = 0
+    out = blended_attention(q, k[:, None], v[:, None], torch.ones(1, 1, 48), backend=f"cpu:{level}")
+    right = sdpa(q.double(), k.double(), v.double())
+    error, plain = ((x.double() - right).abs().max() for x in (out, sdpa(q, k, v)))
+    assert error <= 2 * plain
+
+
 # The value of v, the weights of the prompts, the number of keys. Each prompt's own term is finite.
 LARGE = {
     "mean-of-many": (1e38, (1,), 77),

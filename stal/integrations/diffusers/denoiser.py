@@ -157,8 +157,9 @@ class Denoiser:
                 local = self.model.at_each_step(self.module, self.regions.local, call.timestep)
             else:
                 embeds = self.regions.local.compact()[0].to(like.device)
-                parameter = next(self.module.parameters())
-                local = self.model.context(self.module, embeds.to(parameter.dtype))
+                # Not a parameter's: some are kept in single precision, or stored in 8 bits.
+                dtype: Any = self.module.dtype
+                local = self.model.context(self.module, embeds.to(dtype))
             self._local, self._local_call = local.to(like), call
         return self._local
 

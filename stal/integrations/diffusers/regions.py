@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -197,7 +198,7 @@ def prepare(
     denoiser, model = denoisers_of(pipe)[0]
     prompts = _prompts(prompt, prompt_embeds)
     count = len(prompts) if not isinstance(prompt, str) and prompts != [None] else None
-    aspect = _aspect(aspect, denoiser)
+    aspect = _aspect(aspect, pipe, denoiser)
     layouts = [
         _layout(given, text, aspect, videos=model.videos)
         for given, text in zip(_each("layout", layout, count), prompts, strict=True)
@@ -289,14 +290,17 @@ def _each(name: str, value: Any, count: int | None) -> list[Any]:
     return list(value)
 
 
-def _aspect(aspect: float | None, denoiser: Any) -> float:
+def _aspect(aspect: float | None, pipe: Any, denoiser: Any) -> float:
     """The caller's, or the one of the pictures that the model was trained on."""
     if aspect is not None:
         return number(aspect, "aspect")
     size = getattr(denoiser.config, "sample_size", None)
     if isinstance(size, Sequence) and len(size) == 2:
         return size[1] / size[0]
-    return 1.0
+    # A transformer of videos does not say it; its pipeline's arguments do.
+    arguments = inspect.signature(type(pipe).__call__).parameters if callable(pipe) else {}
+    height, width = (getattr(arguments.get(name), "default", None) for name in ("height", "width"))
+    return width / height if isinstance(width, int) and isinstance(height, int) else 1.0
 
 
 def _layout(

@@ -61,6 +61,7 @@ class Watch:
         conditional: which calls of the denoisers, of all together, are of the prompts.
         steps: of each call, the row of the weights.
         grid: (height, width) of the tokens of a frame.
+        image_frames: how many of the last frames are a given image, not of the picture.
     """
 
     def __init__(
@@ -73,9 +74,11 @@ class Watch:
         conditional: Callable[[int], bool] = lambda call: call % 2 == 0,
         steps: Callable[[int], int] = lambda call: call // 2,
         grid: tuple[int, int] = (6, 8),
+        image_frames: int = 0,
     ) -> None:
         self.pipe, self.prompts, self.rule = pipe, prompts, rule
         self.conditional, self.steps, self.grid = conditional, steps, grid
+        self.image_frames = image_frames
         self.denoisers = {
             name: module
             for name, module in pipe.components.items()
@@ -83,8 +86,9 @@ class Watch:
         }
         self.plain = {name: copy.deepcopy(m).eval() for name, m in self.denoisers.items()}
         self.exact = {name: copy.deepcopy(m).double() for name, m in self.plain.items()}
+        alone = {name: v for name, v in arguments.items() if not name.endswith("prompt_embeds")}
         self.texts = {
-            text: received(pipe, {**arguments, "prompt": text})
+            text: received(pipe, {**alone, "prompt": text})
             for prompt in prompts
             for text in (*prompt.phrases, prompt.reference)
         }
@@ -149,8 +153,8 @@ class Watch:
 
             away, local = to(prompt.reference), [to(phrase) for phrase in prompt.phrases]
             covered = [area(box, *self.grid, like=x) for box in prompt.boxes]
-            # Constant over frames; a given image's frame, which comes last, has no regions.
-            tokens = [m.repeat(x.shape[1] // len(m) - self.past(kwargs)) for m in covered]
+            # Constant over frames; those of a given image have no regions.
+            tokens = [m.repeat(x.shape[1] // len(m) - self.image_frames) for m in covered]
             tokens = [nn.functional.pad(m, (0, x.shape[1] - len(m)))[:, None] for m in tokens]
             parts = [v * m for v, m in zip(lam, tokens, strict=True)]
             if self.rule == "convex":
@@ -161,12 +165,6 @@ class Watch:
                 blended = blended + part * (result - away)
             rows.append(blended)
         return torch.stack(rows)
-
-    def past(self, kwargs: Any) -> int:
-        """Frames that are no picture; `image_frames` of a test's making."""
-        return self.image_frames
-
-    image_frames = 0
 
 
 def cross_attention(denoiser: nn.Module) -> list[tuple[str, nn.Module]]:

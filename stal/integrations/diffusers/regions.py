@@ -371,7 +371,8 @@ def _local(
         table = encoded([phrases[index] for index in own], names)
         for row, index in enumerate(own):
             mask = None if table.mask is None else table.mask[row : row + 1]
-            found[index] = Encoded(table.embeds[row : row + 1], mask)
+            pooled = None if table.pooled is None else table.pooled[row : row + 1]
+            found[index] = Encoded(table.embeds[row : row + 1], mask, pooled)
     return _joined([found[index] for index in range(objects)])
 
 

@@ -16,6 +16,7 @@ from stal.integrations.diffusers.encoded import Encoded
 from stal.integrations.diffusers.halves import Halves, halves_of
 from stal.integrations.diffusers.models import Model, Size
 from stal.integrations.diffusers.regions import Regions
+from stal.integrations.diffusers.steps import steps_of
 from stal.layout import masks
 from stal.weights import weight_maps
 
@@ -101,9 +102,8 @@ class Denoiser:
         """The current run of the scheduler; a new one for each set_timesteps."""
         timesteps = self.pipe.scheduler.timesteps
         if self._run is None or self._run.timesteps is not timesteps or self._run.device != device:
-            self._run = Run(
-                timesteps, self.model.timesteps(self.pipe.scheduler), self.regions, device
-            )
+            scheduler = self.pipe.scheduler
+            self._run = Run(scheduler, self.model.timesteps(scheduler), self.regions, device)
             self._seen.clear()
         return self._run
 
@@ -205,17 +205,15 @@ class Run:
     """One run of the scheduler: its steps and each prompt's weights at them."""
 
     def __init__(
-        self, timesteps: Tensor, levels: Tensor, regions: Regions, device: torch.device
+        self, scheduler: Any, levels: Tensor, regions: Regions, device: torch.device
     ) -> None:
-        self.timesteps, self.device, self.size = timesteps, device, None
-        # A step that takes two calls has one timestep twice, or more.
-        levels = levels.detach().to("cpu", torch.float32)
-        order = torch.unique_consecutive(levels).tolist()
-        self.levels = torch.tensor(list(dict.fromkeys(order)), dtype=torch.float32)
+        self.timesteps, self.device, self.size = scheduler.timesteps, device, None
+        steps, count = steps_of(scheduler, levels.detach().to("cpu", torch.float32).tolist())
+        self.levels = torch.tensor(list(steps), dtype=torch.float32, device="cpu")
         self._levels = self.levels.to(device)
+        self._steps = torch.tensor(list(steps.values()), dtype=torch.int64, device=device)
         self.weights = [
-            regions.weights_of(prompt, len(self.levels)).to(device)
-            for prompt in range(len(regions.layouts))
+            regions.weights_of(prompt, count).to(device) for prompt in range(len(regions.layouts))
         ]
 
     size: Size | None
@@ -224,11 +222,12 @@ class Run:
         """(1,) int64: the index of the sampler's transition that begins at a timestep."""
         t = timestep.detach().to(self._levels).amax()
         apart = (self._levels - t).abs()
-        step = apart.argmin().reshape(1)
+        step = self._steps.index_select(0, apart.argmin().reshape(1))
         if not apart.is_cuda:
-            gaps = self.levels.diff().abs()
-            allowed = float(gaps.min()) / 2 if len(gaps) else 1.0
-            if float(apart.min()) > allowed:
+            gaps = self.levels.sort().values.diff().tolist()
+            # What bfloat16 makes of it.
+            rounding = float(self.levels.abs().max()) * 2**-8
+            if float(apart.min()) > min([rounding, *(gap / 2 for gap in gaps)]):
                 raise ValueError(
                     f"timestep must be one of scheduler.timesteps, got {float(t):g}: regions know"
                     " the step by it"

@@ -129,7 +129,7 @@ def test_kdpm2_evaluates_twice_in_a_step():
 def test_weights_of_another_number_of_steps_are_refused():
     pipe = unets.stable_diffusion()
     with regional_attention(pipe, PROMPT, layout=LAYOUT, weights=torch.ones(5, 2)):
-        message = r"weights must be \(steps, objects\) = \(3, 2\) or .* got \(5, 2\)"
+        message = r"weights must be \(steps, objects\) = \(2, 2\) or .* got \(5, 2\)"
         with pytest.raises(ValueError, match=message):
             draw("sd1", pipe)
         draw("sd1", pipe, num_inference_steps=5)

@@ -1,9 +1,9 @@
 """One cross-attention module of a denoiser, with the keys and values of its prompts.
 
 The keys and values of local prompts depend on neither the latents nor the step: they are projected
-when the module is first called, which is when its weights are where they are needed, and again when
-the weights have changed, by a LoRA's scale for instance. Those of the batch's own prompts are kept
-as long as the denoiser is given the same tensor.
+when the module is first called in a run of the scheduler, which is when its weights are where they
+are needed, and again when the weights have changed, by a LoRA's scale for instance. Those of the
+batch's own prompts are kept as long as the denoiser is given the same tensor.
 """
 
 from __future__ import annotations
@@ -91,7 +91,8 @@ class Layer:
             tables = [self._project(each) for each in _padded(local, own)]
             k, v = (torch.cat(pair) for pair in zip(*tables, strict=True))
             return k, v
-        stamp = (_stamp(self.attn), id(local), own.shape)
+        # Once a run in any case: weights may be written where torch does not count it.
+        stamp = (self.denoiser.call.run, _stamp(self.attn), id(local), own.shape)
         fresh = self._table is None or stamp != self._stamp
         if not fresh and self._table is not None and _same(self._seen, seen):
             return self._table

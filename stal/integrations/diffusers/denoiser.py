@@ -128,6 +128,10 @@ class Denoiser:
         if foreign and halves is not None and self.model.calls == "two":
             # The unconditional call; of the two first ones of a run one is of the prompts.
             foreign = bool(self._seen) and not any(any(h.conditional) for _, h in self._seen)
+        elif halves is not None and halves.unconditional is not None:
+            # Without guidance another text beside a prompt is one more picture. Pipelines know it
+            # during a call; some do not tell.
+            foreign = foreign or getattr(self.pipe, "do_classifier_free_guidance", None) is False
         if halves is None or foreign:
             names = " and ".join(self.regions.names)
             raise ValueError(

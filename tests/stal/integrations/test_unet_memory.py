@@ -125,6 +125,20 @@ def test_sequential_offload_of_accelerate():
     assert np.array_equal(draw("sd1", pipe).pictures, plain)
 
 
+def test_offload_that_begins_within_goes_on():
+    accelerate = pytest.importorskip("accelerate")
+    pipe = unets.stable_diffusion()
+    plain = draw("sd1", pipe).pictures
+    with regions(pipe):
+        accelerate.cpu_offload(pipe.unet, torch.device("cpu"))
+        assert np.array_equal(draw("sd1", pipe).pictures, expected())
+    # Without accelerate's hooks there would be no weights.
+    assert {p.device.type for p in pipe.unet.parameters()} == {"meta"}
+    assert np.array_equal(draw("sd1", pipe).pictures, plain)
+    with regions(pipe):
+        assert np.array_equal(draw("sd1", pipe).pictures, expected())
+
+
 def test_model_offload_of_accelerate():
     accelerate = pytest.importorskip("accelerate")
     pipe = unets.stable_diffusion()

@@ -61,9 +61,8 @@ def test_regions_equal_the_slow_attention(name, rule, reference, monkeypatch):
         # One region over everything, with the global prompt as its phrase.
         ([(PROMPT, (0.0, 0.0, 1.0, 1.0))], {"rule": "convex", "weights": [0.7]}),
         (LAYOUT, {"strength": 0.0}),
-        (LAYOUT, {"strength": 0.0, "reference": "an empty scene"}),
     ],
-    ids=["convex", "guidance", "guidance-prompt"],
+    ids=["convex", "guidance"],
 )
 def test_regions_that_change_nothing_equal_the_plain_pipeline(name, layout, options, monkeypatch):
     drawn = {}

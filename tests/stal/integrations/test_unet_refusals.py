@@ -204,6 +204,16 @@ def test_processors_replaced_within(pipe):
     assert kinds == {"SlicedAttnProcessor"}
 
 
+def test_a_denoiser_replaced_within_is_restored(pipe):
+    old, other = pipe.unet, unets.stable_diffusion().unet
+    before = dict(old.attn_processors)
+    with regions(pipe):
+        pipe.unet = other
+        draw("sd1", pipe)
+    assert all(old.attn_processors[name] is p for name, p in before.items())
+    assert not hasattr(old, "_diffusers_hook")
+
+
 @pytest.mark.parametrize("build", [unets.kandinsky_2_2_unet, unets.deepfloyd_if_unet])
 def test_added_keys(build):
     unet = build()

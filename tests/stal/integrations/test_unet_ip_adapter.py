@@ -134,19 +134,52 @@ def test_unloading_the_adapter_within_is_refused_at_the_next_call():
         draw("sd1", pipe)
 
 
+def with_adapters(name, scales):
+    """A pipeline with so many adapters."""
+    pipe = unets.BUILDERS[name]()
+    with tiny.seeded(3):
+        pipe.register_modules(
+            image_encoder=tiny.image_encoder(), feature_extractor=tiny.image_processor()
+        )
+        states = [unets.ip_adapter_state(pipe.unet, image_width=24) for _ in scales]
+    blanks = [""] * len(scales)
+    pipe.load_ip_adapter(states, subfolder=blanks, weight_name=blanks, image_encoder_folder=None)
+    pipe.set_ip_adapter_scale(scales)
+    return pipe
+
+
+@pytest.mark.parametrize("name", ["xl", "kolors", "animate_diff"])
+def test_an_adapter_of_other_pipelines(name, monkeypatch):
+    """Of Kolors it takes the place of what projects the text."""
+    if name == "kolors":
+        pytest.importorskip("sentencepiece")
+    calls = {"ip_adapter_image": tiny.image(0)}
+
+    def build(dtype):
+        return with_adapters(name, [0.6]).to(dtype)
+
+    compare(name, [LAYOUT], [WEIGHTS], regions, monkeypatch, build=build, calls=calls)
+
+
 def test_two_adapters(monkeypatch):
     def build(dtype):
-        pipe = unets.stable_diffusion_ip_adapter()
-        pipe.unload_ip_adapter()
-        pipe.image_encoder, pipe.feature_extractor = tiny.image_encoder(), tiny.image_processor()
-        with tiny.seeded(3):
-            pipe.image_encoder = tiny.image_encoder()
-            states = [unets.ip_adapter_state(pipe.unet, image_width=24) for _ in range(2)]
-        pipe.load_ip_adapter(
-            states, subfolder=["", ""], weight_name=["", ""], image_encoder_folder=None
-        )
-        pipe.set_ip_adapter_scale([0.7, 0.4])
-        return pipe.to(dtype)
+        return with_adapters("sd1", [0.7, 0.4]).to(dtype)
 
     calls = {"ip_adapter_image": [tiny.image(0), tiny.image(1)]}
-    compare(NAME, [LAYOUT], [WEIGHTS], regions, monkeypatch, build=build, calls=calls)
+    compare("sd1", [LAYOUT], [WEIGHTS], regions, monkeypatch, build=build, calls=calls)
+
+
+def test_two_pictures_of_one_adapter_in_masks_of_their_own(monkeypatch):
+    def build(dtype):
+        pipe = with_adapters("sd1", [0.6])
+        pipe.set_ip_adapter_scale([[0.7, 0.4]])
+        return pipe.to(dtype)
+
+    halves = torch.zeros(1, 2, 64, 64)
+    halves[:, 0, :, :32] = 1
+    halves[:, 1, :, 32:] = 1
+    calls = {
+        "ip_adapter_image": [[tiny.image(0), tiny.image(1)]],
+        "cross_attention_kwargs": {"ip_adapter_masks": [halves]},
+    }
+    compare("sd1", [LAYOUT], [WEIGHTS], regions, monkeypatch, build=build, calls=calls)

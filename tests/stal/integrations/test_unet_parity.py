@@ -7,7 +7,7 @@ import torch
 
 from stal.integrations.diffusers import regional_attention
 from stal.integrations.diffusers.models import MODELS
-from tests.stal.integrations import unets
+from tests.stal.integrations import tiny, unets
 from tests.stal.integrations.unet_cases import (
     LAYOUT,
     PROMPT,
@@ -52,6 +52,42 @@ def test_regions_equal_the_slow_attention(name, rule, reference, monkeypatch):
         reference=reference or "",
         rule=rule,
         to_prompt=reference is not None,
+    )
+
+
+@pytest.mark.parametrize("name", ["sd1", "xl"])
+def test_a_background_is_pulled_to_its_prompt(name, monkeypatch):
+    options = {"reference": "an empty scene", "background": 0.6}
+    compare(
+        name,
+        [LAYOUT],
+        [WEIGHTS[:2]],
+        lambda pipe: regional_attention(
+            pipe, PROMPT, layout=LAYOUT, weights=WEIGHTS[:2], **options
+        ),
+        monkeypatch,
+        to_prompt=True,
+        **options,
+    )
+
+
+def test_blocks_of_cross_attention_alone(monkeypatch):
+    """Both attentions of a transformer block are then to the text."""
+
+    def build(dtype):
+        pipe = unets.stable_diffusion()
+        config = dict(pipe.unet.config) | {"only_cross_attention": True}
+        with tiny.seeded(0):
+            pipe.unet = tiny.enliven(diffusers.UNet2DConditionModel.from_config(config))
+        return pipe.to(dtype)
+
+    compare(
+        "sd1",
+        [LAYOUT],
+        [WEIGHTS[:2]],
+        lambda pipe: regional_attention(pipe, PROMPT, layout=LAYOUT, weights=WEIGHTS[:2]),
+        monkeypatch,
+        build=build,
     )
 
 

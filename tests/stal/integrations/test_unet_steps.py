@@ -31,9 +31,10 @@ LATE = {name: [2, 3] for name in tiny.SCHEDULERS} | {
 WEIGHTS = torch.tensor([[1.5, 0.2], [0.1, 1.2], [0.9, 0.5], [0.4, 1.4]])
 
 
-def compare_steps(name, scheduler, steps, monkeypatch, *, scales=1.0, **options):
+def compare_steps(name, scheduler, steps, monkeypatch, *, scales=1.0, more=None, **options):
     """The drop-in equals the slow attention at these steps of its calls.
 
+    more: what the pipeline is called with.
     scales: (4, objects), what the slow attention's weights are multiplied by for `options`.
     """
 
@@ -43,6 +44,7 @@ def compare_steps(name, scheduler, steps, monkeypatch, *, scales=1.0, **options)
         return pipe
 
     calls = {"num_inference_steps": 4} | ({"strength": 0.5} if name == "img2img" else {})
+    calls |= more or {}
     compare(
         name,
         [LAYOUT],
@@ -63,6 +65,21 @@ def test_each_call_of_the_denoiser_is_at_its_step(scheduler, monkeypatch):
 @pytest.mark.parametrize("scheduler", tiny.SCHEDULERS)
 def test_steps_that_begin_late_are_counted_from_the_first_of_all(scheduler, monkeypatch):
     compare_steps("img2img", scheduler, LATE[scheduler], monkeypatch)
+
+
+def test_steps_that_end_early(monkeypatch):
+    """XL's base leaves the last half of the steps to the refiner."""
+    compare_steps("xl", "euler", [0, 1], monkeypatch, more={"denoising_end": 0.5})
+
+
+def test_a_refiner_begins_where_the_base_ended(monkeypatch):
+    compare_steps("xl_refiner", "euler", [2, 3], monkeypatch, more={"denoising_start": 0.5})
+
+
+@pytest.mark.parametrize("scheduler", ["euler", "lcm"])
+def test_timesteps_of_the_users_own(scheduler, monkeypatch):
+    own = {"timesteps": [959, 500, 200, 99] if scheduler == "euler" else [979, 499, 199, 99]}
+    compare_steps("sd1", scheduler, FOUR, monkeypatch, more=own)
 
 
 @pytest.mark.parametrize("name", ["sd1", "xl", "kolors"])

@@ -135,6 +135,8 @@ def encoded(pipe: Any, texts: Sequence[str]) -> Tensor:
         embeds = found if isinstance(found, Tensor) else found[0]
         if pipe.unet.config.encoder_hid_dim_type == "text_proj":
             embeds = pipe.unet.encoder_hid_proj(embeds)
+        elif getattr(pipe.unet, "text_encoder_hid_proj", None) is not None:
+            embeds = pipe.unet.text_encoder_hid_proj(embeds)
     return embeds
 
 
@@ -163,6 +165,7 @@ def slow_drawing(
     prompts: Sequence[Prompt],
     *,
     rule: str = "guidance",
+    background: float = 0.0,
     parts: Sequence[bool] | None = None,
     to_prompt: bool = False,
     images: int = 1,
@@ -194,6 +197,7 @@ def slow_drawing(
         grid=levels(*size),
         keys_values=linear_keys_values,
         rule=rule,
+        background=background,
     )
     with slow_attention(pipe.unet, slow):
         drawn = draw(name, pipe, **arguments)

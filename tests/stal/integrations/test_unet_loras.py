@@ -6,7 +6,7 @@ import torch
 
 from stal.integrations.diffusers import regional_attention
 from tests.stal.integrations import unets
-from tests.stal.integrations.unet_cases import LAYOUT, PROMPT, draw
+from tests.stal.integrations.unet_cases import LAYOUT, PROMPT, compare, draw
 
 pytest.importorskip("peft")
 
@@ -79,6 +79,26 @@ def test_the_scale_of_one_call():
     with regions(fresh):
         assert np.abs(draw("sd1", fresh).pictures - scaled).max() < 1e-3
     assert np.abs(before - scaled).max() > 0.02
+
+
+def test_an_adapters_weight_that_changes_from_step_to_step(monkeypatch):
+    """By the pipeline's own callback, in the middle of a drawing."""
+    weights = torch.tensor([[0.9, 0.6], [0.5, 0.8]])
+
+    def weaken(pipe, step, timestep, tensors):
+        # Of the second step, and again as it was for the next drawing.
+        pipe.set_adapters("first", 0.3 if step == 0 else 1.0)
+        return tensors
+
+    compare(
+        "sd1",
+        [LAYOUT],
+        [weights],
+        lambda pipe: regional_attention(pipe, PROMPT, layout=LAYOUT, weights=weights),
+        monkeypatch,
+        build=lambda dtype: with_loras().to(dtype),
+        calls={"callback_on_step_end": weaken},
+    )
 
 
 def test_a_lora_loaded_within():

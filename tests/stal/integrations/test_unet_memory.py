@@ -125,18 +125,27 @@ def test_sequential_offload_of_accelerate():
     assert np.array_equal(draw("sd1", pipe).pictures, plain)
 
 
-def test_offload_that_begins_within_goes_on():
-    accelerate = pytest.importorskip("accelerate")
+def test_a_hook_of_accelerate_that_is_added_within_stays():
+    hooks = pytest.importorskip("accelerate.hooks")
+
+    class Counting(hooks.ModelHook):
+        calls = 0
+
+        def pre_forward(self, module, *args, **kwargs):
+            self.calls += 1
+            return args, kwargs
+
     pipe = unets.stable_diffusion()
-    plain = draw("sd1", pipe).pictures
+    plain, counting = draw("sd1", pipe).pictures, Counting()
     with regions(pipe):
-        accelerate.cpu_offload(pipe.unet, torch.device("cpu"))
+        hooks.add_hook_to_module(pipe.unet, counting)
         assert np.array_equal(draw("sd1", pipe).pictures, expected())
-    # Without accelerate's hooks there would be no weights.
-    assert {p.device.type for p in pipe.unet.parameters()} == {"meta"}
+    assert not hasattr(pipe.unet, "_diffusers_hook")
     assert np.array_equal(draw("sd1", pipe).pictures, plain)
-    with regions(pipe):
-        assert np.array_equal(draw("sd1", pipe).pictures, expected())
+    assert counting.calls == 4
+    hooks.remove_hook_from_module(pipe.unet)
+    assert np.array_equal(draw("sd1", pipe).pictures, plain)
+    assert counting.calls == 4
 
 
 def test_model_offload_of_accelerate():

@@ -17,6 +17,7 @@ from stal.integrations.diffusers.halves import Halves, halves_of
 from stal.integrations.diffusers.layers import Attended, Clock
 from stal.integrations.diffusers.models import Model, Size
 from stal.integrations.diffusers.regions import Regions
+from stal.integrations.diffusers.steps import step_index, steps_of
 from stal.layout import Keyframes, masks
 from stal.weights import weight_maps
 
@@ -97,7 +98,7 @@ class Denoiser:
         if run.size != size:
             run.size = size
             self._check_aspect(size)
-        step = run.step(timestep, _step_index(self.pipe.scheduler))
+        step = run.step(timestep, step_index(self.pipe.scheduler))
         self._call = Call(self, step, run, self._halves(prompts), size, timestep)
         return step
 
@@ -105,7 +106,8 @@ class Denoiser:
         """The current run of the scheduler; a new one for each set_timesteps."""
         timesteps = self.pipe.scheduler.timesteps
         if self._run is None or self._run.timesteps is not timesteps or self._run.device != device:
-            self._run = Run(timesteps, self.model.timesteps(self.pipe), self.regions, device)
+            levels = self.model.timesteps(self.pipe)
+            self._run = Run(self.pipe.scheduler, levels, self.regions, device)
             self._seen.clear()
             self._calls, self._recognised = 0, False
         return self._run
@@ -133,6 +135,10 @@ class Denoiser:
         self._recognised = self._recognised or own
         # Where guidance takes two calls one is of other prompts: of the first two of a run.
         two = self.model.calls == "two" and (self._recognised or self._calls == 1)
+        if halves is not None and own and halves.unconditional is not None:
+            # Without guidance another text beside a prompt is one more picture. Pipelines know it
+            # during a call; some do not tell.
+            own = getattr(self.pipe, "do_classifier_free_guidance", None) is not False
         if halves is None or not (own or two):
             names = " and ".join(self.regions.names)
             raise ValueError(
@@ -224,29 +230,22 @@ class Denoiser:
         return self._rows[key]
 
 
-def _step_index(scheduler: Any) -> int:
-    """How many steps a scheduler says it has taken; 0 if it does not say."""
-    step = getattr(scheduler, "_step_index", None)
-    return int(step if step is not None else getattr(scheduler, "_begin_index", None) or 0)
-
-
 class Run:
     """One run of the scheduler: its steps and each prompt's weights at them."""
 
     def __init__(
-        self, timesteps: Tensor, levels: Tensor, regions: Regions, device: torch.device
+        self, scheduler: Any, levels: Tensor, regions: Regions, device: torch.device
     ) -> None:
+        timesteps = scheduler.timesteps
         self.timesteps, self.device, self.size = timesteps, device, None
-        # A step that takes two calls has one timestep twice, or more; two steps may differ in one
-        # of both alone, where the other one is rounded.
-        both = zip(timesteps.tolist(), levels.tolist(), strict=False)
-        each = [level for _, level in dict.fromkeys(both)]
+        levels = levels.detach().to("cpu", torch.float32)
+        steps, count = steps_of(scheduler, timesteps.tolist(), levels.tolist())
+        each, indices = zip(*steps, strict=True)
         self.levels = torch.tensor(each, dtype=torch.float32, device="cpu")
         self._levels = self.levels.to(device)
-        self._order = torch.arange(len(each), dtype=torch.float32, device=device)
+        self._steps = torch.tensor(indices, dtype=torch.int64, device=device)
         self.weights = [
-            regions.weights_of(prompt, len(self.levels)).to(device)
-            for prompt in range(len(regions.layouts))
+            regions.weights_of(prompt, count).to(device) for prompt in range(len(regions.layouts))
         ]
 
     size: Size | None
@@ -262,12 +261,14 @@ class Run:
             levels = levels.to(timestep.dtype).to(levels)
         t = timestep.detach().to(levels).amax()
         apart = (levels - t).abs()
-        far = (self._order - index).abs()
-        step = torch.where(apart == apart.amin(), far, torch.inf).argmin().reshape(1)
+        far = (self._steps - index).abs()
+        nearest = torch.where(apart == apart.amin(), far, torch.inf).argmin()
+        step = self._steps.index_select(0, nearest.reshape(1))
         if not apart.is_cuda:
-            gaps = self.levels.diff().abs()
-            allowed = float(gaps.min()) / 2 if len(gaps) else 1.0
-            if float(apart.min()) > allowed:
+            gaps = self.levels.unique().diff().tolist()
+            # What bfloat16 makes of it.
+            rounding = float(self.levels.abs().max()) * 2**-8
+            if float(apart.min()) > min([rounding, *(gap / 2 for gap in gaps)]):
                 raise ValueError(
                     f"timestep must be one of scheduler.timesteps, got {float(t):g}: regions know"
                     " the step by it"

@@ -69,8 +69,9 @@ def halves_of(rows: Tensor, prompts: Tensor) -> Halves | None:
         prompts: (prompts, seqlen_k, width), what the conditional rows are.
 
     Returns:
-        The fewest blocks that are each wholly of the prompts or of none of them; None if the batch
-        has no such blocks. Where no row is of the prompts there is one block.
+        The fewest blocks that are each wholly of the prompts or of none of them, the latter all
+        alike; None if the batch has no such blocks. Where no row is of the prompts there is one
+        block.
     """
     count, batch = len(prompts), len(rows)
     if batch % count:
@@ -87,12 +88,23 @@ def halves_of(rows: Tensor, prompts: Tensor) -> Halves | None:
             [near[block * images * count + i][i // images] for i in range(images * count)]
             for block in range(blocks)
         ]
-        if all(all(block) or not any(block) for block in each):
+        others = [i for i, block in enumerate(each) if not any(block)]
+        if all(all(block) or not any(block) for block in each) and _alike(rows, others, blocks):
             found = Halves(tuple(all(block) for block in each), images, count)
             break
     if found is None or any(found.conditional) or not any(any(row) for row in near):
         return found
     return None
+
+
+def _alike(rows: Tensor, which: list[int], blocks: int) -> bool:
+    """Whether these of so many blocks hold the same prompts: one of others is none of guidance."""
+    parts = rows.chunk(blocks)
+    return all(
+        bool(_near(row[None], first))
+        for i in which[1:]
+        for row, first in zip(parts[i], parts[which[0]], strict=True)
+    )
 
 
 def _near(rows: Tensor, prompt: Tensor) -> Tensor:

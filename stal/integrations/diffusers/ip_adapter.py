@@ -53,7 +53,7 @@ class RegionalIPAdapterProcessor(IPAdapterAttnProcessor2_0):
     def scale(self, scale: list[Any]) -> None:
         self.original.scale = scale
 
-    # mypy: diffusers' has a scale besides, which it does not use.
+    # The class of diffusers has a scale besides, which it does not use.
     def __call__(  # type: ignore[override]
         self,
         attn: Any,

@@ -1,10 +1,10 @@
 """One cross-attention module of a denoiser, with the keys and values of its prompts.
 
 The keys and values of local prompts depend on neither the latents nor the step: they are projected
-when the module is first called, which is when its weights are where they are needed, and again when
-the weights have changed, by a LoRA's scale for instance. Those of the batch's own prompts are kept
-as long as the denoiser is given the same tensor. Layers for which the denoiser has no room left
-project at each call, as they would without regions.
+when the module is first called in a run of the scheduler, which is when its weights are where they
+are needed, and again when the weights have changed, by a LoRA's scale for instance. Those of the
+batch's own prompts are kept as long as the denoiser is given the same tensor. Layers for which the
+denoiser has no room left project at each call, as they would without regions.
 """
 
 from __future__ import annotations
@@ -49,6 +49,8 @@ class CallState(Protocol):
 
     halves: Halves
 
+    @property
+    def run(self) -> object: ...
     def own_prompts(self, prompts: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]: ...
     def attended(self, tokens: int, frames: int, device: torch.device) -> Attended: ...
 
@@ -130,7 +132,8 @@ class Layer:
             tables = [self._project(first, local=True), self._project(second)]
             k, v = (torch.cat(pair) for pair in zip(*tables, strict=True))
             return k, v
-        stamp = (_stamp(self.attn), own.shape)
+        # Once a run in any case: weights may be written where torch does not count it.
+        stamp = (self.denoiser.call.run, _stamp(self.attn), own.shape)
         fresh = self._table is None or stamp != self._stamp or self._local is not local
         if not fresh and self._table is not None and _same(self._seen, seen):
             return self._table

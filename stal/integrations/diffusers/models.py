@@ -327,6 +327,8 @@ _ROWS = (
         processor=RegionalProcessor,
         processors=STANDARD | IP_ADAPTERS,
         context=_unet_context,
+        note="a ControlNet has cross-attention of its own, which stays plain; pictures of an"
+        " IP-Adapter are attended to in the whole image",
     ),
     Model(
         name="UNetMotionModel",

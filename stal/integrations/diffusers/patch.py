@@ -61,7 +61,7 @@ def regional_attention(
     Raises:
         ValueError, NotImplementedError: as in `prepare` and `enable`, before anything is changed.
     """
-    denoisers_of(pipe)
+    denoisers = [denoiser for denoiser, _ in denoisers_of(pipe)]
     regions = prepare(
         pipe,
         prompt,
@@ -84,7 +84,9 @@ def regional_attention(
     try:
         yield regions
     finally:
-        disable(pipe)
+        # Of these, whatever the pipeline has by now.
+        for denoiser in denoisers:
+            _take_off(denoiser)
 
 
 def enable(pipe: Any, regions: Regions) -> None:
@@ -125,15 +127,7 @@ def disable(pipe: Any) -> None:
     A processor that somebody else has replaced meanwhile stays. Without regions nothing happens.
     """
     for denoiser, _ in denoisers_of(pipe):
-        hook = _patched(denoiser)
-        if hook is None:
-            continue
-        for module, processor in hook.denoiser.processors:
-            if module.processor is processor:
-                module.set_processor(processor.original)
-        if hook.loras is not None:
-            hook.loras.take_off()
-        _remove_hook(denoiser)
+        _take_off(denoiser)
 
 
 def _cross_attention(
@@ -175,6 +169,18 @@ def _kind_of(model: Model, original: Any) -> Any:
     return RegionalIPAdapterProcessor
 
 
+def _take_off(denoiser: nn.Module) -> None:
+    hook = _patched(denoiser)
+    if hook is None:
+        return
+    for module, processor in hook.denoiser.processors:
+        if module.processor is processor:
+            module.set_processor(processor.original)
+    if hook.loras is not None:
+        hook.loras.take_off()
+    _remove_hook(denoiser)
+
+
 def _hook_of(state: Denoiser, loras: RegionLoras | None) -> Any:
     from diffusers.hooks import ModelHook
 
@@ -186,6 +192,7 @@ def _hook_of(state: Denoiser, loras: RegionLoras | None) -> Any:
             self.denoiser, self.loras = state, loras
             self.had_registry = "_diffusers_hook" in state.module.__dict__
             self.had_forward = "forward" in state.module.__dict__
+            self.had_offload = hasattr(state.module, "_hf_hook")
 
         def pre_forward(self, module: Any, *args: Any, **kwargs: Any) -> Any:
             if loras is not None:
@@ -215,8 +222,12 @@ def _patched(denoiser: nn.Module) -> Any:
 
 def _remove_hook(denoiser: Any) -> None:
     registry = denoiser._diffusers_hook
-    hook = registry.get_hook(_HOOK)
+    hook, outer = registry.get_hook(_HOOK), denoiser.forward
     registry.remove_hook(_HOOK, recurse=False)
+    if hasattr(denoiser, "_hf_hook") and not hook.had_offload:
+        # accelerate has wrapped what it found, and calls it by this name.
+        denoiser._old_forward, denoiser.forward = denoiser.forward, outer
+        hook.had_forward = True
     if registry.hooks:
         return
     # As it was: with the forward of its class unless somebody, accelerate for one, had put another.

@@ -23,7 +23,24 @@ _HARMLESS = frozenset(
         "stal_regions",
     }
 )
-_JOINT = "attends to text and pixels together"
+# Their pixels attend to text and pixels at once, so that regions are another kind of attention.
+_JOINT = (
+    "AuraFlow",
+    "Bria",
+    "Chroma",
+    "CogVideoX",
+    "CogView3Plus",
+    "CogView4",
+    "Flux",
+    "HiDream",
+    "HunyuanVideo",
+    "Lumina2",
+    "Mochi",
+    "OmniGen",
+    "QwenImage",
+    "SD3",
+    "ZImage",
+)
 
 
 def denoisers_of(pipe: Any) -> list[tuple[nn.Module, Model]]:
@@ -42,9 +59,12 @@ def denoisers_of(pipe: Any) -> list[tuple[nn.Module, Model]]:
             (MODELS[c.__name__] for c in type(module).__mro__ if c.__name__ in MODELS), None
         )
         if model is None:
+            kind = type(module).__name__
+            joint = kind.startswith(_JOINT)
+            why = ", whose attention is over text and pixels together: that comes next"
             raise NotImplementedError(
-                f"pipe must have a denoiser of {', '.join(MODELS)}, got {type(module).__name__} as"
-                f" {name}"
+                f"pipe must have a denoiser of {', '.join(MODELS)}, got {kind} as {name}"
+                f"{why if joint else ''}"
             )
         reason = model.refused(module)
         if reason:
@@ -81,7 +101,9 @@ def check_denoiser(denoiser: Any, modules: Sequence[tuple[str, nn.Module]]) -> N
 def check_processor(name: str, module: Any, model: Model) -> None:
     """Raises NotImplementedError if a module's processor computes something else than the row's."""
     processor = type(module.get_processor()).__name__
-    if getattr(module, "fused_projections", False) or processor.startswith("Fused"):
+    # `Attention` says that it is fused also after unfuse_qkv_projections(); its processor decides.
+    fused = getattr(module, "fused_projections", False) and hasattr(module, "unfuse_projections")
+    if fused or processor.startswith("Fused"):
         raise NotImplementedError(
             f"pipe must have its projections apart, got fused ones in {name}: call"
             " unfuse_qkv_projections()"

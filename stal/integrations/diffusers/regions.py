@@ -170,8 +170,9 @@ def prepare(
             (phrase, box) or (phrase, mask) pairs; predicted if None. Of several prompts a list.
             Of a video also `stal.layout.Keyframes`, whose regions move; others rest.
         weights: (steps, objects) or (objects,), or a function weights(steps, objects); falling
-            over the steps if None. steps is the number of the scheduler's timesteps. Of several
-            prompts a list.
+            over the steps if None. steps is the number of the sampler's transitions, also of those
+            that a picture to begin with leaves out. No gradient reaches them; one does reach the
+            denoiser's sample, outside of compiled code. Of several prompts a list.
         rule: "guidance" (the released code) or "convex" (the paper), see `stal.weights`.
         reference: what the rule "guidance" moves away from: "unconditional", a prompt, with "{}"
             where the background that `prompt` states belongs, or None: the unconditional half of

@@ -69,6 +69,7 @@ class Slow:
         rows: of each call of the denoiser.
         steps: of each call of the denoiser, the index into the weights.
         rule: "guidance" or "convex".
+        background: of what no region covers, under "guidance".
         grid: see `Grid`.
         keys_values: (module, (prompts, tokens, width)) to k and v (prompts, heads, tokens, d).
     """
@@ -82,9 +83,10 @@ class Slow:
         grid: Grid,
         keys_values: Callable[[Any, Tensor], tuple[Tensor, Tensor]],
         rule: str = "guidance",
+        background: float = 0.0,
     ) -> None:
         self.prompts, self.rows, self.steps, self.grid = prompts, rows, steps, grid
-        self.keys_values, self.rule = keys_values, rule
+        self.keys_values, self.rule, self.background = keys_values, rule, background
         self.calls = 0
 
     @contextmanager
@@ -141,7 +143,8 @@ class Slow:
             else:
                 assert prompt.reference is not None
                 away = to(q[i : i + 1], prompt.reference[None].to(q))
-            blended = alone[i]
+            uncovered = (1 - covered.sum(0)).clamp(min=0)
+            blended = alone[i] + self.background * lam.mean() * uncovered * (away - alone[i])
             for x, m, a in zip(lam, covered, local, strict=True):
                 blended = blended + x * m * (a - away)
             out.append(blended)

@@ -5,7 +5,7 @@ How the rows of a batch lie is written down here, pipeline by pipeline, and not 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,7 +27,7 @@ OTHER_LAYOUT = (
     ("a yellow star", (0.5, 0.1, 1.0, 0.6)),
     ("a red square", (0.2, 0.55, 0.8, 1.0)),
 )
-STEPS = 3
+STEPS = 2
 
 # Which parts of a guided batch are of the prompts.
 PARTS: dict[str, tuple[bool, ...]] = {
@@ -54,8 +54,15 @@ def steps_of(name: str) -> int:
     return 4 if name in FIRST_STEP else STEPS
 
 
-def draw(name: str, pipe: Any, prompt: Any = PROMPT, **changes: Any) -> Drawn:
-    """A drawing of a pipeline from `unets.BUILDERS`; a value of None in changes is left out."""
+def draw(
+    name: str, pipe: Any, prompt: Any = PROMPT, *, follow: Drawn | None = None, **changes: Any
+) -> Drawn:
+    """A drawing of a pipeline from `unets.BUILDERS`.
+
+    follow: a drawing whose predictions the pipeline gets in place of its denoiser's, so that
+        rounding errors of one call do not grow in the next ones.
+    changes: to what the pipeline is called with; what is None is left out.
+    """
     arguments: dict[str, Any] = {
         "num_inference_steps": steps_of(name),
         "generator": torch.Generator().manual_seed(0),
@@ -68,8 +75,12 @@ def draw(name: str, pipe: Any, prompt: Any = PROMPT, **changes: Any) -> Drawn:
         arguments["prompt"] = prompt
     predicted: list[Tensor] = []
 
-    def keep(module: Any, inputs: Any, output: Any) -> None:
+    def keep(module: Any, inputs: Any, output: Any) -> Any:
         predicted.append(output[0].detach().clone())
+        if follow is None:
+            return output
+        right = follow.predicted[len(predicted) - 1].to(output[0].dtype)
+        return (right,) if isinstance(output, tuple) else type(output)(sample=right)
 
     hook = pipe.unet.register_forward_hook(keep)
     try:
@@ -124,6 +135,8 @@ def encoded(pipe: Any, texts: Sequence[str]) -> Tensor:
         embeds = found if isinstance(found, Tensor) else found[0]
         if pipe.unet.config.encoder_hid_dim_type == "text_proj":
             embeds = pipe.unet.encoder_hid_proj(embeds)
+        elif getattr(pipe.unet, "text_encoder_hid_proj", None) is not None:
+            embeds = pipe.unet.text_encoder_hid_proj(embeds)
     return embeds
 
 
@@ -152,6 +165,7 @@ def slow_drawing(
     prompts: Sequence[Prompt],
     *,
     rule: str = "guidance",
+    background: float = 0.0,
     parts: Sequence[bool] | None = None,
     to_prompt: bool = False,
     images: int = 1,
@@ -183,6 +197,7 @@ def slow_drawing(
         grid=levels(*size),
         keys_values=linear_keys_values,
         rule=rule,
+        background=background,
     )
     with slow_attention(pipe.unet, slow):
         drawn = draw(name, pipe, **arguments)
@@ -190,16 +205,60 @@ def slow_drawing(
     return drawn
 
 
-def assert_within_twice(actual: Any, plain: Any, exact: Any) -> None:
-    """The twice-eager rule: of errors against float64, twice plain PyTorch's at most.
+def compare(
+    name: str,
+    layouts: Sequence[Any],
+    weights: Sequence[Tensor],
+    regions: Any,
+    monkeypatch: Any,
+    *,
+    build: Any = None,
+    reference: str = "",
+    dtype: torch.dtype = torch.float32,
+    calls: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> None:
+    """Asserts that each call of the denoiser under `regions(pipe)` equals the slow attention.
 
-    Plain PyTorch counts as no closer than the rounding of the exact result to the dtype. The
-    largest error of many is a matter of chance: four times.
+    Args:
+        layouts, weights: of the slow attention, one a prompt.
+        regions: from the pipeline to a context in which it has regions.
+        build: makes the pipeline of a dtype; that of the name if None.
+        reference: the reference prompt.
+        calls: arguments of all drawings.
+        options: of `slow_drawing`.
     """
-    unit = (torch.finfo(plain.dtype) if isinstance(plain, Tensor) else np.finfo(plain.dtype)).eps
-    actual, plain, exact = (torch.as_tensor(x).double() for x in (actual, plain, exact))
-    assert actual.shape == plain.shape == exact.shape
-    error, allowed, rounding = (actual - exact).abs(), (plain - exact).abs(), exact.abs() * unit / 2
+    calls = dict(calls or {})
+    drawn = {}
+    with noise_of_float32(monkeypatch):
+        for each in (torch.float64, dtype):
+            pipe = (build or unets.BUILDERS[name])(dtype=each)
+            prompts = [
+                prompt_of(pipe, layout, lam, reference)
+                for layout, lam in zip(layouts, weights, strict=True)
+            ]
+            follow = drawn.get(torch.float64)
+            drawn[each] = slow_drawing(name, pipe, prompts, follow=follow, **options, **calls)
+        with regions(pipe):
+            ours = draw(name, pipe, follow=drawn[torch.float64], **calls)
+    assert_within_twice(ours, drawn[dtype], drawn[torch.float64])
+
+
+def assert_within_twice(actual: Drawn, plain: Drawn, exact: Drawn) -> None:
+    """The twice-eager rule for what the denoiser gave in all calls together.
+
+    Errors against float64 are at most twice those of plain PyTorch, which counts as no closer than
+    the rounding of the exact result to the dtype. The largest of many is a matter of chance: four
+    times.
+    """
+    unit = torch.finfo(plain.predicted[0].dtype).eps / 2
+    shapes = [[tuple(x.shape) for x in drawn.predicted] for drawn in (actual, plain, exact)]
+    assert shapes[0] == shapes[1] == shapes[2]
+    mine, theirs, right = (
+        torch.cat([x.flatten().double() for x in drawn.predicted])
+        for drawn in (actual, plain, exact)
+    )
+    error, allowed, rounding = (mine - right).abs(), (theirs - right).abs(), right.abs() * unit
     for rule, of, times in (("root mean square", _rms, 2), ("largest", torch.max, 4)):
         most = times * max(of(allowed), of(rounding))
         assert of(error) <= most, f"{rule} error {of(error):.3g}, allowed {most:.3g}"

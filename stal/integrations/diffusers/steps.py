@@ -1,0 +1,39 @@
+"""Which step of the sampler a timestep begins, whatever the scheduler."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+
+def steps_of(
+    scheduler: Any, timesteps: Sequence[float], levels: Sequence[float]
+) -> tuple[list[tuple[float, int]], int]:
+    """The index of the sampler's transition by what the denoiser is called with.
+
+    A timestep may be there twice: Heun's second evaluation of a step is at the level where the next
+    one begins, and PNDM repeats its second timestep. Where a scheduler has one timestep a step,
+    those that rounding makes equal are still steps of their own: integers of Karras' levels, and
+    levels in bfloat16.
+
+    Args:
+        scheduler: after its `set_timesteps`.
+        timesteps, levels: its timesteps, and as the denoiser receives them.
+
+    Returns:
+        Levels with their index, in the order of the run, and the number of transitions.
+    """
+    if getattr(scheduler, "order", 1) == 2:
+        # Two evaluations for each transition but the last.
+        found = {level: index // 2 for index, level in enumerate(levels)}
+        return list(found.items()), (len(levels) + 1) // 2
+    if len(levels) == getattr(scheduler, "num_inference_steps", None):
+        return [(level, index) for index, level in enumerate(levels)], len(levels)
+    pairs = dict.fromkeys(zip(timesteps, levels, strict=False))
+    return [(level, index) for index, (_, level) in enumerate(pairs)], len(pairs)
+
+
+def step_index(scheduler: Any) -> int:
+    """How many steps a scheduler says it has taken; 0 if it does not say."""
+    step = getattr(scheduler, "_step_index", None)
+    return int(step if step is not None else getattr(scheduler, "_begin_index", None) or 0)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
 import torch
@@ -18,14 +18,24 @@ from torch import Tensor, nn
 
 from stal.attention import blend
 
-if TYPE_CHECKING:
-    from stal.integrations.diffusers.denoiser import Denoiser
-
 KeysValues = Callable[[Any, Tensor], tuple[Tensor, Tensor]]
 
 _KEYS = count()
 # Operators of torch take tensors and numbers: this one finds the layer again inside of one.
 LAYERS: WeakValueDictionary[int, Layer] = WeakValueDictionary()
+
+
+class HasPrompts(Protocol):
+    """What a layer asks of its denoiser, see `denoiser.Denoiser`.
+
+    clock: knows the step, where compiled code can hand it on.
+    call: the denoiser's current call, a `denoiser.Call`.
+    """
+
+    clock: Any
+    call: Any
+
+    def local_prompts(self, like: Tensor) -> Tensor: ...
 
 
 class Layer:
@@ -39,7 +49,7 @@ class Layer:
     """
 
     def __init__(
-        self, denoiser: Denoiser, attn: nn.Module, keys_values: KeysValues, scale: float | None
+        self, denoiser: HasPrompts, attn: nn.Module, keys_values: KeysValues, scale: float | None
     ) -> None:
         self.denoiser, self.attn, self.scale = denoiser, attn, scale
         self._keys_values = keys_values

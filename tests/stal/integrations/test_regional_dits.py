@@ -11,7 +11,7 @@ from torch import Tensor
 from stal.integrations.diffusers import prepare, regional_attention
 from stal.layout import Keyframes, Layout, PlacedObject
 
-from .dits import ARGUMENTS, BUILDERS
+from .dits import ARGUMENTS, BUILDERS, gated
 from .slow_dits import (
     Blend,
     Box,
@@ -269,6 +269,29 @@ def test_calls_of_ltx2_without_the_negative_half_have_regions() -> None:
         draw(pipe, "ltx2", **more)
 
 
+def test_gated_heads() -> None:
+    """LTX-2 can weigh its heads by what q is of."""
+    name = "ltx2"
+    pipe = BUILDERS[name]()
+    denoiser = gated(pipe.transformer)
+    pipe.register_modules(transformer=denoiser)
+    weights = torch.tensor([[1.5, 2.0], [1.2, 0.7]])
+    with ExitStack() as stack:
+        stack.enter_context(regional(pipe, name, weights=weights, reference=REFERENCE))
+        whole = stack.enter_context(recording(denoiser))
+        calls = {m: stack.enter_context(recording(m)) for m in attentions(denoiser)}
+        draw(pipe, name)
+    texts = [received(denoiser, whole[0], phrase(name, text)) for text in (*PHRASES, REFERENCE)]
+    for module, each in calls.items():
+        given = [text[module] for text in texts]
+        rows = [None, Blend("guidance", (0, 1, 2), weights[0], covered(GRIDS[name]))]
+        exact, eager = (
+            attention_again(module, each[0], given, rows, dtype)
+            for dtype in (torch.float64, torch.float32)
+        )
+        assert apart(each[0].out, exact) <= 2 * apart(eager, exact)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_prompts_are_encoded_as_the_pipeline_does(name: str) -> None:
     pipe = built(name)
@@ -426,8 +449,8 @@ def _layout(*boxes: Box) -> Layout:
     return Layout(PROMPT, tuple(PlacedObject(text, text, box) for text, box in pairs), (), 5 / 3)
 
 
-@pytest.mark.parametrize("name", ["ltx", "ltx2"])
-def test_regions_move_over_the_frames(name: str) -> None:
+def test_regions_move_over_the_frames() -> None:
+    name = "ltx"
     pipe = built(name)
     first, last = _layout(BOXES[0], BOXES[1]), _layout(BOXES[1], (0.0, 0.0, 0.2, 1.0))
     weights = torch.tensor([[1.5, 2.0], [1.2, 0.7]])

@@ -433,6 +433,15 @@ def _ltx2_transformer(channels: int, audio_channels: int, *, newer: bool) -> Any
     return _lively(transformer, sharp=1.7)
 
 
+def gated(transformer: LTX2VideoTransformer3DModel) -> LTX2VideoTransformer3DModel:
+    """LTX-2's of this size whose heads are gated, with other weights."""
+    with _seeded(52):
+        model = LTX2VideoTransformer3DModel.from_config(
+            transformer.config, gated_attn=True, audio_gated_attn=True
+        )
+        return _lively(model, sharp=1.7)
+
+
 def _ltx2_connectors(layers: int, *, newer: bool) -> LTX2TextConnectors:
     """Of LTX-2, one projection and text of one width; of LTX-2.3, each modality its own."""
     video, audio = ((2, 128), (2, 64)) if newer else ((2, _TEXT_WIDTH // 2),) * 2

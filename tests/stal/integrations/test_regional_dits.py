@@ -1,6 +1,7 @@
 """Diffusion transformers with a cross-attention of their own obey layouts."""
 
 import functools
+import math
 from contextlib import ExitStack
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from stal.integrations.diffusers import prepare, regional_attention
 from stal.layout import Keyframes, Layout, PlacedObject
 
+from . import unets
 from .dits import ARGUMENTS, BUILDERS, gated
 from .slow_dits import (
     Blend,
@@ -444,9 +446,9 @@ def test_other_masks(padding: str) -> None:
         assert apart(call.out, exact) <= 2 * apart(eager, exact)
 
 
-def _layout(*boxes: Box) -> Layout:
+def _layout(*boxes: Box, aspect: float = 5 / 3) -> Layout:
     pairs = zip(PHRASES, boxes, strict=True)
-    return Layout(PROMPT, tuple(PlacedObject(text, text, box) for text, box in pairs), (), 5 / 3)
+    return Layout(PROMPT, tuple(PlacedObject(text, text, box) for text, box in pairs), (), aspect)
 
 
 def test_regions_move_over_the_frames() -> None:
@@ -493,14 +495,14 @@ def test_sprint_has_no_unconditional_half() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
 def test_timesteps_of_half_precision_are_told_apart(dtype: torch.dtype) -> None:
-    from stal.integrations.diffusers.denoiser import Run
-
-    pipe = built("hunyuan_dit")
-    regions = prepare(pipe, PROMPT, layout=LAYOUT)
-    pipe.scheduler.set_timesteps(250)
-    timesteps = pipe.scheduler.timesteps
-    run = Run(timesteps, timesteps, regions, torch.device("cpu"))
-    found = [int(run.step(t.to(dtype).expand(2))) for t in timesteps]
+    name = "hunyuan_dit"
+    pipe = built(name)
+    prompts = phrase(name, PROMPT)["encoder_hidden_states"]
+    with regional(pipe, name):
+        state = pipe.transformer._diffusers_hook.get_hook("stal_regions").denoiser
+        pipe.scheduler.set_timesteps(250)
+        given = [t.to(dtype).expand(2) for t in pipe.scheduler.timesteps]
+        found = [int(state.begin(t, prompts, (1, 8, 12))) for t in given]
     assert found == list(range(250))
 
 
@@ -537,3 +539,29 @@ def test_compiled_code_has_one_graph_and_is_not_compiled_again() -> None:
     assert not counters["graph_break"]
     assert again_.isfinite().all()
     torch.compiler.reset()
+
+
+def test_regions_move_where_frames_lie_in_the_batch() -> None:
+    pipe = unets.BUILDERS["animate_diff"]()
+    boxes = [BOXES, (BOXES[1], BOXES[0]), ((0.0, 0.0, 0.3, 0.3), BOXES[1])]
+    moving = Keyframes([_layout(*each, aspect=1.0) for each in boxes], (0.0, 0.5, 1.0))
+    weights = torch.tensor([[1.5, 2.0]])
+    modules = [m for m in pipe.unet.modules() if getattr(m, "is_cross_attention", False)]
+    with ExitStack() as stack:
+        stack.enter_context(regional_attention(pipe, PROMPT, layout=moving, weights=weights))
+        calls = {m: stack.enter_context(recording(m)) for m in modules}
+        pipe(PROMPT, num_inference_steps=1, **unets.arguments("animate_diff"))
+    with torch.no_grad():
+        local = pipe.encode_prompt(list(PHRASES), pipe.device, 1, False)[0]
+    texts = [{"encoder_hidden_states": each[None]} for each in local]
+    for module, (call,) in calls.items():
+        side = math.isqrt(call.out.shape[1])
+        rows: list[Blend | None] = [None] * 3
+        for frame, each in enumerate(boxes):
+            grid = coverage(each, side, side)
+            rows.append(Blend("guidance", (0, 1), weights[0], grid, unconditional=frame))
+        exact, eager = (
+            attention_again(module, call, texts, rows, dtype)
+            for dtype in (torch.float64, torch.float32)
+        )
+        assert apart(call.out, exact) <= 2 * apart(eager, exact)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
@@ -53,6 +54,8 @@ class Denoiser:
         )  # bytes of keys and values that layers may keep
         # Whether the prompts that a module projects right now are the local ones.
         self.projects_local = False
+        # What else is to be done before each call.
+        self.before: Callable[[], None] | None = None
         number = next(_KEYS)
         DENOISERS[number] = self
         self.key = torch.tensor(number, dtype=torch.int64, device="cpu")
@@ -94,6 +97,8 @@ class Denoiser:
                     f"pipe must keep its attention processors while regions are enabled, got {got}:"
                     " change them before, or disable(pipe) first"
                 )
+        if self.before is not None:
+            self.before()
         run = self._begin_run(prompts.device)
         if run.size != size:
             run.size = size

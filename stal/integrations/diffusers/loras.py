@@ -15,6 +15,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor, nn
 
+from stal.checked_json import short
 from stal.integrations.diffusers.adapters import Gate, has_adapter, muted, tuner_layers
 from stal.integrations.diffusers.models import Size
 
@@ -59,15 +60,20 @@ class RegionLoras:
         for gate in self.gates:
             gate.put_on()
         self.activate()
+        self.denoiser.before = self.activate
 
     def take_off(self) -> None:
         for gate in self.gates:
             gate.take_off()
         for layer in self.layers:
             layer.restore()
+        self.denoiser.before = None
 
     def activate(self) -> None:
-        """Before each call, as set_adapters may have been called. Traced by torch.compile."""
+        """Before each call, as set_adapters may have been called.
+
+        Traced by torch.compile too, which runs what is traced, but not what operators do inside.
+        """
         for layer in self.layers:
             layer.activate()
 
@@ -98,16 +104,7 @@ class RegionLoras:
         grid = self._grid(places)
         if grid is None:
             return None
-        # Frames lie in the batch where the places are those of a single one.
-        frames = 1 if math.prod(places) == math.prod(grid) else grid[0]
-        halves = call.halves
-        if len(out) != halves.rows * frames:
-            raise ValueError(
-                f"loras must act on as many rows as the denoiser has, {halves.rows * frames}, got"
-                f" {len(out)} in a layer of {' x '.join(map(str, places))} pixels with the adapter"
-                f" {adapter}"
-            )
-        regions = self.denoiser.regions
+        halves, regions = call.halves, self.denoiser.regions
         covered = []
         for prompt in range(halves.prompts):
             each = self.denoiser.coverage(prompt, grid, out.device)
@@ -117,6 +114,19 @@ class RegionLoras:
             # Where two regions share a pixel at their border they cover it together.
             covered.append(each[own].sum(0).clamp(max=1))
         rows = torch.stack([covered[halves.picture_of(row)] for row in range(halves.rows)])
+        frames = grid[0]
+        if math.prod(places) != math.prod(grid):
+            # Frames lie in the batch, and may be pictures of the prompts too.
+            if len(out) == len(rows) and halves.images % frames == 0:
+                rows = rows[torch.arange(len(rows)), torch.arange(len(rows)) % frames]
+            else:
+                rows = rows.flatten(0, 1)
+        if len(out) != len(rows):
+            raise ValueError(
+                f"loras must act on as many rows as the denoiser has, {len(rows)}, got {len(out)}"
+                f" in a layer of {' x '.join(map(str, places))} pixels with the adapter"
+                f" {short(adapter)}"
+            )
         return rows.reshape(len(out), *places).to(out.dtype)
 
     def _grid(self, places: Places) -> Size | None:
@@ -146,6 +156,12 @@ class Active:
     def activate(self) -> None:
         if self.layer._active_adapter is self.all:
             return
+        for name in self.own:
+            if not has_adapter(self.layer, name):
+                raise ValueError(
+                    f"pipe must keep the adapter {short(name)} while regions are enabled, got"
+                    " layers without it: disable(pipe) first"
+                )
         # Not through set_adapter, which also says which weights learn.
         self.users = self.layer._active_adapter
         others = [name for name in self.layer.active_adapters if name not in self.names]

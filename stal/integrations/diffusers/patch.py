@@ -195,7 +195,7 @@ def _hook_of(state: Denoiser, loras: RegionLoras | None) -> Any:
             self.had_offload = hasattr(state.module, "_hf_hook")
 
         def pre_forward(self, module: Any, *args: Any, **kwargs: Any) -> Any:
-            if loras is not None:
+            if loras is not None and torch.compiler.is_compiling():
                 loras.activate()
             tell(state, state.model.inputs(args, kwargs))
             return args, kwargs

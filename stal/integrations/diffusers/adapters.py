@@ -144,9 +144,11 @@ class Gate:
         magnitudes = getattr(layer, "lora_magnitude_vector", {})
         self.module: Any = (magnitudes if adapter in magnitudes else layer.lora_B)[adapter]
         self.adapter, self.forward = adapter, self.module.forward
-        self._own = "forward" in self.module.__dict__
+        self._had = "forward" in self.module.__dict__
+        # A method, since a module's forward is one.
+        self._put = self._through
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+    def _through(self, *args: Any, **kwargs: Any) -> Tensor:
         return self.share(self.forward(*args, **kwargs))
 
     def share(self, out: Tensor) -> Tensor:
@@ -154,13 +156,13 @@ class Gate:
         raise NotImplementedError
 
     def put_on(self) -> None:
-        self.module.forward = self
+        self.module.forward = self._put
 
     def take_off(self) -> None:
         """The forward that was there, unless somebody has put another one before this."""
-        if self.module.__dict__.get("forward") is not self:
+        if self.module.__dict__.get("forward") is not self._put:
             return
-        if self._own:
+        if self._had:
             self.module.forward = self.forward
         else:
             del self.module.forward
@@ -203,7 +205,8 @@ def speaking(pipe: Any, every: Sequence[str], adapters: Sequence[str]) -> Iterat
             # Not through set_adapter, which also says which weights learn.
             layer._active_adapter = [*others, *adapters]
         for module in encoder.modules():
-            gate = module.__dict__.get("forward")
+            forward = module.__dict__.get("forward")
+            gate = getattr(forward, "__self__", None)
             if isinstance(gate, Muted) and gate.adapter in adapters:
                 gate.lifted = True
                 lifted.append(gate)

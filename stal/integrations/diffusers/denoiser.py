@@ -107,6 +107,11 @@ class Denoiser:
         self._call = Call(self, step, run, self._halves(prompts), size, timestep)
         return step
 
+    def scale_adapters(self, scale: float) -> None:
+        """Before a compiled call, the scale that it is given for its adapters."""
+        for _, processor in self.processors:
+            processor.layer.scale_adapters(scale)
+
     def _begin_run(self, device: torch.device) -> Run:
         """The current run of the scheduler; a new one for each set_timesteps."""
         timesteps = self.pipe.scheduler.timesteps

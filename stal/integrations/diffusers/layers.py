@@ -90,6 +90,7 @@ class Layer:
         self._stamp: object = None
         self._local: Tensor | None = None
         self._seen: tuple[Tensor, int] | None = None
+        self._scaling: list[tuple[dict[str, float], dict[str, float]]] = []
 
     def __call__(self, q: Tensor, prompts: Tensor, mask: Tensor | None = None) -> Tensor:
         """Attends to the batch's own prompts and to the local ones in their regions.
@@ -120,6 +121,29 @@ class Layer:
         k, v = self._keys_and_values(own, seen)
         at = call.attended(q.shape[2], frames, q.device)
         return blend(q, k, v, at.ids, at.offsets, at.maps, scale=self.scale, key_lengths=lengths)
+
+    def scale_adapters(self, scale: float) -> None:
+        """What adapters are multiplied by in `attend_scaled` until this is called again.
+
+        diffusers multiplies PEFT's numbers for the time of a call, and compiled code does not do so
+        before the call is over.
+        """
+        self._scaling.clear()
+        if scale != 1:
+            for projection in (self.attn.to_k, self.attn.to_v):
+                scaling = getattr(projection, "scaling", {})
+                self._scaling.append((scaling, {name: scale * s for name, s in scaling.items()}))
+
+    def attend_scaled(self, q: Tensor, prompts: Tensor, mask: Tensor | None) -> Tensor:
+        """`attend` from within compiled code."""
+        kept = [(scaling, dict(scaling)) for scaling, _ in self._scaling]
+        for scaling, scaled in self._scaling:
+            scaling.update(scaled)
+        try:
+            return self.attend(q, prompts, mask, keep=False)
+        finally:
+            for scaling, before in kept:
+                scaling.update(before)
 
     def _keys_and_values(self, own: Tensor, seen: Tensor | None) -> tuple[Tensor, Tensor]:
         """k, v of the local prompts and, after them, of the batch's own.

@@ -154,7 +154,8 @@ class Active:
         self.all: list[str] | None = None
 
     def activate(self) -> None:
-        if self.layer._active_adapter is self.all:
+        # Not by identity: compiled code makes its own lists.
+        if self.layer._active_adapter == self.all:
             return
         for name in self.own:
             if not has_adapter(self.layer, name):
@@ -163,13 +164,15 @@ class Active:
                     " layers without it: disable(pipe) first"
                 )
         # Not through set_adapter, which also says which weights learn.
-        self.users = self.layer._active_adapter
+        users = self.layer._active_adapter
+        # A list of its own: compiled code reads this one again after it has been replaced.
+        self.users = users if isinstance(users, str) else list(users)
         others = [name for name in self.layer.active_adapters if name not in self.names]
         self.all = [*others, *self.own]
         self.layer._active_adapter = self.all
 
     def restore(self) -> None:
-        if self.layer._active_adapter is self.all:
+        if self.layer._active_adapter == self.all:
             self.layer._active_adapter = self.users
 
 

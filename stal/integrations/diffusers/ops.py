@@ -20,22 +20,27 @@ _TAGS: Any = [torch.Tag.cudagraph_unsafe] if hasattr(torch.Tag, "cudagraph_unsaf
 
 
 @torch.library.custom_op("stal_diffusers::begin", mutates_args=(), tags=_TAGS)
-def begin(key: Tensor, timestep: Tensor, prompts: Tensor, size: list[int]) -> Tensor:
-    """`Denoiser.begin` of the denoiser with this number."""
+def begin(
+    key: Tensor, timestep: Tensor, prompts: Tensor, size: list[int], lora_scale: float
+) -> Tensor:
+    """`Denoiser.begin` of the denoiser with this number, and `Denoiser.scale_adapters`."""
     frames, height, width = size
+    denoiser = DENOISERS[int(key)]
+    step = denoiser.begin(timestep, prompts, (frames, height, width))
+    denoiser.scale_adapters(lora_scale)
     # An output must not be the caller's tensor.
-    return DENOISERS[int(key)].begin(timestep, prompts, (frames, height, width)).clone()
+    return step.clone()
 
 
 @begin.register_fake
-def _(key: Tensor, timestep: Tensor, prompts: Tensor, size: list[int]) -> Tensor:
+def _(key: Tensor, timestep: Tensor, prompts: Tensor, size: list[int], lora_scale: float) -> Tensor:
     return prompts.new_empty((1,), dtype=torch.int64)
 
 
 @torch.library.custom_op("stal_diffusers::attend", mutates_args=(), tags=_TAGS)
 def attend(q: Tensor, prompts: Tensor, mask: Tensor | None, step: Tensor, key: Tensor) -> Tensor:
-    """`Layer.attend` of the layer with this number, at the step that `begin` returned."""
-    return LAYERS[int(key)].attend(q, prompts, mask, keep=False)
+    """`Layer.attend_scaled` of the layer with this number, at the step that `begin` returned."""
+    return LAYERS[int(key)].attend_scaled(q, prompts, mask)
 
 
 @attend.register_fake

@@ -27,6 +27,8 @@ from stal.integrations.diffusers.regions import (
 from stal.weights import Rule
 
 _HOOK = "stal_regions"
+# Arguments of denoisers in which the scale of adapters comes.
+_SCALES = ("cross_attention_kwargs", "attention_kwargs", "joint_attention_kwargs")
 
 
 @contextmanager
@@ -197,20 +199,28 @@ def _hook_of(state: Denoiser, loras: RegionLoras | None) -> Any:
         def pre_forward(self, module: Any, *args: Any, **kwargs: Any) -> Any:
             if loras is not None and torch.compiler.is_compiling():
                 loras.activate()
-            tell(state, state.model.inputs(args, kwargs))
+            tell(state, state.model.inputs(args, kwargs), _lora_scale(kwargs))
             return args, kwargs
 
     return RegionsHook()
 
 
-def tell(state: Denoiser, inputs: Inputs) -> None:
+def _lora_scale(kwargs: Mapping[str, Any]) -> float:
+    """What diffusers multiplies adapters by in a call."""
+    for name in _SCALES:
+        if kwargs.get(name) is not None:
+            return float(kwargs[name].get("scale", 1.0))
+    return 1.0
+
+
+def tell(state: Denoiser, inputs: Inputs, lora_scale: float) -> None:
     """Begins a call, also where torch.compile traces it."""
     timestep = inputs.timestep
     if not isinstance(timestep, Tensor):
         timestep = torch.tensor(timestep, dtype=torch.float32, device="cpu")
     if torch.compiler.is_compiling():
         begin = torch.ops.stal_diffusers.begin
-        state.clock.step = begin(state.key, timestep, inputs.prompts, list(inputs.size))
+        state.clock.step = begin(state.key, timestep, inputs.prompts, list(inputs.size), lora_scale)
     else:
         state.clock.step = state.begin(timestep, inputs.prompts, inputs.size)
 

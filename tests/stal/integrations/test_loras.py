@@ -22,8 +22,13 @@ from stal.layout.formats import as_layout
 from stal.model.model import bundled_model
 from stal.prompts import article, noun_of
 
-peft = pytest.importorskip("peft")
-BaseTunerLayer = peft.tuners.tuners_utils.BaseTunerLayer
+try:
+    import peft
+    from peft.tuners.tuners_utils import BaseTunerLayer
+except ImportError:
+    pass
+
+pytestmark = pytest.mark.needs("peft")
 
 HEIGHT, WIDTH, STEPS = 8, 6, 3
 # As many tokens as the lower level has pixels.

@@ -60,10 +60,8 @@ def test_a_prompt_without_objects_is_plain_among_others(monkeypatch):
     assert change[1] > 0.05
 
 
-@pytest.mark.parametrize("name", ["sd1", "xl", "kolors"])
+@pytest.mark.parametrize("name", unets.cases("sd1", "xl", "kolors"))
 def test_embeddings_in_place_of_text_draw_the_same(name):
-    if name == "kolors":
-        pytest.importorskip("sentencepiece")
     pipe = unets.BUILDERS[name]()
     with regional_attention(pipe, PROMPT, layout=LAYOUT):
         expected = draw(name, pipe)

@@ -148,11 +148,9 @@ def with_adapters(name, scales):
     return pipe
 
 
-@pytest.mark.parametrize("name", ["xl", "kolors", "animate_diff"])
+@pytest.mark.parametrize("name", unets.cases("xl", "kolors", "animate_diff"))
 def test_an_adapter_of_other_pipelines(name, monkeypatch):
     """Of Kolors it takes the place of what projects the text."""
-    if name == "kolors":
-        pytest.importorskip("sentencepiece")
     calls = {"ip_adapter_image": tiny.image(0)}
 
     def build(dtype):

@@ -8,7 +8,7 @@ from stal.integrations.diffusers import regional_attention
 from tests.stal.integrations import unets
 from tests.stal.integrations.unet_cases import LAYOUT, PROMPT, compare, draw
 
-pytest.importorskip("peft")
+pytestmark = pytest.mark.needs("peft")
 
 
 def regions(pipe):

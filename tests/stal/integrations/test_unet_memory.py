@@ -112,9 +112,11 @@ def test_group_offload(name, kind, entered):
     assert np.array_equal(draw(name, pipe).pictures, draw(name, unets.BUILDERS[name]()).pictures)
 
 
+@pytest.mark.needs("accelerate")
 def test_sequential_offload_of_accelerate():
     """Weights come layer by layer, by accelerate's hooks."""
-    accelerate = pytest.importorskip("accelerate")
+    import accelerate
+
     pipe = unets.stable_diffusion()
     plain = draw("sd1", pipe).pictures
     accelerate.cpu_offload(pipe.unet, torch.device("cpu"))
@@ -125,8 +127,9 @@ def test_sequential_offload_of_accelerate():
     assert np.array_equal(draw("sd1", pipe).pictures, plain)
 
 
+@pytest.mark.needs("accelerate")
 def test_a_hook_of_accelerate_that_is_added_within_stays():
-    hooks = pytest.importorskip("accelerate.hooks")
+    from accelerate import hooks
 
     class Counting(hooks.ModelHook):
         calls = 0
@@ -148,8 +151,10 @@ def test_a_hook_of_accelerate_that_is_added_within_stays():
     assert counting.calls == 4
 
 
+@pytest.mark.needs("accelerate")
 def test_model_offload_of_accelerate():
-    accelerate = pytest.importorskip("accelerate")
+    import accelerate
+
     pipe = unets.stable_diffusion()
     plain = draw("sd1", pipe).pictures
     _, hook = accelerate.cpu_offload_with_hook(pipe.unet, torch.device("cpu"))

@@ -19,10 +19,8 @@ from tests.stal.integrations.unet_cases import (
 )
 
 
-@pytest.fixture(params=unets.BUILDERS)
+@pytest.fixture(params=unets.CASES)
 def name(request) -> str:
-    if request.param == "kolors":
-        pytest.importorskip("sentencepiece")
     return request.param
 
 

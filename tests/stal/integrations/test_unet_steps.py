@@ -82,10 +82,8 @@ def test_timesteps_of_the_users_own(scheduler, monkeypatch):
     compare_steps("sd1", scheduler, FOUR, monkeypatch, more=own)
 
 
-@pytest.mark.parametrize("name", ["sd1", "xl", "kolors"])
+@pytest.mark.parametrize("name", unets.cases("sd1", "xl", "kolors"))
 def test_start_stop_and_strength_of_each_region(name, monkeypatch):
-    if name == "kolors":
-        pytest.importorskip("sentencepiece")
     scales = [[0.0, 2.0], [0.5, 2.0], [0.5, 0.0], [0.5, 0.0]]
     compare_steps(
         name,

@@ -424,11 +424,15 @@ BUILDERS: dict[str, Callable[..., Any]] = {
     "animate_diff": animate_diff,
     "ip_adapter": stable_diffusion_ip_adapter,
 }
-# For parametrize: a tokenizer of sentencepiece is made by that package.
-CASES = [
-    pytest.param(name, marks=pytest.mark.needs("sentencepiece") if name == "kolors" else ())
-    for name in BUILDERS
-]
+
+
+def cases(*names: str) -> list[Any]:
+    """For parametrize: a tokenizer of sentencepiece is made by that package."""
+    needs = {"kolors": pytest.mark.needs("sentencepiece")}
+    return [pytest.param(name, marks=needs.get(name, ())) for name in names]
+
+
+CASES = cases(*BUILDERS)
 
 
 def arguments(name: str, *, width: int = 64, height: int = 64) -> dict[str, Any]:

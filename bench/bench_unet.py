@@ -41,9 +41,12 @@ def loop(
     offsets: Tensor,
     *,
     region: Tensor | None = None,
+    key_lengths: Tensor | None = None,
     scale: float | None = None,
 ) -> Tensor:
     """The op as a user of torch would write it; the weight is 0 where a region is not."""
+    if key_lengths is not None:
+        raise ValueError("key_lengths must be None: the prompts of these UNets have no padding")
     if region is not None:
         weight = weight * region
     ids, bounds, weight = prompt_ids.tolist(), offsets.tolist(), weight.to(q.dtype)

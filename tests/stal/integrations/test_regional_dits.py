@@ -506,6 +506,7 @@ def test_timesteps_of_half_precision_are_told_apart(dtype: torch.dtype) -> None:
     assert found == list(range(250))
 
 
+@pytest.mark.needs("accelerate")
 def test_group_offload() -> None:
     name = "sana"
     pipe = BUILDERS[name]()

@@ -86,6 +86,7 @@ def hooks_of(module):
     return [(name, hook) for name, hook in hooks if hook != "stal_regions"]
 
 
+@pytest.mark.needs("accelerate")
 @pytest.mark.parametrize("name", ["sd1", "ip_adapter"])
 @pytest.mark.parametrize("kind", ["block_level", "leaf_level"])
 @pytest.mark.parametrize("entered", ["before", "after"])

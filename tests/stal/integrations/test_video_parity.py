@@ -331,6 +331,7 @@ def test_compiled_denoiser_has_one_graph_for_all_steps(build: Callable[..., Any]
     assert not counters["graph_break"]
 
 
+@pytest.mark.needs("accelerate")
 @pytest.mark.parametrize("build", [wan21, kandinsky5_text_to_image])
 def test_group_offloading(build: Callable[..., Any]) -> None:
     pipe, arguments = build(), ARGUMENTS[build]

@@ -86,6 +86,7 @@ def test_no_weight_of_a_denoiser_is_zero(build: Callable[..., Any]) -> None:
 
 
 @each_pipeline
+@pytest.mark.needs("accelerate")
 def test_half_precision_is_what_from_pretrained_makes(
     build: Callable[..., Any], tmp_path: Path
 ) -> None:

@@ -81,9 +81,8 @@ def build(model: str, dtype: torch.dtype, device: torch.device) -> UNet2DConditi
     """Random weights of variance 1 / fan_in: scores and activations keep a variance near 1.
 
     Branches add 0.3 of that: with all of it XL's 70 transformer blocks amplify the rounding of
-    bfloat16 to the size of the result, and what regions change could not be seen. Those of
-    cross-attention add all of it, for a mean of 77 random values is small. One draw is repeated,
-    since to draw 2.6 billion numbers takes long.
+    bfloat16 to the size of the result, and what regions change could not be seen. One draw is
+    repeated, since to draw 2.6 billion numbers takes long.
     """
     with torch.device("meta"):
         unet = UNet2DConditionModel(**MODELS[model])
@@ -94,8 +93,7 @@ def build(model: str, dtype: torch.dtype, device: torch.device) -> UNet2DConditi
         if parameter.ndim == 1:
             parameter.fill_(1.0 if name.endswith("weight") else 0.0)
             continue
-        less = name.endswith(_ENDS) and ".attn2." not in name
-        scale = parameter[0].numel() ** -0.5 * (0.3 if less else 1.0)
+        scale = parameter[0].numel() ** -0.5 * (0.3 if name.endswith(_ENDS) else 1.0)
         for part in parameter.view(-1).split(_NOISE):
             torch.mul(noise[: len(part)], scale, out=part)
     return unet
@@ -408,11 +406,11 @@ class _Wide(nn.Module):
         return parameter.double()
 
 
-def exact(unet: UNet2DConditionModel, scene: Scene) -> Tensor:
-    """The step's result in float64, of the formula. Weights are widened a layer at a time, since
-    all of them at once are larger than many machines."""
-    made = _diffusers("eager formula", unet, scene.double())
+def exact(name: str, unet: UNet2DConditionModel, scene: Scene) -> Tensor:
+    """The step's result in float64, of "diffusers" or "eager formula". Weights are widened a layer
+    at a time, since all of them at once are larger than many machines."""
+    made = _diffusers(name, unet, scene.double())
     for module in list(made.unet.modules()):
-        for name, _ in list(module.named_parameters(recurse=False)):
-            parametrize.register_parametrization(module, name, _Wide(), unsafe=True)
+        for weight, _ in list(module.named_parameters(recurse=False)):
+            parametrize.register_parametrization(module, weight, _Wide(), unsafe=True)
     return made.step()

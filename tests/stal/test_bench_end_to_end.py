@@ -1,5 +1,6 @@
 """bench/bench_end_to_end.py: its models, the ways that it compares, the table that it writes."""
 
+import copy
 import json
 import os
 import subprocess
@@ -68,10 +69,15 @@ def test_scene_has_a_box_for_each_region(step_ways, unet, regions):
 @torch.no_grad()
 def test_exact_is_the_formula_in_float64(step_ways, unet):
     work = step_ways.scene(unet, 2, 8, 8)
-    right = step_ways.exact(unet, work)
-    wide = step_ways.way("eager formula", unet.double(), work.double()).step()
-    torch.testing.assert_close(right, wide, rtol=0, atol=0)
-    assert right.dtype == torch.float64
+    for name in ("eager formula", "diffusers"):
+        right = step_ways.exact(name, unet, work)
+        wide = step_ways.way(name, copy.deepcopy(unet).double(), work.double()).step()
+        torch.testing.assert_close(right, wide, rtol=0, atol=0)
+        assert right.dtype == torch.float64
+
+
+def exact(step_ways, unet, work):
+    return [step_ways.exact(name, unet, work) for name in ("diffusers", "eager formula")]
 
 
 @pytest.mark.parametrize(
@@ -85,8 +91,7 @@ def test_ways_are_the_formula(bench, step_ways, dtype, regions):
     names = [name for name in step_ways.WAYS if name != "flex"]
     _, outs, failures = bench.prepared(names, unet, work)
     plain = step_ways.way("eager formula", unet, work).step()
-    used = bench.check(outs, plain, step_ways.exact(unet, work))
-    assert list(used) == names
+    assert list(bench.check(outs, plain, *exact(step_ways, unet, work))) == names
     assert not failures
 
 
@@ -97,20 +102,26 @@ def test_flex_is_the_formula(bench, step_ways, unet):
     _, outs, failures = bench.prepared(["flex"], unet, work)
     assert not failures
     plain = step_ways.way("eager formula", unet, work).step()
-    bench.check(outs, plain, step_ways.exact(unet, work))
+    bench.check(outs, plain, *exact(step_ways, unet, work))
 
 
 def test_check_refuses_wrong_results(bench):
-    right = torch.randn(1000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    plain, plainly_wrong = right.float() + 1e-3, right.float() + 1
-    assert bench.check({"diffusers": plainly_wrong, "naive": plain}, plain, right)["naive"] <= 0.5
-    for wrong in (right.float() + 2.1e-3, right.float().index_fill(0, torch.tensor([3]), 5.0)):
-        with pytest.raises(AssertionError, match="naive"):
-            bench.check({"naive": wrong}, plain, right)
-    with pytest.raises(AssertionError, match="naive"):
-        bench.check({"naive": torch.full_like(plain, torch.nan)}, plain, right)
-    with pytest.raises(AssertionError, match="without regions"):
-        bench.check({"diffusers": plain}, plain, right)
+    generator = torch.Generator().manual_seed(0)
+    right, change = torch.randn(2, 1000, dtype=torch.float64, generator=generator)
+    without = right - 0.1 * change
+    plain, plainly_wrong = right.float() + 1e-3, without.float() + 0.01
+    outs = {"diffusers": plainly_wrong, "naive": plain}
+    assert bench.check(outs, plain, without, right)["naive"][0] <= 0.5
+
+    def refused(name, out, match):
+        with pytest.raises(AssertionError, match=f"{name} .*{match}"):
+            bench.check({name: out}, plain, without, right)
+
+    refused("naive", right.float() + 2.1e-3, "error that is allowed")
+    refused("naive", right.float().index_fill(0, torch.tensor([3]), 1.0), "error that is allowed")
+    refused("naive", torch.full_like(plain, torch.nan), "nan of what regions change")
+    refused("naive", without.float(), "0.000 of what regions change")
+    refused("diffusers", plain, "1.0.. of what regions change")
 
 
 def run(bench, unet, work, names):

@@ -21,7 +21,7 @@ round by more than a region changes. So "effect" tells it apart: how far the res
 attention's in the direction of what regions change, in float64, which must be 0 without regions
 and 1 with them, to 0.1. Times are interleaved in one process. Memory is the peak of
 a process that runs one way alone, with all counts of regions in turn, above what it has when
-Python's modules are loaded: the resident set, which Linux alone tells, or on a GPU what torch
+libraries are loaded: the resident set, which Linux alone tells, or on a GPU what torch
 allocates. "in cross-attention" is the share of another step that its layers take, with
 their projections.
 
@@ -30,6 +30,8 @@ their projections.
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -47,6 +49,7 @@ from torch import Tensor
 
 from stal.evaluation.harness import Meter
 from stal.files import check_writable
+from stal_kernels import why_not
 
 DTYPES = ("bfloat16", "float16", "float32")
 PLAIN = "diffusers"
@@ -177,6 +180,15 @@ def cross_attention_share(made: Way) -> float:
     return spent[0] / whole
 
 
+def give_back_memory() -> None:
+    """Has glibc return what is freed at once: the resident set is then what is in use, alike in
+    each run. Other C libraries keep it as they like."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        for option in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+            mallopt(option, 1 << 16)
+
+
 def peak_mb(made: Way, meter: Meter) -> float | None:
     """The peak memory of a warm step, above what there was when the meter was made."""
     made.step()
@@ -191,11 +203,14 @@ def peaks_alone(
 ) -> list[float | None]:
     """`peak_mb` of a way for each count of regions; for a process of its own."""
     torch.set_num_threads(threads)
+    give_back_memory()
+    why_not("cpu")  # loads the library, whose code is no way's own
     meter = Meter(device())
     unet = build(model, getattr(torch, dtype), device())
     peaks: list[float | None] = []
     for count in counts:
         torch.compiler.reset()
+        gc.collect()  # what one scene kept must not count for the next
         try:
             peaks.append(peak_mb(way(name, unet, scene(unet, count, *size)), meter))
         except (RuntimeError, NotImplementedError):

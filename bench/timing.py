@@ -36,7 +36,8 @@ def interleave(
 ) -> dict[str, Timing]:
     """Times functions in turn, so that whatever else the machine does disturbs them alike.
 
-    A sample is as many calls as last about `sample_s` seconds; with 0 it is one call, and there is
+    Every second round goes backwards, for a function may leave the machine slower for the next. A
+    sample is as many calls as last about `sample_s` seconds; with 0 it is one call, and there is
     none before the first, so that the functions must be warm. After 5 rounds no other begins once
     `budget_s` seconds have passed.
 
@@ -55,7 +56,8 @@ def interleave(
     for done in range(rounds):
         if done >= 5 and time.perf_counter() - begin > budget_s:
             break
-        for name, function in functions.items():
+        for name in reversed(functions) if done % 2 else functions:
+            function = functions[name]
             start = clock()
             for _ in range(calls[name]):
                 function()

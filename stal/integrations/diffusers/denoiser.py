@@ -15,10 +15,11 @@ from stal.attention import EntryMaps
 from stal.caller import warn
 from stal.integrations.diffusers.encoded import Encoded
 from stal.integrations.diffusers.halves import Halves, halves_of
+from stal.integrations.diffusers.inputs import Size
 from stal.integrations.diffusers.layers import Attended, Clock
-from stal.integrations.diffusers.models import Model, Size
+from stal.integrations.diffusers.models import Model
 from stal.integrations.diffusers.regions import Regions
-from stal.integrations.diffusers.steps import step_index, steps_of
+from stal.integrations.diffusers.steps import repeats_step, step_index, steps_of
 from stal.layout import Keyframes, masks
 from stal.weights import weight_maps
 
@@ -49,9 +50,8 @@ class Denoiser:
         self.clock = Clock()
         self._call: Call | None = None
         weights = sum(p.nbytes for p in module.parameters())
-        self._room = max(
-            int(_KEPT * weights), _LEAST_KEPT
-        )  # bytes of keys and values that layers may keep
+        # Bytes of keys and values that layers may keep.
+        self._room = max(int(_KEPT * weights), _LEAST_KEPT)
         # Whether the prompts that a module projects right now are the local ones.
         self.projects_local = False
         # What else is to be done before each call.
@@ -103,7 +103,8 @@ class Denoiser:
         if run.size != size:
             run.size = size
             self._check_aspect(size)
-        step = run.step(timestep, step_index(self.pipe.scheduler))
+        scheduler = self.pipe.scheduler
+        step = run.step(timestep, step_index(scheduler), again=repeats_step(scheduler))
         self._call = Call(self, step, run, self._halves(prompts), size, timestep)
         return step
 
@@ -116,11 +117,18 @@ class Denoiser:
         """The current run of the scheduler; a new one for each set_timesteps."""
         timesteps = self.pipe.scheduler.timesteps
         if self._run is None or self._run.timesteps is not timesteps or self._run.device != device:
+            self.end_run()
             levels = self.model.timesteps(self.pipe)
             self._run = Run(self.pipe.scheduler, levels, self.regions, device)
-            self._seen.clear()
-            self._calls, self._recognised = 0, False
         return self._run
+
+    def end_run(self) -> None:
+        """Warns if a run that is over was of other prompts, where its calls could not tell."""
+        if self._calls and not self._recognised:
+            names = " and ".join(self.regions.names)
+            warn(f"the pipeline was called with other prompts than {names}: it drew without regions")
+        self._seen.clear()
+        self._calls, self._recognised = 0, False
 
     def _check_aspect(self, size: Size) -> None:
         _, height, width = size
@@ -151,6 +159,7 @@ class Denoiser:
             own = getattr(self.pipe, "do_classifier_free_guidance", None) is not False
         if halves is None or not (own or two):
             names = " and ".join(self.regions.names)
+            self._calls = 0
             raise ValueError(
                 f"pipe must be called with the prompts that its regions were prepared for, {names},"
                 f" in that order, got a batch of {len(prompts)} rows of other prompts: prepare"
@@ -247,7 +256,9 @@ class Run:
         self, scheduler: Any, levels: Tensor, regions: Regions, device: torch.device
     ) -> None:
         timesteps = scheduler.timesteps
-        self.timesteps, self.device, self.size = timesteps, device, None
+        self.timesteps, self.device = timesteps, device
+        self.size: Size | None = None
+        self._last: Tensor | None = None
         levels = levels.detach().to("cpu", torch.float32)
         steps, count = steps_of(scheduler, timesteps.tolist(), levels.tolist())
         each, indices = zip(*steps, strict=True)
@@ -258,12 +269,11 @@ class Run:
             regions.weights_of(prompt, count).to(device) for prompt in range(len(regions.layouts))
         ]
 
-    size: Size | None
-
-    def step(self, timestep: Tensor, index: int) -> Tensor:
-        """(1,) int64: the index of the sampler's transition that begins at a timestep.
+    def step(self, timestep: Tensor, index: int, *, again: bool) -> Tensor:
+        """(1,) int64: the index of the sampler's transition that a timestep belongs to.
 
         index: what the scheduler says it is; decides between steps that rounding makes one.
+        again: whether the transition is that of the call before.
         """
         levels = self._levels
         if timestep.is_floating_point():
@@ -283,6 +293,9 @@ class Run:
                     f"timestep must be one of scheduler.timesteps, got {float(t):g}: regions know"
                     " the step by it"
                 )
+        if again and self._last is not None:
+            return self._last
+        self._last = step
         return step
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from stal.checked_json import short
 
@@ -25,6 +25,11 @@ class Encoded:
     mask: Tensor | None = None
     pooled: Tensor | None = None
 
+    def rows(self, which: slice) -> Encoded:
+        """The table of these prompts alone."""
+        parts = (part if part is None else part[which] for part in (self.mask, self.pooled))
+        return Encoded(self.embeds[which], *parts)
+
     def compact(self) -> tuple[Tensor, Tensor | None]:
         """(embeds, lengths): the tokens that count first, (prompts,) int32 of them, or None.
 
@@ -35,6 +40,27 @@ class Encoded:
         order = (~self.mask).to(torch.uint8).argsort(dim=1, stable=True)
         embeds = self.embeds.gather(1, order[..., None].expand_as(self.embeds))
         return embeds, self.mask.sum(1, dtype=torch.int32)
+
+
+def joined(parts: Sequence[Encoded]) -> Encoded:
+    """One table of several, of the longest one's number of tokens."""
+    most = max(part.embeds.shape[1] for part in parts)
+    masked = any(p.mask is not None or p.embeds.shape[1] != most for p in parts)
+    embeds, masks = [], []
+    for part in parts:
+        missing = most - part.embeds.shape[1]
+        mask = part.mask
+        if mask is None:
+            mask = torch.ones(part.embeds.shape[:2], dtype=torch.bool, device=part.embeds.device)
+        embeds.append(nn.functional.pad(part.embeds, (0, 0, 0, missing)).to(parts[0].embeds))
+        masks.append(nn.functional.pad(mask, (0, missing)).to(parts[0].embeds.device))
+    pooled = [part.pooled for part in parts if len(part.embeds)]
+    whole = [each for each in pooled if each is not None]
+    return Encoded(
+        torch.cat(embeds),
+        torch.cat(masks) if masked else None,
+        torch.cat(whole) if whole and len(whole) == len(pooled) else None,
+    )
 
 
 def check_embeds(name: str, value: Any, *, prompts: int, like: Encoded | None = None) -> Encoded:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from stal.checked_json import short
 from stal.integrations.diffusers.adapters import Gate, has_adapter, muted, tuner_layers
-from stal.integrations.diffusers.models import Size
+from stal.integrations.diffusers.inputs import Size
 
 if TYPE_CHECKING:
     from stal.integrations.diffusers.denoiser import Denoiser

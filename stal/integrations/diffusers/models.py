@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,21 @@ from stal.integrations.diffusers.dit_text import (
     text_of_bert,
 )
 from stal.integrations.diffusers.encoded import Encoded, by_encode_prompt
+from stal.integrations.diffusers.inputs import (
+    Inputs,
+    Size,
+    halved,
+    hunyuan_inputs,
+    kandinsky5_inputs,
+    kandinsky6_inputs,
+    ltx2_inputs,
+    ltx_inputs,
+    patched,
+    picture_inputs,
+    squares_of_two,
+    unet_inputs,
+    video_inputs,
+)
 from stal.integrations.diffusers.layers import Layer
 from stal.integrations.diffusers.processors import RegionalProcessor
 from stal.integrations.diffusers.video_processors import (
@@ -43,23 +58,6 @@ from stal.integrations.diffusers.video_text import (
     kandinsky6_text,
     wan_projection,
 )
-
-# (frames, height, width) in latent cells, or in tokens.
-Size: TypeAlias = tuple[int, int, int]
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What of a denoiser's arguments matters here.
-
-    prompts: (rows, seqlen_k, width), the encoded prompts.
-    timestep: a number, or a tensor whose largest value is the timestep.
-    size: of the latents.
-    """
-
-    prompts: Tensor
-    timestep: Tensor | float
-    size: Size
 
 
 class Processor(Protocol):
@@ -119,34 +117,6 @@ class Model:
     note: str = ""
 
 
-def argument(args: Sequence[Any], kwargs: Mapping[str, Any], name: str, position: int) -> Any:
-    """An argument of a denoiser's forward, however it was passed."""
-    return kwargs[name] if name in kwargs else args[position]
-
-
-def halved(size: Size, tokens: int) -> Size:
-    """The level of a UNet that has so many pixels: each halves both sides, rounding up."""
-    frames, height, width = size
-    while height * width > tokens and (height > 1 or width > 1):
-        height, width = (height + 1) // 2, (width + 1) // 2
-    if height * width != tokens:
-        raise ValueError(
-            f"attention must be over the pixels of a level of {size[1]} x {size[2]} latents,"
-            f" got {tokens} tokens"
-        )
-    return frames, height, width
-
-
-def _unet_inputs(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Inputs:
-    sample = argument(args, kwargs, "sample", 0)
-    frames = sample.shape[2] if sample.ndim == 5 else 1
-    return Inputs(
-        argument(args, kwargs, "encoder_hidden_states", 2),
-        argument(args, kwargs, "timestep", 1),
-        (frames, sample.shape[-2], sample.shape[-1]),
-    )
-
-
 def _unet_context(unet: Any, embeds: Tensor) -> Tensor:
     """Kolors' UNet projects the text encoder's width to its own."""
     # Where an IP-Adapter's projection has taken its place.
@@ -158,65 +128,6 @@ def _unet_context(unet: Any, embeds: Tensor) -> Tensor:
 
 def _attends_elsewhere(name: str, module: nn.Module) -> bool:
     return bool(getattr(module, "is_cross_attention", False))
-
-
-def patched(size: Size, tokens: int) -> Size:
-    """The grid of a transformer with so many tokens, each a square of latents in one frame."""
-    frames, height, width = size
-    for side in range(1, max(height, width) + 1):
-        grid = frames, height // side, width // side
-        if grid[0] * grid[1] * grid[2] == tokens:
-            return grid
-    raise ValueError(
-        f"attention must be over squares of {frames} x {height} x {width} latents (frames, height,"
-        f" width), got {tokens} tokens"
-    )
-
-
-def _picture_inputs(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Inputs:
-    """PixArt and Sana, whose latents are (batch, channels, height, width)."""
-    sample = argument(args, kwargs, "hidden_states", 0)
-    return Inputs(
-        argument(args, kwargs, "encoder_hidden_states", 1),
-        argument(args, kwargs, "timestep", 2),
-        (1, sample.shape[-2], sample.shape[-1]),
-    )
-
-
-def _hunyuan_inputs(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Inputs:
-    """Rows are recognised by BERT's text; T5's is another argument."""
-    sample = argument(args, kwargs, "hidden_states", 0)
-    return Inputs(
-        argument(args, kwargs, "encoder_hidden_states", 2),
-        argument(args, kwargs, "timestep", 1),
-        (1, sample.shape[-2], sample.shape[-1]),
-    )
-
-
-def _ltx_inputs(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Inputs:
-    """The timestep of a token of a given frame is 0, of the others it is the largest."""
-    return Inputs(
-        argument(args, kwargs, "encoder_hidden_states", 1),
-        argument(args, kwargs, "timestep", 2),
-        _packed_size(args, kwargs, 4),
-    )
-
-
-def _ltx2_inputs(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Inputs:
-    return Inputs(
-        argument(args, kwargs, "encoder_hidden_states", 2),
-        argument(args, kwargs, "timestep", 4),
-        _packed_size(args, kwargs, 10),
-    )
-
-
-def _packed_size(args: Sequence[Any], kwargs: Mapping[str, Any], first: int) -> Size:
-    """Of latents that are a row of tokens, the size is said in arguments, from this position."""
-    names = ("num_frames", "height", "width")
-    frames, height, width = (
-        argument(args, kwargs, name, first + index) for index, name in enumerate(names)
-    )
-    return frames, height, width
 
 
 def _sana_timesteps(pipe: Any) -> Tensor:
@@ -239,56 +150,6 @@ def _refused_ltx2(denoiser: Any) -> str:
 
 def _is_attn2(name: str, module: nn.Module) -> bool:
     return name.rpartition(".")[2] == "attn2"
-
-
-def _video_inputs(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Inputs:
-    """Cosmos and Wan, whose latents are (batch, channels, frames, height, width).
-
-    A timestep may be one a frame, (batch, 1, frames, 1, 1), where that of given frames is another
-    one: they come first; or one a token, (batch, tokens), where that of given frames is 0.
-    """
-    sample = argument(args, kwargs, "hidden_states", 0)
-    timestep = argument(args, kwargs, "timestep", 1)
-    prompts = argument(args, kwargs, "encoder_hidden_states", 2)
-    return Inputs(
-        prompts[0] if isinstance(prompts, tuple) else prompts,
-        timestep[:, :, -1] if timestep.ndim == 5 else timestep,
-        (sample.shape[2], sample.shape[3], sample.shape[4]),
-    )
-
-
-def _kandinsky5_inputs(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Inputs:
-    return _channels_last(args, kwargs, 2)
-
-
-def _kandinsky6_inputs(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Inputs:
-    """Without the frame that a given image is, which comes last."""
-    inputs = _channels_last(args, kwargs, 3)
-    if kwargs.get("visual_token_type_ids") is None:
-        return inputs
-    frames, height, width = inputs.size
-    return Inputs(inputs.prompts, inputs.timestep, (frames - 1, height, width))
-
-
-def _channels_last(args: Sequence[Any], kwargs: Mapping[str, Any], timestep: int) -> Inputs:
-    """Of latents (batch, frames, height, width, channels); timestep: position of the argument."""
-    sample = argument(args, kwargs, "hidden_states", 0)
-    return Inputs(
-        argument(args, kwargs, "encoder_hidden_states", 1),
-        argument(args, kwargs, "timestep", timestep),
-        (sample.shape[1], sample.shape[2], sample.shape[3]),
-    )
-
-
-def _kandinsky6_grid(size: Size, tokens: int) -> Size:
-    """Tokens are squares of 2 x 2 latents; those past the grid are a given image's."""
-    frames, height, width = size[0], size[1] // 2, size[2] // 2
-    if tokens not in (frames * height * width, (frames + 1) * height * width):
-        raise ValueError(
-            f"attention must be over 2 x 2 squares of {frames} x {size[1]} x {size[2]} latents"
-            f" (frames, height, width), got {tokens} tokens"
-        )
-    return frames, height, width
 
 
 def _refused_kandinsky5(denoiser: Any) -> str:
@@ -321,7 +182,7 @@ _ROWS = (
         since="0.35",
         used_by="Stable Diffusion 1.x, 2.x, XL (base, refiner, Turbo), LCM, Kolors, inpainting,"
         " img2img, ControlNet, T2I-Adapter, IP-Adapter, InstructPix2Pix, PAG",
-        inputs=_unet_inputs,
+        inputs=unet_inputs,
         grid=halved,
         is_cross_attention=_attends_elsewhere,
         processor=RegionalProcessor,
@@ -334,7 +195,7 @@ _ROWS = (
         name="UNetMotionModel",
         since="0.35",
         used_by="AnimateDiff",
-        inputs=_unet_inputs,
+        inputs=unet_inputs,
         grid=halved,
         is_cross_attention=_attends_elsewhere,
         processor=RegionalProcessor,
@@ -346,7 +207,7 @@ _ROWS = (
         name="PixArtTransformer2DModel",
         since="0.42",
         used_by="PixArt-alpha, PixArt-Sigma",
-        inputs=_picture_inputs,
+        inputs=picture_inputs,
         grid=patched,
         is_cross_attention=_is_attn2,
         processor=RegionalProcessor,
@@ -358,7 +219,7 @@ _ROWS = (
         name="SanaTransformer2DModel",
         since="0.42",
         used_by="Sana, Sana-Sprint",
-        inputs=_picture_inputs,
+        inputs=picture_inputs,
         grid=patched,
         is_cross_attention=_is_attn2,
         processor=WideNormProcessor,
@@ -373,7 +234,7 @@ _ROWS = (
         name="HunyuanDiT2DModel",
         since="0.42",
         used_by="HunyuanDiT",
-        inputs=_hunyuan_inputs,
+        inputs=hunyuan_inputs,
         grid=patched,
         is_cross_attention=_is_attn2,
         processor=RotaryProcessor,
@@ -388,7 +249,7 @@ _ROWS = (
         name="LTXVideoTransformer3DModel",
         since="0.42",
         used_by="LTX-Video: text to video, image to video",
-        inputs=_ltx_inputs,
+        inputs=ltx_inputs,
         grid=patched,
         is_cross_attention=_is_attn2,
         processor=WideNormProcessor,
@@ -401,7 +262,7 @@ _ROWS = (
         name="LTX2VideoTransformer3DModel",
         since="0.42",
         used_by="LTX-2",
-        inputs=_ltx2_inputs,
+        inputs=ltx2_inputs,
         grid=patched,
         is_cross_attention=_is_attn2,
         processor=WideNormProcessor,
@@ -419,7 +280,7 @@ _ROWS = (
         name="CosmosTransformer3DModel",
         since="0.36",
         used_by="Anima, Cosmos Predict 1, 2, 2.5, Cosmos Transfer 2.5",
-        inputs=_video_inputs,
+        inputs=video_inputs,
         grid=patched,
         is_cross_attention=_attends_elsewhere,
         processor=CosmosProcessor,
@@ -435,7 +296,7 @@ _ROWS = (
         name="WanTransformer3DModel",
         since="0.35",
         used_by="Wan 2.1, 2.2 (A14B, TI2V-5B): text to video, image to video",
-        inputs=_video_inputs,
+        inputs=video_inputs,
         grid=patched,
         is_cross_attention=_attends_elsewhere,
         processor=WanProcessor,
@@ -450,7 +311,7 @@ _ROWS = (
         name="Kandinsky5Transformer3DModel",
         since="0.36",
         used_by="Kandinsky 5: text to video, text to image",
-        inputs=_kandinsky5_inputs,
+        inputs=kandinsky5_inputs,
         grid=patched,
         is_cross_attention=_is_kandinsky5_text,
         processor=Kandinsky5Processor,
@@ -467,8 +328,8 @@ _ROWS = (
         name="Kandinsky6Transformer3DModel",
         since="0.42",
         used_by="Kandinsky 6: text or image to video with sound",
-        inputs=_kandinsky6_inputs,
-        grid=_kandinsky6_grid,
+        inputs=kandinsky6_inputs,
+        grid=squares_of_two,
         is_cross_attention=_is_kandinsky6_text,
         processor=Kandinsky6Processor,
         processors=frozenset({"Kandinsky6AttnProcessor"}),

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from stal.integrations.diffusers import ops  # noqa: F401  registers what compiled code calls
 from stal.integrations.diffusers.adapters import LorasOf, check_adapters
 from stal.integrations.diffusers.denoiser import Denoiser
+from stal.integrations.diffusers.inputs import Inputs
 from stal.integrations.diffusers.layers import Layer
 from stal.integrations.diffusers.loras import RegionLoras
-from stal.integrations.diffusers.models import IP_ADAPTERS, Inputs, Model
+from stal.integrations.diffusers.models import IP_ADAPTERS, Model
 from stal.integrations.diffusers.refusals import check_denoiser, check_processor, denoisers_of
 from stal.integrations.diffusers.regions import (
     Dial,
@@ -181,6 +182,7 @@ def _take_off(denoiser: nn.Module) -> None:
     if hook.loras is not None:
         hook.loras.take_off()
     _remove_hook(denoiser)
+    hook.denoiser.end_run()
 
 
 def _hook_of(state: Denoiser, loras: RegionLoras | None) -> Any:

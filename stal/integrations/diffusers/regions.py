@@ -9,25 +9,20 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from stal.caller import warn
 from stal.checked_json import number, short
-from stal.finite import check_finite
-from stal.integrations.diffusers.adapters import (
-    LorasOf,
-    adapters_of,
-    check_adapters,
-    speaking,
-)
-from stal.integrations.diffusers.encoded import Encoded, check_embeds
+from stal.integrations.diffusers.adapters import LorasOf, adapters_of, check_adapters
+from stal.integrations.diffusers.encoded import Encoded
 from stal.integrations.diffusers.refusals import denoisers_of
+from stal.integrations.diffusers.texts import Encoder
 from stal.layout.formats import LayoutLike, as_layout
 from stal.layout.keyframes import Keyframes
 from stal.layout.layout import Layout
 from stal.layout.predictor import predict
 from stal.prompts import article, noun_of, parse
-from stal.settings import check_text, reference_prompt
+from stal.settings import check_text
 from stal.torch_state import undisturbed
 from stal.weights import (
     Rule,
@@ -198,70 +193,55 @@ def prepare(
     """
     denoiser, model = denoisers_of(pipe)[0]
     prompts = _prompts(prompt, prompt_embeds)
-    count = len(prompts) if not isinstance(prompt, str) and prompts != [None] else None
+    count = None if isinstance(prompt, str) or prompts == [None] else len(prompts)
     aspect = _aspect(aspect, pipe, denoiser)
     layouts = [
         _layout(given, text, aspect, videos=model.videos)
         for given, text in zip(_each("layout", layout, count), prompts, strict=True)
     ]
-    adapters = tuple(
+    adapters = [
         adapters_of(given, [placed.phrase for placed in each.objects])
         for given, each in zip(_each("loras", loras, count), layouts, strict=True)
-    )
+    ]
     every = tuple(dict.fromkeys(n for each in adapters for names in each for n in names))
     check_adapters(pipe, every)
-    check_reference(rule, reference_is_prompt=True, guided=True)
-    to_prompt = rule == "guidance" and reference not in (None, UNCONDITIONAL)
-    check_background(background, rule=rule, reference_is_prompt=to_prompt)
-    options = dict(encode or {})
-
-    def encoded(texts: Sequence[str], names: tuple[str, ...] = ()) -> Encoded:
-        _check_encoder(pipe)
-        with speaking(pipe, every, names):
-            found = model.encode(pipe, texts, options)
-        check_finite("what the text encoder gives", found.embeds, found.embeds.dtype)
-        return found
-
-    if prompt_embeds is None:
-        known = encoded([text or "" for text in prompts])
-    else:
-        known = check_embeds("prompt_embeds", prompt_embeds, prompts=len(prompts))
+    moves_from = _moves_from(rule, reference, background)
+    encoder = Encoder(pipe, model, dict(encode or {}), every)
+    known = encoder.prompts([text or "" for text in prompts], prompt_embeds)
+    given_local = _each("local_embeds", local_embeds, count)
     local = [
-        _local(given, each, own, known, encoded)
-        for given, each, own in zip(
-            _each("local_embeds", local_embeds, count), layouts, adapters, strict=True
-        )
+        encoder.phrases(given, [placed.phrase for placed in each.objects], own, known)
+        for given, each, own in zip(given_local, layouts, adapters, strict=True)
     ]
-    references = []
     if rule == "guidance" and reference != UNCONDITIONAL:
-        references = _references(reference, reference_embeds, prompts, known, encoded)
-    table = _joined([*local, *references])
-    if model.at_each_step is not None and len(table.embeds) and table.pooled is None:
-        raise ValueError(
-            f"local_embeds and reference_embeds must be left out for {model.name}, which needs the"
-            " embedding of a second text encoder too: give the layout's phrases and a reference"
-        )
-    kind = "prompt" if to_prompt else "either" if reference is None else UNCONDITIONAL
-
-    def dials(name: str, value: Any) -> tuple[tuple[float, ...], ...]:
-        alike = isinstance(value, int | float)
-        each = [value] * len(layouts) if alike else _each(name, value, count)
-        return tuple(_dial(name, v, len(of.objects)) for v, of in zip(each, layouts, strict=True))
-
+        local += encoder.references(reference or "", prompts, reference_embeds, known)
+    dials = (("strength", strength), ("start", start), ("stop", stop))
     return Regions(
         names=tuple(short(t) if t else f"prompt_embeds[{i}]" for i, t in enumerate(prompts)),
         layouts=tuple(layouts),
         rule=rule,
         background=background,
         prompts=model.received(pipe, known),
-        local=model.received(pipe, table),
-        reference=kind,
+        local=model.received(pipe, encoder.table(local)),
+        reference=moves_from,
         weights=tuple(_each("weights", weights, count)),
-        strength=dials("strength", strength),
-        start=dials("start", start),
-        stop=dials("stop", stop),
-        loras=adapters,
+        loras=tuple(adapters),
+        **{name: _dials(name, value, layouts, count) for name, value in dials},
     )
+
+
+def _moves_from(rule: Rule, reference: str | None, background: float) -> str:
+    """`Regions.reference`.
+
+    Raises:
+        ValueError: the rule does not go with the reference or the background.
+    """
+    check_reference(rule, reference_is_prompt=True, guided=True)
+    to_prompt = rule == "guidance" and reference not in (None, UNCONDITIONAL)
+    check_background(background, rule=rule, reference_is_prompt=to_prompt)
+    if to_prompt:
+        return "prompt"
+    return "either" if reference is None else UNCONDITIONAL
 
 
 def _prompts(prompt: str | Sequence[str] | None, embeds: Any) -> list[str | None]:
@@ -343,56 +323,6 @@ def _layout(
     return layout
 
 
-def _check_encoder(pipe: Any) -> None:
-    encoders = [n for n in ("text_encoder", "text_encoder_2") if getattr(pipe, n, None) is not None]
-    if not encoders:
-        raise ValueError(
-            "prompt_embeds and local_embeds must be given, and reference_embeds or"
-            " reference='unconditional', since the pipeline has no text encoder"
-        )
-
-
-def _local(
-    given: Embeddings | None,
-    layout: Layout | Keyframes,
-    adapters: tuple[tuple[str, ...], ...],
-    known: Encoded,
-    encoded: Callable[[Sequence[str], tuple[str, ...]], Encoded],
-) -> Encoded:
-    """The local prompts of a layout, each encoded with its own adapters."""
-    objects = len(layout.objects)
-    if given is not None:
-        return check_embeds("local_embeds", given, prompts=objects, like=known)
-    if not objects:
-        return Encoded(known.embeds[:0], known.mask if known.mask is None else known.mask[:0])
-    phrases = [placed.phrase for placed in layout.objects]
-    found: dict[int, Encoded] = {}
-    for names in dict.fromkeys(adapters):
-        own = [index for index, each in enumerate(adapters) if each == names]
-        table = encoded([phrases[index] for index in own], names)
-        for row, index in enumerate(own):
-            mask = None if table.mask is None else table.mask[row : row + 1]
-            pooled = None if table.pooled is None else table.pooled[row : row + 1]
-            found[index] = Encoded(table.embeds[row : row + 1], mask, pooled)
-    return _joined([found[index] for index in range(objects)])
-
-
-def _references(
-    reference: str | None,
-    given: Embeddings | None,
-    prompts: Sequence[str | None],
-    known: Encoded,
-    encoded: Callable[[Sequence[str]], Encoded],
-) -> list[Encoded]:
-    """The reference prompt of each prompt."""
-    if given is not None:
-        one = check_embeds("reference_embeds", given, prompts=1, like=known)
-        return [one] * len(prompts)
-    check_text("reference", reference or "")
-    backgrounds = [parse(text).background if text else "" for text in prompts]
-    return [encoded([reference_prompt(reference or "", each) for each in backgrounds])]
-
-
 def _dial(name: str, value: Any, objects: int) -> tuple[float, ...]:
     """One number for each region of a prompt.
 
@@ -411,22 +341,10 @@ def _dial(name: str, value: Any, objects: int) -> tuple[float, ...]:
     return found
 
 
-def _joined(parts: Sequence[Encoded]) -> Encoded:
-    """One table of several, of the longest one's number of tokens."""
-    most = max(part.embeds.shape[1] for part in parts)
-    masked = any(p.mask is not None or p.embeds.shape[1] != most for p in parts)
-    embeds, masks = [], []
-    for part in parts:
-        missing = most - part.embeds.shape[1]
-        mask = part.mask
-        if mask is None:
-            mask = torch.ones(part.embeds.shape[:2], dtype=torch.bool, device=part.embeds.device)
-        embeds.append(nn.functional.pad(part.embeds, (0, 0, 0, missing)).to(parts[0].embeds))
-        masks.append(nn.functional.pad(mask, (0, missing)).to(parts[0].embeds.device))
-    pooled = [part.pooled for part in parts if len(part.embeds)]
-    whole = [each for each in pooled if each is not None]
-    return Encoded(
-        torch.cat(embeds),
-        torch.cat(masks) if masked else None,
-        torch.cat(whole) if whole and len(whole) == len(pooled) else None,
-    )
+def _dials(
+    name: str, value: Any, layouts: Sequence[Layout | Keyframes], count: int | None
+) -> tuple[tuple[float, ...], ...]:
+    """Numbers for each region of each prompt; count as in `_each`."""
+    alike = isinstance(value, int | float)
+    each = [value] * len(layouts) if alike else _each(name, value, count)
+    return tuple(_dial(name, v, len(of.objects)) for v, of in zip(each, layouts, strict=True))

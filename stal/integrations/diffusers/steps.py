@@ -37,3 +37,8 @@ def step_index(scheduler: Any) -> int:
     """How many steps a scheduler says it has taken; 0 if it does not say."""
     step = getattr(scheduler, "_step_index", None)
     return int(step if step is not None else getattr(scheduler, "_begin_index", None) or 0)
+
+
+def repeats_step(scheduler: Any) -> bool:
+    """Whether the next call evaluates the step of the one before once more, as PNDM's second."""
+    return getattr(scheduler, "counter", None) == 1

@@ -15,14 +15,14 @@ from tests.stal.integrations.unet_cases import (
 )
 
 FOUR = [0, 1, 2, 3]
-# The second evaluation of Heun's is at the level where the next step begins.
+# The second evaluation of a step of Heun's, and of PNDM's first, is where the next one begins.
 CALLS = dict.fromkeys(tiny.SCHEDULERS, FOUR) | {
-    "pndm": [0, 1, 1, 2, 3],
+    "pndm": [0, 0, 1, 2, 3],
     "heun": [0, 1, 1, 2, 2, 3, 3],
 }
-# Strength 0.5 of four steps leaves two.
+# Strength 0.5 of four steps leaves two. PNDM begins at the repeated timestep and evaluates twice.
 LATE = {name: [2, 3] for name in tiny.SCHEDULERS} | {
-    "pndm": [1, 2, 3],
+    "pndm": [1, 1, 3],
     "heun": [2, 3, 3],
 }
 

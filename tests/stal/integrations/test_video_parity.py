@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
@@ -302,6 +303,22 @@ def test_other_prompts_are_refused_by_the_second_call(guidance_scale: float) -> 
         draw(pipe, arguments)
     count.remove()
     assert len(calls) == 1
+
+
+def test_a_run_of_one_call_of_another_prompt_is_warned_of() -> None:
+    """It may be the call without the prompt of a run with guidance."""
+    pipe = built(wan21)
+    one = {**ARGUMENTS[wan21], "num_inference_steps": 1, "guidance_scale": 1.0}
+    for calls in (1, 2):
+        warned = pytest.warns(UserWarning, match="called with other prompts .* without regions")
+        with warned as found, regional_attention(pipe, PROMPT, **REGIONS | {"weights": None}):
+            for _ in range(calls):
+                draw(pipe, {**one, "prompt": "a blue dog"})
+        assert len(found) == calls
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with regional_attention(pipe, PROMPT, **REGIONS | {"weights": None}):
+            draw(pipe, one)
 
 
 def test_kandinsky_refuses_embeddings_without_the_second_encoders() -> None:

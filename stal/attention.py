@@ -358,11 +358,15 @@ def _steps(step: int | Tensor, images: int) -> list[int]:
 
 
 def _csr(prompts: Prompts, entries: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """`csr`, of rows that the table has."""
+    rows = [[prompts.check(row) for row in element] for element in entries]
+    return csr(rows, prompts.embeddings.device)
+
+
+def csr(entries: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
     """The op's prompt_ids and offsets from the table rows that each batch element attends to."""
-    device = prompts.embeddings.device
-    rows = [prompts.check(row) for element in entries for row in element]
+    ids = torch.tensor([row for e in entries for row in e], dtype=torch.int32, device=device)
     lengths = torch.tensor([0, *map(len, entries)], dtype=torch.int64, device="cpu")
-    ids = torch.tensor(rows, dtype=torch.int32, device=device)
     return ids, lengths.cumsum(0).to(device, torch.int32)
 
 

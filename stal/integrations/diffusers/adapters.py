@@ -178,14 +178,24 @@ class Muted(Gate):
 
 
 def muted(pipe: Any, adapters: Sequence[str]) -> list[Muted]:
-    """Gates for adapters in a pipeline's text encoders, not yet put on."""
-    return [
+    """Gates for adapters in a pipeline's text encoders, not yet put on.
+
+    There are none where another denoiser of the pipeline has brought them.
+    """
+    gates = [
         Muted(layer, name)
         for encoder in _encoders_of(pipe)
         for _, layer in tuner_layers(encoder)
         for name in adapters
         if has_adapter(layer, name)
     ]
+    return [gate for gate in gates if _mutes(gate.module) is None]
+
+
+def _mutes(module: nn.Module) -> Muted | None:
+    """The gate that a module's forward is, if it is one of a text encoder."""
+    gate = getattr(module.__dict__.get("forward"), "__self__", None)
+    return gate if isinstance(gate, Muted) else None
 
 
 @contextmanager
@@ -205,9 +215,8 @@ def speaking(pipe: Any, every: Sequence[str], adapters: Sequence[str]) -> Iterat
             # Not through set_adapter, which also says which weights learn.
             layer._active_adapter = [*others, *adapters]
         for module in encoder.modules():
-            forward = module.__dict__.get("forward")
-            gate = getattr(forward, "__self__", None)
-            if isinstance(gate, Muted) and gate.adapter in adapters:
+            gate = _mutes(module)
+            if gate is not None and gate.adapter in adapters:
                 gate.lifted = True
                 lifted.append(gate)
     try:

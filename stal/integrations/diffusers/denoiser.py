@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import count
 from typing import Any
-from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
 
-from stal.attention import EntryMaps
+from stal.attention import EntryMaps, csr
 from stal.caller import warn
 from stal.integrations.diffusers.encoded import Encoded
 from stal.integrations.diffusers.halves import Halves, halves_of
@@ -19,13 +17,12 @@ from stal.integrations.diffusers.inputs import Size
 from stal.integrations.diffusers.layers import Attended, Clock
 from stal.integrations.diffusers.models import Model
 from stal.integrations.diffusers.regions import Regions
+from stal.integrations.diffusers.registry import Registry
 from stal.integrations.diffusers.steps import repeats_step, step_index, steps_of
 from stal.layout import Keyframes, masks
 from stal.weights import weight_maps
 
-_KEYS = count()
-# As for layers: how an operator of torch finds its denoiser.
-DENOISERS: WeakValueDictionary[int, Denoiser] = WeakValueDictionary()
+DENOISERS: Registry[Denoiser] = Registry()
 # Tensors of encoded prompts of which the rows are known, the two halves' and as many more.
 _MOST_SEEN = 4
 # Of the weights' bytes, what keys and values may take that are kept. All of them take 1.6% for five
@@ -56,9 +53,7 @@ class Denoiser:
         self.projects_local = False
         # What else is to be done before each call.
         self.before: Callable[[], None] | None = None
-        number = next(_KEYS)
-        DENOISERS[number] = self
-        self.key = torch.tensor(number, dtype=torch.int64, device="cpu")
+        self.key = DENOISERS.add(self)
         self._run: Run | None = None
         self._seen: list[tuple[Tensor, Halves]] = []
         self._calls = 0  # of this run
@@ -120,13 +115,16 @@ class Denoiser:
             self.end_run()
             levels = self.model.timesteps(self.pipe)
             self._run = Run(self.pipe.scheduler, levels, self.regions, device)
+            self._local = None  # what projects them may have changed
         return self._run
 
     def end_run(self) -> None:
         """Warns if a run that is over was of other prompts, where its calls could not tell."""
         if self._calls and not self._recognised:
             names = " and ".join(self.regions.names)
-            warn(f"the pipeline was called with other prompts than {names}: it drew without regions")
+            warn(
+                f"the pipeline was called with other prompts than {names}: it drew without regions"
+            )
         self._seen.clear()
         self._calls, self._recognised = 0, False
 
@@ -243,9 +241,9 @@ class Denoiser:
                 prompt = halves.prompt_of(row)
                 local = () if prompt is None else self.regions.rows_of(prompt, reference)
                 entries += [(own + row, *local)] * frames
-            ids = torch.tensor([i for e in entries for i in e], dtype=torch.int32, device=device)
-            lengths = torch.tensor([0, *map(len, entries)], dtype=torch.int64)
-            self._rows[key] = ids, lengths.cumsum(0).to(device, torch.int32)
+            # Kept tensors must do where gradients are asked for.
+            with torch.inference_mode(False):
+                self._rows[key] = csr(entries, device)
         return self._rows[key]
 
 
@@ -284,7 +282,7 @@ class Run:
         far = (self._steps - index).abs()
         nearest = torch.where(apart == apart.amin(), far, torch.inf).argmin()
         step = self._steps.index_select(0, nearest.reshape(1))
-        if not apart.is_cuda:
+        if not apart.is_cuda or self._last is None:
             gaps = self.levels.unique().diff().tolist()
             # What bfloat16 makes of it.
             rounding = float(self.levels.abs().max()) * 2**-8

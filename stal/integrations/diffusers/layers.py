@@ -11,21 +11,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import count
 from typing import Any, Protocol
-from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
 
 from stal.attention import EntryMaps, blend
 from stal.integrations.diffusers.halves import Halves
+from stal.integrations.diffusers.registry import Registry
 
 KeysValues = Callable[[Any, Tensor], tuple[Tensor, Tensor]]
 
-_KEYS = count()
-# Operators of torch take tensors and numbers: this one finds the layer again inside of one.
-LAYERS: WeakValueDictionary[int, Layer] = WeakValueDictionary()
+LAYERS: Registry[Layer] = Registry()
 
 
 class Clock:
@@ -74,18 +71,12 @@ class Layer:
         denoiser: whose module it is; knows the step and the regions.
         attn: the module.
         keys_values: of the processor, from (module, prompts) to k and v.
-        scale: of the scores; head_dim ** -0.5 if None.
     """
 
-    def __init__(
-        self, denoiser: DenoiserState, attn: nn.Module, keys_values: KeysValues, scale: float | None
-    ) -> None:
-        self.denoiser, self.attn, self.scale = denoiser, attn, scale
+    def __init__(self, denoiser: DenoiserState, attn: nn.Module, keys_values: KeysValues) -> None:
+        self.denoiser, self.attn = denoiser, attn
         self._keys_values = keys_values
-        number = next(_KEYS)
-        LAYERS[number] = self
-        # A tensor, since torch.compile would compile again for each number.
-        self.key = torch.tensor(number, dtype=torch.int64, device="cpu")
+        self.key = LAYERS.add(self)
         self._table: tuple[Tensor, Tensor] | None = None
         self._stamp: object = None
         self._local: Tensor | None = None
@@ -118,9 +109,9 @@ class Layer:
         frames = len(q) // call.halves.rows
         own, lengths = call.own_prompts(prompts, mask)
         seen = prompts if mask is None and keep and not _capturing(q) else None
-        k, v = self._keys_and_values(own, seen)
+        k, v = self._keys_and_values(own, seen, learns=_learns(q, own, self.attn))
         at = call.attended(q.shape[2], frames, q.device)
-        return blend(q, k, v, at.ids, at.offsets, at.maps, scale=self.scale, key_lengths=lengths)
+        return blend(q, k, v, at.ids, at.offsets, at.maps, key_lengths=lengths)
 
     def scale_adapters(self, scale: float) -> None:
         """What adapters are multiplied by in `attend_scaled` until this is called again.
@@ -130,7 +121,7 @@ class Layer:
         """
         self._scaling.clear()
         if scale != 1:
-            for projection in (self.attn.to_k, self.attn.to_v):
+            for projection in _projections(self.attn):
                 scaling = getattr(projection, "scaling", {})
                 self._scaling.append((scaling, {name: scale * s for name, s in scaling.items()}))
 
@@ -145,13 +136,16 @@ class Layer:
             for scaling, before in kept:
                 scaling.update(before)
 
-    def _keys_and_values(self, own: Tensor, seen: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _keys_and_values(
+        self, own: Tensor, seen: Tensor | None, *, learns: bool
+    ) -> tuple[Tensor, Tensor]:
         """k, v of the local prompts and, after them, of the batch's own.
 
         seen: the tensor that own is of, if k and v may be kept while it is the same.
+        learns: whether a gradient is recorded, for which k and v must stay as they are.
         """
         local = self.denoiser.local_prompts(own)
-        if torch.is_grad_enabled() and (own.requires_grad or _learns(self.attn)):
+        if learns:
             first, second = _padded(local, own)
             tables = [self._project(first, local=True), self._project(second)]
             k, v = (torch.cat(pair) for pair in zip(*tables, strict=True))
@@ -222,8 +216,13 @@ def _projections(attn: Any) -> tuple[Any, Any]:
     return (attn.to_key, attn.to_value) if hasattr(attn, "to_key") else (attn.to_k, attn.to_v)
 
 
-def _learns(attn: Any) -> bool:
-    return any(p.requires_grad for layer in _projections(attn) for p in layer.parameters())
+def _learns(q: Tensor, own: Tensor, attn: Any) -> bool:
+    """Whether the op records a gradient."""
+    return torch.is_grad_enabled() and (
+        q.requires_grad
+        or own.requires_grad
+        or any(p.requires_grad for layer in _projections(attn) for p in layer.parameters())
+    )
 
 
 def _stamp(attn: Any) -> tuple[object, ...]:

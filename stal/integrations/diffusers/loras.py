@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from itertools import count
 from typing import TYPE_CHECKING, Any, TypeAlias
-from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
@@ -18,17 +16,19 @@ from torch import Tensor, nn
 from stal.checked_json import short
 from stal.integrations.diffusers.adapters import Gate, has_adapter, muted, tuner_layers
 from stal.integrations.diffusers.inputs import Size
+from stal.integrations.diffusers.registry import Registry
 
 if TYPE_CHECKING:
     from stal.integrations.diffusers.denoiser import Denoiser
 
-_KEYS = count()
-# As for layers: how an operator of torch finds its gate.
-GATES: WeakValueDictionary[int, RegionGate] = WeakValueDictionary()
+GATES: Registry[RegionGate] = Registry()
 # Of cross-attention, what is computed of the pixels.
-_OF_PIXELS = ("to_q", "to_out")
-# In the names of modules that are given texts or times, before any attention.
-_WITHOUT_PIXELS = ("text", "caption", "encoder_hid_proj", "crossattn_proj", "image_emb", "time")
+_OF_PIXELS = ("to_q", "to_query", "q_img", "to_gate_logits", "to_out", "out_layer")
+# In the names of modules that are given texts, times or sound, elsewhere.
+_WITHOUT_PIXELS = (
+    *("text", "caption", "encoder_hid_proj", "crossattn_proj", "image_emb", "time"),
+    "audio",
+)
 
 # (batch, ..., channels) without its first and last dimension.
 Places: TypeAlias = tuple[int, ...]
@@ -114,8 +114,11 @@ class RegionLoras:
             # Where two regions share a pixel at their border they cover it together.
             covered.append(each[own].sum(0).clamp(max=1))
         rows = torch.stack([covered[halves.picture_of(row)] for row in range(halves.rows)])
-        frames = grid[0]
-        if math.prod(places) != math.prod(grid):
+        frames, missing = grid[0], math.prod(places) - math.prod(grid)
+        if missing > 0:
+            # Tokens past the grid are a given image's, which has no regions.
+            rows = nn.functional.pad(rows.flatten(1), (0, missing))
+        if missing < 0:
             # Frames lie in the batch, and may be pictures of the prompts too.
             if len(out) == len(rows) and halves.images % frames == 0:
                 rows = rows[torch.arange(len(rows)), torch.arange(len(rows)) % frames]
@@ -139,10 +142,9 @@ class RegionLoras:
         if len(places) != 1:
             return None
         try:
-            grid = self.denoiser.model.grid(size, places[0])
+            return self.denoiser.model.grid(size, places[0])
         except ValueError:
             return None
-        return grid if places[0] in (math.prod(grid), math.prod(grid[1:])) else None
 
 
 class Active:
@@ -191,9 +193,7 @@ class RegionGate(Gate):
         self.loras, self.of_text = loras, of_text
         # Channels come last, but in convolutions.
         self.convolves = not isinstance(layer.get_base_layer(), nn.Linear)
-        number = next(_KEYS)
-        GATES[number] = self
-        self.key = torch.tensor(number, dtype=torch.int64, device="cpu")
+        self.key = GATES.add(self)
 
     def share(self, out: Tensor) -> Tensor:
         if torch.compiler.is_compiling():
@@ -215,7 +215,10 @@ class RegionGate(Gate):
 
 
 def _is_of_text(path: str, cross_attention: Collection[str]) -> bool:
-    """Whether a layer is given texts, or times, and not pixels: its name says it."""
+    """Whether a layer's input has no pixels.
+
+    In cross-attention all but queries and output; elsewhere by a word in its name.
+    """
     for name in cross_attention:
         if path.startswith(f"{name}."):
             return path[len(name) + 1 :].split(".")[0] not in _OF_PIXELS

@@ -91,6 +91,7 @@ class Model:
         at_each_step: (denoiser, local prompts, timestep) to what its processors receive of them,
             where that is another at each step; instead of `context`.
         timesteps: of a pipeline's scheduler, as the denoiser receives them.
+        scales_adapters: the argument of a call in which the scale of adapters comes, "" if none.
         calls: whether both halves of guidance come in one call or each in its own.
         videos: whether it draws videos, over whose frames regions may move.
         refused: why this one of the class cannot be taught regions; "" if it can.
@@ -111,6 +112,7 @@ class Model:
     recognised: Callable[[Any, Tensor], Tensor] = lambda denoiser, embeds: embeds
     at_each_step: Callable[[Any, Encoded, Tensor], Tensor] | None = None
     timesteps: Callable[[Any], Tensor] = lambda pipe: pipe.scheduler.timesteps
+    scales_adapters: str = "attention_kwargs"
     calls: Literal["one", "two"] = "one"
     videos: bool = False
     refused: Callable[[Any], str] = lambda denoiser: ""
@@ -188,8 +190,9 @@ _ROWS = (
         processor=RegionalProcessor,
         processors=STANDARD | IP_ADAPTERS,
         context=_unet_context,
+        scales_adapters="cross_attention_kwargs",
         note="a ControlNet has cross-attention of its own, which stays plain; pictures of an"
-        " IP-Adapter are attended to in the whole image",
+        " IP-Adapter are attended to in the whole image, or where ip_adapter_masks say",
     ),
     Model(
         name="UNetMotionModel",
@@ -200,6 +203,7 @@ _ROWS = (
         is_cross_attention=_attends_elsewhere,
         processor=RegionalProcessor,
         processors=STANDARD | IP_ADAPTERS,
+        scales_adapters="cross_attention_kwargs",
         videos=True,
         note="frames lie in the batch; motion modules attend to no text",
     ),
@@ -214,6 +218,7 @@ _ROWS = (
         processors=STANDARD,
         encode=by_encode_prompt_with_mask,
         context=projected_caption,
+        scales_adapters="",
     ),
     Model(
         name="SanaTransformer2DModel",

@@ -25,7 +25,7 @@ def begin(
 ) -> Tensor:
     """`Denoiser.begin` of the denoiser with this number, and `Denoiser.scale_adapters`."""
     frames, height, width = size
-    denoiser = DENOISERS[int(key)]
+    denoiser = DENOISERS[key]
     step = denoiser.begin(timestep, prompts, (frames, height, width))
     denoiser.scale_adapters(lora_scale)
     # An output must not be the caller's tensor.
@@ -40,7 +40,7 @@ def _(key: Tensor, timestep: Tensor, prompts: Tensor, size: list[int], lora_scal
 @torch.library.custom_op("stal_diffusers::attend", mutates_args=(), tags=_TAGS)
 def attend(q: Tensor, prompts: Tensor, mask: Tensor | None, step: Tensor, key: Tensor) -> Tensor:
     """`Layer.attend_scaled` of the layer with this number, at the step that `begin` returned."""
-    return LAYERS[int(key)].attend_scaled(q, prompts, mask)
+    return LAYERS[key].attend_scaled(q, prompts, mask)
 
 
 @attend.register_fake
@@ -51,7 +51,7 @@ def _(q: Tensor, prompts: Tensor, mask: Tensor | None, step: Tensor, key: Tensor
 @torch.library.custom_op("stal_diffusers::within", mutates_args=(), tags=_TAGS)
 def within(out: Tensor, step: Tensor, key: Tensor) -> Tensor:
     """`RegionGate.within` of the gate with this number, at the step that `begin` returned."""
-    return GATES[int(key)].within(out)
+    return GATES[key].within(out)
 
 
 @within.register_fake

@@ -28,8 +28,6 @@ from stal.integrations.diffusers.regions import (
 from stal.weights import Rule
 
 _HOOK = "stal_regions"
-# Arguments of denoisers in which the scale of adapters comes.
-_SCALES = ("cross_attention_kwargs", "attention_kwargs", "joint_attention_kwargs")
 
 
 @contextmanager
@@ -88,8 +86,7 @@ def regional_attention(
         yield regions
     finally:
         # Of these, whatever the pipeline has by now.
-        for denoiser in denoisers:
-            _take_off(denoiser)
+        _take_off(denoisers)
 
 
 def enable(pipe: Any, regions: Regions) -> None:
@@ -107,7 +104,7 @@ def enable(pipe: Any, regions: Regions) -> None:
     """
     found = denoisers_of(pipe)
     check_adapters(pipe, regions.adapters)
-    plans = []
+    targets = []
     for denoiser, model in found:
         if _patched(denoiser) is not None:
             raise ValueError(
@@ -119,8 +116,8 @@ def enable(pipe: Any, regions: Regions) -> None:
         modules = _cross_attention(everything, model)
         for name, module in modules:
             check_processor(name, module, model)
-        plans.append((denoiser, model, modules))
-    for denoiser, model, modules in plans:
+        targets.append((denoiser, model, modules))
+    for denoiser, model, modules in targets:
         _put_on(Denoiser(pipe, denoiser, model, regions), modules)
 
 
@@ -129,8 +126,7 @@ def disable(pipe: Any) -> None:
 
     A processor that somebody else has replaced meanwhile stays. Without regions nothing happens.
     """
-    for denoiser, _ in denoisers_of(pipe):
-        _take_off(denoiser)
+    _take_off([denoiser for denoiser, _ in denoisers_of(pipe)])
 
 
 def _cross_attention(
@@ -149,7 +145,7 @@ def _put_on(state: Denoiser, modules: Sequence[tuple[str, Any]]) -> None:
     for _, module in modules:
         original = module.get_processor()
         kind = _kind_of(state.model, original)
-        layer = Layer(state, module, kind.keys_values, None)
+        layer = Layer(state, module, kind.keys_values)
         state.processors.append((module, kind(layer, original)))
     names = [name for name, _ in modules]
     loras = RegionLoras(state, names) if state.regions.adapters else None
@@ -172,17 +168,22 @@ def _kind_of(model: Model, original: Any) -> Any:
     return RegionalIPAdapterProcessor
 
 
-def _take_off(denoiser: nn.Module) -> None:
-    hook = _patched(denoiser)
-    if hook is None:
-        return
-    for module, processor in hook.denoiser.processors:
-        if module.processor is processor:
-            module.set_processor(processor.original)
-    if hook.loras is not None:
-        hook.loras.take_off()
-    _remove_hook(denoiser)
-    hook.denoiser.end_run()
+def _take_off(denoisers: Sequence[nn.Module]) -> None:
+    states = []
+    for denoiser in denoisers:
+        hook = _patched(denoiser)
+        if hook is None:
+            continue
+        states.append(hook.denoiser)
+        for module, processor in hook.denoiser.processors:
+            if module.processor is processor:
+                module.set_processor(processor.original)
+        if hook.loras is not None:
+            hook.loras.take_off()
+        _remove_hook(denoiser)
+    # At last, for a warning may be an error.
+    for state in states:
+        state.end_run()
 
 
 def _hook_of(state: Denoiser, loras: RegionLoras | None) -> Any:
@@ -201,21 +202,19 @@ def _hook_of(state: Denoiser, loras: RegionLoras | None) -> Any:
         def pre_forward(self, module: Any, *args: Any, **kwargs: Any) -> Any:
             if loras is not None and torch.compiler.is_compiling():
                 loras.activate()
-            tell(state, state.model.inputs(args, kwargs), _lora_scale(kwargs))
+            begin_call(state, state.model.inputs(args, kwargs), _lora_scale(state.model, kwargs))
             return args, kwargs
 
     return RegionsHook()
 
 
-def _lora_scale(kwargs: Mapping[str, Any]) -> float:
+def _lora_scale(model: Model, kwargs: Mapping[str, Any]) -> float:
     """What diffusers multiplies adapters by in a call."""
-    for name in _SCALES:
-        if kwargs.get(name) is not None:
-            return float(kwargs[name].get("scale", 1.0))
-    return 1.0
+    given = kwargs.get(model.scales_adapters)
+    return 1.0 if given is None else float(given.get("scale", 1.0))
 
 
-def tell(state: Denoiser, inputs: Inputs, lora_scale: float) -> None:
+def begin_call(state: Denoiser, inputs: Inputs, lora_scale: float) -> None:
     """Begins a call, also where torch.compile traces it."""
     timestep = inputs.timestep
     if not isinstance(timestep, Tensor):

@@ -12,7 +12,8 @@ def steps_of(
     """The index of the sampler's transition by what the denoiser is called with.
 
     A timestep may be there twice: Heun's second evaluation of a step is at the level where the next
-    one begins, and PNDM repeats its second timestep. Where a scheduler has one timestep a step,
+    one begins, and PNDM repeats its second timestep; which of them it is `repeats_step` says.
+    Where a scheduler has one timestep a step,
     those that rounding makes equal are still steps of their own: integers of Karras' levels, and
     levels in bfloat16.
 
@@ -22,7 +23,16 @@ def steps_of(
 
     Returns:
         Levels with their index, in the order of the run, and the number of transitions.
+
+    Raises:
+        NotImplementedError: PNDM with Runge-Kutta steps.
     """
+    runge_kutta = getattr(scheduler, "prk_timesteps", None)
+    if runge_kutta is not None and len(runge_kutta):
+        raise NotImplementedError(
+            "scheduler must evaluate each step once or twice, got PNDM with Runge-Kutta steps: make"
+            " it with from_config(scheduler.config, skip_prk_steps=True)"
+        )
     if getattr(scheduler, "order", 1) == 2:
         # Two evaluations for each transition but the last.
         found = {level: index // 2 for index, level in enumerate(levels)}
@@ -40,5 +50,9 @@ def step_index(scheduler: Any) -> int:
 
 
 def repeats_step(scheduler: Any) -> bool:
-    """Whether the next call evaluates the step of the one before once more, as PNDM's second."""
-    return getattr(scheduler, "counter", None) == 1
+    """Whether the next call evaluates the step of the call before once more.
+
+    So does PNDM's second call, and every second one of schedulers of the second order.
+    """
+    second = getattr(scheduler, "state_in_first_order", True) is False
+    return second or getattr(scheduler, "counter", None) == 1

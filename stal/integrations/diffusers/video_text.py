@@ -125,6 +125,8 @@ def _modulated(
     Each prompt goes it alone, since tokens attend to each other and padding would take part.
     """
     embeds, lengths = local.compact()
+    if not len(embeds):
+        return embed(embeds.to(timestep.device, dtype))
     pooled = local.pooled
     assert pooled is not None  # prepare looks after it
     found = []

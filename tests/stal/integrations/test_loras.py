@@ -22,6 +22,8 @@ from stal.layout.formats import as_layout
 from stal.model.model import bundled_model
 from stal.prompts import article, noun_of
 
+from .videos import ARGUMENTS, draw, kandinsky5_text_to_image, kandinsky6, wan22
+
 try:
     import peft
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -390,6 +392,39 @@ def test_without_keys_and_values_a_region_of_everything_equals_the_adapter_every
     got = run_with(pipe, regions_of(pipe, {KNIGHT: "k"}, layout=EVERYWHERE))
     assert torch.equal(got, everywhere)
     assert not torch.equal(got, without_adapters(pipe, layout=EVERYWHERE))
+
+
+@pytest.mark.parametrize("build", [kandinsky5_text_to_image, kandinsky6], ids=lambda b: b.__name__)
+def test_a_transformer_s_queries_and_outputs_are_of_pixels(build):
+    """By the names that Kandinsky has for them."""
+    pipe, arguments = build(), ARGUMENTS[build]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        add(
+            pipe.transformer, ["k"], targets=r".*visual.*(to_query|out_layer)|.*video_dec.*to_query"
+        )
+    regions = {"layout": [(KNIGHT, (0, 0, 1, 1))], "weights": [1.0]}
+
+    def drawn(loras):
+        with regional_attention(pipe, arguments["prompt"], loras=loras, **regions):
+            return draw(pipe, arguments)
+
+    everywhere, got = drawn(None), drawn({KNIGHT: "k"})
+    pipe.transformer.set_adapters(["k"], [0.0])
+    without = drawn(None)
+    assert (without - everywhere).abs().max() > 1e-3
+    torch.testing.assert_close(got, everywhere, rtol=0, atol=2e-5)
+
+
+def test_adapters_of_text_encoders_are_restored_with_two_denoisers():
+    pipe = wan22()
+    config = peft.LoraConfig(r=3, init_lora_weights=False, target_modules=["q", "v"])
+    peft.inject_adapter_in_model(config, pipe.text_encoder, "words")
+    before = state_of(pipe.text_encoder)
+    regions = {"layout": [(KNIGHT, (0, 0, 1, 1))], "loras": {KNIGHT: "words"}}
+    with regional_attention(pipe, "a knight walks", **regions):
+        assert state_of(pipe.text_encoder) != before
+    assert state_of(pipe.text_encoder) == before
 
 
 def test_where_only_local_prompts_count_their_adapter_equals_it_everywhere():

@@ -231,6 +231,30 @@ def test_a_latents_gradient_goes_through_regions():
     torch.testing.assert_close((gradient * step).sum(), expected, rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("guided", [False, True])
+def test_a_gradient_through_two_calls(guided):
+    """Keys and values that the first call's backward needs are not written over by the second."""
+    pipe = unets.stable_diffusion()
+    state = prepare(pipe, PROMPT, layout=LAYOUT, weights=WEIGHTS, reference="an empty scene")
+    pipe.unet.requires_grad_(False)
+    pipe.scheduler.set_timesteps(2)
+    generator = torch.Generator().manual_seed(0)
+    sample = torch.randn(1, 4, 8, 8, generator=generator, requires_grad=True)
+    texts = torch.cat([torch.zeros_like(state.prompts.embeds), state.prompts.embeds][not guided :])
+
+    def predicted(step):
+        x = sample.expand(len(texts), -1, -1, -1)
+        return pipe.unet(x, pipe.scheduler.timesteps[step], texts.clone()).sample.square().sum()
+
+    enable(pipe, state)
+    try:
+        each = [torch.autograd.grad(predicted(step), sample)[0] for step in (0, 1)]
+        (both,) = torch.autograd.grad(predicted(0) + predicted(1), sample)
+    finally:
+        disable(pipe)
+    torch.testing.assert_close(both, each[0] + each[1])
+
+
 def test_weights_may_be_learned():
     """A gradient reaches the module's own projections of keys and values, and q's."""
     pipe = unets.stable_diffusion()
@@ -255,6 +279,15 @@ def test_inference_mode_and_gradients_take_turns():
         third = draw("sd1", pipe).pictures
     assert np.array_equal(first, second)
     assert np.array_equal(first, third)
+    state = prepare(pipe, PROMPT, layout=LAYOUT)
+    enable(pipe, state)
+    with torch.inference_mode():
+        draw("sd1", pipe)
+    prompts = torch.cat([torch.zeros_like(state.prompts.embeds), state.prompts.embeds])
+    sample = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    pipe.unet(sample, pipe.scheduler.timesteps[0], prompts).sample.sum().backward()
+    assert sample.grad.abs().max() > 0
+    disable(pipe)
     with torch.inference_mode():
         fresh = unets.stable_diffusion()
         with regions(fresh):

@@ -132,7 +132,8 @@ def test_leaving_restores_the_pipeline(name):
         assert after[module].keys() == attributes.keys(), module
         for key, value in attributes.items():
             now = after[module][key]
-            same = all(now[k] is v for k, v in value.items()) if isinstance(value, dict) else False
+            same = isinstance(value, dict) and now.keys() == value.keys()
+            same = same and all(now[k] is v for k, v in value.items())
             assert same or now is value or now == value, (module, key)
     assert np.array_equal(draw(name, pipe).pictures, plain.pictures)
 

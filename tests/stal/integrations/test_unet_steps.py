@@ -2,7 +2,11 @@
 
 import pytest
 import torch
-from diffusers import DPMSolverMultistepScheduler, KDPM2AncestralDiscreteScheduler
+from diffusers import (
+    DPMSolverMultistepScheduler,
+    KDPM2AncestralDiscreteScheduler,
+    PNDMScheduler,
+)
 
 from stal.integrations.diffusers import enable, prepare, regional_attention
 from stal.integrations.diffusers.steps import steps_of
@@ -18,12 +22,12 @@ FOUR = [0, 1, 2, 3]
 # The second evaluation of a step of Heun's, and of PNDM's first, is where the next one begins.
 CALLS = dict.fromkeys(tiny.SCHEDULERS, FOUR) | {
     "pndm": [0, 0, 1, 2, 3],
-    "heun": [0, 1, 1, 2, 2, 3, 3],
+    "heun": [0, 0, 1, 1, 2, 2, 3],
 }
 # Strength 0.5 of four steps leaves two. PNDM begins at the repeated timestep and evaluates twice.
 LATE = {name: [2, 3] for name in tiny.SCHEDULERS} | {
     "pndm": [1, 1, 3],
-    "heun": [2, 3, 3],
+    "heun": [2, 2, 3],
 }
 
 
@@ -134,8 +138,18 @@ def test_kdpm2_evaluates_twice_in_a_step():
     levels = scheduler.timesteps.tolist()
     steps, count = steps_of(scheduler, levels, levels)
     assert count == 5
-    assert dict(steps)[levels[0]] == 0
-    assert dict(steps)[levels[-1]] == 4
+    assert [dict(steps)[level] for level in levels] == [0, 0, 1, 1, 2, 2, 3, 3, 4]
+
+
+def test_runge_kutta_steps_of_pndm_are_refused_by_name():
+    pipe = unets.stable_diffusion()
+    pipe.scheduler = PNDMScheduler.from_config(pipe.scheduler.config, skip_prk_steps=False)
+    message = r"got PNDM with Runge-Kutta steps: make it with .*skip_prk_steps=True"
+    with (
+        regional_attention(pipe, PROMPT, layout=LAYOUT),
+        pytest.raises(NotImplementedError, match=message),
+    ):
+        draw("sd1", pipe, num_inference_steps=4)
 
 
 def test_weights_of_another_number_of_steps_are_refused():

@@ -321,6 +321,14 @@ def test_a_run_of_one_call_of_another_prompt_is_warned_of() -> None:
             draw(pipe, one)
 
 
+@pytest.mark.parametrize("build", [kandinsky5_text_to_image, kandinsky6, wan21])
+def test_a_prompt_without_objects_is_drawn_plain(build: Callable[..., Any]) -> None:
+    pipe, arguments = built(build), ARGUMENTS[build]
+    plain = draw(pipe, arguments)
+    with regional_attention(pipe, arguments["prompt"], layout=[], rule="convex"):
+        torch.testing.assert_close(draw(pipe, arguments), plain, rtol=0, atol=2e-5)
+
+
 def test_kandinsky_refuses_embeddings_without_the_second_encoders() -> None:
     pipe = built(kandinsky5_text_to_image)
     with pytest.raises(ValueError, match="local_embeds and reference_embeds must be left out"):

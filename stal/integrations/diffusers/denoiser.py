@@ -122,9 +122,7 @@ class Denoiser:
         """Warns if a run that is over was of other prompts, where its calls could not tell."""
         if self._calls and not self._recognised:
             names = " and ".join(self.regions.names)
-            warn(
-                f"the pipeline was called with other prompts than {names}: it drew without regions"
-            )
+            warn(f"the pipeline was called with other prompts than {names}, and drew no regions")
         self._seen.clear()
         self._calls, self._recognised = 0, False
 
@@ -238,8 +236,9 @@ class Denoiser:
             own = len(self.regions.local.embeds)
             entries = []
             for row in range(halves.rows):
-                prompt = halves.prompt_of(row)
-                local = () if prompt is None else self.regions.rows_of(prompt, reference)
+                local: tuple[int, ...] = ()
+                if halves.is_conditional(row):
+                    local = self.regions.rows_of(halves.prompt_of(row), reference)
                 entries += [(own + row, *local)] * frames
             # Kept tensors must do where gradients are asked for.
             with torch.inference_mode(False):

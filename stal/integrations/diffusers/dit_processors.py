@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stal.integrations.diffusers.layers import Layer
-from stal.integrations.diffusers.processors import RegionalProcessor, join_heads, split_heads
+from stal.integrations.diffusers.processors import RegionalProcessor, output, split_heads
 
 
 class RotaryProcessor(RegionalProcessor):
@@ -34,25 +33,18 @@ class RotaryProcessor(RegionalProcessor):
         if image_rotary_emb is not None:
             q = apply_rotary_emb(q, image_rotary_emb)
         out = self.layer(q, encoder_hidden_states, attention_mask)
-        return attn.to_out[1](attn.to_out[0](join_heads(out)))
+        return output(attn, out)
 
 
-class WideNormProcessor:
+class WideNormProcessor(RegionalProcessor):
     """As SanaAttnProcessor2_0, LTXVideoAttnProcessor and LTX2AudioVideoAttnProcessor.
 
     q and k are normalised over all heads at once, and LTX-2's heads may be gated. None of the three
     gives rotary embeddings to attention to text.
-
-    Args:
-        layer: what the module attends to.
-        original: the processor whose place this takes.
     """
 
-    def __init__(self, layer: Layer, original: Any) -> None:
-        self.layer, self.original = layer, original
-
     # LTX passes its arguments by position, in this order.
-    def __call__(
+    def __call__(  # type: ignore[override]
         self,
         attn: Any,
         hidden_states: Tensor,
@@ -70,7 +62,7 @@ class WideNormProcessor:
             # (batch, n, heads), of what q is of.
             gate = 2 * torch.sigmoid(gates(hidden_states))
             out = out * gate.transpose(1, 2)[..., None]
-        return attn.to_out[1](attn.to_out[0](join_heads(out)))
+        return output(attn, out)
 
     @staticmethod
     def keys_values(attn: Any, prompts: Tensor) -> tuple[Tensor, Tensor]:

@@ -42,13 +42,10 @@ class Halves:
         """Rows of the batch."""
         return self.block * len(self.conditional)
 
-    def prompt_of(self, row: int) -> int | None:
-        """The prompt of a conditional row; None of any other."""
-        if not self.conditional[row // self.block]:
-            return None
-        return self.picture_of(row)
+    def is_conditional(self, row: int) -> bool:
+        return self.conditional[row // self.block]
 
-    def picture_of(self, row: int) -> int:
+    def prompt_of(self, row: int) -> int:
         """The prompt of whose pictures a row is, in any block."""
         return row % self.block // self.images
 

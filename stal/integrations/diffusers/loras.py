@@ -113,7 +113,7 @@ class RegionLoras:
             )
             # Where two regions share a pixel at their border they cover it together.
             covered.append(each[own].sum(0).clamp(max=1))
-        rows = torch.stack([covered[halves.picture_of(row)] for row in range(halves.rows)])
+        rows = torch.stack([covered[halves.prompt_of(row)] for row in range(halves.rows)])
         frames, missing = grid[0], math.prod(places) - math.prod(grid)
         if missing > 0:
             # Tokens past the grid are a given image's, which has no regions.

@@ -80,6 +80,11 @@ class RegionalProcessor:
         return (k if attn.norm_k is None else attn.norm_k(k)), v
 
 
+def output(attn: Any, x: Tensor) -> Tensor:
+    """What `to_out` makes of attention's result, (batch, heads, n, head_dim)."""
+    return attn.to_out[1](attn.to_out[0](join_heads(x)))
+
+
 def split_heads(x: Tensor, heads: int) -> Tensor:
     """(batch, n, heads * head_dim) to (batch, heads, n, head_dim), a view."""
     return x.unflatten(2, (heads, -1)).transpose(1, 2)

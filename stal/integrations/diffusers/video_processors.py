@@ -7,7 +7,13 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional as F
 
-from stal.integrations.diffusers.processors import RegionalProcessor, join_heads, split_heads
+from stal.integrations.diffusers.dit_processors import WideNormProcessor
+from stal.integrations.diffusers.processors import (
+    RegionalProcessor,
+    join_heads,
+    output,
+    split_heads,
+)
 
 # Of the keys that Wan's processors get the last so many are text, the others the image's.
 WAN_TEXT = 512
@@ -40,10 +46,10 @@ class CosmosProcessor(RegionalProcessor):
             k = attn.k_img_norm(split_heads(attn.k_img(image), attn.heads))
             v = split_heads(attn.v_img(image), attn.heads)
             out = out + F.scaled_dot_product_attention(q, k, v, attn_mask=image_mask)
-        return attn.to_out[1](attn.to_out[0](join_heads(out)))
+        return output(attn, out)
 
 
-class WanProcessor(RegionalProcessor):
+class WanProcessor(WideNormProcessor):
     """As WanAttnProcessor: q and k are normalised across heads; image tokens come before the text.
 
     Pixels attend to the image with the queries that they attend to the text with, everywhere alike.
@@ -67,12 +73,7 @@ class WanProcessor(RegionalProcessor):
             k = split_heads(attn.norm_added_k(attn.add_k_proj(image)), attn.heads)
             v = split_heads(attn.add_v_proj(image), attn.heads)
             out = out + F.scaled_dot_product_attention(q, k, v)
-        return attn.to_out[1](attn.to_out[0](join_heads(out)))
-
-    @staticmethod
-    def keys_values(attn: Any, prompts: Tensor) -> tuple[Tensor, Tensor]:
-        k = split_heads(attn.norm_k(attn.to_k(prompts)), attn.heads)
-        return k, split_heads(attn.to_v(prompts), attn.heads)
+        return output(attn, out)
 
 
 class Kandinsky5Processor(RegionalProcessor):

@@ -400,9 +400,7 @@ def test_a_transformer_s_queries_and_outputs_are_of_pixels(build):
     pipe, arguments = build(), ARGUMENTS[build]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        add(
-            pipe.transformer, ["k"], targets=r".*visual.*(to_query|out_layer)|.*video_dec.*to_query"
-        )
+        add(pipe.transformer, ["k"], targets=r".*(visual|video_dec).*(to_query|out_layer)")
     regions = {"layout": [(KNIGHT, (0, 0, 1, 1))], "weights": [1.0]}
 
     def drawn(loras):

@@ -310,7 +310,7 @@ def test_a_run_of_one_call_of_another_prompt_is_warned_of() -> None:
     pipe = built(wan21)
     one = {**ARGUMENTS[wan21], "num_inference_steps": 1, "guidance_scale": 1.0}
     for calls in (1, 2):
-        warned = pytest.warns(UserWarning, match="called with other prompts .* without regions")
+        warned = pytest.warns(UserWarning, match="called with other prompts .* no regions")
         with warned as found, regional_attention(pipe, PROMPT, **REGIONS | {"weights": None}):
             for _ in range(calls):
                 draw(pipe, {**one, "prompt": "a blue dog"})

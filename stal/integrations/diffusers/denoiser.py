@@ -14,7 +14,7 @@ from stal.caller import warn
 from stal.integrations.diffusers.encoded import Encoded
 from stal.integrations.diffusers.halves import Halves, halves_of
 from stal.integrations.diffusers.inputs import Size
-from stal.integrations.diffusers.layers import Attended, Clock
+from stal.integrations.diffusers.layers import Attended, Clock, padded
 from stal.integrations.diffusers.models import Model
 from stal.integrations.diffusers.regions import Regions
 from stal.integrations.diffusers.registry import Registry
@@ -27,7 +27,7 @@ DENOISERS: Registry[Denoiser] = Registry()
 _MOST_SEEN = 4
 # Of the weights' bytes, what keys and values may take that are kept. All of them take 1.6% for five
 # regions of Stable Diffusion 1, 3.5% of XL and 7% of Wan 14B.
-_KEPT = 0.015
+_KEPT = 0.017
 _LEAST_KEPT = 1 << 24
 
 
@@ -58,8 +58,11 @@ class Denoiser:
         self._seen: list[tuple[Tensor, Halves]] = []
         self._calls = 0  # of this run
         self._recognised = False  # whether one of them was of the prompts
-        self._local: Tensor | None = None
+        self._refers = True  # whether the rule moves away from reference prompts
+        # The local prompts, all of them and without references.
+        self._local: tuple[Tensor, Tensor] | None = None
         self._local_call: Call | None = None
+        self._joined: tuple[Tensor, Tensor, Tensor] | None = None
         self._masks: dict[tuple[int, Size], Tensor] = {}
         self._rows: dict[tuple[Halves, int, bool, torch.device], tuple[Tensor, Tensor]] = {}
 
@@ -100,7 +103,11 @@ class Denoiser:
             self._check_aspect(size)
         scheduler = self.pipe.scheduler
         step = run.step(timestep, step_index(scheduler), again=repeats_step(scheduler))
-        self._call = Call(self, step, run, self._halves(prompts), size, timestep)
+        halves = self._halves(prompts)
+        if any(halves.conditional):
+            guided = halves.unconditional is not None
+            self._refers = self.regions.moves_to_prompt(unconditional=guided)
+        self._call = Call(self, step, run, halves, size, timestep, self._refers)
         return step
 
     def scale_adapters(self, scale: float) -> None:
@@ -166,13 +173,16 @@ class Denoiser:
         return halves
 
     def local_prompts(self, like: Tensor) -> Tensor:
-        """(local prompts, seqlen_k, width), what processors get of them."""
-        local, call = self._local, self.call
-        if local is not None and local.device == like.device and local.dtype == like.dtype:
+        """(local prompts, seqlen_k, width), what processors get of those that `_rows_of_table` has.
+
+        The same tensor as long as it holds the same.
+        """
+        kept, call = self._local, self.call
+        if kept is not None and kept[0].device == like.device and kept[0].dtype == like.dtype:
             # A call without a conditional half attends to none of them.
             idle = self._local_call is call or not any(call.halves.conditional)
             if self.model.at_each_step is None or idle:
-                return local
+                return kept[not call.refers]
         with torch.inference_mode(False), torch.no_grad():
             if self.model.at_each_step is not None:
                 local = self.model.at_each_step(self.module, self.regions.local, call.timestep)
@@ -181,8 +191,30 @@ class Denoiser:
                 # Not a parameter's: some are kept in single precision, or stored in 8 bits.
                 dtype: Any = self.module.dtype
                 local = self.model.context(self.module, embeds.to(dtype))
-            self._local, self._local_call = local.to(like), call
-        return self._local
+            local = local.to(like)
+            bare = local[: self._bare]
+            self._local = local, local if len(bare) == len(local) else bare
+            self._local_call = call
+        return self._local[not call.refers]
+
+    def joined(self, local: Tensor, own: Tensor) -> Tensor:
+        """(local prompts + rows, seqlen_k, width), the batch's own prompts after the local ones.
+
+        Made once for all layers that are given the same; without gradients.
+        """
+        if self._joined is None or self._joined[0] is not local or self._joined[1] is not own:
+            self._joined = local, own, torch.cat(padded(local, own))
+        return self._joined[2]
+
+    @property
+    def _bare(self) -> int:
+        """Local prompts without the references, which come after them."""
+        return sum(len(layout.objects) for layout in self.regions.layouts)
+
+    @property
+    def _rows_of_table(self) -> int:
+        """Local prompts that the op's table has before the batch's own: those that are needed."""
+        return len(self.regions.local.embeds) if self.call.refers else self._bare
 
     def may_keep(self, before: int, now: int) -> bool:
         """Whether a layer that keeps so many bytes may keep so many instead; if not it has none."""
@@ -197,7 +229,7 @@ class Denoiser:
 
         own, lengths: (rows, seqlen_k, width) and (rows,) of the batch's own prompts.
         """
-        embeds, local = self.regions.local.compact()
+        embeds, local = self.regions.local.rows(slice(self._rows_of_table)).compact()
         if lengths is None and local is None and own.shape[1] == embeds.shape[1]:
             return None
         tables = ((embeds, local), (own, lengths))
@@ -233,7 +265,7 @@ class Denoiser:
         """
         key = halves, frames, reference, device
         if key not in self._rows:
-            own = len(self.regions.local.embeds)
+            own = self._rows_of_table
             entries = []
             for row in range(halves.rows):
                 local: tuple[int, ...] = ()
@@ -306,6 +338,7 @@ class Call:
     halves: Halves
     size: Size
     timestep: Tensor
+    refers: bool  # whether the rule moves away from reference prompts
     _attended: dict[tuple[int, int], Attended] = field(default_factory=dict)
     _own: tuple[Tensor, Tensor | None, Tensor, Tensor | None] | None = None
 
@@ -320,8 +353,7 @@ class Call:
         return self._attended[key]
 
     def _attend(self, tokens: int, frames: int, device: torch.device) -> Attended:
-        denoiser, halves, regions = self.denoiser, self.halves, self.denoiser.regions
-        reference = regions.moves_to_prompt(unconditional=halves.unconditional is not None)
+        denoiser, halves, reference = self.denoiser, self.halves, self.refers
         grid = denoiser.model.grid(self.size, tokens)
         # Frames lie in a row of tokens, or in the batch, whose prompts may be repeated for them.
         apart = grid[0] if tokens == grid[1] * grid[2] else 1

@@ -56,11 +56,13 @@ class DenoiserState(Protocol):
     """What a layer asks of its denoiser, see `denoiser.Denoiser`."""
 
     clock: Clock
+    regions: Any
     projects_local: bool
 
     @property
     def call(self) -> CallState: ...
     def local_prompts(self, like: Tensor) -> Tensor: ...
+    def joined(self, local: Tensor, own: Tensor) -> Tensor: ...
     def may_keep(self, before: int, now: int) -> bool: ...
 
 
@@ -146,28 +148,35 @@ class Layer:
         """
         local = self.denoiser.local_prompts(own)
         if learns:
-            first, second = _padded(local, own)
-            tables = [self._project(first, local=True), self._project(second)]
-            k, v = (torch.cat(pair) for pair in zip(*tables, strict=True))
-            return k, v
+            return self._projected(local, own, joined=torch.cat(padded(local, own)))
         # Once a run in any case: weights may be written where torch does not count it.
         stamp = (self.denoiser.call.run, _stamp(self.attn), own.shape)
         fresh = self._table is None or stamp != self._stamp or self._local is not local
         if not fresh and self._table is not None and _same(self._seen, seen):
             return self._table
         with torch.inference_mode(False), torch.no_grad():
-            padded, own = _padded(local, own)
             table = self._table
             if fresh or table is None:
-                table = _table(self._project(padded, local=True), len(own))
+                table = self._projected(local, own, joined=self.denoiser.joined(local, own))
                 before, now = (_bytes(each) for each in (self._table, table))
                 self._table = table if self.denoiser.may_keep(before, now) else None
                 self._stamp, self._local = stamp, local
-            for whole, part in zip(table, self._project(own), strict=True):
-                whole[len(local) :] = part
+            else:
+                for whole, part in zip(table, self._project(padded(local, own)[1]), strict=True):
+                    whole[len(local) :] = part
         kept = seen is not None and not seen.is_inference()
         self._seen = (seen, seen._version) if seen is not None and kept else None
         return table
+
+    def _projected(self, local: Tensor, own: Tensor, *, joined: Tensor) -> tuple[Tensor, Tensor]:
+        """k, v of both; joined: the two of them as one."""
+        if not self.denoiser.regions.adapters:
+            # Weights that are larger than what they are multiplied by are read once.
+            return self._project(joined)
+        first, second = padded(local, own)
+        tables = [self._project(first, local=True), self._project(second)]
+        k, v = (torch.cat(pair) for pair in zip(*tables, strict=True))
+        return k, v
 
     def _project(self, prompts: Tensor, *, local: bool = False) -> tuple[Tensor, Tensor]:
         self.denoiser.projects_local = local
@@ -177,25 +186,13 @@ class Layer:
             self.denoiser.projects_local = False
 
 
-def _padded(local: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+def padded(local: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
     """Both with the longer one's number of tokens, (prompts, seqlen_k, width)."""
     most = max(local.shape[1], own.shape[1])
     first, second = (
         nn.functional.pad(each, (0, 0, 0, most - each.shape[1])) for each in (local, own)
     )
     return first, second
-
-
-def _table(local: tuple[Tensor, Tensor], own: int) -> tuple[Tensor, Tensor]:
-    """Tables of k and v with room for the batch's own prompts after the local ones."""
-    tables = []
-    for projected in local:
-        prompts, heads, seqlen_k, head_dim = projected.shape
-        # In the memory layout of the projections.
-        table = projected.new_empty(prompts + own, seqlen_k, heads, head_dim).transpose(1, 2)
-        table[:prompts] = projected
-        tables.append(table)
-    return tables[0], tables[1]
 
 
 def _bytes(table: tuple[Tensor, Tensor] | None) -> int:

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import warnings
 from functools import cache
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 import stal
+import stal_kernels
 from stal.evaluation.detectors import shapes
 from stal.evaluation.metrics import judge
 from stal.integrations.diffusers import disable, enable, prepare
@@ -24,6 +26,8 @@ from tests.stal.integrations import unets
 DOCS = Path(__file__).parents[3] / "docs"
 PAGE = (DOCS / "diffusers.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+# Attention to all pixels of XL's own size takes long on a CPU: the same aspect, smaller.
+SIZES = {"1344": "168", "768": "96"}
 # The class of the example that adds a row.
 EXAMPLE = "UNet3DConditionModel"
 
@@ -36,19 +40,23 @@ def is_right(picture, prompt, layout):
 
 @pytest.fixture(scope="module")
 def scope(tmp_path_factory):
-    """What the page's blocks leave behind, run one after another beside a folder of XL."""
+    """What the page's blocks leave behind, run one after another beside the folders they name."""
     folder = tmp_path_factory.mktemp("page")
     unets.stable_diffusion_xl().save_pretrained(folder / "my-sdxl")
+    unets.stable_diffusion_xl_refiner().save_pretrained(folder / "my-sdxl-refiner")
+    unets.animate_diff().save_pretrained(folder / "my-animatediff")
     found: dict = {"pictures": []}
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
         patch.chdir(folder)
         patch.setitem(MODELS, EXAMPLE, None)  # taken out again at the end
         for number, block in enumerate(BLOCKS):
             before = found.get("image")
-            exec(compile(block, f"block {number} of diffusers.md", "exec"), found)
+            small = re.sub("|".join(SIZES), lambda size: SIZES[size[0]], block)
+            exec(compile(small, f"block {number} of diffusers.md", "exec"), found)
             if found.get("image") is not before:
                 found["pictures"].append(found["image"])
-    return found | {"folder": folder}
+    return found | {"folder": folder, "warnings": [str(each.message) for each in seen]}
 
 
 def test_every_block_runs_and_leaves_no_trace(scope):
@@ -57,6 +65,26 @@ def test_every_block_runs_and_leaves_no_trace(scope):
     processors = {type(p).__name__ for p in scope["pipe"].unet.attn_processors.values()}
     assert processors == {"AttnProcessor2_0"}
     assert EXAMPLE not in MODELS
+
+
+def test_no_block_is_warned_of(scope):
+    ours = re.compile("the layout|no object|the pipeline|.* is a soft mask")
+    assert [said for said in scope["warnings"] if ours.match(said)] == []
+
+
+def test_blocks_that_do_not_run_are_python_at_least():
+    (block,) = re.findall(r"```python no-run\n(.*?)```", PAGE, re.DOTALL)
+    ast.parse(block)
+
+
+def test_a_picture_that_is_not_square_has_the_aspect_that_is_said(scope):
+    assert [each.size for each in scope["pictures"]].count((168, 96)) == 1
+
+
+def test_a_video_has_its_frames(scope):
+    first, *_, last = (np.asarray(frame).astype(int) for frame in scope["frames"])
+    assert len(scope["frames"]) == 16
+    assert np.abs(first - last).max() > 3
 
 
 def test_regions_of_the_page_change_a_picture(scope):
@@ -162,7 +190,8 @@ def test_the_command_prints_the_table_and_writes_it(monkeypatch, capsys, tmp_pat
 def messages():
     """What errors and warnings of stal say, with … where they name something."""
     found = []
-    for path in Path(stal.__file__).parent.rglob("*.py"):
+    folders = [Path(package.__file__).parent for package in (stal, stal_kernels)]
+    for path in [path for folder in folders for path in folder.rglob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.JoinedStr):
                 parts = [
@@ -174,27 +203,32 @@ def messages():
     return found
 
 
-def quoted():
-    section = PAGE.partition("## When it says no")[2]
-    assert section
-    # In a paragraph a message may be broken where a line is.
-    rows = re.findall(r"^\| `([^`]+)` \|", section, re.MULTILINE)
-    return rows + [
-        " ".join(m.split()) for m in re.findall(r"`([^`|]+…)`", section.split("|\n\n")[-1])
-    ]
+def quoted_rows():
+    """What the tables of errors and of warnings quote, with the advice of each."""
+    section = PAGE.partition("## When it says no")[2].partition("\n## ")[0]
+    return re.findall(r"^\| `([^`]+)` \| (.+) \|$", section, re.MULTILINE)
 
 
-@pytest.mark.parametrize("message", quoted())
+@pytest.mark.parametrize("message", [message for message, _ in quoted_rows()])
 def test_a_quoted_message_is_one_that_the_source_has(message):
     wanted = message.removeprefix("… ").removesuffix("…").rstrip()
     assert any(wanted in each for each in messages())
 
 
 def test_every_row_of_the_messages_says_what_to_do():
-    section = PAGE.partition("## When it says no")[2]
-    rows = re.findall(r"^\| `([^`]+)` \| (.+) \|$", section, re.MULTILINE)
-    assert len(rows) == len({message for message, _ in rows}) > 20
+    rows = quoted_rows()
+    assert len(rows) == len(dict(rows)) > 20
     assert all(advice.strip() for _, advice in rows)
+
+
+def test_blocks_of_the_page_of_layouts_run(monkeypatch, tmp_path):
+    text = (DOCS / "layout.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    found: dict = {}
+    for number, block in enumerate(re.findall(r"```python\n(.*?)```", text, re.DOTALL)):
+        exec(compile(block, f"block {number} of layout.md", "exec"), found)
+    assert found["image"].size == found["result"].images[0].size
+    assert found["walk"].at_moment(0.5).objects[0].box == pytest.approx((0.35, 0.4, 0.65, 0.9))
 
 
 def test_links_lead_somewhere():

@@ -132,7 +132,11 @@ def test_a_mask_has_the_canvas_aspect_to_within_a_cell(height, width, aspect):
 def test_a_mask_of_another_aspect_is_refused(height, width):
     with pytest.raises(ValueError, match=r"layout\[0\] must have the canvas's aspect 1.5, got a m"):
         mask_of(np.ones((height, width), dtype=bool))
-    with pytest.raises(ValueError, match=f"a mask of another aspect, {width} x {height}: resize"):
+    message = (
+        f"a mask of another aspect, {width} x {height}: resize it, or give the picture's size, as"
+        " height and width to stal.Pipeline or as aspect=width / height to prepare$"
+    )
+    with pytest.raises(ValueError, match=message):
         mask_of(np.ones((height, width), dtype=bool))
 
 

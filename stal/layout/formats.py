@@ -107,7 +107,8 @@ def read_layout(
         article: from a word to "a" or "an"; `stal.prompts.article`.
         canvas: (width, height) in pixels that LayoutGPT and LLM-grounded diffusion were told,
             their usual ones if None, or that ComfyUI's boxes lie in, which there is no usual one
-            of. Of boxes on a grid it is the aspect. Other formats do not need it.
+            of. Of boxes in fractions or on a grid it is the aspect, unless JSON of ours states it.
+            Other formats do not need it.
         prompt: for files that do not hold it.
 
     Returns:
@@ -118,7 +119,7 @@ def read_layout(
             and the place in it.
         OSError: the file cannot be read.
     """
-    return _read_file(path, prompt, _Reading(noun_of, article, _checked_canvas(canvas), 1.0))
+    return _read_file(path, prompt, _Reading(noun_of, article, check_canvas(canvas), 1.0))
 
 
 def _read_file(path: str | os.PathLike[str], prompt: str | None, reading: _Reading) -> Layout:
@@ -131,7 +132,7 @@ def _read_file(path: str | os.PathLike[str], prompt: str | None, reading: _Readi
         if own is not None:
             masks = _masks(own)
             if masks is None:
-                return Layout.from_json(own, noun_of=reading.noun_of)
+                return _read_own(own, reading)
             from stal.layout.painted import read_painted
 
             return read_painted(masks, Path(path).parent, noun_of=reading.noun_of)
@@ -173,13 +174,14 @@ def as_layout(
     """
     if isinstance(value, Layout):
         return value
-    reading = _Reading(noun_of, article, _checked_canvas(canvas), aspect)
+    reading = _Reading(noun_of, article, check_canvas(canvas), aspect)
     if isinstance(value, str):
         layout = _read_foreign(value, reading, of_file=False)
         if layout is not None:
             return _with_prompt(layout, prompt)
         if value.lstrip().startswith("{"):
-            return Layout.from_json(value, noun_of=reading.noun_of)
+            return _read_own(value, reading)
+        value = _objects(value) or value
     if isinstance(value, str | os.PathLike):
         try:
             return _with_prompt(_read_file(value, None, reading), prompt)
@@ -204,7 +206,7 @@ def as_layout(
     if layout is not None:
         return _with_prompt(layout, prompt)
     if isinstance(value, Mapping) and "objects" in value:
-        return Layout.from_json(_json(value), noun_of=reading.noun_of)
+        return _read_own(_json(value), reading)
     items = value.items() if isinstance(value, Mapping) else value
     objects = (_pair(item, f"layout[{k}]", reading) for k, item in enumerate(items))
     return Layout(prompt, tuple(objects), (), _aspect(reading))
@@ -304,8 +306,26 @@ def _read_data(data: Any, said: str, reading: _Reading, *, of_file: bool) -> Lay
         return reading.layout("", *read_comfyui(data, canvas=reading.canvas))
     if not _is_own_list(data, reading, of_file=of_file):
         return None
-    layout = Layout.from_json(_json({"objects": data}), noun_of=reading.noun_of)
+    return _read_own(_json({"objects": data}), reading)
+
+
+def _read_own(text: str, reading: _Reading) -> Layout:
+    """The layout of our own JSON, of the canvas's aspect where it does not state one."""
+    layout = Layout.from_json(text, noun_of=reading.noun_of)
+    if loads(text).get("aspect") is not None:
+        return layout
     return replace(layout, aspect=_aspect(reading))
+
+
+def _objects(text: str) -> list[Any] | None:
+    """The items of a text that is a JSON list of objects; None of another."""
+    text = plain_text(text).strip()
+    try:
+        data = loads(text) if text[:1] == "[" else None
+    except ValueError:
+        return None
+    of_objects = isinstance(data, list) and all(isinstance(item, dict) for item in data)
+    return data if of_objects else None
 
 
 def _is_own_list(data: Any, reading: _Reading, *, of_file: bool) -> bool:
@@ -341,7 +361,8 @@ def _aspect(reading: _Reading) -> float:
     return reading.aspect if canvas is None else canvas[0] / canvas[1]
 
 
-def _checked_canvas(canvas: tuple[float, float] | None) -> tuple[float, float] | None:
+def check_canvas(canvas: tuple[float, float] | None) -> tuple[float, float] | None:
+    """The canvas, if there is one. Raises ValueError unless it is of two positive numbers."""
     if canvas is None:
         return None
     try:

@@ -288,3 +288,48 @@ def test_a_list_of_our_objects_may_be_a_text():
     layout = formats.as_layout(text, prompt="p", aspect=2.0, noun_of=noun_of, article=article)
     assert [o.noun for o in layout.objects] == ["cat", "dog", "tabby"]
     assert (layout.prompt, layout.aspect) == ("p", 2.0)
+
+
+@pytest.mark.parametrize("around", ["{}", "```json\n{}\n```", "\n {} \n"])
+def test_a_text_of_phrases_and_boxes_is_what_it_holds(around):
+    options = {"prompt": "p", "aspect": 2.0, "noun_of": noun_of, "article": article}
+    text = around.replace("{}", json.dumps(OWN_LIST))
+    layout = formats.as_layout(text, **options)
+    assert layout == formats.as_layout(OWN_LIST, **options)
+    assert [(o.noun, o.box) for o in layout.objects] == [
+        ("cat", (0.1, 0.2, 0.5, 0.9)),
+        ("dog", (0.0, 0.0, 1.0, 1.0)),
+    ]
+    assert (layout.prompt, layout.aspect) == ("p", 2.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[{"phrase": "a cat", "box": [64, 128, 64, 64]}]', "must have its box in fractions of"),
+        ('[{"phrase": "a cat"}]', r"layout\[0\] must be a pair"),
+        ("[1, 2]", "layout must be a file that can be read, got"),
+    ],
+)
+def test_a_text_that_holds_no_layout_is_refused(text, message):
+    with pytest.raises(ValueError, match=message):
+        formats.as_layout(text, prompt="", aspect=1.0, noun_of=noun_of, article=article)
+
+
+@pytest.mark.parametrize("stated", [{}, {"aspect": None}, {"aspect": 0.5}], ids=str)
+@pytest.mark.parametrize("objects", [OWN_LIST, SHAPED], ids=["boxes", "shapes"])
+def test_our_json_has_the_aspect_that_it_states_or_else_the_one_given(write, stated, objects):
+    data = {"objects": objects, **stated}
+    options = {"prompt": "", "noun_of": noun_of, "article": article}
+    for value in (data, json.dumps(data), write(data)):
+        for given, aspect in (({}, 2.0), ({"canvas": (300, 100)}, 3.0)):
+            layout = formats.as_layout(value, aspect=2.0, **given, **options)
+            assert layout.aspect == (stated.get("aspect") or aspect)
+    for given, aspect in (({}, 1.0), ({"canvas": (300, 100)}, 3.0)):
+        assert read_layout(write(data), **given).aspect == (stated.get("aspect") or aspect)
+
+
+def test_a_usual_canvas_is_stated(write, painted):
+    options = {"prompt": "", "aspect": 1.5, "noun_of": noun_of, "article": article}
+    for text, aspect in ((CSS, 1.0), (LIST, 1.0), (PAINTED, 2.0)):
+        assert formats.as_layout(write(text), **options).aspect == aspect

@@ -20,9 +20,10 @@ _HARMLESS = frozenset(
         "lazy_leafs",
         "layerwise_casting",
         "peft_autocast_disable",
-        "stal_regions",
     }
 )
+# The hook of a denoiser that has regions.
+HOOK = "stal_regions"
 # Their pixels attend to text and pixels at once, so that regions are another kind of attention.
 _JOINT = (
     "AuraFlow",
@@ -61,7 +62,7 @@ def denoisers_of(pipe: Any) -> list[tuple[nn.Module, Model]]:
         if model is None:
             kind = type(module).__name__
             joint = kind.startswith(_JOINT)
-            why = ", whose attention is over text and pixels together: that comes next"
+            why = ", whose attention is over text and pixels together: use one of these"
             raise NotImplementedError(
                 f"pipe must have a denoiser of {', '.join(MODELS)}, got {kind} as {name}"
                 f"{why if joint else ''}"
@@ -75,6 +76,41 @@ def denoisers_of(pipe: Any) -> list[tuple[nn.Module, Model]]:
             f"pipe must be a pipeline of diffusers with {' or '.join(_NAMES)}, got"
             f" {type(pipe).__name__}"
         )
+    return found
+
+
+def check_pipe(pipe: Any) -> list[tuple[nn.Module, Model]]:
+    """The denoisers of a pipeline with their rows, each of which can be taught regions.
+
+    One that has regions is passed over: its processors are theirs.
+
+    Raises:
+        NotImplementedError: as `denoisers_of` and `attention_of`.
+    """
+    found = denoisers_of(pipe)
+    for denoiser, model in found:
+        registry = getattr(denoiser, "_diffusers_hook", None)
+        if registry is None or registry.get_hook(HOOK) is None:
+            attention_of(denoiser, model)
+    return found
+
+
+def attention_of(denoiser: nn.Module, model: Model) -> list[tuple[str, Any]]:
+    """The modules of a denoiser that have a processor and attend to the text, with their names.
+
+    Raises:
+        NotImplementedError: as `check_denoiser` and `check_processor`.
+    """
+    everything = list(denoiser.named_modules())
+    check_denoiser(denoiser, everything)
+    found = [
+        (name, module)
+        for name, module in everything
+        # Of the class: a module looks for what it lacks in three dictionaries.
+        if hasattr(type(module), "set_processor") and model.is_cross_attention(name, module)
+    ]
+    for name, module in found:
+        check_processor(name, module, model)
     return found
 
 
@@ -120,7 +156,9 @@ def check_processor(name: str, module: Any, model: Model) -> None:
         )
     if processor not in model.processors:
         known = ", ".join(sorted(model.processors))
+        plain = "AttnProcessor2_0"
+        other = f"set {plain}()" if plain in model.processors else "load the denoiser anew"
         raise NotImplementedError(
             f"pipe must have attention processors of {known}, got {processor} in {name}: remove"
-            " what set it, or set AttnProcessor2_0()"
+            f" what set it, or {other}"
         )

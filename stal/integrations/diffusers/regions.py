@@ -15,7 +15,7 @@ from stal.caller import warn
 from stal.checked_json import number, short
 from stal.integrations.diffusers.adapters import LorasOf, adapters_of, check_adapters
 from stal.integrations.diffusers.encoded import Encoded
-from stal.integrations.diffusers.refusals import denoisers_of
+from stal.integrations.diffusers.refusals import check_pipe
 from stal.integrations.diffusers.texts import Encoder
 from stal.layout.formats import LayoutLike, as_layout
 from stal.layout.keyframes import Keyframes
@@ -188,10 +188,10 @@ def prepare(
     Raises:
         ValueError: an argument breaks its rule, or strings are given where the pipeline has no
             text encoder.
-        NotImplementedError: the denoiser has no row in the table, or an adapter cannot act in a
-            region alone.
+        NotImplementedError: the denoiser has no row in the table, something on it computes
+            attention in a way that this does not know, or an adapter cannot act in a region alone.
     """
-    denoiser, model = denoisers_of(pipe)[0]
+    denoiser, model = check_pipe(pipe)[0]
     prompts = _prompts(prompt, prompt_embeds)
     count = None if isinstance(prompt, str) or prompts == [None] else len(prompts)
     aspect = _aspect(aspect, pipe, denoiser)

@@ -16,7 +16,7 @@ from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 
 from stal.integrations.diffusers import disable, enable, prepare, regional_attention
 from stal.integrations.diffusers.models import MODELS
-from stal.integrations.diffusers.refusals import _JOINT
+from stal.integrations.diffusers.refusals import _JOINT, check_processor
 from tests.stal.integrations import unets
 from tests.stal.integrations.unet_cases import (
     LAYOUT,
@@ -179,7 +179,24 @@ def test_processors_of_others(pipe):
         pass
 
     pipe.unet.set_attn_processor(Custom())
-    refuses(pipe, r"pipe must have attention processors of AttnProcessor, .* got Custom in down_")
+    refuses(
+        pipe,
+        r"pipe must have attention processors of AttnProcessor, .* got Custom in down_.*: remove"
+        r" what set it, or set AttnProcessor2_0\(\)$",
+    )
+
+
+def test_processors_of_others_where_the_row_does_not_know_the_plain_one():
+    class Custom:
+        pass
+
+    module = SimpleNamespace(get_processor=Custom)
+    message = (
+        "^pipe must have attention processors of WanAttnProcessor, WanAttnProcessor2_0, got Custom"
+        " in blocks.0.attn2: remove what set it, or load the denoiser anew$"
+    )
+    with pytest.raises(NotImplementedError, match=message):
+        check_processor("blocks.0.attn2", module, MODELS["WanTransformer3DModel"])
 
 
 def test_the_older_processor_is_replaced_too(pipe):
@@ -215,22 +232,31 @@ def test_a_denoiser_replaced_within_is_restored(pipe):
 
 
 @pytest.mark.parametrize("build", [unets.kandinsky_2_2_unet, unets.deepfloyd_if_unet])
-def test_added_keys(build):
-    unet = build()
-    pipe = SimpleNamespace(unet=unet, scheduler=None, text_encoder=None)
-    embeds = torch.zeros(1, 5, 32)
-    state = prepare(
-        pipe,
-        prompt_embeds=embeds,
-        local_embeds=embeds.repeat(2, 1, 1),
-        layout=LAYOUT,
-        reference="unconditional",
-    )
+def test_added_keys(pipe, build):
+    """By name, and not for what their pipelines lack of text encoders."""
+    state, unet = prepare(pipe, PROMPT, layout=LAYOUT), build()
+    other = SimpleNamespace(unet=unet, scheduler=None, text_encoder=None)
     before = dict(unet.attn_processors)
     message = "pipe must have cross-attention to the text alone, got AttnAddedKVProcessor2_0 in"
-    with pytest.raises(NotImplementedError, match=message):
-        enable(pipe, state)
+    for refused in (lambda: prepare(other, PROMPT, layout=LAYOUT), lambda: enable(other, state)):
+        with pytest.raises(NotImplementedError, match=message):
+            refused()
     assert all(unet.attn_processors[name] is p for name, p in before.items())
+
+
+def test_what_cannot_have_regions_is_said_before_anything_is_encoded(pipe, monkeypatch):
+    pipe.enable_attention_slicing()
+    monkeypatch.setattr(pipe, "encode_prompt", None)
+    with pytest.raises(NotImplementedError, match="pipe must not slice attention, got Sliced"):
+        prepare(pipe, PROMPT, layout=LAYOUT)
+
+
+def test_regions_are_prepared_while_others_are_enabled(pipe):
+    with regions(pipe):
+        state = prepare(pipe, OTHER_PROMPT, layout=OTHER_LAYOUT)
+    enable(pipe, state)
+    draw("sd1", pipe, OTHER_PROMPT)
+    disable(pipe)
 
 
 def cached_by_pyramid(unet):
@@ -270,7 +296,10 @@ def test_caches_of_attention(pipe, cache):
 def test_joint_attention_is_named(name):
     pipe = SimpleNamespace(transformer=object.__new__(getattr(diffusers, name)), scheduler=None)
     torch.nn.Module.__init__(pipe.transformer)
-    message = f"got {name} as transformer, whose attention is over text and pixels together"
+    message = (
+        f"got {name} as transformer, whose attention is over text and pixels together: use one of"
+        " these$"
+    )
     for entry in (prepare, enable):
         with pytest.raises(NotImplementedError, match=message):
             entry(pipe, PROMPT)

@@ -54,10 +54,8 @@ def by_connectors(pipe: Any, encoded: Encoded) -> Encoded:
         width = pipe.transformer.config.caption_channels
         return Encoded(encoded.embeds[..., :1].expand(-1, -1, width))
     side = getattr(getattr(pipe, "tokenizer", None), "padding_side", "left")
-    mask = encoded.mask
-    if mask is None:
-        mask = torch.ones(encoded.embeds.shape[:2], dtype=torch.bool, device=encoded.embeds.device)
-    embeds, _, counted = pipe.connectors(encoded.embeds, mask.to(torch.int64), padding_side=side)
+    mask = encoded.counted().to(torch.int64)
+    embeds, _, counted = pipe.connectors(encoded.embeds, mask, padding_side=side)
     return Encoded(embeds, None if bool((counted > 0).all()) else counted > 0)
 
 

@@ -30,6 +30,12 @@ class Encoded:
         parts = (part if part is None else part[which] for part in (self.mask, self.pooled))
         return Encoded(self.embeds[which], *parts)
 
+    def counted(self) -> Tensor:
+        """(prompts, seqlen_k) bool: which tokens count."""
+        if self.mask is not None:
+            return self.mask
+        return torch.ones(self.embeds.shape[:2], dtype=torch.bool, device=self.embeds.device)
+
     def compact(self) -> tuple[Tensor, Tensor | None]:
         """(embeds, lengths): the tokens that count first, (prompts,) int32 of them, or None.
 
@@ -49,11 +55,8 @@ def joined(parts: Sequence[Encoded]) -> Encoded:
     embeds, masks = [], []
     for part in parts:
         missing = most - part.embeds.shape[1]
-        mask = part.mask
-        if mask is None:
-            mask = torch.ones(part.embeds.shape[:2], dtype=torch.bool, device=part.embeds.device)
         embeds.append(nn.functional.pad(part.embeds, (0, 0, 0, missing)).to(parts[0].embeds))
-        masks.append(nn.functional.pad(mask, (0, missing)).to(parts[0].embeds.device))
+        masks.append(nn.functional.pad(part.counted(), (0, missing)).to(parts[0].embeds.device))
     pooled = [part.pooled for part in parts if len(part.embeds)]
     whole = [each for each in pooled if each is not None]
     return Encoded(
@@ -63,18 +66,29 @@ def joined(parts: Sequence[Encoded]) -> Encoded:
     )
 
 
-def check_embeds(name: str, value: Any, *, prompts: int, like: Encoded | None = None) -> Encoded:
-    """The caller's embeddings, a tensor or a pair (embeds, mask), of so many prompts.
+def check_embeds(
+    name: str, value: Any, *, prompts: Sequence[int] = (), like: Encoded | None = None
+) -> Encoded:
+    """The caller's embeddings, a tensor or a pair (embeds, mask), as a table.
+
+    Detached: no gradient reaches them, and what they were computed from can be freed.
+
+    Args:
+        name: what errors call them.
+        value: the embeddings.
+        prompts: how many they may be of; any number if not given.
+        like: the embeddings whose width they must have.
 
     Raises:
-        ValueError: another type or shape, or another width than `like` has.
+        ValueError: another type, shape, number or width.
     """
     embeds, mask = value if isinstance(value, tuple) and len(value) == 2 else (value, None)
     if not isinstance(embeds, Tensor) or embeds.ndim != 3 or not embeds.is_floating_point():
         got = tuple(embeds.shape) if isinstance(embeds, Tensor) else short(embeds)
         raise ValueError(f"{name} must be a (prompts, tokens, width) tensor, got {got}")
-    if len(embeds) != prompts:
-        raise ValueError(f"{name} must be of {prompts} prompts, got {len(embeds)}")
+    if prompts and len(embeds) not in prompts:
+        allowed = " or ".join(map(str, prompts))
+        raise ValueError(f"{name} must be of {allowed} prompts, got {len(embeds)}")
     if like is not None and embeds.shape[2] != like.embeds.shape[2]:
         width = like.embeds.shape[2]
         raise ValueError(
@@ -85,7 +99,7 @@ def check_embeds(name: str, value: Any, *, prompts: int, like: Encoded | None = 
             got = tuple(mask.shape) if isinstance(mask, Tensor) else short(mask)
             raise ValueError(f"{name} must have a mask {tuple(embeds.shape[:2])}, got {got}")
         mask = mask.to(embeds.device) > 0
-    return Encoded(embeds, mask)
+    return Encoded(embeds.detach(), mask)
 
 
 def by_encode_prompt(pipe: Any, texts: Sequence[str], options: Mapping[str, Any]) -> Encoded:

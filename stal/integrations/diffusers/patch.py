@@ -45,9 +45,10 @@ def regional_attention(
     stop: Dial = 1.0,
     loras: LorasOf = None,
     aspect: float | None = None,
+    canvas: tuple[float, float] | None = None,
     prompt_embeds: Embeddings | None = None,
     local_embeds: Embeddings | Sequence[Embeddings] | None = None,
-    reference_embeds: Embeddings | None = None,
+    reference_embeds: Embeddings | list[Embeddings] | None = None,
     encode: Mapping[str, Any] | None = None,
 ) -> Iterator[Regions]:
     """Within, the pipeline's pictures of `prompt` obey a layout; afterwards it is as before.
@@ -76,6 +77,7 @@ def regional_attention(
         stop=stop,
         loras=loras,
         aspect=aspect,
+        canvas=canvas,
         prompt_embeds=prompt_embeds,
         local_embeds=local_embeds,
         reference_embeds=reference_embeds,

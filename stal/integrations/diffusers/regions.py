@@ -12,17 +12,17 @@ import torch
 from torch import Tensor
 
 from stal.caller import warn
-from stal.checked_json import number, short
+from stal.checked_json import number, scalar, short
 from stal.integrations.diffusers.adapters import LorasOf, adapters_of, check_adapters
-from stal.integrations.diffusers.encoded import Encoded
+from stal.integrations.diffusers.encoded import Encoded, check_embeds
 from stal.integrations.diffusers.refusals import check_pipe
 from stal.integrations.diffusers.texts import Encoder
-from stal.layout.formats import LayoutLike, as_layout
+from stal.layout.formats import LayoutLike, as_layout, check_canvas
 from stal.layout.keyframes import Keyframes
 from stal.layout.layout import Layout
 from stal.layout.predictor import predict
 from stal.prompts import article, noun_of, parse
-from stal.settings import check_text
+from stal.settings import UNCONDITIONAL, check_text
 from stal.torch_state import undisturbed
 from stal.weights import (
     Rule,
@@ -37,13 +37,15 @@ from stal.weights import (
 Weights: TypeAlias = "Tensor | Sequence[Any] | Callable[[int, int], Tensor]"
 RegionsOf: TypeAlias = "LayoutLike | Keyframes | Sequence[LayoutLike | Keyframes | None] | None"
 WeightsOf: TypeAlias = "Weights | Sequence[Weights | None] | None"
-# A number for all regions, or one for each; of several prompts a list with one such for each.
-Dial: TypeAlias = "float | Sequence[Any]"
+# A number for all regions, or one for each; of several prompts a list with one such for each. None
+# is the default.
+Dial: TypeAlias = "float | Sequence[Any] | None"
 # (prompts, tokens, width), and which of the tokens count, (prompts, tokens), if not all do.
 Embeddings: TypeAlias = "Tensor | tuple[Tensor, Tensor]"
 
-UNCONDITIONAL = "unconditional"
 MOST_REGIONS = 255
+# What None is of a dial.
+_DEFAULTS = {"strength": 1.0, "start": 0.0, "stop": 1.0}
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ class Regions:
         local: the encoded local prompts of all layouts and, last, a reference for each prompt.
         reference: "unconditional" if the rule moves away from that half of the batch alone,
             "prompt" if from the reference prompt, "either" if from that half where there is one.
+        weights: of each prompt as the caller gave them, None for the default.
+        strength, start, stop: of each prompt, one number a region.
         loras: for each layout the adapters of each of its objects.
     """
 
@@ -150,9 +154,10 @@ def prepare(
     stop: Dial = 1.0,
     loras: LorasOf = None,
     aspect: float | None = None,
+    canvas: tuple[float, float] | None = None,
     prompt_embeds: Embeddings | None = None,
     local_embeds: Embeddings | Sequence[Embeddings] | None = None,
-    reference_embeds: Embeddings | None = None,
+    reference_embeds: Embeddings | list[Embeddings] | None = None,
     encode: Mapping[str, Any] | None = None,
 ) -> Regions:
     """Regions for the prompts that a pipeline is about to be called with.
@@ -173,15 +178,22 @@ def prepare(
             where the background that `prompt` states belongs, or None: the unconditional half of
             the batch if it has one, otherwise the empty prompt.
         background: how much what lies outside all regions is pulled to the reference prompt.
-        strength: multiplies the weights: 0 is the plain model under "guidance".
+        strength: multiplies the weights: 0 is the plain model under "guidance". Like the next two
+            a number, or one for each region; of several prompts also a list of such. None is the
+            default.
         start, stop: the shares of the steps from which and before which regions act.
         loras: from phrases of the layout's objects to adapters that are loaded, a name or a list of
             names: each acts on that phrase and in its region alone, as strongly as set_adapters
             says, whatever the region's strength, start and stop. Of several prompts a list.
-        aspect: width / height of the picture, of predicted layouts and boxes; of the model if None.
-        prompt_embeds: what the pipeline will be given instead of `prompt`, as it is given.
+        aspect: width / height of the picture, of predicted layouts and those that do not state it;
+            that of the canvas if None, or else of the model.
+        canvas: (width, height) in pixels that boxes in pixels lie in, such as those of ComfyUI,
+            LayoutGPT and LLM-grounded diffusion; see `stal.layout.formats.as_layout`.
+        prompt_embeds: what the pipeline will be given instead of `prompt`, as it is given. No
+            gradient reaches these and the next two, and no graph of theirs is kept.
         local_embeds: of the layout's objects, in their order; of several prompts a list.
-        reference_embeds: of the reference prompt, (1, tokens, width).
+        reference_embeds: of the reference prompt instead of `reference`, (1, tokens, width); of
+            several prompts also (prompts, tokens, width), or a list.
         encode: further arguments for the pipeline's `encode_prompt`, the same that the call will
             make it use, such as {"clip_skip": 1}.
 
@@ -192,70 +204,84 @@ def prepare(
             attention in a way that this does not know, or an adapter cannot act in a region alone.
     """
     denoiser, model = check_pipe(pipe)[0]
-    prompts = _prompts(prompt, prompt_embeds)
+    moves_from = _moves_from(rule, reference, reference_embeds, background)
+    given = None if prompt_embeds is None else check_embeds("prompt_embeds", prompt_embeds)
+    prompts = _prompts(prompt, given)
     count = None if isinstance(prompt, str) or prompts == [None] else len(prompts)
-    aspect = _aspect(aspect, pipe, denoiser)
-    layouts = [
-        _layout(given, text, aspect, videos=model.videos)
-        for given, text in zip(_each("layout", layout, count), prompts, strict=True)
-    ]
-    adapters = [
-        adapters_of(given, [placed.phrase for placed in each.objects])
-        for given, each in zip(_each("loras", loras, count), layouts, strict=True)
-    ]
+    canvas = check_canvas(canvas)
+    aspect = _aspect(aspect, canvas, pipe, denoiser)
+    layouts = tuple(
+        _layout(each, text, aspect, canvas, videos=model.videos)
+        for each, text in zip(_each("layout", layout, count), prompts, strict=True)
+    )
+    phrases = [[placed.phrase for placed in each.objects] for each in layouts]
+    adapters = tuple(map(adapters_of, _each("loras", loras, count), phrases))
     every = tuple(dict.fromkeys(n for each in adapters for names in each for n in names))
     check_adapters(pipe, every)
-    moves_from = _moves_from(rule, reference, background)
-    encoder = Encoder(pipe, model, dict(encode or {}), every)
-    known = encoder.prompts([text or "" for text in prompts], prompt_embeds)
+    given_dials = {"strength": strength, "start": start, "stop": stop}
+    dials = {name: _dials(name, value, layouts, count) for name, value in given_dials.items()}
+    given_weights = _each("weights", weights, count)
     given_local = _each("local_embeds", local_embeds, count)
+    encoder = Encoder(pipe, model, dict(encode or {}), every)
+    known = encoder.encode([text or "" for text in prompts]) if given is None else given
     local = [
-        encoder.phrases(given, [placed.phrase for placed in each.objects], own, known)
-        for given, each, own in zip(given_local, layouts, adapters, strict=True)
+        encoder.phrases(embeds, texts, names, known)
+        for embeds, texts, names in zip(given_local, phrases, adapters, strict=True)
     ]
     if rule == "guidance" and reference != UNCONDITIONAL:
         local += encoder.references(reference or "", prompts, reference_embeds, known)
-    dials = (("strength", strength), ("start", start), ("stop", stop))
     return Regions(
         names=tuple(short(t) if t else f"prompt_embeds[{i}]" for i, t in enumerate(prompts)),
-        layouts=tuple(layouts),
+        layouts=layouts,
         rule=rule,
         background=background,
         prompts=model.received(pipe, known),
         local=model.received(pipe, encoder.table(local)),
         reference=moves_from,
-        weights=tuple(_each("weights", weights, count)),
-        loras=tuple(adapters),
-        **{name: _dials(name, value, layouts, count) for name, value in dials},
+        weights=tuple(given_weights),
+        loras=adapters,
+        **dials,
     )
 
 
-def _moves_from(rule: Rule, reference: str | None, background: float) -> str:
-    """`Regions.reference`.
+def _moves_from(rule: Rule, reference: str | None, embeds: Any, background: float) -> str:
+    """`Regions.reference`; embeds: the caller's of the reference prompt, or None.
 
     Raises:
-        ValueError: the rule does not go with the reference or the background.
+        ValueError: the rule does not go with the reference or the background, or there are two
+            references.
     """
     check_reference(rule, reference_is_prompt=True, guided=True)
-    to_prompt = rule == "guidance" and reference not in (None, UNCONDITIONAL)
+    if embeds is not None and rule != "guidance":
+        raise ValueError(f"reference_embeds must come with the rule guidance, got {short(rule)}")
+    if embeds is not None and reference is not None:
+        raise ValueError("reference_embeds must come without reference, got both")
+    is_prompt = embeds is not None or reference not in (None, UNCONDITIONAL)
+    to_prompt = rule == "guidance" and is_prompt
     check_background(background, rule=rule, reference_is_prompt=to_prompt)
     if to_prompt:
         return "prompt"
     return "either" if reference is None else UNCONDITIONAL
 
 
-def _prompts(prompt: str | Sequence[str] | None, embeds: Any) -> list[str | None]:
+def _prompts(prompt: str | Sequence[str] | None, embeds: Encoded | None) -> list[str | None]:
     """The texts; None of a prompt that is given as embeddings alone."""
-    if prompt is None and embeds is None:
-        raise ValueError("prompt or prompt_embeds must be given, got neither")
     if prompt is None:
-        first = embeds[0] if isinstance(embeds, tuple) else embeds
-        return [None] * (len(first) if isinstance(first, Tensor) and first.ndim == 3 else 1)
+        if embeds is None:
+            raise ValueError("prompt or prompt_embeds must be given, got neither")
+        if not len(embeds.embeds):
+            raise ValueError("prompt_embeds must be of at least one prompt, got none")
+        return [None] * len(embeds.embeds)
+    if isinstance(prompt, bytes) or not isinstance(prompt, Sequence):
+        raise ValueError(f"prompt must be a text or a list of texts, got {short(prompt)}")
     texts = [prompt] if isinstance(prompt, str) else list(prompt)
     if not texts:
-        raise ValueError("prompt must be at least one, got none")
+        raise ValueError("prompt must hold at least one text, got an empty list")
     for text in texts:
         check_text("prompt", text)
+    if embeds is not None and len(embeds.embeds) != len(texts):
+        got = len(embeds.embeds)
+        raise ValueError(f"prompt_embeds must be of {len(texts)} prompts, got {got}")
     return list(texts)
 
 
@@ -271,10 +297,14 @@ def _each(name: str, value: Any, count: int | None) -> list[Any]:
     return list(value)
 
 
-def _aspect(aspect: float | None, pipe: Any, denoiser: Any) -> float:
-    """The caller's, or the one of the pictures that the model was trained on."""
+def _aspect(
+    aspect: float | None, canvas: tuple[float, float] | None, pipe: Any, denoiser: Any
+) -> float:
+    """The caller's, that of the canvas, or that of the pictures that the model was trained on."""
     if aspect is not None:
         return number(aspect, "aspect")
+    if canvas is not None:
+        return canvas[0] / canvas[1]
     size = getattr(denoiser.config, "sample_size", None)
     if isinstance(size, Sequence) and len(size) == 2:
         return size[1] / size[0]
@@ -285,10 +315,16 @@ def _aspect(aspect: float | None, pipe: Any, denoiser: Any) -> float:
 
 
 def _layout(
-    given: LayoutLike | Keyframes | None, text: str | None, aspect: float, *, videos: bool
+    given: LayoutLike | Keyframes | None,
+    text: str | None,
+    aspect: float,
+    canvas: tuple[float, float] | None,
+    *,
+    videos: bool,
 ) -> Layout | Keyframes:
     """A prompt's layout, warned of if it will not do what one may expect.
 
+    aspect, canvas: as in `as_layout`.
     videos: whether the model draws frames, over which regions may move.
     """
     if given is None:
@@ -307,7 +343,12 @@ def _layout(
         layout: Layout | Keyframes = given
     else:
         layout = as_layout(
-            given, prompt=text or "", aspect=aspect, noun_of=noun_of, article=article
+            given,
+            prompt=text or "",
+            aspect=aspect,
+            noun_of=noun_of,
+            article=article,
+            canvas=canvas,
         )
     if len(layout.objects) > MOST_REGIONS:
         raise ValueError(
@@ -323,17 +364,29 @@ def _layout(
     return layout
 
 
+def _dials(
+    name: str, value: Any, layouts: Sequence[Layout | Keyframes], count: int | None
+) -> tuple[tuple[float, ...], ...]:
+    """Numbers for each region of each prompt; count as in `_each`."""
+    value = _listed(value)
+    each = _each(name, value, count) if isinstance(value, list) else [value] * len(layouts)
+    return tuple(_dial(name, v, len(of.objects)) for v, of in zip(each, layouts, strict=True))
+
+
 def _dial(name: str, value: Any, objects: int) -> tuple[float, ...]:
-    """One number for each region of a prompt.
+    """One number for each region of a prompt; None is the default.
 
     Raises:
-        ValueError: another number of them, one that is not finite or, of a share, not in [0, 1].
+        ValueError: no number and no list, or one of another length, or a number that is not finite
+            or, of a share, not in [0, 1].
     """
-    values = [value] * objects if isinstance(value, int | float) else list(value)
-    found = tuple(number(each, name) for each in values)
-    if len(found) != objects:
+    values = _DEFAULTS[name] if value is None else _listed(value)
+    if isinstance(values, int | float) and not isinstance(values, bool):
+        values = [values] * objects
+    if not isinstance(values, list) or len(values) != objects:
         rule = f"be a number, or one for each of {objects} regions"
         raise ValueError(f"{name} must {rule}, got {short(value)}")
+    found = tuple(number(each, name) for each in values)
     for each in found:
         if not (math.isfinite(each) if name == "strength" else 0 <= each <= 1):
             rule = "finite" if name == "strength" else "a share of the steps, in [0, 1]"
@@ -341,10 +394,9 @@ def _dial(name: str, value: Any, objects: int) -> tuple[float, ...]:
     return found
 
 
-def _dials(
-    name: str, value: Any, layouts: Sequence[Layout | Keyframes], count: int | None
-) -> tuple[tuple[float, ...], ...]:
-    """Numbers for each region of each prompt; count as in `_each`."""
-    alike = isinstance(value, int | float)
-    each = [value] * len(layouts) if alike else _each(name, value, count)
-    return tuple(_dial(name, v, len(of.objects)) for v, of in zip(each, layouts, strict=True))
+def _listed(value: Any) -> Any:
+    """A sequence, array or tensor as a list, a number of any kind as Python's; others as is."""
+    value = scalar(value)
+    is_array = isinstance(getattr(value, "shape", None), tuple) and len(value.shape) > 0
+    is_list = isinstance(value, Sequence) and not isinstance(value, str | bytes)
+    return list(value) if is_array or is_list else value

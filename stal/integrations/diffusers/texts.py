@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from stal.checked_json import short
 from stal.finite import check_finite
 from stal.integrations.diffusers.adapters import speaking
 from stal.integrations.diffusers.encoded import Encoded, check_embeds, joined
@@ -39,18 +40,13 @@ class Encoder:
         if all(encoder is None for encoder in encoders):
             raise ValueError(
                 "prompt_embeds and local_embeds must be given, and reference_embeds or"
-                " reference='unconditional', since the pipeline has no text encoder"
+                " reference='unconditional', since the pipeline has no text encoder, got"
+                f" text: {', '.join(map(short, texts[:3]))}"
             )
         with speaking(self.pipe, self.adapters, adapters):
             found = self.model.encode(self.pipe, texts, self.options)
         check_finite("what the text encoder gives", found.embeds, found.embeds.dtype)
         return found
-
-    def prompts(self, texts: Sequence[str], given: Any) -> Encoded:
-        """The global prompts, or what is given of them."""
-        if given is None:
-            return self.encode(texts)
-        return check_embeds("prompt_embeds", given, prompts=len(texts))
 
     def phrases(
         self,
@@ -64,7 +60,7 @@ class Encoder:
         known: the global prompts.
         """
         if given is not None:
-            return check_embeds("local_embeds", given, prompts=len(phrases), like=known)
+            return check_embeds("local_embeds", given, prompts=(len(phrases),), like=known)
         if not phrases:
             return known.rows(slice(0))
         found: dict[int, Encoded] = {}
@@ -77,13 +73,18 @@ class Encoder:
     def references(
         self, reference: str, prompts: Sequence[str | None], given: Any, known: Encoded
     ) -> list[Encoded]:
-        """The reference prompt of each prompt, or what is given of it."""
-        if given is not None:
-            one = check_embeds("reference_embeds", given, prompts=1, like=known)
-            return [one] * len(prompts)
-        check_text("reference", reference)
-        backgrounds = [parse(text).background if text else "" for text in prompts]
-        return [self.encode([reference_prompt(reference, each) for each in backgrounds])]
+        """The reference prompt of each prompt, or what is given of it: one for all, or one each."""
+        if given is None:
+            check_text("reference", reference)
+            backgrounds = [parse(text).background if text else "" for text in prompts]
+            return [self.encode([reference_prompt(reference, each) for each in backgrounds])]
+        name, count = "reference_embeds", len(prompts)
+        if not isinstance(given, list):
+            found = check_embeds(name, given, prompts=sorted({1, count}), like=known)
+            return [found] * (count // len(found.embeds))
+        if len(given) != count:
+            raise ValueError(f"{name} must be a list of {count}, one a prompt, got {len(given)}")
+        return [check_embeds(name, each, prompts=(1,), like=known) for each in given]
 
     def table(self, parts: Sequence[Encoded]) -> Encoded:
         """Local prompts and references as one table.
@@ -95,7 +96,7 @@ class Encoder:
         if self.model.at_each_step is not None and len(table.embeds) and table.pooled is None:
             raise ValueError(
                 f"local_embeds and reference_embeds must be left out for {self.model.name}, which"
-                " needs the embedding of a second text encoder too: give the layout's phrases and"
-                " a reference"
+                " needs the embedding of a second text encoder too, got some: give the layout's"
+                " phrases and a reference"
             )
         return table

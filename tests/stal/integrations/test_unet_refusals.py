@@ -111,11 +111,11 @@ def test_strings_without_a_text_encoder(pipe):
     embeds = pipe.encode_prompt([PROMPT], torch.device("cpu"), 1, False)[0]
     pipe.text_encoder = None
     message = "prompt_embeds and local_embeds must be given, .* the pipeline has no text encoder"
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"{message}, got text: '{PROMPT}'"):
         prepare(pipe, PROMPT, layout=LAYOUT)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"{message}, got text: 'a red circle', 'a blue square'"):
         prepare(pipe, PROMPT, prompt_embeds=embeds, layout=LAYOUT)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"{message}, got text: ''"):
         prepare(pipe, prompt_embeds=embeds, local_embeds=embeds.repeat(2, 1, 1), layout=LAYOUT)
     prepare(
         pipe,
@@ -132,7 +132,10 @@ def test_embeddings_of_other_shapes(pipe):
         ({"prompt_embeds": embeds[0]}, r"prompt_embeds must be a \(prompts, tokens, width\)"),
         ({"local_embeds": embeds}, "local_embeds must be of 2 prompts, got 1"),
         ({"local_embeds": embeds[..., :8].repeat(2, 1, 1)}, "must have the width of prompt_emb"),
+        ({"prompt_embeds": embeds.repeat(2, 1, 1)}, "prompt_embeds must be of 1 prompts, got 2"),
         ({"reference_embeds": embeds.repeat(2, 1, 1)}, "reference_embeds must be of 1 prompts"),
+        ({"reference_embeds": [embeds] * 2}, "reference_embeds must be a list of 1, one a prompt"),
+        ({"reference_embeds": ()}, r"reference_embeds must be a \(prompts, tokens, width\)"),
     ):
         with pytest.raises(ValueError, match=message):
             prepare(pipe, PROMPT, layout=LAYOUT, **options)

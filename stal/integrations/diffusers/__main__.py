@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from stal.files import write_atomic
-from stal.integrations.diffusers.models import MODELS, Model
+from stal.integrations.diffusers.models import MODELS, Row
 
 _HEADER = "| denoiser | diffusers | used by | guidance | the rule moves away from | note |"
 _TABLE = re.compile(rf"^{re.escape(_HEADER)}\n(?:\|.*\n)*", re.MULTILINE)
@@ -32,7 +32,7 @@ def with_table(page: str) -> str:
     return _TABLE.sub(lambda _: table(), page)
 
 
-def _line(model: Model) -> str:
+def _line(model: Row) -> str:
     together = model.calls == "one"
     cells = (
         f"`{model.name}`",

@@ -15,7 +15,7 @@ from stal.integrations.diffusers.encoded import Encoded
 from stal.integrations.diffusers.halves import Halves, halves_of
 from stal.integrations.diffusers.inputs import Size
 from stal.integrations.diffusers.layers import Attended, Clock, padded
-from stal.integrations.diffusers.models import Model
+from stal.integrations.diffusers.models import Row
 from stal.integrations.diffusers.regions import Regions
 from stal.integrations.diffusers.registry import Registry
 from stal.integrations.diffusers.steps import repeats_step, step_index, steps_of
@@ -41,7 +41,7 @@ class Denoiser:
         regions: what is attended to where.
     """
 
-    def __init__(self, pipe: Any, module: nn.Module, model: Model, regions: Regions) -> None:
+    def __init__(self, pipe: Any, module: nn.Module, model: Row, regions: Regions) -> None:
         self.pipe, self.module, self.model, self.regions = pipe, module, model, regions
         self.processors: list[tuple[Any, Any]] = []  # (module, the processor that it must have)
         self.clock = Clock()

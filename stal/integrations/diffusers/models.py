@@ -71,7 +71,7 @@ class Processor(Protocol):
 
 
 @dataclass(frozen=True)
-class Model:
+class Row:
     """How one class of denoisers is taught regions.
 
     Attributes:
@@ -179,7 +179,7 @@ IP_ADAPTERS = frozenset(
 )
 
 _ROWS = (
-    Model(
+    Row(
         name="UNet2DConditionModel",
         since="0.35",
         used_by="Stable Diffusion 1.x, 2.x, XL (base, refiner, Turbo), LCM, Kolors, inpainting,"
@@ -194,7 +194,7 @@ _ROWS = (
         note="a ControlNet has cross-attention of its own, which stays plain; pictures of an"
         " IP-Adapter are attended to in the whole image, or where ip_adapter_masks say",
     ),
-    Model(
+    Row(
         name="UNetMotionModel",
         since="0.35",
         used_by="AnimateDiff",
@@ -207,7 +207,7 @@ _ROWS = (
         videos=True,
         note="frames lie in the batch; motion modules attend to no text",
     ),
-    Model(
+    Row(
         name="PixArtTransformer2DModel",
         since="0.42",
         used_by="PixArt-alpha, PixArt-Sigma",
@@ -220,7 +220,7 @@ _ROWS = (
         context=projected_caption,
         scales_adapters="",
     ),
-    Model(
+    Row(
         name="SanaTransformer2DModel",
         since="0.42",
         used_by="Sana, Sana-Sprint",
@@ -235,7 +235,7 @@ _ROWS = (
         note="local prompts too are encoded behind the instruction that the pipeline gives; Sprint"
         " has no unconditional half, so that the rule moves away from a prompt",
     ),
-    Model(
+    Row(
         name="HunyuanDiT2DModel",
         since="0.42",
         used_by="HunyuanDiT",
@@ -250,7 +250,7 @@ _ROWS = (
         note="the time embedding too has the prompt in it, which regions leave alone; embeddings"
         " instead of text are those of `dit_text.two_texts`",
     ),
-    Model(
+    Row(
         name="LTXVideoTransformer3DModel",
         since="0.42",
         used_by="LTX-Video: text to video, image to video",
@@ -263,7 +263,7 @@ _ROWS = (
         context=projected_caption,
         videos=True,
     ),
-    Model(
+    Row(
         name="LTX2VideoTransformer3DModel",
         since="0.42",
         used_by="LTX-2",
@@ -281,7 +281,7 @@ _ROWS = (
         " to the text is left alone, since sound has no place; LTX-2.3 modulates the text in each"
         " block and step and is refused",
     ),
-    Model(
+    Row(
         name="CosmosTransformer3DModel",
         since="0.36",
         used_by="Anima, Cosmos Predict 1, 2, 2.5, Cosmos Transfer 2.5",
@@ -297,7 +297,7 @@ _ROWS = (
         videos=True,
         note="a ControlNet of Transfer follows the global prompt; Anima is a ModularPipeline",
     ),
-    Model(
+    Row(
         name="WanTransformer3DModel",
         since="0.35",
         used_by="Wan 2.1, 2.2 (A14B, TI2V-5B): text to video, image to video",
@@ -312,7 +312,7 @@ _ROWS = (
         videos=True,
         note="the two denoisers of 2.2 share the steps and their weights",
     ),
-    Model(
+    Row(
         name="Kandinsky5Transformer3DModel",
         since="0.36",
         used_by="Kandinsky 5: text to video, text to image",
@@ -329,7 +329,7 @@ _ROWS = (
         note="local prompts are text alone: with CLIP's embedding they go through the denoiser's"
         " text blocks at each step",
     ),
-    Model(
+    Row(
         name="Kandinsky6Transformer3DModel",
         since="0.42",
         used_by="Kandinsky 6: text or image to video with sound",
@@ -345,4 +345,4 @@ _ROWS = (
         note="as Kandinsky 5; sound and a given image follow the global prompt",
     ),
 )
-MODELS: Mapping[str, Model] = {row.name: row for row in _ROWS}
+MODELS: Mapping[str, Row] = {row.name: row for row in _ROWS}

@@ -15,8 +15,8 @@ from stal.integrations.diffusers.denoiser import Denoiser
 from stal.integrations.diffusers.inputs import Inputs
 from stal.integrations.diffusers.layers import Layer
 from stal.integrations.diffusers.loras import RegionLoras
-from stal.integrations.diffusers.models import IP_ADAPTERS, Model
-from stal.integrations.diffusers.refusals import check_denoiser, check_processor, denoisers_of
+from stal.integrations.diffusers.models import IP_ADAPTERS, Row
+from stal.integrations.diffusers.refusals import HOOK, attention_of, denoisers_of
 from stal.integrations.diffusers.regions import (
     Dial,
     Embeddings,
@@ -26,8 +26,6 @@ from stal.integrations.diffusers.regions import (
     prepare,
 )
 from stal.weights import Rule
-
-_HOOK = "stal_regions"
 
 
 @contextmanager
@@ -113,12 +111,7 @@ def enable(pipe: Any, regions: Regions) -> None:
                 "pipe must have no regions yet, got one that has: leave the inner context, or"
                 " disable(pipe) first"
             )
-        everything = list(denoiser.named_modules())
-        check_denoiser(denoiser, everything)
-        modules = _cross_attention(everything, model)
-        for name, module in modules:
-            check_processor(name, module, model)
-        targets.append((denoiser, model, modules))
+        targets.append((denoiser, model, attention_of(denoiser, model)))
     for denoiser, model, modules in targets:
         _put_on(Denoiser(pipe, denoiser, model, regions), modules)
 
@@ -129,18 +122,6 @@ def disable(pipe: Any) -> None:
     A processor that somebody else has replaced meanwhile stays. Without regions nothing happens.
     """
     _take_off([denoiser for denoiser, _ in denoisers_of(pipe)])
-
-
-def _cross_attention(
-    modules: Sequence[tuple[str, nn.Module]], model: Model
-) -> list[tuple[str, Any]]:
-    """Those that have a processor and attend to the text."""
-    return [
-        (name, module)
-        for name, module in modules
-        # Of the class: a module looks for what it lacks in three dictionaries.
-        if hasattr(type(module), "set_processor") and model.is_cross_attention(name, module)
-    ]
 
 
 def _put_on(state: Denoiser, modules: Sequence[tuple[str, Any]]) -> None:
@@ -154,14 +135,14 @@ def _put_on(state: Denoiser, modules: Sequence[tuple[str, Any]]) -> None:
     hook = _hook_of(state, loras)
     from diffusers.hooks import HookRegistry
 
-    HookRegistry.check_if_exists_or_initialize(state.module).register_hook(hook, _HOOK)
+    HookRegistry.check_if_exists_or_initialize(state.module).register_hook(hook, HOOK)
     for module, processor in state.processors:
         module.set_processor(processor)
     if loras is not None:
         loras.put_on()
 
 
-def _kind_of(model: Model, original: Any) -> Any:
+def _kind_of(model: Row, original: Any) -> Any:
     """The class that takes the place of a processor."""
     if type(original).__name__ not in IP_ADAPTERS:
         return model.processor
@@ -210,7 +191,7 @@ def _hook_of(state: Denoiser, loras: RegionLoras | None) -> Any:
     return RegionsHook()
 
 
-def _lora_scale(model: Model, kwargs: Mapping[str, Any]) -> float:
+def _lora_scale(model: Row, kwargs: Mapping[str, Any]) -> float:
     """What diffusers multiplies adapters by in a call."""
     given = kwargs.get(model.scales_adapters)
     return 1.0 if given is None else float(given.get("scale", 1.0))
@@ -230,13 +211,13 @@ def begin_call(state: Denoiser, inputs: Inputs, lora_scale: float) -> None:
 
 def _patched(denoiser: nn.Module) -> Any:
     registry = getattr(denoiser, "_diffusers_hook", None)
-    return None if registry is None else registry.get_hook(_HOOK)
+    return None if registry is None else registry.get_hook(HOOK)
 
 
 def _remove_hook(denoiser: Any) -> None:
     registry = denoiser._diffusers_hook
-    hook, outer = registry.get_hook(_HOOK), denoiser.forward
-    registry.remove_hook(_HOOK, recurse=False)
+    hook, outer = registry.get_hook(HOOK), denoiser.forward
+    registry.remove_hook(HOOK, recurse=False)
     if hasattr(denoiser, "_hf_hook") and not hook.had_offload:
         # accelerate has wrapped what it found, and calls it by this name.
         denoiser._old_forward, denoiser.forward = denoiser.forward, outer

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from stal.integrations.diffusers.models import MODELS, Model
+from stal.integrations.diffusers.models import MODELS, Row
 
 # Where pipelines keep what denoises.
 _NAMES = ("unet", "transformer", "transformer_2")
@@ -44,7 +44,7 @@ _JOINT = (
 )
 
 
-def denoisers_of(pipe: Any) -> list[tuple[nn.Module, Model]]:
+def denoisers_of(pipe: Any) -> list[tuple[nn.Module, Row]]:
     """The denoisers of a pipeline with their rows, out of torch.compile's wrappers.
 
     Raises:
@@ -79,7 +79,7 @@ def denoisers_of(pipe: Any) -> list[tuple[nn.Module, Model]]:
     return found
 
 
-def check_pipe(pipe: Any) -> list[tuple[nn.Module, Model]]:
+def check_pipe(pipe: Any) -> list[tuple[nn.Module, Row]]:
     """The denoisers of a pipeline with their rows, each of which can be taught regions.
 
     One that has regions is passed over: its processors are theirs.
@@ -95,7 +95,7 @@ def check_pipe(pipe: Any) -> list[tuple[nn.Module, Model]]:
     return found
 
 
-def attention_of(denoiser: nn.Module, model: Model) -> list[tuple[str, Any]]:
+def attention_of(denoiser: nn.Module, model: Row) -> list[tuple[str, Any]]:
     """The modules of a denoiser that have a processor and attend to the text, with their names.
 
     Raises:
@@ -134,7 +134,7 @@ def check_denoiser(denoiser: Any, modules: Sequence[tuple[str, nn.Module]]) -> N
             )
 
 
-def check_processor(name: str, module: Any, model: Model) -> None:
+def check_processor(name: str, module: Any, model: Row) -> None:
     """Raises NotImplementedError if a module's processor computes something else than the row's."""
     processor = type(module.get_processor()).__name__
     # `Attention` says that it is fused also after unfuse_qkv_projections(); its processor decides.

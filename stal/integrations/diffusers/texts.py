@@ -10,7 +10,7 @@ from stal.checked_json import short
 from stal.finite import check_finite
 from stal.integrations.diffusers.adapters import speaking
 from stal.integrations.diffusers.encoded import Encoded, check_embeds, joined
-from stal.integrations.diffusers.models import Model
+from stal.integrations.diffusers.models import Row
 from stal.prompts import parse
 from stal.settings import check_text, reference_prompt
 
@@ -26,7 +26,7 @@ class Encoder:
     """
 
     pipe: Any
-    model: Model
+    model: Row
     options: Mapping[str, Any]
     adapters: tuple[str, ...]
 

@@ -55,7 +55,7 @@ class WanProcessor(WideNormProcessor):
     Pixels attend to the image with the queries that they attend to the text with, everywhere alike.
     """
 
-    def __call__(
+    def __call__(  # type: ignore[override]
         self,
         attn: Any,
         hidden_states: Tensor,

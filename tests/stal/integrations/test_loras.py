@@ -400,7 +400,8 @@ def test_a_transformer_s_queries_and_outputs_are_of_pixels(build):
     pipe, arguments = build(), ARGUMENTS[build]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        add(pipe.transformer, ["k"], targets=r".*(visual|video_dec).*(to_query|out_layer)")
+        blocks = r"visual_transformer_blocks\.\d+\.(video_dec_block\.)?(self|cross)_attention"
+        add(pipe.transformer, ["k"], targets=rf".*{blocks}\.(to_query|out_layer)")
     regions = {"layout": [(KNIGHT, (0, 0, 1, 1))], "weights": [1.0]}
 
     def drawn(loras):

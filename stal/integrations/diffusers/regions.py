@@ -134,7 +134,10 @@ class Regions:
         at = torch.arange(steps, dtype=torch.float64, device="cpu")[:, None] / steps
         inside = (at >= start.double() - 1e-6) & (at < stop.double() - 1e-6)
         lam = torch.where(inside, lam * strength, 0.0)
-        check_weights(lam, rule=self.rule)
+        try:
+            check_weights(lam, rule=self.rule)
+        except ValueError as error:
+            raise ValueError(f"weights times strength: {error}") from None
         return lam
 
 
@@ -172,7 +175,7 @@ def prepare(
         weights: (steps, objects) or (objects,), or a function weights(steps, objects); falling
             over the steps if None. steps is the number of the sampler's transitions, also of those
             that a picture to begin with leaves out. No gradient reaches them; one does reach the
-            denoiser's sample, outside of compiled code. Of several prompts a list.
+            denoiser's sample, outside of compiled code. Of several prompts a list, or a function.
         rule: "guidance" (the released code) or "convex" (the paper), see `stal.weights`.
         reference: what the rule "guidance" moves away from: "unconditional", a prompt, with "{}"
             where the background that `prompt` states belongs, or None: the unconditional half of
@@ -204,7 +207,7 @@ def prepare(
             attention in a way that this does not know, or an adapter cannot act in a region alone.
     """
     denoiser, model = check_pipe(pipe)[0]
-    moves_from = _moves_from(rule, reference, reference_embeds, background)
+    moves_from = _moves_from(rule, reference, reference_embeds, number(background, "background"))
     given = None if prompt_embeds is None else check_embeds("prompt_embeds", prompt_embeds)
     prompts = _prompts(prompt, given)
     count = None if isinstance(prompt, str) or prompts == [None] else len(prompts)
@@ -220,8 +223,13 @@ def prepare(
     check_adapters(pipe, every)
     given_dials = {"strength": strength, "start": start, "stop": stop}
     dials = {name: _dials(name, value, layouts, count) for name, value in given_dials.items()}
-    given_weights = _each("weights", weights, count)
+    _check_order(dials["start"], dials["stop"])
+    given_weights = (
+        [weights] * len(layouts) if callable(weights) else _each("weights", weights, count)
+    )
     given_local = _each("local_embeds", local_embeds, count)
+    if encode is not None and not isinstance(encode, Mapping):
+        raise ValueError(f"encode must map arguments of encode_prompt, got {short(encode)}")
     encoder = Encoder(pipe, model, dict(encode or {}), every)
     known = encoder.encode([text or "" for text in prompts]) if given is None else given
     local = [
@@ -254,6 +262,8 @@ def _moves_from(rule: Rule, reference: str | None, embeds: Any, background: floa
     check_reference(rule, reference_is_prompt=True, guided=True)
     if embeds is not None and rule != "guidance":
         raise ValueError(f"reference_embeds must come with the rule guidance, got {short(rule)}")
+    if rule == "convex" and reference is not None:
+        raise ValueError(f"reference must come with the rule guidance, got {short(reference)}")
     if embeds is not None and reference is not None:
         raise ValueError("reference_embeds must come without reference, got both")
     is_prompt = embeds is not None or reference not in (None, UNCONDITIONAL)
@@ -350,6 +360,9 @@ def _layout(
             article=article,
             canvas=canvas,
         )
+    if not layout.objects:
+        drawn = short(text) if text else "the prompt"
+        warn(f"the layout has no object, so that {drawn} is drawn with plain attention")
     if len(layout.objects) > MOST_REGIONS:
         raise ValueError(
             f"layout must have at most {MOST_REGIONS} objects, got {len(layout.objects)}"
@@ -392,6 +405,14 @@ def _dial(name: str, value: Any, objects: int) -> tuple[float, ...]:
             rule = "finite" if name == "strength" else "a share of the steps, in [0, 1]"
             raise ValueError(f"{name} must be {rule}, got {each}")
     return found
+
+
+def _check_order(start: Sequence[Sequence[float]], stop: Sequence[Sequence[float]]) -> None:
+    """Raises ValueError if a region would stop before it starts."""
+    for begins, ends in zip(start, stop, strict=True):
+        for begin, end in zip(begins, ends, strict=True):
+            if begin > end:
+                raise ValueError(f"start must be at most stop, got {begin:g} and {end:g}")
 
 
 def _listed(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import re
 import weakref
 from fractions import Fraction
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from stal.integrations.diffusers import prepare, regional_attention
+from stal.integrations.diffusers import disable, enable, prepare, regional_attention
 from tests.stal.integrations import unets
 from tests.stal.integrations.unet_cases import (
     LAYOUT,
@@ -240,3 +241,55 @@ def test_a_mask_of_another_aspect_is_taken_with_the_pictures(pipe):
         prepare(pipe, PROMPT, layout=[("a cat", mask)])
     (found,) = prepare(pipe, PROMPT, layout=[("a cat", mask)], aspect=12 / 8).layouts
     assert found.aspect == 1.5
+
+
+def test_a_context_that_is_never_entered_is_warned_of(pipe):
+    with pytest.warns(UserWarning, match="does nothing without `with`"):
+        regional_attention(pipe, PROMPT)
+
+
+def test_a_context_may_be_entered_again(pipe):
+    within = regional_attention(pipe, PROMPT, layout=LAYOUT)
+    for _ in range(2):
+        with within as regions:
+            assert len(regions.layouts[0].objects) == len(LAYOUT)
+            with pytest.raises(ValueError, match="no regions yet"):
+                within.__enter__()
+        disable(pipe)  # there is nothing left
+
+
+def test_one_function_of_weights_is_for_all_prompts(pipe):
+    state = prepare(pipe, [PROMPT, PROMPT], layout=[LAYOUT, LAYOUT], weights=torch.ones)
+    assert all(torch.equal(state.weights_of(i, 3), torch.ones(3, len(LAYOUT))) for i in (0, 1))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"start": 0.8, "stop": 0.2}, "start must be at most stop, got 0.8 and 0.2"),
+        ({"background": "0.6"}, "background must be a number, got '0.6'"),
+        ({"encode": "clip_skip"}, "encode must map arguments of encode_prompt, got 'clip_skip'"),
+        ({"rule": "convex", "reference": "a bird"}, "reference must come with the rule guidance"),
+        ({"aspect": "16:9"}, "aspect must be a number, got '16:9'"),
+    ],
+)
+def test_values_that_do_not_go_together(pipe, options, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        prepare(pipe, PROMPT, layout=LAYOUT, **options)
+
+
+def test_weights_times_strength_are_what_is_refused(pipe):
+    state = prepare(pipe, PROMPT, layout=LAYOUT, rule="convex", weights=[1.0, 1.0], strength=2)
+    with pytest.raises(ValueError, match="weights times strength: weights must be in"):
+        state.weights_of(0, 3)
+
+
+def test_a_layout_without_objects_is_warned_of(pipe):
+    with pytest.warns(UserWarning, match="the layout has no object, so that .* plain attention"):
+        prepare(pipe, PROMPT, layout=[])
+
+
+@pytest.mark.parametrize("regions", [PROMPT, LAYOUT, None])
+def test_enable_takes_what_prepare_gives(pipe, regions):
+    with pytest.raises(ValueError, match="regions must be what prepare gives, got"):
+        enable(pipe, regions)

@@ -58,7 +58,6 @@ class Denoiser:
         self._seen: list[tuple[Tensor, Halves]] = []
         self._calls = 0  # of this run
         self._recognised = False  # whether one of them was of the prompts
-        self._refers = True  # whether the rule moves away from reference prompts
         # The local prompts, all of them and without references.
         self._local: tuple[Tensor, Tensor] | None = None
         self._local_call: Call | None = None
@@ -104,10 +103,12 @@ class Denoiser:
         scheduler = self.pipe.scheduler
         step = run.step(timestep, step_index(scheduler), again=repeats_step(scheduler))
         halves = self._halves(prompts)
+        # A call without a conditional half refers to nothing: as before, so that tables last.
+        refers = self._call is None or self._call.refers
         if any(halves.conditional):
             guided = halves.unconditional is not None
-            self._refers = self.regions.moves_to_prompt(unconditional=guided)
-        self._call = Call(self, step, run, halves, size, timestep, self._refers)
+            refers = self.regions.moves_to_prompt(unconditional=guided)
+        self._call = Call(self, step, run, halves, size, timestep, refers)
         return step
 
     def scale_adapters(self, scale: float) -> None:

@@ -43,49 +43,47 @@ def unet_inputs(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Inputs:
 
 
 def picture_inputs(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Inputs:
-    """PixArt and Sana, whose latents are (batch, channels, height, width)."""
-    sample = argument(args, kwargs, "hidden_states", 0)
-    return Inputs(
-        argument(args, kwargs, "encoder_hidden_states", 1),
-        argument(args, kwargs, "timestep", 2),
-        (1, sample.shape[-2], sample.shape[-1]),
-    )
+    """PixArt and Sana."""
+    return _of_picture(args, kwargs, prompts=1, timestep=2)
 
 
 def hunyuan_inputs(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Inputs:
     """Rows are recognised by BERT's text; T5's is another argument."""
+    return _of_picture(args, kwargs, prompts=2, timestep=1)
+
+
+def _of_picture(
+    args: Sequence[Any], kwargs: Mapping[str, Any], *, prompts: int, timestep: int
+) -> Inputs:
+    """Of latents (batch, channels, height, width) and arguments at these positions."""
     sample = argument(args, kwargs, "hidden_states", 0)
     return Inputs(
-        argument(args, kwargs, "encoder_hidden_states", 2),
-        argument(args, kwargs, "timestep", 1),
+        argument(args, kwargs, "encoder_hidden_states", prompts),
+        argument(args, kwargs, "timestep", timestep),
         (1, sample.shape[-2], sample.shape[-1]),
     )
 
 
 def ltx_inputs(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Inputs:
     """The timestep of a token of a given frame is 0, of the others it is the largest."""
-    return Inputs(
-        argument(args, kwargs, "encoder_hidden_states", 1),
-        argument(args, kwargs, "timestep", 2),
-        _packed_size(args, kwargs, 4),
-    )
+    return _packed(args, kwargs, prompts=1, timestep=2, size=4)
 
 
 def ltx2_inputs(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Inputs:
-    return Inputs(
-        argument(args, kwargs, "encoder_hidden_states", 2),
-        argument(args, kwargs, "timestep", 4),
-        _packed_size(args, kwargs, 10),
-    )
+    return _packed(args, kwargs, prompts=2, timestep=4, size=10)
 
 
-def _packed_size(args: Sequence[Any], kwargs: Mapping[str, Any], first: int) -> Size:
-    """Of latents that are a row of tokens, the size is said in arguments, from this position."""
+def _packed(
+    args: Sequence[Any], kwargs: Mapping[str, Any], *, prompts: int, timestep: int, size: int
+) -> Inputs:
+    """Of latents that are a row of tokens, whose size is said in three arguments."""
     names = ("num_frames", "height", "width")
-    frames, height, width = (
-        argument(args, kwargs, name, first + index) for index, name in enumerate(names)
+    frames, height, width = (argument(args, kwargs, n, size + i) for i, n in enumerate(names))
+    return Inputs(
+        argument(args, kwargs, "encoder_hidden_states", prompts),
+        argument(args, kwargs, "timestep", timestep),
+        (frames, height, width),
     )
-    return frames, height, width
 
 
 def video_inputs(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Inputs:

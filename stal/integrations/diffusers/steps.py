@@ -12,10 +12,9 @@ def steps_of(
     """The index of the sampler's transition by what the denoiser is called with.
 
     A timestep may be there twice: Heun's second evaluation of a step is at the level where the next
-    one begins, and PNDM repeats its second timestep; which of them it is `repeats_step` says.
-    Where a scheduler has one timestep a step,
-    those that rounding makes equal are still steps of their own: integers of Karras' levels, and
-    levels in bfloat16.
+    one begins, and PNDM repeats its second timestep; which of them it is `repeats_step` says. Where
+    a scheduler has one timestep a step, those that rounding makes equal are still steps of their
+    own: integers of Karras' levels, and levels in bfloat16.
 
     Args:
         scheduler: after its `set_timesteps`.

@@ -19,11 +19,13 @@ far from float64 as the formula in plain PyTorch is (root mean square; the large
 times). "error" is the share of that allowance that was used. In half precision all layers together
 round by more than a region changes. So "effect" tells it apart: how far the result is from plain
 attention's in the direction of what regions change, in float64, which must be 0 without regions
-and 1 with them, to 0.1. Times are interleaved in one process. Memory is the peak of
-a process that runs one way alone, with all counts of regions in turn, above what it has when
-libraries are loaded: the resident set, which Linux alone tells, or on a GPU what torch
-allocates. "in cross-attention" is the share of another step that its layers take, with
-their projections.
+and 1 with them, to 0.1. Times are interleaved in one process. "in cross-attention" is the share
+of another step that its layers take, with their projections.
+
+Memory is the peak of a process that runs one way alone, with all counts of regions in turn, above
+what it has when libraries are loaded: the resident set, which Linux alone tells, or on a GPU what
+torch allocates. The pipeline's text encoders and VAE lie beside the UNet, as they do when a
+pipeline denoises.
 
     python bench/bench_end_to_end.py --model sdxl --dtype bfloat16 --output bench/results/x.json
 """
@@ -43,7 +45,19 @@ from typing import Annotated, Any
 import diffusers
 import torch
 import typer
-from step_ways import KINDS, MODELS, WAYS, Scene, Way, build, cross_attentions, exact, scene, way
+from step_ways import (
+    KINDS,
+    MODELS,
+    WAYS,
+    Scene,
+    Way,
+    beside,
+    build,
+    cross_attentions,
+    exact,
+    scene,
+    way,
+)
 from timing import Table, cpu_details, interleave
 from torch import Tensor
 
@@ -207,12 +221,13 @@ def peaks_alone(
     why_not("cpu")  # loads the library, whose code is no way's own
     meter = Meter(device())
     unet = build(model, getattr(torch, dtype), device())
+    others = beside(model, getattr(torch, dtype), device())
     peaks: list[float | None] = []
     for count in counts:
         torch.compiler.reset()
         gc.collect()  # what one scene kept must not count for the next
         try:
-            peaks.append(peak_mb(way(name, unet, scene(unet, count, *size)), meter))
+            peaks.append(peak_mb(way(name, unet, scene(unet, count, *size, others=others)), meter))
         except (RuntimeError, NotImplementedError):
             # That it cannot run is told where it is checked.
             peaks.append(None)
@@ -341,10 +356,11 @@ def main(
         limit = torch.get_num_threads()
         peaks = peaks_of(names, model, dtype, size, counts=counts, threads=limit)
     unet = build(model, getattr(torch, dtype), where)
+    others = beside(model, getattr(torch, dtype), where)
     for count in counts:
         labels = {"model": model, "dtype": dtype, "regions": str(count)}
         labels["latents"] = f"{size[0]}x{size[1]}"
-        work = scene(unet, count, *size)
+        work = scene(unet, count, *size, others=others)
         alone = {name: peaks.get((name, count)) for name in names}
         measure(table, labels, names, unet, work, repeats, alone)
         if output is not None:

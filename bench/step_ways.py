@@ -13,12 +13,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor2_0
 from timing import captured
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from stal.attention import Blend, Blended, Prompts
 from stal.integrations.diffusers import enable, prepare
@@ -62,6 +63,22 @@ _TINY = {
 }
 # What diffusers' classes take; the keys of config.json that equal its defaults are left out.
 MODELS: dict[str, dict[str, Any]] = {"sd15": _SD15, "sdxl": _SDXL, "tiny": _TINY}
+# What lies beside the UNet in its pipeline: text encoders, by whether diffusers takes their
+# projection too, and the widths of the VAE.
+_CLIP_L = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12}
+_CLIP_G = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32}
+_TEXT: dict[str, list[tuple[bool, dict[str, int]]]] = {
+    "sd15": [(False, _CLIP_L)],
+    "sdxl": [(False, _CLIP_L), (True, {**_CLIP_G, "projection_dim": 1280})],
+    "tiny": [(False, dict.fromkeys(_CLIP_L, 4))],
+}
+_VAE = {
+    "block_out_channels": (128, 256, 512, 512),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "layers_per_block": 2,
+    "latent_channels": 4,
+}
 OBJECTS = (
     "a brown dog",
     "a red bicycle",
@@ -99,6 +116,24 @@ def build(model: str, dtype: torch.dtype, device: torch.device) -> UNet2DConditi
     return unet
 
 
+def beside(model: str, dtype: torch.dtype, device: torch.device) -> dict[str, nn.Module]:
+    """The other models of a pipeline, by the names that it has for them. They are not called: they
+    are there because regions may take memory in proportion to what a pipeline has."""
+    with torch.device("meta"):
+        models: dict[str, nn.Module] = {}
+        for i, (projects, config) in enumerate(_TEXT[model]):
+            kind = CLIPTextModelWithProjection if projects else CLIPTextModel
+            name = f"text_encoder_{i + 1}" if i else "text_encoder"
+            models[name] = kind(CLIPTextConfig(num_attention_heads=4, **config))
+        if model != "tiny":
+            models["vae"] = AutoencoderKL(**_VAE)
+    for other in models.values():
+        nn.Module.to(other, dtype).to_empty(device=device).eval().requires_grad_(False)
+        for parameter in other.parameters():
+            parameter.zero_()  # pages that are never written take no memory
+    return models
+
+
 def twin(unet: UNet2DConditionModel, made: Callable[[], nn.Module]) -> nn.Module:
     """A module of the same state-dict keys around the same weights."""
     with torch.device("meta"):
@@ -117,6 +152,7 @@ class Scene:
     added: what XL is told beside them.
     weights: (steps, regions), of which the first step's are used.
     maps: by number of pixels, what the conditional half's pixels attend to.
+    beside: the pipeline's other models.
     """
 
     latents: Tensor
@@ -126,6 +162,7 @@ class Scene:
     layout: Layout
     weights: Tensor
     maps: dict[int, WeightMaps]
+    beside: dict[str, nn.Module]
 
     @property
     def regions(self) -> int:
@@ -134,12 +171,18 @@ class Scene:
     def double(self) -> Scene:
         """The same values in float64; the maps stay, for they are float32 by definition."""
         added = self.added and {name: x.double() for name, x in self.added.items()}
-        others = self.layout, self.weights, self.maps
+        others = self.layout, self.weights, self.maps, self.beside
         return Scene(self.latents.double(), self.timestep, self.embeddings.double(), added, *others)
 
 
 def scene(
-    unet: UNet2DConditionModel, regions: int, height: int, width: int, *, seed: int = 0
+    unet: UNet2DConditionModel,
+    regions: int,
+    height: int,
+    width: int,
+    *,
+    seed: int = 0,
+    others: dict[str, nn.Module] | None = None,
 ) -> Scene:
     """The layout is the predictor's for a prompt of as many objects."""
     config, dtype, device = unet.config, unet.dtype, unet.device
@@ -166,7 +209,7 @@ def scene(
         times = torch.tensor([[*size, 0, 0, *size]] * 2).to(device, dtype)
         added = {"text_embeds": normal(2, pooled), "time_ids": times}
     timestep = torch.tensor(500, device=device)
-    return Scene(latents, timestep, embeddings, added, layout, weights, maps)
+    return Scene(latents, timestep, embeddings, added, layout, weights, maps, others or {})
 
 
 class _Processor:
@@ -301,7 +344,8 @@ def block_masks(scene: Scene) -> dict[int, Any]:
 def drop_in(unet: UNet2DConditionModel, scene: Scene) -> None:
     """Makes the UNet obey the regions as a user's pipeline would, with embeddings made before."""
     steps = torch.linspace(float(scene.timestep), 0, _STEPS)
-    pipe = SimpleNamespace(unet=unet, scheduler=SimpleNamespace(timesteps=steps))
+    scheduler = SimpleNamespace(timesteps=steps)
+    pipe = SimpleNamespace(unet=unet, scheduler=scheduler, **scene.beside)
     regions = prepare(
         pipe,
         prompt_embeds=scene.embeddings[1:2],

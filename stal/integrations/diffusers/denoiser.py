@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,10 +25,31 @@ from stal.weights import weight_maps
 DENOISERS: Registry[Denoiser] = Registry()
 # Tensors of encoded prompts of which the rows are known, the two halves' and as many more.
 _MOST_SEEN = 4
-# Of the weights' bytes, what keys and values may take that are kept. All of them take 1.6% for five
-# regions of Stable Diffusion 1, 3.5% of XL and 7% of Wan 14B.
-_KEPT = 0.018
+# Of the bytes of the pipeline's weights, what keys and values may take that are kept. All of them
+# take 1.3% for five regions of Stable Diffusion 1 and 2.6% of XL.
+_KEPT = 0.019
 _LEAST_KEPT = 1 << 24
+
+
+def room_of(pipe: Any, denoisers: Sequence[nn.Module]) -> int:
+    """Bytes of keys and values that the layers of each denoiser of a pipeline may keep.
+
+    A share of the weights that lie beside each other while it denoises: of its models, those on
+    the same device that no hook moves.
+    """
+    device = next(denoisers[0].parameters()).device
+    others = [m for m in vars(pipe).values() if isinstance(m, nn.Module) and not _hooked(m)]
+    weights = {
+        id(p): p.nbytes
+        for module in (*denoisers, *others)
+        for p in module.parameters()
+        if p.device == device
+    }
+    return max(int(_KEPT * sum(weights.values()) / len(denoisers)), _LEAST_KEPT)
+
+
+def _hooked(module: nn.Module) -> bool:
+    return any("_hf_hook" in vars(m) or "_diffusers_hook" in vars(m) for m in module.modules())
 
 
 class Denoiser:
@@ -39,16 +60,17 @@ class Denoiser:
         module: the denoiser.
         model: the row of the table for it.
         regions: what is attended to where.
+        room: bytes of keys and values that its layers may keep.
     """
 
-    def __init__(self, pipe: Any, module: nn.Module, model: Row, regions: Regions) -> None:
+    def __init__(
+        self, pipe: Any, module: nn.Module, model: Row, regions: Regions, *, room: int
+    ) -> None:
         self.pipe, self.module, self.model, self.regions = pipe, module, model, regions
         self.processors: list[tuple[Any, Any]] = []  # (module, the processor that it must have)
         self.clock = Clock()
         self._call: Call | None = None
-        weights = sum(p.nbytes for p in module.parameters())
-        # Bytes of keys and values that layers may keep.
-        self._room = max(int(_KEPT * weights), _LEAST_KEPT)
+        self._room = room
         # Whether the prompts that a module projects right now are the local ones.
         self.projects_local = False
         # What else is to be done before each call.

@@ -15,7 +15,7 @@ from stal.caller import warn
 from stal.checked_json import short
 from stal.integrations.diffusers import ops  # noqa: F401  registers what compiled code calls
 from stal.integrations.diffusers.adapters import LorasOf, check_adapters
-from stal.integrations.diffusers.denoiser import Denoiser
+from stal.integrations.diffusers.denoiser import Denoiser, room_of
 from stal.integrations.diffusers.inputs import Inputs
 from stal.integrations.diffusers.layers import Layer
 from stal.integrations.diffusers.loras import RegionLoras
@@ -146,8 +146,9 @@ def enable(pipe: Any, regions: Regions) -> None:
                 " disable(pipe) first"
             )
         targets.append((denoiser, model, attention_of(denoiser, model)))
+    room = room_of(pipe, [denoiser for denoiser, _, _ in targets])
     for denoiser, model, modules in targets:
-        _put_on(Denoiser(pipe, denoiser, model, regions), modules)
+        _put_on(Denoiser(pipe, denoiser, model, regions, room=room), modules)
 
 
 def disable(pipe: Any) -> None:

@@ -1,13 +1,21 @@
 """Regions where weights and pixels lie elsewhere: dtypes, strides, offloading, threads."""
 
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from diffusers.hooks import HookRegistry, apply_group_offloading
 
-from stal.integrations.diffusers import disable, enable, prepare, regional_attention
+from stal.integrations.diffusers import (
+    denoiser,
+    disable,
+    enable,
+    patch,
+    prepare,
+    regional_attention,
+)
 from tests.stal.integrations import unets
 from tests.stal.integrations.unet_cases import (
     LAYOUT,
@@ -180,6 +188,34 @@ def test_layerwise_casting():
     plain = draw("sd1", pipe)
     assert np.abs(zero.pictures - plain.pictures).max() < 1e-3
     assert np.abs(drawn.pictures - plain.pictures).max() > 0.05
+
+
+def test_room_is_a_share_of_what_lies_beside_the_denoiser(monkeypatch):
+    monkeypatch.setattr(denoiser, "_LEAST_KEPT", 0)
+    monkeypatch.setattr(denoiser, "_KEPT", 0.5)
+
+    def linear(device="cpu"):
+        return torch.nn.Linear(10, 10, bias=False, device=device)  # 400 bytes
+
+    first, second, hooked = linear(), linear(), torch.nn.Sequential(linear())
+    hooked[0]._hf_hook = "moves it away"
+    others = {"vae": linear(), "text_encoder": hooked, "elsewhere": linear("meta"), "scheduler": 1}
+    pipe = SimpleNamespace(unet=torch.compile(first), **others)
+    assert denoiser.room_of(pipe, [first]) == 400
+    pipe = SimpleNamespace(transformer=first, transformer_2=second, **others)
+    assert denoiser.room_of(pipe, [first, second]) == 300
+    first._diffusers_hook = "is counted in any case"
+    assert denoiser.room_of(pipe, [first, second]) == 300
+
+
+def test_layers_without_room_project_in_each_call(monkeypatch):
+    monkeypatch.setattr(patch, "room_of", lambda pipe, denoisers: 0)
+    pipe = unets.stable_diffusion()
+    with regions(pipe):
+        drawn = draw("sd1", pipe)
+        layers = [m.processor.layer for n, m in pipe.unet.named_modules() if n.endswith(".attn2")]
+        assert layers and all(layer._table is None for layer in layers)
+    assert np.array_equal(drawn.pictures, expected())
 
 
 def test_two_pipelines_in_two_threads():

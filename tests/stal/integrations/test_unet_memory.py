@@ -209,13 +209,15 @@ def test_room_is_a_share_of_what_lies_beside_the_denoiser(monkeypatch):
 
 
 def test_layers_without_room_project_in_each_call(monkeypatch):
+    kept = expected()
     monkeypatch.setattr(patch, "room_of", lambda pipe, denoisers: 0)
     pipe = unets.stable_diffusion()
     with regions(pipe):
         drawn = draw("sd1", pipe)
         layers = [m.processor.layer for n, m in pipe.unet.named_modules() if n.endswith(".attn2")]
-        assert layers and all(layer._table is None for layer in layers)
-    assert np.array_equal(drawn.pictures, expected())
+        assert layers
+        assert all(layer._table is None for layer in layers)
+    assert np.array_equal(drawn.pictures, kept)
 
 
 def test_two_pipelines_in_two_threads():

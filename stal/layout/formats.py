@@ -49,6 +49,8 @@ from stal.layout.workflow import is_workflow, read_workflow
 # JSON of another program holds.
 LayoutLike: TypeAlias = "Layout | str | os.PathLike[str] | Mapping[str, Any] | Iterable[Any]"
 
+# An edge beyond this is one in pixels rather than a fraction that misses the canvas.
+_PIXELS = 2
 _OWN = ("version", "prompt", "objects", "relations", "aspect", "masks", "background")
 _OWN_OBJECT = ("phrase", "noun", "box", "score", "shape")
 _FIRST_KEY = re.compile(rf"\{{\s*{OPENING_QUOTE}(\w*)")
@@ -255,10 +257,11 @@ def _pair(item: Any, where: str, reading: _Reading) -> PlacedObject:
         edges = [number(edge, where) for edge in place]
     except TypeError:
         edges = []
-    if len(edges) == 4 and max(edges) > 1:
+    if len(edges) == 4 and max(edges) >= _PIXELS:
+        instead = '{"x", "y", "width", "height"} is read in pixels of canvas=(width, height)'
         raise ValueError(
             f"{where} must have its box in fractions of the canvas, got {edges}: divide pixels"
-            " by the picture's width and height"
+            f" by the picture's width and height; {instead}"
         )
     return PlacedObject(phrase, noun, check_box(edges or place, where))
 
@@ -311,10 +314,7 @@ def _read_data(data: Any, said: str, reading: _Reading, *, of_file: bool) -> Lay
 
 def _read_own(text: str, reading: _Reading) -> Layout:
     """The layout of our own JSON, of the canvas's aspect where it does not state one."""
-    layout = Layout.from_json(text, noun_of=reading.noun_of)
-    if loads(text).get("aspect") is not None:
-        return layout
-    return replace(layout, aspect=_aspect(reading))
+    return Layout.from_json(text, noun_of=reading.noun_of, aspect=_aspect(reading))
 
 
 def _objects(text: str) -> list[Any] | None:

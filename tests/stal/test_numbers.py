@@ -208,8 +208,9 @@ def test_a_layout_may_be_given_in_every_form(pipe, tmp_path):
         ([("a cat", "0011")], r"layout\[0\] must be a number, got '0'"),
         (
             [("a cat", (10, 20, 30, 40))],
-            r"layout\[0\] must have its box in fractions of the canvas",
+            r"layout\[0\] must have its box in fractions of the canvas, .* in pixels of canvas=",
         ),
+        ([("a cat", (0, 0, 1.01, 1))], r"layout\[0\] must lie inside \[0, 1\], got"),
         ([("a cat", (0.5, 0, 0.5, 1))], r"layout\[0\] must have x0 < x1"),
         ([("a cat", (0, 0, float("nan"), 1))], r"layout\[0\] must lie inside \[0, 1\]"),
         ([("", (0, 0, 1, 1))], r"layout\[0\] must be a pair"),

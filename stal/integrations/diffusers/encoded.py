@@ -82,7 +82,13 @@ def check_embeds(
     Raises:
         ValueError: another type, shape, number or width.
     """
-    embeds, mask = value if isinstance(value, tuple) and len(value) == 2 else (value, None)
+    parts = value if isinstance(value, tuple) else ()
+    if len(parts) > 2 or sum(isinstance(part, Tensor) and part.ndim == 3 for part in parts) > 1:
+        raise ValueError(
+            f"{name} must be a tensor or a pair (embeds, mask), got {len(parts)} parts, as"
+            " encode_prompt returns them: give the first, with its mask if it has one"
+        )
+    embeds, mask = parts if len(parts) == 2 else (value, None)
     if not isinstance(embeds, Tensor) or embeds.ndim != 3 or not embeds.is_floating_point():
         got = tuple(embeds.shape) if isinstance(embeds, Tensor) else short(embeds)
         raise ValueError(f"{name} must be a (prompts, tokens, width) tensor, got {got}")

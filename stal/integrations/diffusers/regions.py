@@ -13,6 +13,7 @@ from torch import Tensor
 
 from stal.caller import warn
 from stal.checked_json import number, scalar, short
+from stal.fitting import misfits
 from stal.integrations.diffusers.adapters import LorasOf, adapters_of, check_adapters
 from stal.integrations.diffusers.encoded import Encoded, check_embeds
 from stal.integrations.diffusers.refusals import check_pipe
@@ -192,8 +193,9 @@ def prepare(
             that of the canvas if None, or else of the model.
         canvas: (width, height) in pixels that boxes in pixels lie in, such as those of ComfyUI,
             LayoutGPT and LLM-grounded diffusion; see `stal.layout.formats.as_layout`.
-        prompt_embeds: what the pipeline will be given instead of `prompt`, as it is given. No
-            gradient reaches these and the next two, and no graph of theirs is kept.
+        prompt_embeds: what the pipeline will be given instead of `prompt`, as it is given; a
+            `prompt` beside it is what a layout is predicted for. No gradient reaches these and the
+            next two, and no graph of theirs is kept.
         local_embeds: of the layout's objects, in their order; of several prompts a list.
         reference_embeds: of the reference prompt instead of `reference`, (1, tokens, width); of
             several prompts also (prompts, tokens, width), or a list.
@@ -215,7 +217,7 @@ def prepare(
     aspect = _aspect(aspect, canvas, pipe, denoiser)
     layouts = tuple(
         _layout(each, text, aspect, canvas, videos=model.videos)
-        for each, text in zip(_each("layout", layout, count), prompts, strict=True)
+        for each, text in zip(_layouts(layout, count), prompts, strict=True)
     )
     phrases = [[placed.phrase for placed in each.objects] for each in layouts]
     adapters = tuple(map(adapters_of, _each("loras", loras, count), phrases))
@@ -303,8 +305,27 @@ def _each(name: str, value: Any, count: int | None) -> list[Any]:
         return [None] * count
     if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != count:
         got = len(value) if isinstance(value, Sequence) else short(value)
-        raise ValueError(f"{name} must be a list of {count}, one a prompt, got {got}")
+        raise ValueError(
+            f"{name} must be a list of {count}, one a prompt, got {got}: [x] * {count} has the"
+            " same for each"
+        )
     return list(value)
+
+
+def _layouts(given: Any, count: int | None) -> list[Any]:
+    """One layout a prompt; count as in `_each`."""
+    each = _each("layout", given, count)
+    if count is not None and all(_is_pair(one) for one in each):
+        raise ValueError(
+            f"layout must be a list of {count} layouts, one a prompt, got one of {count} pairs:"
+            f" [layout] * {count} has the same for each"
+        )
+    return each
+
+
+def _is_pair(value: Any) -> bool:
+    """Whether it is of a phrase and its place, and so no layout itself."""
+    return isinstance(value, tuple | list) and len(value) == 2 and isinstance(value[0], str)
 
 
 def _aspect(
@@ -337,20 +358,18 @@ def _layout(
     aspect, canvas: as in `as_layout`.
     videos: whether the model draws frames, over which regions may move.
     """
+    layout: Layout | Keyframes
     if given is None:
         if text is None:
             raise ValueError("layout must be given with prompt_embeds alone, got None")
-        predicted = predict(parse(text), aspect=aspect)
-        if not predicted.objects:
-            warn(f"no object was found in {short(text)}, so that it is drawn with plain attention")
-        return predicted
-    if isinstance(given, Keyframes):
+        layout = predict(parse(text), aspect=aspect)
+    elif isinstance(given, Keyframes):
         if not videos:
             raise ValueError(
                 "layout must be of one picture where the model draws pictures, got Keyframes: give"
                 " one of its layouts"
             )
-        layout: Layout | Keyframes = given
+        layout = given
     else:
         layout = as_layout(
             given,
@@ -360,20 +379,14 @@ def _layout(
             article=article,
             canvas=canvas,
         )
-    if not layout.objects:
-        drawn = short(text) if text else "the prompt"
-        warn(f"the layout has no object, so that {drawn} is drawn with plain attention")
     if len(layout.objects) > MOST_REGIONS:
         raise ValueError(
             f"layout must have at most {MOST_REGIONS} objects, got {len(layout.objects)}"
         )
     for index, placed in enumerate(layout.objects):
         check_text(f"objects[{index}].phrase of the layout", placed.phrase)
-    if text is not None and layout.prompt.split() not in ([], text.split()):
-        warn(
-            f"the layout is of another prompt, {short(layout.prompt)}: its objects are drawn into"
-            f" {short(text)}"
-        )
+    for sentence in misfits(text, layout, given=given is not None):
+        warn(sentence)
     return layout
 
 

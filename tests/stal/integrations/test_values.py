@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from stal.integrations.diffusers import disable, enable, prepare, regional_attention
+from stal.layout import Layout
 from tests.stal.integrations import unets
 from tests.stal.integrations.unet_cases import (
     LAYOUT,
@@ -285,8 +286,35 @@ def test_weights_times_strength_are_what_is_refused(pipe):
 
 
 def test_a_layout_without_objects_is_warned_of(pipe):
-    with pytest.warns(UserWarning, match="the layout has no object, so that .* plain attention"):
+    with pytest.warns(UserWarning, match="the layout of .* has no object, so that .* plain"):
         prepare(pipe, PROMPT, layout=[])
+
+
+def test_a_prompt_that_is_not_english_is_warned_of(pipe):
+    with pytest.warns(UserWarning, match="'un chat et un chien' does not look like English"):
+        prepare(pipe, "un chat et un chien")
+    prepare(pipe, "un chat et un chien", layout=LAYOUT)
+
+
+@pytest.mark.parametrize(
+    ("layout", "message"),
+    [
+        (LAYOUT, "layout must be a list of 2 layouts, one a prompt, got one of 2 pairs: [layout]"),
+        (LAYOUT[:1], "layout must be a list of 2, one a prompt, got 1: [x] * 2 has the same"),
+        (Layout(PROMPT), "layout must be a list of 2, one a prompt, got Layout("),
+        (dict(LAYOUT), "layout must be a list of 2, one a prompt, got {"),
+    ],
+)
+def test_one_layout_for_two_prompts(pipe, layout, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        prepare(pipe, [PROMPT, PROMPT], layout=layout)
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_all_that_encode_prompt_gives_is_told_from_embeddings(pipe, parts):
+    given = tuple(torch.ones(2, 77, 8) for _ in range(parts))
+    with pytest.raises(ValueError, match=rf"local_embeds must .* got {parts} .* give the first"):
+        prepare(pipe, PROMPT, layout=LAYOUT, local_embeds=given)
 
 
 @pytest.mark.parametrize("regions", [PROMPT, LAYOUT, None])

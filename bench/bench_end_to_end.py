@@ -74,6 +74,7 @@ COLUMNS = {
     "regions": 7,
     "way": 20,
     "ms median (p20-p80)": 22,
+    "rounds": 6,
     "x diffusers": 11,
     "memory, MB": 10,
     "memory x diffusers": 18,
@@ -348,7 +349,7 @@ def main(
     where = device()
     gpu = {"gpu": torch.cuda.get_device_name()} if where.type == "cuda" else {}
     # Rows of several runs meet in one file; they say the rest.
-    command = f"python bench/bench_end_to_end.py --model ... --dtype ... --repeats {repeats}"
+    command = "python bench/bench_end_to_end.py --model ... --dtype ... --repeats ..."
     table = Table(COLUMNS, diffusers=diffusers.__version__, **gpu, command=command)
     peaks: dict[tuple[str, int], float | None] = {}
     if memory:
@@ -359,7 +360,7 @@ def main(
     others = beside(model, getattr(torch, dtype), where)
     for count in counts:
         labels = {"model": model, "dtype": dtype, "regions": str(count)}
-        labels["latents"] = f"{size[0]}x{size[1]}"
+        labels |= {"latents": f"{size[0]}x{size[1]}", "rounds": str(repeats)}
         work = scene(unet, count, *size, others=others)
         alone = {name: peaks.get((name, count)) for name in names}
         measure(table, labels, names, unet, work, repeats, alone)

@@ -38,9 +38,10 @@ def room_of(pipe: Any, denoisers: Sequence[nn.Module]) -> int:
     the same device that no hook moves.
     """
     device = next(denoisers[0].parameters()).device
-    others = [m for m in vars(pipe).values() if isinstance(m, nn.Module) and not _hooked(m)]
+    models = [m for m in vars(pipe).values() if isinstance(m, nn.Module)]
+    others = [m for m in models if getattr(m, "_orig_mod", m) not in denoisers and not _hooked(m)]
     weights = {
-        id(p): p.nbytes
+        p: p.nbytes
         for module in (*denoisers, *others)
         for p in module.parameters()
         if p.device == device

@@ -205,7 +205,7 @@ def test_a_layout_may_be_given_in_every_form(pipe, tmp_path):
         ([0.1, 0.2, 0.3, 0.4], r"layout\[0\] must be a pair"),
         ([("a cat", (0, 0, 1))], r"layout\[0\] must be \(x0, y0, x1, y1\), got"),
         ([("a cat", 5)], r"layout\[0\] must be \(x0, y0, x1, y1\), got 5"),
-        ([("a cat", "0011")], r"layout\[0\] must be a number, got '0'"),
+        ([("a cat", "0011")], r"layout\[0\] must have a box or a mask, got the text '0011'"),
         (
             [("a cat", (10, 20, 30, 40))],
             r"layout\[0\] must have its box in fractions of the canvas, .* in pixels of canvas=",
@@ -220,7 +220,10 @@ def test_a_layout_may_be_given_in_every_form(pipe, tmp_path):
         ),
         (5, r"layout must be a Layout, its JSON, a path or \(phrase, box\) pairs, got 5"),
         (b"{}", "layout must be a Layout, its JSON, a path"),
-        ("absent.json", r"layout must be a file that can be read, got 'absent.json': No such file"),
+        (
+            "absent.json",
+            "layout must be JSON or a file .* got 'absent.json': No such file",
+        ),
         ("a\0b", "layout must be a file, got"),
         ("/dev/zero", "layout must be a file, got the device"),
         ("{", "layout must be valid JSON"),

@@ -165,8 +165,8 @@ class Denoiser:
             if not least <= layout.aspect <= most:
                 warn(
                     f"the layout has an aspect (width / height) of {layout.aspect:.3g} and is"
-                    f" stretched to {width} x {height} latents: give it the picture's, for instance"
-                    f" with aspect={width / height:.3g}"
+                    f" stretched to {width} x {height} latents: give it the picture's, with"
+                    f" aspect={width / height:.3g}, or in the layout where that states its own"
                 )
 
     def _halves(self, prompts: Tensor) -> Halves:

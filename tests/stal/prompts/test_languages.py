@@ -15,6 +15,9 @@ FOREIGN = [
     "赤い丸と青い四角",
     "красный круг слева от синего квадрата",
     "قطة سوداء وكلب أبيض",
+    "ein Hund",
+    "una casa roja",
+    "um gato preto",
 ]
 ENGLISH = [
     "",
@@ -27,6 +30,8 @@ ENGLISH = [
     "the die is cast, des moines",
     "cyberpunk city, neon, rain",
     "crème brûlée",
+    "Vincent van Gogh",
+    "un painted on a wall",
 ]
 
 

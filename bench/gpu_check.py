@@ -105,7 +105,7 @@ def programme(dry_run: bool) -> list[Step]:
         Step("determinism", 25, gpu_steps.determinism),
         Step("torch.compile", 45, gpu_steps.compiled),
         Step("compute-sanitizer", 100, gpu_steps.sanitizer),
-        Step("times", 90, gpu_steps.times, "all"),
+        Step("times", 120, gpu_steps.times, "all"),
         *(
             Step(f"rivals: {case_name(*case)}", 40, partial(gpu_steps.rivals, *case), "all")
             for case in rivals

@@ -4,6 +4,7 @@ A step is a function of a `Work`, through which its rows go to the report one by
 itself when `Work.left` is nearly 0: what it would do then, its process is killed for.
 """
 
+import contextlib
 import csv
 import multiprocessing
 import os
@@ -15,7 +16,7 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures import TimeoutError as OutOfTime
 from dataclasses import asdict, dataclass
@@ -421,7 +422,9 @@ def ready_tile(kernel: str, case: Case, target: tuple[int, int], tile: Tile) -> 
     if compiled.fits(number):
         e = large_example(case, DTYPES[DTYPE_OF_TIMES], "meta")
         launch, _ = tile_launch(kernel, e, target, tile)
-        launch.kernel.warmup(*launch.arguments, grid=(launch.programs,), **launch.options)
+        # Where it fails, the process that times the tile compiles it, or says why not.
+        with contextlib.suppress(Exception):
+            launch.kernel.warmup(*launch.arguments, grid=(launch.programs,), **launch.options)
     return compiled
 
 
@@ -725,7 +728,7 @@ def rest(work: Work) -> None:
     _times(work, () if work.dry_run else [label for label in SHAPES if label not in FIRST])
 
 
-def _times(work: Work, labels: Iterable[str]) -> None:
+def _times(work: Work, labels: Sequence[str]) -> None:
     for name, case in timed_cases(labels):
         if work.left() < min(5.0, 0.1 * work.seconds):
             work.not_run("times", f"{name} and later: time used up")
@@ -733,17 +736,16 @@ def _times(work: Work, labels: Iterable[str]) -> None:
         guarded(work, f"times of {name}", _time_case, name, case)
 
 
-def timed_cases(labels: Iterable[str]) -> Iterator[tuple[str, Case]]:
-    for label in labels:
-        counts = (1, 2) if label == "tiny" else (1, 4)
-        for prompts in counts:
-            shape = TINY if label == "tiny" else SHAPES[label]
-            regions = ("none", "disjoint", "bands", "layout")
-            for suffix, case in with_regions(shape, prompts, regions):
-                yield f"{label} {suffix}", case
-        for prompts in (2, 8) if label in DETAILED else ():
-            for suffix, case in with_regions(SHAPES[label], prompts, ("none", "layout")):
-                yield f"{label} {suffix}", case
+def timed_cases(labels: Sequence[str]) -> Iterator[tuple[str, Case]]:
+    every = ("none", "disjoint", "bands", "layout")
+    asked: list[tuple[str, int, tuple[str, ...]]] = [
+        (n, count, every) for n in labels for count in (1, 2 if n == "tiny" else 4)
+    ]
+    asked += [(n, count, ("none", "layout")) for n in labels if n in DETAILED for count in (2, 8)]
+    for label, prompts, regions in asked:
+        shape = TINY if label == "tiny" else SHAPES[label]
+        for suffix, case in with_regions(shape, prompts, regions):
+            yield f"{label} {suffix}", case
 
 
 def _time_case(work: Work, name: str, case: Case) -> None:

@@ -39,6 +39,8 @@ def record(tmp_path):
         }
         for name, s in SECONDS.items()
     ]
+    # A rival that could not run.
+    rows.append({"case": "small", "pass": "forward", "backend": "flex", "_seconds": None})
     path = tmp_path / "gpu_check.json"
     path.write_text(json.dumps({"machine": {"gpu": "H100", "cpu": "some"}, "times": rows}))
     return path

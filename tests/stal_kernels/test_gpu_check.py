@@ -185,8 +185,16 @@ def test_programme_is_that_of_the_help():
         places = [text.index(f"\n    {group}") for group in groups]
         assert places == sorted(places)
         assert len({step.name for step in steps}) == len(steps)
-    shapes = {label for label, *_ in gpu_check.gpu_steps.RIVALS}
-    assert shapes <= gpu_check.gpu_steps.SHAPES.keys()
+
+
+def test_every_shape_is_timed_once():
+    import gpu_steps
+
+    names = [name for name, _ in gpu_steps.timed_cases(list(gpu_steps.SHAPES))]
+    assert len(set(names)) == len(names)
+    assert {name.split()[0] for name in names} == gpu_steps.SHAPES.keys()
+    assert {*gpu_steps.COMPILED_FORMULA} <= {*names}
+    assert {"sd15-64x64 p8 global+layout", "large-d64 p4 bands"} <= {*names}
 
 
 @pytest.mark.parametrize(
@@ -267,11 +275,11 @@ def test_dry_run_walks_every_step(tmp_path):
 @pytest.mark.slow
 def test_dry_run_that_is_stopped_keeps_what_it_has(tmp_path):
     command = [sys.executable, str(BENCH / "gpu_check.py"), "--dry-run", "--output", str(tmp_path)]
-    command += ["--seconds", "correctness=0.1"]
+    command += ["--seconds", "step batching=0.3"]
     path = tmp_path / "gpu_check.json"
 
     def begun():
-        return path.exists() and "step batching" in path.read_text()
+        return path.exists() and "determinism" in path.read_text()
 
     with subprocess.Popen(
         command,
@@ -291,10 +299,11 @@ def test_dry_run_that_is_stopped_keeps_what_it_has(tmp_path):
     steps = {row["step"]: row for row in record["steps"]}
     assert list(steps) == [step.name for step in gpu_check.programme(True)]
     assert steps["device"]["result"] == "ok"
-    assert steps["correctness"]["result"] == "FAILED"
-    assert "took longer than its 0.1 s" in steps["correctness"]["detail"]
     assert steps["tiles"]["result"] == "ok"
     assert record["tiles"]
+    assert steps["step batching"]["result"] == "FAILED"
+    assert "took longer than its 0.3 s" in steps["step batching"]["detail"]
+    assert "determinism" in {row["check"] for row in record["checks"]}
     assert steps["rest"] == {**steps["rest"], "result": "not run", "detail": "stopped by SIGTERM"}
 
 

@@ -129,9 +129,10 @@ class Compiler:
 
     def fitting(self, row: TileRow, forms: Sequence[Variant], tiles: Sequence[Tile]) -> Results:
         """What became of the tiles that fit in every one of the forms."""
-        for key in itertools.product(forms, tiles):
-            if key not in self.jobs:
-                self.jobs[key] = self.pool.submit(attempt, *key)
+        # A tile after the other, so that those that are there when the time is up are complete.
+        for tile, form in itertools.product(tiles, forms):
+            if (form, tile) not in self.jobs:
+                self.jobs[form, tile] = self.pool.submit(attempt, form, tile)
         results = {}
         for tile in tiles:
             compiled = [self._result(self.jobs[form, tile]) for form in forms]

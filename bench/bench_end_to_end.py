@@ -45,6 +45,7 @@ from typing import Annotated, Any
 import diffusers
 import torch
 import typer
+from rivals import error_used, first_line
 from step_ways import (
     KINDS,
     MODELS,
@@ -96,24 +97,6 @@ def finish() -> None:
         torch.cuda.synchronize()
 
 
-def error_used(out: Tensor, plain: Tensor, right: Tensor) -> float:
-    """The larger share of what the two rules allow: twice the root mean square error of plain
-    PyTorch, four times its largest. Above 1 a rule is broken.
-
-    Plain PyTorch counts as no closer to `right`, in float64, than the rounding to the dtype.
-    """
-    rounding = right.abs() * (torch.finfo(out.dtype).eps / 2)
-    actual, expected = ((x.double() - right).abs() for x in (out, plain))
-
-    def norm(x: Tensor) -> float:
-        return x.square().mean().sqrt().item()
-
-    rms = norm(actual) / (2 * max(norm(expected), norm(rounding)))
-    largest = actual.max() / (4 * torch.maximum(expected.max(), rounding.max()))
-    # NaN compares with nothing.
-    return max(rms, largest.item()) if actual.isfinite().all() else float("inf")
-
-
 def effect(out: Tensor, without: Tensor, right: Tensor) -> float:
     """0 of a result without regions, 1 of one with them; both in float64 are given."""
     change = right - without
@@ -137,12 +120,6 @@ def check(
         assert abs(share - regions) <= 0.1, f"{name} has {share:.3f} of what regions change"
         assert used <= 1 or not regions, f"{name} makes {used:.2f} times the error that is allowed"
     return found
-
-
-def first_line(error: BaseException) -> str:
-    """What is shown of why a way cannot run."""
-    text = str(error).strip() or type(error).__name__
-    return " ".join(text.splitlines()[0].split())[:200]
 
 
 def prepared(

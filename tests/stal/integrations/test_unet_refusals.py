@@ -130,7 +130,7 @@ def test_embeddings_of_other_shapes(pipe):
     embeds = pipe.encode_prompt([PROMPT], torch.device("cpu"), 1, False)[0]
     for options, message in (
         ({"prompt_embeds": embeds[0]}, r"prompt_embeds must be a \(prompts, tokens, width\)"),
-        ({"local_embeds": embeds}, "local_embeds must be of 2 prompts, got 1"),
+        ({"local_embeds": embeds}, "local_embeds must be of 2 objects of the layout, got 1"),
         ({"local_embeds": embeds[..., :8].repeat(2, 1, 1)}, "must have the width of prompt_emb"),
         ({"prompt_embeds": embeds.repeat(2, 1, 1)}, "prompt_embeds must be of 1 prompts, got 2"),
         ({"reference_embeds": embeds.repeat(2, 1, 1)}, "reference_embeds must be of 1 prompts"),

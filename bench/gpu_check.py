@@ -420,7 +420,7 @@ def _large_example(case: Case, dtype: torch.dtype, device: str) -> Example:
         every = torch.arange(case.prompts, device=device)
         region = (owner == every[:, None]).expand(weight.shape)
     q, k, v, dout = normal(*q_shape), normal(*key_shape), normal(*key_shape), normal(*q_shape)
-    return Example(q, k, v, weight, dout, None, None, region, None, None)
+    return Example(q, k, v, weight, dout, None, None, region, None, None, None)
 
 
 def _time_case(

@@ -50,7 +50,7 @@ def why_not(
 # Spelled out twice: unpacking what a third function returns would cost a small call 0.2 us of 10.
 def forward(inputs: Inputs, level: str, out: Tensor) -> None:
     """As `Backend.forward`, on torch's number of threads."""
-    q, k, v, weight, prompt_ids, offsets, region, key_lengths, scale = inputs
+    q, k, v, weight, prompt_ids, offsets, region, key_lengths, _, scale = inputs
     _library().forward(
         level or _best_level(),
         torch.get_num_threads(),
@@ -78,7 +78,7 @@ def backward(
     dv: Tensor | None,
 ) -> None:
     """As `Backend.backward`, on torch's number of threads."""
-    q, k, v, weight, prompt_ids, offsets, region, key_lengths, scale = inputs
+    q, k, v, weight, prompt_ids, offsets, region, key_lengths, _, scale = inputs
     _library().backward(
         level or _best_level(),
         torch.get_num_threads(),

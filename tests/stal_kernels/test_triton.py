@@ -125,7 +125,7 @@ def test_launches_depend_on_no_values(ragged):
     weight = empty(12, 4096, dtype=float32) if ragged else empty(4, 3, 4096, dtype=float32)
     indices = [empty(n, dtype=torch.int32) if ragged else None for n in (12, 5, 6)]
     ids, offsets, lengths = indices
-    inputs = Inputs(q, k, k, weight, ids, offsets, None, lengths, 1.0)
+    inputs = Inputs(q, k, k, weight, ids, offsets, None, lengths, None, 1.0)
     stats = empty(3, 8, *weight.shape, dtype=float32).unbind()
     found = [
         launches.forward_launch(inputs, q, (9, 0)),

@@ -209,7 +209,7 @@ def test_result_is_the_same_every_time_whatever_was_in_memory(monkeypatch):
 
 def test_pixels_are_split_and_the_parts_are_summed():
     e = example(Case(heads=1, seqlen_q=130, seqlen_k=5, head_dim=8, prompts=1), torch.float32)
-    inputs = backends.Inputs(*(x.detach() for x in e.floats()), None, None, None, None, 1.0)
+    inputs = backends.Inputs(*(x.detach() for x in e.floats()), *[None] * 5, 1.0)
     stats = torch.empty(3, 1, 1, 1, 130).unbind()
     found = launches.prompt_launches(
         inputs, e.dout, stats, torch.empty_like(e.k), torch.empty_like(e.v), (8, 0)
@@ -271,7 +271,7 @@ FORMS = pytest.mark.parametrize("case", [SMALL, RAGGED], ids=["dense", "ragged"]
 @FORMS
 def test_operators_pass_opcheck(case):
     e = example(case, torch.float32)
-    shared = (*e.floats(), e.prompt_ids, e.offsets, e.region, e.key_lengths, 0.3)
+    shared = (*e.floats(), e.prompt_ids, e.offsets, e.region, e.key_lengths, e.plan, 0.3)
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
     ops = torch.ops.stal_kernels
     torch.library.opcheck(

@@ -109,7 +109,7 @@ def launch_of(variant: Variant, tile: Tile | None = None, *, device: str = "meta
     indices = [tensor(n, dtype=torch.int32) if variant.ragged else None for n in (9, batch + 1, 7)]
     if device != "meta":
         _fill(region, *indices, seqlen_k=variant.seqlen_k)
-    inputs = Inputs(q, k, k, weight, indices[0], indices[1], region, indices[2], 1.0)
+    inputs = Inputs(q, k, k, weight, indices[0], indices[1], region, indices[2], None, 1.0)
     stats = tensor(3, heads, *weight.shape, dtype=torch.float32).unbind()
     capability = divmod(variant.capability, 10)
     precision = torch.get_float32_matmul_precision()

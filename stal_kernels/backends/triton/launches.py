@@ -256,7 +256,7 @@ def run(launch: Launch, device: torch.device) -> None:
 
 def _tensors(inputs: Inputs) -> tuple[Tensor, ...]:
     """The input tensors of all kernels; one that is absent is never read."""
-    q, k, v, weight, prompt_ids, offsets, region, key_lengths, _ = inputs
+    q, k, v, weight, prompt_ids, offsets, region, key_lengths, *_ = inputs
     absent = weight
     if prompt_ids is None or offsets is None:
         return q, k, v, weight, absent if region is None else region, absent, absent, absent

@@ -139,7 +139,7 @@ def _choose(
     except IndexError:  # it reads sizes that a tensor of few dimensions has not
         check_inputs(inputs, values=False)
         raise
-    if not choice.backend.CHECKS_ARGUMENTS or inputs.plan is not None:
+    if not choice.backend.CHECKS_ARGUMENTS:
         check_inputs(inputs, values=values, dout=dout)
     return choice
 

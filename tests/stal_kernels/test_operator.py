@@ -293,6 +293,7 @@ def test_fake_operator_refuses_what_the_real_one_does():
 def call_library(**changed):
     arguments = {"level": "portable", "threads": 1, "scale": 0.3, "bf16": False, **dense()}
     del arguments["plan"]
+    arguments |= {"order": None, "tiles": None, "planned": None}
     arguments |= {"out": torch.ones(2, 3, 4, 8), **changed}
     cpu._library().forward(*arguments.values())
 
@@ -315,6 +316,10 @@ def call_library(**changed):
         ),
         ({"weight": torch.ones(2, 5, 4).int()}, "weight must be float32, got int32"),
         ({"region": torch.ones(2, 5, 4).to(torch.int8)}, "region must be bool, got int8"),
+        (
+            {"region": torch.ones(2, 5, 4).bool(), "order": torch.zeros(2, 4).int()},
+            "plan must have order, tiles and region, got some of them",
+        ),
     ],
 )
 def test_library_checks_what_python_never_hands_it(changed, message):

@@ -30,6 +30,7 @@ CHECKED = "ragged_argument or before_the_backward or gradient_of_the_output"
             "test_blended_attention.py", 20, ["-k", f"not ({NOT} or unaligned)"], id="operator"
         ),
         pytest.param("test_operator.py", 35, ["-k", CHECKED], id="checks"),
+        pytest.param("test_plan.py", 45, ["-k", "triton"], id="plans"),
     ],
 )
 def test_triton_passes_under_the_interpreter(file, least, options):

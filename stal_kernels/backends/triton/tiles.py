@@ -86,6 +86,9 @@ def options_of(
         abs(stride) for x in (problem.q, problem.k, problem.v, *others) for stride in strides_of(x)
     ]
     tiled = problem.seqlen_k > tile.whole_row
+    planned = problem.planned and kernel != "prompts"
+    # A tile of pixels has at most 128 rows, which with a plan lie anywhere.
+    rows = max(128, problem.seqlen_k, problem.seqlen_q if planned else 0)
     options = {
         "HEAD_DIM": problem.head_dim,
         "D_PIECES": pieces(problem.head_dim, tile.widest[0]),
@@ -96,15 +99,15 @@ def options_of(
         "NEGATIVE": problem.scale < 0,
         # A row of 8 elements is 16 bytes or more: the compiler may load it whole.
         "STRIDE": 8 if all(stride % 8 == 0 for stride in strides) else 1,
-        # A tile of pixels has at most 128 rows.
-        "WIDE": max(strides) * max(128, problem.seqlen_k) >= 2**31,
+        "WIDE": max(strides) * rows >= 2**31,
         "PRECISION": "tf32" if problem.precision == "tf32" else "ieee",
         "BLOCK_Q": tile.block_q,
         "num_warps": tile.warps,
         "num_stages": tile.stages,
-        "maxnreg": tile.registers,
+        # With a plan the compiler's own choice spills a few.
+        "maxnreg": 255 if planned else tile.registers,
     }
-    return options if kernel == "prompts" else {**options, "TILED": tiled}
+    return options if kernel == "prompts" else {**options, "TILED": tiled, "HAS_PLAN": planned}
 
 
 def pieces(size: int, widest: int = 128) -> tuple[int, ...]:

@@ -81,12 +81,17 @@ def options_of(
         others: the matrices of rows of head_dim that it has beside q, k and v.
         tile: instead of the table's.
     """
-    tile = tile or tile_of(kernel, problem, capability)
+    planned = problem.planned and kernel != "prompts"
+    if tile is None:
+        tile = tile_of(kernel, problem, capability)
+        wide = problem.head_dim > 128 and capability[0] < 9
+        if planned and kernel == "forward" and (problem.precision == "ieee" or wide):
+            # Without a plan these fill all registers; with one some would be spilled.
+            tile = tile._replace(block_q=max(8, tile.block_q // 2))
     strides = [
         abs(stride) for x in (problem.q, problem.k, problem.v, *others) for stride in strides_of(x)
     ]
     tiled = problem.seqlen_k > tile.whole_row
-    planned = problem.planned and kernel != "prompts"
     # A tile of pixels has at most 128 rows, which with a plan lie anywhere.
     rows = max(128, problem.seqlen_k, problem.seqlen_q if planned else 0)
     options = {

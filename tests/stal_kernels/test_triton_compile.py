@@ -66,6 +66,8 @@ ALL = [
         for d in HEAD_DIMS
         for seqlen_k in (77, 300)
         for dtype, ragged in (("float16", False), ("bfloat16", True), ("float32", False))
+        # The others make no use of a plan.
+        if kernel == "forward" or dtype != "float32" or d <= 64
     ),
     *(
         Variant("forward", c, *sizes, dtype, region)

@@ -12,7 +12,8 @@ are not read. One program of `prompt_gradients` owns one head of one prompt and 
 With a plan the pixels of a tile follow one another in its order, not in memory, and the program
 walks the prompts alone whose bits are set for the tile: nothing is loaded to find out which.
 Regions still say at which of its pixels a prompt exists. `prompt_gradients` makes no use of a plan:
-the optimiser of weights, which has the same regions at every step, asks for neither dk nor dv.
+the optimiser of weights, which has the same regions at every step, asks for neither dk nor dv. Nor
+does `pixel_gradients` where tiles.py finds no registers for one.
 
 Programs are numbered tile first, then head, then batch element: programs that run at the same
 time share keys and values, which then come from L2. `prompt_gradients` counts prompts first, since

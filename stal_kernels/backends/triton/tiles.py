@@ -81,11 +81,14 @@ def options_of(
         others: the matrices of rows of head_dim that it has beside q, k and v.
         tile: instead of the table's.
     """
-    planned = problem.planned and kernel != "prompts"
+    full = problem.precision == "ieee"
+    # Gradients of wide rows in full precision have no registers for a plan, and make no use of it.
+    no_room = kernel == "pixels" and full and problem.head_dim > 64
+    planned = problem.planned and kernel != "prompts" and not no_room
     if tile is None:
         tile = tile_of(kernel, problem, capability)
-        wide = problem.head_dim > 128 and capability[0] < 9
-        if planned and kernel == "forward" and (problem.precision == "ieee" or wide):
+        wide = kernel == "forward" and problem.head_dim > 128 and capability[0] < 9
+        if planned and (full or wide):
             # Without a plan these fill all registers; with one some would be spilled.
             tile = tile._replace(block_q=max(8, tile.block_q // 2))
     strides = [

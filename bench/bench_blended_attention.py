@@ -2,7 +2,7 @@
 
     python bench/bench_blended_attention.py [--dtype bfloat16] [--threads 2] [--cases sd15]
                                             [--matmul-precision medium]
-    python bench/bench_blended_attention.py --min-keys 120 --regions none boxes [--cpu-time]
+    python bench/bench_blended_attention.py --min-keys 120 --regions none layout [--cpu-time]
     python bench/bench_blended_attention.py --overhead [--output FILE]
 
 For every case and pass, the correctness of each backend comes first (the twice-eager rule on the
@@ -14,7 +14,8 @@ same sizes with at most 512 rows), then the times, interleaved in this process:
     one SDPA   a single plain prompt: what attention costs without the method
     <backend>  this library
 
-Rivals know no regions: with them only the loop and one SDPA are timed again. --cpu-time counts what
+Rivals know no regions: with them only the loop and one SDPA are timed again. regions.py tells what
+the names of regions mean; "layout" is what users have. --cpu-time counts what
 the calling thread takes of its core, for a machine that others use too. --overhead prints
 what the smallest call costs, and the parts of it that are this library's own. --output adds to a
 file, so that a table can be measured in parts (--cases).
@@ -28,11 +29,12 @@ same dtype.
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from regions import REGIONS, with_regions
 from timing import Table, Timing, cpu_details, interleave
 from torch import Tensor
 
@@ -63,23 +65,22 @@ SHAPES = {
     "wan-4096": Case(heads=4, seqlen_q=4096, seqlen_k=512, head_dim=128),
     "ltx2-1024": Case(heads=8, seqlen_q=1024, seqlen_k=1024, head_dim=128),
 }
-REGIONS = {
-    None: "",
-    "disjoint": " disjoint",
-    "global": " global+disjoint",
-    "boxes": " global+boxes",
-}
 PASSES = {"forward": (4, ""), "dq+dweight": (10, "qw"), "all": (14, "qkvw")}
 
 
-def cases(pattern: str, prompts: list[int], *, min_keys: int = 0) -> Iterator[tuple[str, Case]]:
+def cases(
+    pattern: str,
+    prompts: list[int],
+    *,
+    min_keys: int = 0,
+    regions: Iterable[str] = tuple(REGIONS),
+) -> Iterator[tuple[str, Case]]:
+    """The labels and cases that have `pattern` in their label and at least so many keys."""
     for name, shape in SHAPES.items():
         for p in prompts if shape.seqlen_k >= min_keys else ():
-            for region in REGIONS if p > 1 else (None,):
-                label = f"{name} p{p}{REGIONS[region]}"
-                # Of two prompts one is global.
-                if pattern in label and (p > 2 or region != "global"):
-                    yield label, Case(**{**vars(shape), "prompts": p, "region": region})
+            for label, case in with_regions(shape, p, regions):
+                if pattern in f"{name} {label}":
+                    yield f"{name} {label}", case
 
 
 def eager(q: Tensor, k: Tensor, v: Tensor, weight: Tensor) -> Tensor:
@@ -151,8 +152,8 @@ def main() -> int:
     parser.add_argument(
         "--regions",
         nargs="+",
-        default=["none", *filter(None, REGIONS)],
-        choices=["none", *filter(None, REGIONS)],
+        default=list(REGIONS),
+        choices=list(REGIONS),
     )
     parser.add_argument("--prompts", type=int, nargs="+", default=[1, 5])
     parser.add_argument("--passes", nargs="+", default=list(PASSES), choices=list(PASSES))
@@ -168,11 +169,14 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.overhead:
         return overhead(arguments.rounds, arguments.output)
-    chosen = [
-        (label, case)
-        for label, case in cases(arguments.cases, arguments.prompts, min_keys=arguments.min_keys)
-        if (case.region or "none") in arguments.regions
-    ]
+    chosen = list(
+        cases(
+            arguments.cases,
+            arguments.prompts,
+            min_keys=arguments.min_keys,
+            regions=arguments.regions,
+        )
+    )
     if not chosen:
         parser.error(f"--cases must be part of a name such as {', '.join(SHAPES)}")
     if arguments.cpu_time and arguments.threads != 1:

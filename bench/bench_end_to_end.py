@@ -45,6 +45,7 @@ from typing import Annotated, Any
 import diffusers
 import torch
 import typer
+from rivals import error_used, first_line
 from step_ways import (
     KINDS,
     MODELS,
@@ -74,6 +75,7 @@ COLUMNS = {
     "regions": 7,
     "way": 20,
     "ms median (p20-p80)": 22,
+    "rounds": 6,
     "x diffusers": 11,
     "memory, MB": 10,
     "memory x diffusers": 18,
@@ -93,24 +95,6 @@ def finish() -> None:
     """Waits for the GPU, if there is one."""
     if device().type == "cuda":
         torch.cuda.synchronize()
-
-
-def error_used(out: Tensor, plain: Tensor, right: Tensor) -> float:
-    """The larger share of what the two rules allow: twice the root mean square error of plain
-    PyTorch, four times its largest. Above 1 a rule is broken.
-
-    Plain PyTorch counts as no closer to `right`, in float64, than the rounding to the dtype.
-    """
-    rounding = right.abs() * (torch.finfo(out.dtype).eps / 2)
-    actual, expected = ((x.double() - right).abs() for x in (out, plain))
-
-    def norm(x: Tensor) -> float:
-        return x.square().mean().sqrt().item()
-
-    rms = norm(actual) / (2 * max(norm(expected), norm(rounding)))
-    largest = actual.max() / (4 * torch.maximum(expected.max(), rounding.max()))
-    # NaN compares with nothing.
-    return max(rms, largest.item()) if actual.isfinite().all() else float("inf")
 
 
 def effect(out: Tensor, without: Tensor, right: Tensor) -> float:
@@ -136,12 +120,6 @@ def check(
         assert abs(share - regions) <= 0.1, f"{name} has {share:.3f} of what regions change"
         assert used <= 1 or not regions, f"{name} makes {used:.2f} times the error that is allowed"
     return found
-
-
-def first_line(error: BaseException) -> str:
-    """What is shown of why a way cannot run."""
-    text = str(error).strip() or type(error).__name__
-    return " ".join(text.splitlines()[0].split())[:200]
 
 
 def prepared(
@@ -348,7 +326,7 @@ def main(
     where = device()
     gpu = {"gpu": torch.cuda.get_device_name()} if where.type == "cuda" else {}
     # Rows of several runs meet in one file; they say the rest.
-    command = f"python bench/bench_end_to_end.py --model ... --dtype ... --repeats {repeats}"
+    command = "python bench/bench_end_to_end.py --model ... --dtype ... --repeats ..."
     table = Table(COLUMNS, diffusers=diffusers.__version__, **gpu, command=command)
     peaks: dict[tuple[str, int], float | None] = {}
     if memory:
@@ -359,7 +337,7 @@ def main(
     others = beside(model, getattr(torch, dtype), where)
     for count in counts:
         labels = {"model": model, "dtype": dtype, "regions": str(count)}
-        labels["latents"] = f"{size[0]}x{size[1]}"
+        labels |= {"latents": f"{size[0]}x{size[1]}", "rounds": str(repeats)}
         work = scene(unet, count, *size, others=others)
         alone = {name: peaks.get((name, count)) for name in names}
         measure(table, labels, names, unet, work, repeats, alone)

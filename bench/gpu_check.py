@@ -3,38 +3,56 @@
     python bench/gpu_check.py --output results
     TRITON_INTERPRET=1 python bench/gpu_check.py --dry-run
 
-Needs torch and triton alone, and less than ten minutes on a fresh machine. In order: facts about
-the device; correctness of every backend over the whole case table in three dtypes, gradients
-included, float32 also with tf32 products (the twice-eager rule of stal_kernels.testing); machine
-code that is known to be wrong; bit-identical repeats; torch.compile; capture in a CUDA graph, with
-gradients and of examples/step_batching.py while rows join and leave; compute-sanitizer; times. A
-backend that is missing is a row with its reason. The exit code is 0 only if every check passed. A
-failed check keeps no later one from running, and what is known so far is on disk after each.
---dry-run walks the same steps on the CPU at small sizes; what only a GPU can do is then named, not
-done.
+Needs torch and triton alone, and less than ten minutes on a fresh machine: --budget seconds in all,
+and for each step as many as `programme` says (--seconds NAME=SECONDS ...). --steps picks some of:
+
+    device             clocks, rates of copies and matrix products, an empty kernel, q copied to out
+    correctness        every backend over the whole case table in three dtypes, gradients included,
+                       float32 also with tf32 products (twice-eager rule of stal_kernels.testing)
+    tiles              other tiles for the Triton kernels (bench/tune_triton.py), timed
+    cuda graph         capture, with gradients, and replay on other values
+    step batching      examples/step_batching.py captured, while rows join and leave
+    determinism        bit-identical repeats
+    torch.compile
+    compute-sanitizer
+    times              against the formula and SDPA, with regions and without
+    rivals             against other people's kernels (bench/rivals.py), a case a step
+    profile            what Nsight Compute counts
+    machine code       code that is known to be wrong
+    host time          of calls without a synchronisation
+    rest               the times of the other shapes
+
+What costs most if it is wrong, or is most likely to change what comes next, is first. Each step
+has a process of its own, so that an error on a GPU, a crash or a kernel that never ends spoils one
+step: it is stopped when its time is up, and the others still run. Each row is on disk as soon as it
+is known, and SIGTERM leaves a report that says what was not run. A backend that is missing is a
+row with its reason, and so is a rival that cannot run. The exit code is 0 only if every check
+passed; on a signal 128 and its number. --dry-run walks the same steps on the CPU at small sizes;
+what only a GPU can do is then named, not done.
 
 Times: each function is captured in a CUDA graph and replayed with the second-level cache flushed
-before every replay, all functions of a case in turn. Host time is that of calls without a
-synchronisation.
+before every replay, all functions of a case in turn.
 """
 
 import argparse
+import contextlib
 import json
+import math
 import multiprocessing
 import os
-import shutil
-import statistics
-import subprocess
+import pickle
+import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
 from functools import partial
+from multiprocessing import connection
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, NamedTuple
 
 import torch
 
@@ -42,98 +60,123 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench_blended_attention import PASSES, eager, loop, one_sdpa, ours, ratio, rival
-from cost_model import predicted_ms, work
-from step_batching import StepBatch, random_requests
-from timing import captured, gpu_times, interleave, machine
+import gpu_steps
+from gpu_steps import Work
+from timing import machine
 
-from stal_kernels import backends, blended_attention, blended_attention_ragged
-from stal_kernels.backends.triton.compile import KERNELS, Variant, compile_variant
-from stal_kernels.testing import CASES, Case, Example, assert_within_twice_plain, example, results
+from stal_kernels import backends
 
-DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
-# A dtype and what torch.set_float32_matmul_precision allows its products to be.
-NUMBERS = {name: (dtype, "highest") for name, dtype in DTYPES.items()}
-NUMBERS["tf32"] = (torch.float32, "high")
 _NOT_GPU = ("reference", "cpu")
+_TABLES = ("steps", "checks", "times", "host", "floors", "tiles", "profile")
+# Seconds that must be left for another step to begin.
+_LEAST = 3.0
 
-# In the order in which they are timed.
-SHAPES = {
-    "sd15-64x64": Case(batch=2, heads=8, seqlen_q=4096, head_dim=40),
-    "sdxl-64x64": Case(batch=2, heads=10, seqlen_q=4096, head_dim=64),
-    # q of four times the second-level cache: the case that the peak rates are judged on.
-    "large-d64": Case(batch=64, heads=8, seqlen_q=4096, head_dim=64),
-    "sd15-32x32": Case(batch=2, heads=8, seqlen_q=1024, head_dim=80),
-    "sd15-16x16": Case(batch=2, heads=8, seqlen_q=256, head_dim=160),
-    "sdxl-32x32": Case(batch=2, heads=20, seqlen_q=1024, head_dim=64),
-    "d128-k256": Case(batch=2, heads=16, seqlen_q=4096, seqlen_k=256, head_dim=128),
-    "large-d40": Case(batch=80, heads=8, seqlen_q=4096, head_dim=40),
-    "large-d128": Case(batch=32, heads=8, seqlen_q=4096, head_dim=128),
-    "sd15-8x8": Case(batch=2, heads=8, seqlen_q=64, head_dim=160),
-    "d128-k512": Case(batch=2, heads=12, seqlen_q=4096, seqlen_k=512, head_dim=128),
-    "video": Case(batch=2, heads=12, seqlen_q=32760, seqlen_k=512, head_dim=128),
-}
-TINY = {"tiny": Case(heads=1, seqlen_q=33, head_dim=40)}
-# The formula is compiled anew for every shape, which takes half a minute.
-COMPILED = ("sd15-64x64",)
-# Timed with every number of prompts; the others with 1 and 4.
-DETAILED = ("sd15-64x64",)
-DTYPE_OF_TIMES = "bfloat16"
+
+class Step(NamedTuple):
+    """A step of the programme.
+
+    seconds: it is stopped after so many.
+    share: "each": once for every backend; "all": once; "none": once, even without a backend.
+    """
+
+    name: str
+    seconds: float
+    run: Callable[[Work], None]
+    share: str = "each"
+
+    @property
+    def group(self) -> str:
+        return self.name.partition(":")[0]
+
+
+def programme(dry_run: bool) -> list[Step]:
+    """All steps in order.
+
+    Their times are what none should need: together they are more than there is. A kernel that is
+    new gets its steps here, beside those of the backends, which need no more than its name.
+    """
+    rivals = gpu_steps.TINY_RIVALS if dry_run else gpu_steps.RIVALS
+    steps = [
+        Step("device", 30, gpu_steps.device, "none"),
+        Step("correctness", 120, gpu_steps.correctness),
+        Step("tiles", 60, gpu_steps.tiles),
+        Step("cuda graph", 20, gpu_steps.cuda_graph),
+        Step("step batching", 20, gpu_steps.step_batching),
+        Step("determinism", 25, gpu_steps.determinism),
+        Step("torch.compile", 45, gpu_steps.compiled),
+        Step("compute-sanitizer", 100, gpu_steps.sanitizer),
+        Step("times", 120, gpu_steps.times, "all"),
+        *(
+            Step(f"rivals: {case_name(*case)}", 40, partial(gpu_steps.rivals, *case), "all")
+            for case in rivals
+        ),
+        Step("profile", 45, gpu_steps.profile),
+        Step("machine code", 60, gpu_steps.machine_code),
+        Step("host time", 15, gpu_steps.host_time),
+        Step("rest", math.inf, gpu_steps.rest, "all"),
+    ]
+    # Triton's interpreter takes its time.
+    return [s._replace(seconds=3 * s.seconds) for s in steps] if dry_run else steps
+
+
+def case_name(label: str, prompts: int, region: str) -> str:
+    return gpu_steps.case_of(label, prompts, region)[0]
 
 
 class Report:
-    """Check rows and time rows; written to disk as they come."""
+    """Rows by table; written to disk as they come."""
 
-    def __init__(self, output: Path, *, dry_run: bool) -> None:
-        self.output, self.dry_run = output, dry_run
+    def __init__(self, output: Path, facts: dict[str, Any], *, dry_run: bool) -> None:
+        self.output, self.facts, self.dry_run = output, facts, dry_run
         self.start = time.monotonic()
-        self.facts: dict[str, Any] = {}
-        self.checks: list[dict[str, str]] = []
-        self.times: list[dict[str, Any]] = []
-        self.host: list[dict[str, str]] = []
+        self.end = "running"
+        self.tables: dict[str, list[dict[str, Any]]] = {name: [] for name in _TABLES}
 
-    def check(self, name: str, backend: str, run: Callable[[], str]) -> None:
-        """Runs one check; its result is what `run` returns, or the error that it raises."""
-        start = time.monotonic()
-        try:
-            result, detail = "ok", run()
-        except Exception as error:  # A check that breaks must not hide the ones after it.
-            result = "FAILED"
-            lines = str(error).strip().splitlines() or [""]
-            detail = f"{type(error).__name__}: {lines[0][:300]}"
-            traceback.print_exc()
-        self.row(name, backend, result, detail, time.monotonic() - start)
-
-    def row(self, name: str, backend: str, result: str, detail: str, seconds: float = 0.0) -> None:
-        print(f"{result:8} {name} {backend}: {detail} ({seconds:.0f} s)", flush=True)
-        self.checks.append({"check": name, "backend": backend, "result": result, "detail": detail})
+    def add(self, table: str, cells: dict[str, Any]) -> None:
+        """A row of a table, or facts of the machine."""
+        if table == "machine":
+            self.facts |= cells
+        else:
+            self.tables[table].append(cells)
+        print(f"{table}: {shown(cells)}", flush=True)
         self.write()
 
-    def left(self, budget_s: float) -> float:
-        return budget_s - (time.monotonic() - self.start)
+    def seconds(self) -> float:
+        return time.monotonic() - self.start
 
     @property
     def failed(self) -> bool:
-        return any(row["result"] not in ("ok", "not run") for row in self.checks)
+        every = self.tables["steps"] + self.tables["checks"]
+        return any(row["result"] not in ("ok", "not run") for row in every)
 
     def write(self) -> None:
         record = {
             "machine": self.facts,
             "dry run": self.dry_run,
-            "seconds": round(time.monotonic() - self.start, 1),
-            "checks": self.checks,
-            "times": self.times,
-            "host": self.host,
+            "seconds": round(self.seconds(), 1),
+            "end": self.end,
+            **self.tables,
         }
         self.output.mkdir(parents=True, exist_ok=True)
-        path = self.output / "gpu_check.json"
-        path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        (self.output / "gpu_check.md").write_text(self._markdown() + "\n", encoding="utf-8")
+        replace(self.output / "gpu_check.json", json.dumps(record, indent=1) + "\n")
+        replace(self.output / "gpu_check.md", self._markdown() + "\n")
 
     def _markdown(self) -> str:
-        parts = ["\n".join(f"* {name}: {value}" for name, value in self.facts.items())]
-        parts += [_table(rows) for rows in (self.checks, self.times, self.host) if rows]
+        facts = {**self.facts, "end": self.end}
+        parts = ["\n".join(f"* {name}: {value}" for name, value in facts.items())]
+        parts += [_table(rows) for rows in self.tables.values() if rows]
         return "\n\n".join(parts)
+
+
+def shown(cells: dict[str, Any]) -> str:
+    return "  ".join(f"{v}" for k, v in cells.items() if not k.startswith("_") and v != "")
+
+
+def replace(path: Path, text: str) -> None:
+    """Writes a file at once or not at all, whenever this process ends."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
@@ -143,7 +186,141 @@ def _table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def facts(device: str) -> dict[str, Any]:
+# ---- a step in a process of its own ----
+
+
+class Stop:
+    """The name of the signal that ended the programme, "" until then."""
+
+    def __init__(self) -> None:
+        self.name, self.number = "", 0
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.name, self.number = signal.Signals(number).name, number
+
+
+def _serve(run: Callable[[Work], None], work: Work) -> None:
+    """What a step's process does. It leads a group, so that all that it starts ends with it."""
+    os.setsid()
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+    try:
+        run(work)
+        error = ""
+    except BaseException as raised:  # The report tells it.
+        traceback.print_exc()
+        error = f"{type(raised).__name__}: {gpu_steps.first_line(raised, 600)}"
+    work.sender.send(("end", {"error": error}))
+
+
+def _end_with(sentinel: int) -> None:
+    connection.wait([sentinel])
+    os.killpg(0, signal.SIGKILL)
+
+
+def run_step(
+    step: Step, names: tuple[str, ...], report: Report, budget_s: float, stop: Stop, device: str
+) -> None:
+    """Runs a step until it ends, its time is up or the programme is stopped; adds its row.
+
+    names: of the backends that it is about.
+    """
+    start = time.monotonic()
+    seconds = min(step.seconds, budget_s)
+    context = multiprocessing.get_context("forkserver")
+    receiver, sender = context.Pipe(duplex=False)
+    work = Work(names, device, report.dry_run, dict(report.facts), seconds, start + seconds, sender)
+    process = context.Process(target=_serve, args=(step.run, work))
+    process.start()
+    sender.close()
+    result, detail, doing = "", "", "its start"
+    while not result:
+        left = start + seconds - time.monotonic()
+        if stop.name:
+            result, detail = "not run", f"stopped by {stop.name} at {doing}"
+        elif left <= 0:
+            result, detail = "FAILED", f"took longer than its {seconds:.3g} s at {doing}"
+        elif receiver.poll(min(left, 0.2)):
+            try:
+                table, cells = receiver.recv()
+            except (EOFError, OSError):
+                process.join(5)
+                code = process.exitcode
+                how = (
+                    f"signal {signal.Signals(-code).name}" if code and code < 0 else f"code {code}"
+                )
+                result, detail = "FAILED", f"its process ended with {how} at {doing}"
+            else:
+                if table == "end":
+                    detail = cells["error"]
+                    result = "FAILED" if detail else "ok"
+                elif table == "doing":
+                    doing = cells["text"]
+                else:
+                    report.add(table, cells)
+    assert process.pid is not None
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:  # It has not got as far as leading a group, or has ended.
+        process.kill()
+    process.join(10)
+    # What it has sent since.
+    with contextlib.suppress(EOFError, OSError, pickle.UnpicklingError):
+        while receiver.poll():
+            table, cells = receiver.recv()
+            if table not in ("end", "doing"):
+                report.add(table, cells)
+    took = f"{time.monotonic() - start:.1f}"
+    report.add("steps", step_row(step, names, result, detail, took))
+
+
+def step_row(
+    step: Step, names: Sequence[str], result: str, detail: str, took: str = ""
+) -> dict[str, str]:
+    return {
+        "step": step.name,
+        "backend": ", ".join(names),
+        "result": result,
+        "seconds": took,
+        "of": "the rest" if step.seconds == math.inf else f"{step.seconds:g}",
+        "detail": detail,
+    }
+
+
+def run_all(
+    steps: Sequence[Step], ready: Sequence[str], report: Report, budget_s: float, device: str
+) -> int:
+    """Runs the steps within the time for all; returns the exit code."""
+    stop = Stop()
+    # What takes longest to import, once for all steps.
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["torch", "triton"])
+    report.write()
+    for step in steps:
+        shares = [(name,) for name in ready] if step.share == "each" else [tuple(ready)]
+        if not ready and step.share != "none":
+            report.add("steps", step_row(step, (), "not run", "no GPU backend can run here"))
+            continue
+        for names in shares:
+            left = budget_s - report.seconds()
+            if stop.name:
+                report.add("steps", step_row(step, names, "not run", f"stopped by {stop.name}"))
+            elif left < _LEAST:
+                report.add("steps", step_row(step, names, "not run", "time used up"))
+            else:
+                run_step(step, names, report, left, stop, device)
+    if device == "cuda":
+        clocks = gpu_steps.nvidia_smi("clocks.sm,clocks.mem,temperature.gpu")
+        report.facts["clocks after"] = clocks
+    report.end = f"stopped by {stop.name}" if stop.name else "complete"
+    report.write()
+    return 128 + stop.number if stop.name else int(report.failed)
+
+
+def facts() -> dict[str, Any]:
+    """What is known without a GPU."""
     found: dict[str, Any] = {**machine(), "gpu": "none"}
     try:
         import triton
@@ -151,399 +328,31 @@ def facts(device: str) -> dict[str, Any]:
         found["triton"] = triton.__version__
     except ImportError:
         found["triton"] = "not installed"
-    if device == "cuda":
-        properties = torch.cuda.get_device_properties(0)
-        found |= {
-            "gpu": properties.name,
-            "capability": f"{properties.major}.{properties.minor}",
-            "multiprocessors": properties.multi_processor_count,
-            "memory GB": round(properties.total_memory / 1e9, 1),
-            "L2 MB": round(properties.L2_cache_size / 1e6, 1),
-            "cuda": torch.version.cuda,
-            "clocks": _nvidia_smi("clocks.sm,clocks.mem,clocks.max.sm,driver_version"),
-            "copy GB/s": round(_copy_rate() / 1e9),
-            "gemm TFLOP/s": round(_gemm_rate() / 1e12),
-        }
     return found
 
 
-def _nvidia_smi(query: str) -> str:
-    command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError) as error:
-        return f"unknown ({error})"
-
-
-def _copy_rate() -> float:
-    """Bytes read and written a second by an elementwise kernel over 2 GiB.
-
-    In a CUDA graph a plain copy is left to the driver, whose way need not be the fastest.
-    """
-    source = torch.zeros(2**29, device="cuda")
-    target = torch.empty_like(source)
-    seconds = gpu_times({"copy": lambda: torch.neg(source, out=target)})["copy"].median
-    return 2 * source.numel() * source.itemsize / seconds
-
-
-def _gemm_rate() -> float:
-    """FLOP/s of a square bfloat16 product."""
-    n = 8192
-    a = torch.randn(n, n, device="cuda", dtype=torch.bfloat16)
-    return 2 * n**3 / gpu_times({"gemm": lambda: a @ a})["gemm"].median
-
-
-def _check_part(backend: str, numbers: str, device: str, indices: list[int]) -> list[str]:
-    """Runs in a worker: the failures among some cases of the table."""
-    failures = []
-    dtype, precision = NUMBERS[numbers]
-    torch.set_float32_matmul_precision(precision)
-    for index in indices:
+def chosen_steps(
+    parser: argparse.ArgumentParser, arguments: argparse.Namespace, steps: list[Step]
+) -> list[Step]:
+    """Those of --steps, with the time that --seconds gives them."""
+    groups = list(dict.fromkeys(step.group for step in steps))
+    given = dict.fromkeys(arguments.steps or groups, math.nan)
+    changed: dict[str, float] = {}
+    for text in arguments.seconds or ():
+        name, _, value = text.partition("=")
         try:
-            draws = 3 if device == "cuda" else 1
-            plain = "plain tf32" if numbers == "tf32" else "plain"
-            assert_within_twice_plain(
-                CASES[index], backend, dtype, draws=draws, device=device, plain=plain
-            )
-        except Exception as error:  # Each failing case is reported by name.
-            lines = str(error).strip().splitlines() or [""]
-            failures.append(f"{CASES[index]!r}: {type(error).__name__} {lines[0][:200]}")
-    return failures
-
-
-def correctness(backend: str, numbers: str, device: str, indices: list[int], workers: int) -> str:
-    """Cases over several processes, since compiling kernels takes most of the time."""
-    failures = []
-    if workers == 1:
-        failures = _check_part(backend, numbers, device, indices)
-    else:
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, mp_context=context) as pool:
-            parts = [indices[i::workers] for i in range(workers)]
-            futures = [pool.submit(_check_part, backend, numbers, device, part) for part in parts]
-            for future in as_completed(futures):
-                failures += future.result()
-    if failures:
-        raise AssertionError(f"{len(failures)} of {len(indices)} cases: {'; '.join(failures)}")
-    return f"{len(indices)} cases, forward and all gradients"
-
-
-def isolated(check: Callable[..., str], *arguments: Any) -> str:
-    """Runs a check in a process of its own, since an error on a GPU spoils all later calls."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(check, *arguments).result()
-
-
-def machine_code(capability: int, workers: int) -> str:
-    """Looks for code that is known to be wrong (`compile.undefined_registers`).
-
-    Runs of the case table need not show it: what a register holds by chance decides.
-    """
-    variants = [
-        Variant(kernel, capability, head_dim, 77, dtype, region, ragged)
-        for kernel in KERNELS
-        for head_dim in (40, 64, 72, 80, 128, 160)
-        for dtype in ("float16", "bfloat16")
-        for region, ragged in ((False, False), (True, False), (False, True))
+            changed[name] = float(value)
+        except ValueError:
+            parser.error(f"--seconds must be NAME=SECONDS, got {text}")
+        if not changed[name] > 0:
+            parser.error(f"--seconds must be positive, got {text}")
+    if unknown := [name for name in [*given, *changed] if name not in groups]:
+        parser.error(f"steps must be among {', '.join(groups)}, got {', '.join(unknown)}")
+    return [
+        step._replace(seconds=changed.get(step.group, step.seconds))
+        for step in steps
+        if step.group in given
     ]
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        found = list(pool.map(compile_variant, variants))
-    wrong = [repr(v) for v, code in zip(variants, found, strict=True) if code.undefined]
-    assert not wrong, f"{len(wrong)} of {len(variants)} read what nothing wrote: {', '.join(wrong)}"
-    return f"{len(variants)} kernels, none reads a register that nothing wrote"
-
-
-def determinism(backend: str, device: str, repeats: int) -> str:
-    dtype = torch.float32 if device == "cpu" else torch.float16
-    for case in (
-        Case(batch=4, heads=2, seqlen_q=65, prompts=3, ragged=True),
-        Case(batch=2, heads=2, seqlen_q=130, prompts=4, region="blobs"),
-    ):
-        e = example(case, dtype, device)
-        first = results(e, backend)
-        for _ in range(repeats):
-            again = results(e, backend)
-            different = [name for name in first if not torch.equal(first[name], again[name])]
-            assert not different, f"{case!r}: {', '.join(different)} changed from call to call"
-    return f"{repeats} repeats bit-identical, gradients too"
-
-
-def cuda_graph(backend: str, device: str) -> str:
-    """Captures forward and backward, replays on other values, compares with a direct call."""
-    case = Case(batch=4, heads=2, seqlen_q=65, prompts=3, ragged=True)
-    e = example(case, torch.float16, device)
-    assert e.prompt_ids is not None
-    assert e.offsets is not None
-    prompt_ids, offsets = e.prompt_ids, e.offsets
-    kept: dict[str, torch.Tensor] = {}
-
-    def call() -> None:
-        # Without validate=True: it would read the indices on the host, which capture forbids.
-        out = blended_attention_ragged(
-            e.q,
-            e.k,
-            e.v,
-            e.weight,
-            prompt_ids,
-            offsets,
-            key_lengths=e.key_lengths,
-            backend=backend,
-        )
-        grads = torch.autograd.grad(out, e.floats(), e.dout)
-        kept.update(zip(("out", "dq", "dk", "dv", "dweight"), (out, *grads), strict=True))
-
-    graph = captured(call)
-    with torch.no_grad():
-        for x in e.floats():
-            x.mul_(0.5)
-    graph.replay()
-    torch.cuda.synchronize()
-    direct = results(e, backend)
-    different = [name for name in direct if not torch.equal(direct[name], kept[name])]
-    assert not different, f"{', '.join(different)} differ between replay and call"
-    return "forward and all gradients captured and replayed on new values"
-
-
-def step_batching(backend: str, device: str) -> str:
-    """Captures the operator on the buffers of examples/step_batching.py, then replays it.
-
-    On the CPU it is called where a GPU replays it.
-    """
-    dtype = torch.float32 if device == "cpu" else torch.float16
-    batch = StepBatch(rows=4, entries=8, dtype=dtype, device=device, backend=backend)
-    kept: dict[str, torch.Tensor] = {}
-
-    def call() -> None:
-        kept["out"] = batch.attend()
-
-    batch.pack()
-    replay = captured(call).replay if device == "cuda" else call
-    waiting = random_requests()
-    counts: list[int] = []
-    while waiting or any(batch.requests):
-        while waiting and batch.join(waiting[0]):
-            del waiting[0]
-        batch.pack()
-        replay()
-        out, direct = kept["out"], batch.attend()
-        assert torch.equal(out, direct), f"step {len(counts)} differs between replay and call"
-        there = [request is not None for request in batch.requests]
-        drawn = out.flatten(1).any(1).tolist()
-        assert drawn == there, f"step {len(counts)} must draw the rows {there}, got {drawn}"
-        counts.append(batch.advance(out))
-    how = "replayed" if device == "cuda" else "called"
-    return f"{len(counts)} steps of {min(counts)} to {max(counts)} rows {how}, empty rows are 0"
-
-
-def compiled(backend: str, device: str) -> str:
-    dtype = torch.float32 if device == "cpu" else torch.float16
-    e = example(Case(heads=2, seqlen_q=65, region="blobs"), dtype, device)
-
-    def function(*tensors: torch.Tensor) -> torch.Tensor:
-        return blended_attention(*tensors, region=e.region, backend=backend)
-
-    out = torch.compile(function, fullgraph=True)(*e.floats())
-    grads = torch.autograd.grad(out, e.floats(), e.dout)
-    direct = results(e, backend)
-    for name, actual in zip(("out", "dq", "dk", "dv", "dweight"), (out, *grads), strict=True):
-        assert torch.equal(actual, direct[name]), f"{name} differs from the call without compile"
-    return "fullgraph, forward and all gradients equal"
-
-
-_SANITIZED = """
-import torch
-from stal_kernels.testing import Case, example, results
-for case in (Case(batch=2, heads=2, seqlen_q=33, region="blobs"),
-             Case(batch=4, heads=1, seqlen_q=17, seqlen_k=130, prompts=3, ragged=True)):
-    results(example(case, torch.float16, "cuda"), "{backend}")
-torch.cuda.synchronize()
-"""
-
-
-def sanitizer(backend: str) -> str:
-    tool = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
-    if not Path(tool).is_file():
-        raise FileNotFoundError("compute-sanitizer is not on PATH nor in /usr/local/cuda/bin")
-    command = [tool, "--tool", "memcheck", "--error-exitcode", "7", sys.executable, "-c"]
-    # PyTorch's own pool would hide reads behind the end of a tensor.
-    environment = {
-        **os.environ,
-        "PYTORCH_NO_CUDA_MEMORY_CACHING": "1",
-        "PYTHONPATH": os.pathsep.join(filter(None, [sys.path[0], os.environ.get("PYTHONPATH")])),
-    }
-    done = subprocess.run(
-        [*command, _SANITIZED.format(backend=backend)],
-        capture_output=True,
-        text=True,
-        timeout=150,
-        env=environment,
-    )
-    text = (done.stdout + done.stderr).strip()
-    assert done.returncode == 0, f"exit code {done.returncode}: {text[-600:]}"
-    return text.splitlines()[-1].strip("= ")
-
-
-def times(report: Report, backend: str, device: str, budget_s: float) -> None:
-    """One row a function; shapes in the order of SHAPES until the time is used up."""
-    shapes = TINY if report.dry_run else SHAPES
-    dtype_name = "float32" if report.dry_run else DTYPE_OF_TIMES
-    dtype = DTYPES[dtype_name]
-    for label, shape in shapes.items():
-        counts = (1, 2) if report.dry_run else (1, 2, 4, 8) if label in DETAILED else (1, 4)
-        for prompts in counts:
-            for region in (None, "disjoint") if prompts > 1 else (None,):
-                if report.left(budget_s) < 15:
-                    report.row("times", backend, "not run", f"{label} and later: time used up")
-                    return
-                case = Case(**{**vars(shape), "prompts": prompts, "region": region})
-                name = f"{label} p{prompts}" + (" disjoint" if region else "")
-                try:
-                    _time_case(report, backend, name, case, dtype_name, dtype, device)
-                except torch.cuda.OutOfMemoryError:
-                    torch.cuda.empty_cache()
-                    report.row("times", backend, "not run", f"{name}: out of memory")
-
-
-def _large_example(case: Case, dtype: torch.dtype, device: str) -> Example:
-    """Like `example`, drawn on the device: gigabytes take seconds on the CPU."""
-
-    def normal(*shape: int, to: torch.dtype = dtype) -> torch.Tensor:
-        return torch.randn(shape, device=device, dtype=to)
-
-    q_shape = (case.batch, case.heads, case.seqlen_q, case.head_dim)
-    key_shape = (case.batch, case.prompts, case.heads, case.seqlen_k, case.head_dim)
-    weight = normal(case.batch, case.prompts, case.seqlen_q, to=torch.float32)
-    region = None
-    if case.region == "disjoint":
-        owner = torch.arange(case.seqlen_q, device=device) * case.prompts // case.seqlen_q
-        every = torch.arange(case.prompts, device=device)
-        region = (owner == every[:, None]).expand(weight.shape)
-    q, k, v, dout = normal(*q_shape), normal(*key_shape), normal(*key_shape), normal(*q_shape)
-    return Example(q, k, v, weight, dout, None, None, region, None, None, None)
-
-
-def _time_case(
-    report: Report,
-    backend: str,
-    name: str,
-    case: Case,
-    dtype_name: str,
-    dtype: torch.dtype,
-    device: str,
-) -> None:
-    e = _large_example(case, dtype, device)
-    pairs = case.batch * case.heads * case.seqlen_q * case.seqlen_k * case.head_dim
-    present = 1 if case.region else case.prompts
-    for pass_name in ("forward", "dq+dweight"):
-        factor, wanted = PASSES[pass_name]
-        functions = {
-            "loop": rival(loop, e, wanted),
-            "one SDPA": rival(one_sdpa, e, wanted),
-            backend: ours(backend, e, wanted),
-        }
-        # Its scores in memory: beyond some GB they tell nothing.
-        if pairs / case.head_dim * case.prompts * dtype.itemsize < 4e9:
-            functions = {"eager": rival(eager, e, wanted), **functions}
-        if name.split()[0] in COMPILED and pass_name == "forward":
-            functions["compiled"] = rival(torch.compile(eager), e, wanted)
-        found = (gpu_times if device == "cuda" else interleave)(functions)
-        predicted = predicted_ms(case, dtype_name, wanted, report.facts["gpu"])
-        moved = work(case, dtype.itemsize, wanted).bytes
-        for function, timing in found.items():
-            flops = factor * pairs * (1 if function == "one SDPA" else present)
-            rate = flops / timing.median
-            gemm, copy = (report.facts.get(name) for name in ("gemm TFLOP/s", "copy GB/s"))
-            bandwidth = moved / timing.median / 1e9
-            is_ours = function == backend
-            report.times.append(
-                {
-                    "case": name,
-                    "dtype": dtype_name,
-                    "pass": pass_name,
-                    "backend": function,
-                    "ms median (p20-p80)": str(timing),
-                    "x eager": ratio(found["eager"], timing) if "eager" in found else "",
-                    "x loop": ratio(found["loop"], timing),
-                    "x one SDPA": ratio(found["one SDPA"], timing),
-                    "TFLOP/s": f"{rate / 1e12:.3g}",
-                    "of gemm": f"{rate / 1e12 / gemm:.0%}" if gemm else "",
-                    # Of what the fused kernels have to move: others move more.
-                    "GB/s": f"{bandwidth:.3g}" if is_ours else "",
-                    "of copy": f"{bandwidth / copy:.0%}" if is_ours and copy else "",
-                    "predicted ms": _range(predicted) if is_ours else "",
-                    "_seconds": asdict(timing),
-                }
-            )
-            row = report.times[-1]
-            print("  ".join(str(v) for k, v in row.items() if not k.startswith("_")), flush=True)
-    report.write()
-
-
-def _range(bounds: tuple[float, float] | None) -> str:
-    return f"{bounds[0]:.3g}-{bounds[1]:.3g}" if bounds else ""
-
-
-def host_time(report: Report, backend: str, device: str) -> str:
-    """Microseconds that the calling thread spends on a call of the smallest shape."""
-    dtype = torch.float32 if device == "cpu" else torch.float16
-    e = example(Case(seqlen_q=64, head_dim=40, prompts=1), dtype, device)
-    rows = {
-        "one SDPA": rival(one_sdpa, e, ""),
-        backend: ours(backend, e, ""),
-        f"{backend}, gradient recorded": lambda: e.run(backend),
-    }
-    calls = 3 if report.dry_run else 200
-    for name, function in rows.items():
-        function()
-        samples = []
-        for _ in range(5):
-            if device == "cuda":
-                torch.cuda.synchronize()
-            start = time.perf_counter()
-            for _ in range(calls):
-                function()
-            samples.append((time.perf_counter() - start) / calls)
-        micros = statistics.median(samples) * 1e6
-        report.host.append({"call": name, "host us": f"{micros:.1f}"})
-    return ", ".join(f"{row['call']} {row['host us']} us" for row in report.host)
-
-
-def run_backend(report: Report, backend: str, device: str, budget_s: float) -> None:
-    dry = report.dry_run
-    small = [i for i, c in enumerate(CASES) if c.seqlen_q * c.prompts * c.heads <= 150]
-    indices = small if dry else list(range(len(CASES)))
-    workers = 1 if dry else min(14, os.cpu_count() or 1)
-    for numbers in ("float32",) if dry else NUMBERS:
-        report.check(
-            f"correctness {numbers}",
-            backend,
-            partial(correctness, backend, numbers, device, indices, workers),
-        )
-    if backend == "triton":
-        if dry:
-            report.row("machine code", backend, "not run", "the interpreter has none")
-        else:
-            capability = 90 if torch.cuda.get_device_capability()[0] >= 9 else 80
-            check = partial(machine_code, capability, workers)
-            report.check("machine code", backend, check)
-    repeats = 2 if dry else 100
-    report.check("determinism", backend, partial(isolated, determinism, backend, device, repeats))
-    report.check("torch.compile", backend, partial(isolated, compiled, backend, device))
-    report.check("step batching", backend, partial(isolated, step_batching, backend, device))
-    if dry:
-        for name in ("cuda graph", "compute-sanitizer"):
-            report.row(name, backend, "not run", "needs a GPU")
-    else:
-        report.check("cuda graph", backend, partial(isolated, cuda_graph, backend, device))
-        report.check("compute-sanitizer", backend, lambda: sanitizer(backend))
-    report.check("host time", backend, lambda: host_time(report, backend, device))
-
-    def all_times() -> str:
-        times(report, backend, device, budget_s)
-        return f"{len(report.times)} rows"
-
-    report.check("times", backend, all_times)
 
 
 def main() -> int:
@@ -552,7 +361,9 @@ def main() -> int:
     )
     parser.add_argument("--output", type=Path, help="folder for gpu_check.json and .md")
     parser.add_argument("--dry-run", action="store_true", help="every step on the CPU, small")
-    parser.add_argument("--budget", type=float, default=520.0, help="seconds for everything")
+    parser.add_argument("--budget", type=float, default=540.0, help="seconds for everything")
+    parser.add_argument("--steps", nargs="+", metavar="NAME", help="all if absent")
+    parser.add_argument("--seconds", nargs="+", metavar="NAME=SECONDS", help="most of a step")
     parser.add_argument("--backends", nargs="+", help="all that run on a GPU if absent")
     arguments = parser.parse_args()
     candidates = [n for n in backends.names() if n.split(":")[0] not in _NOT_GPU]
@@ -560,6 +371,7 @@ def main() -> int:
     if unknown := [name for name in chosen if name not in candidates]:
         known = ", ".join(candidates) or "none"
         parser.error(f"--backends must be among {known}, got {', '.join(unknown)}")
+    steps = chosen_steps(parser, arguments, programme(arguments.dry_run))
     if not arguments.dry_run and not torch.cuda.is_available():
         parser.error("no GPU: torch.cuda.is_available() is False (--dry-run needs none)")
     device = "cpu" if arguments.dry_run else "cuda"
@@ -567,28 +379,19 @@ def main() -> int:
         tempfile.mkdtemp(prefix="gpu_check-") if arguments.dry_run else "results"
     )
 
-    report = Report(output, dry_run=arguments.dry_run)
-    report.facts = facts(device)
+    report = Report(output, facts(), dry_run=arguments.dry_run)
     for name, value in report.facts.items():
         print(f"{name}: {value}")
-    # The backends share what is left evenly.
     ready = []
     for backend in chosen:
         if reasons := backends.why_not(backend):
-            report.row("available", backend, "MISSING", "; ".join(reasons))
+            row = {"check": "available", "backend": backend, "result": "MISSING"}
+            report.add("checks", {**row, "detail": "; ".join(reasons)})
         else:
             ready.append(backend)
-    if not ready:
-        report.row("available", "any", "MISSING", "no GPU backend can run here")
-    for i, backend in enumerate(ready):
-        share = report.left(arguments.budget) / (len(ready) - i)
-        spent = time.monotonic() - report.start
-        run_backend(report, backend, device, spent + share)
-    if device == "cuda":
-        report.facts["clocks after"] = _nvidia_smi("clocks.sm,clocks.mem,temperature.gpu")
-    report.write()
+    code = run_all(steps, ready, report, arguments.budget, device)
     print(f"written to {output}")
-    return 1 if report.failed else 0
+    return code
 
 
 if __name__ == "__main__":

@@ -14,7 +14,19 @@ from typing import Annotated, Any
 
 import typer
 
-RIVALS = ("eager", "loop", "one SDPA", "compiled")
+RIVALS = (
+    "eager",
+    "loop",
+    "one SDPA",
+    "compiled",
+    # Those of rivals.py.
+    "one SDPA cuDNN",
+    "loop cuDNN",
+    "varlen",
+    "FA3",
+    "flex",
+    "flex FLASH",
+)
 
 
 def main(
@@ -70,8 +82,9 @@ def ratios(
     rows = record["times"] if "times" in record else record["rows"]
     groups: dict[str, dict[str, dict[str, float]]] = {}
     for row in rows:
-        if not passes or row["pass"] in passes:
-            seconds = row["_seconds"] if "_seconds" in row else row["seconds"]
+        seconds = row["_seconds"] if "_seconds" in row else row["seconds"]
+        # A rival that cannot run has none.
+        if seconds and (not passes or row["pass"] in passes):
             groups.setdefault(f"{row['case']}, {row['pass']}", {})[row["backend"]] = seconds
     found = {}
     for group, times in groups.items():

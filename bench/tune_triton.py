@@ -3,12 +3,13 @@
     python bench/tune_triton.py --write                            on the GPU that is there
     python bench/tune_triton.py --capability 90 --kernels forward  without one
 
-From the table's tile (stal_kernels/backends/triton/tiles.json) the search changes one choice at a
-time and goes on from the best, --rounds times. A candidate that spills registers, finds no room in
-shared memory or becomes wrong code (Compiled.undefined) is out, at any of the lengths and forms in
-which the kernel is shipped. On a GPU the fastest wins, and --write puts it into the table with the
-GPU's name; --budget stops a search that lasts too long between two rows, with what it has found so
-far. Without a GPU the figures to compare are printed (multiply-adds issued over useful ones,
+From the table's tile (stal_kernels/backends/triton/tiles.json) and those of STARTS the search
+changes one choice at a time (--changes 2: also two, some 400 tiles a round) and goes on from the
+best, --rounds times. A candidate that spills registers, finds no room in shared memory or becomes
+wrong code (Compiled.undefined) is out, at any of the lengths and forms in which the kernel is
+shipped. On a GPU the fastest wins, and --write puts it into the table with the GPU's name. Once
+--budget has passed, no more tiles are waited for and no other row begins: what has been found so
+far counts. Without a GPU the figures to compare are printed (multiply-adds issued over useful ones,
 occupancy), and --write replaces only tiles that do not fit. Needs torch and triton alone.
 """
 
@@ -20,7 +21,8 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import CancelledError, Future, ProcessPoolExecutor
+from concurrent.futures import TimeoutError as OutOfTime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -52,8 +54,26 @@ CHOICES: tuple[dict[str, Any], ...] = (
     *({"widest": w} for w in ((128, 64), (64, 64), (64, 32), (32, 32), (32, 16), (16, 16))),
     *({"whole_row": n} for n in (0, 80, 128)),
     *({"key_tile": n} for n in (16, 32, 64)),
-    *({"registers": n} for n in (None, 255)),
+    *({"registers": n} for n in (None, 128, 168, 255)),
 )
+# Tiles that need more than two changes, by kernel and head_dim: on paper they hide more of a
+# program's fixed cost, and compiled for compute capability 9.0 nothing of them is spilled.
+STARTS: dict[tuple[str, int], tuple[dict[str, Any], ...]] = {
+    ("forward", 40): tuple(
+        {"block_q": 128, "warps": 8, "stages": 2, "widest": (128, 64), "registers": n}
+        for n in (128, 168)
+    ),
+    ("forward", 64): tuple(
+        {"block_q": 128, "warps": 8, "stages": 3, "widest": (128, 64), "registers": n}
+        for n in (128, 168)
+    ),
+    ("forward", 128): (
+        {"block_q": 128, "warps": 8, "widest": (128, 64), "key_tile": 64, "registers": 255},
+    ),
+    ("pixels", 160): (
+        {"block_q": 64, "warps": 4, "stages": 2, "widest": (64, 64), "whole_row": 128},
+    ),
+}
 # A tile that is this much faster replaces the table's: less is noise.
 _GAIN = 0.97
 # So many of the fastest are tried in all forms at a time.
@@ -62,13 +82,20 @@ _TRIED = 4
 Results = dict[Tile, list[Compiled]]
 
 
-def neighbours(tile: Tile) -> Iterator[Tile]:
-    """The tile itself and all that differ from it in one choice."""
-    yield tile
-    for changes in CHOICES:
-        changed = tile._replace(**changes)
-        if changed != tile:
-            yield changed
+def starts(kernel: str, head_dim: int, tile: Tile) -> list[Tile]:
+    """Where the search begins: the table's tile and those of STARTS."""
+    return [tile, *(tile._replace(**changes) for changes in STARTS.get((kernel, head_dim), ()))]
+
+
+def neighbours(tile: Tile, changes: int = 1) -> Iterator[Tile]:
+    """The tile itself and all that differ from it in one choice, or in up to `changes`."""
+    seen = set()
+    for count in range(changes + 1):
+        for moves in itertools.combinations(CHOICES, count):
+            changed = tile._replace(**{name: x for move in moves for name, x in move.items()})
+            if changed not in seen:
+                seen.add(changed)
+                yield changed
 
 
 def variants(row: TileRow, head_dim: int) -> list[Variant]:
@@ -94,24 +121,34 @@ def attempt(variant: Variant, tile: Tile) -> Compiled | None:
 
 
 class Compiler:
-    """Compiles each form of each tile once."""
+    """Compiles each form of each tile once. After `until`, of time.monotonic, it waits for none."""
 
-    def __init__(self, pool: ProcessPoolExecutor) -> None:
-        self.pool = pool
+    def __init__(self, pool: ProcessPoolExecutor, until: float = float("inf")) -> None:
+        self.pool, self.until = pool, until
         self.jobs: dict[tuple[Variant, Tile], Future[Compiled | None]] = {}
 
     def fitting(self, row: TileRow, forms: Sequence[Variant], tiles: Sequence[Tile]) -> Results:
         """What became of the tiles that fit in every one of the forms."""
-        for key in itertools.product(forms, tiles):
-            if key not in self.jobs:
-                self.jobs[key] = self.pool.submit(attempt, *key)
+        # A tile after the other, so that those that are there when the time is up are complete.
+        for tile, form in itertools.product(tiles, forms):
+            if (form, tile) not in self.jobs:
+                self.jobs[form, tile] = self.pool.submit(attempt, form, tile)
         results = {}
         for tile in tiles:
-            compiled = [self.jobs[form, tile].result() for form in forms]
+            compiled = [self._result(self.jobs[form, tile]) for form in forms]
             kept = [c for c in compiled if c is not None and c.fits(row.capability * 10)]
             if len(kept) == len(forms):
                 results[tile] = kept
         return results
+
+    def _result(self, job: Future[Compiled | None]) -> Compiled | None:
+        """None too where it would come too late."""
+        left = self.until - time.monotonic()
+        try:
+            return job.result(None if left == float("inf") else max(left, 0.0))
+        except (OutOfTime, CancelledError):
+            job.cancel()
+            return None
 
 
 def starting_tile(row: TileRow, head_dim: int) -> Tile:
@@ -134,19 +171,27 @@ def ranked(row: TileRow, head_dim: int, results: Results, device: str) -> dict[T
 
 
 def tune(
-    compiler: Compiler, row: TileRow, head_dim: int, *, rounds: int, device: str
+    compiler: Compiler,
+    row: TileRow,
+    head_dim: int,
+    *,
+    rounds: int,
+    device: str,
+    changes: int = 1,
 ) -> tuple[Tile, bool]:
     """The tile for a head_dim, and whether it may replace the table's."""
     tile = first = starting_tile(row, head_dim)
     costs: dict[Tile, float] = {}
-    for _ in range(rounds):
+    for done in range(rounds):
         forms = variants(row, head_dim)
+        begin = [] if done else starts(row.kernel, head_dim, tile)
+        tiles = list(dict.fromkeys([*begin, *neighbours(tile, changes)]))
         if device == "cpu":
-            results = compiler.fitting(row, forms, list(neighbours(tile)))
+            results = compiler.fitting(row, forms, tiles)
             found = ranked(row, head_dim, results, device)
         else:
             # The other forms are compiled of what would win alone: the fastest few, or the next.
-            results = compiler.fitting(row, forms[:1], list(neighbours(tile)))
+            results = compiler.fitting(row, forms[:1], tiles)
             ranking = ranked(row, head_dim, results, device)
             kept = compiler.fitting(row, forms[1:], [first])
             for i in range(0, len(ranking), _TRIED):
@@ -170,8 +215,10 @@ def tune(
         if best == tile:
             break
         tile = best
-    worth = first not in costs or (device != "cpu" and costs[tile] < _GAIN * costs[first])
-    return tile, bool(costs) and worth
+    if first not in costs:
+        # It does not fit, unless there was no time to see that it does.
+        return tile, bool(costs) and time.monotonic() < compiler.until
+    return tile, device != "cpu" and costs[tile] < _GAIN * costs[first]
 
 
 def render(table: Sequence[TileRow]) -> str:
@@ -204,6 +251,7 @@ def main() -> None:
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
     parser.add_argument("--head-dims", nargs="+", type=int, choices=LIMITS, default=list(LIMITS))
     parser.add_argument("--rounds", type=int, default=1, help="choices changed one after another")
+    parser.add_argument("--changes", type=int, default=1, choices=(1, 2), help="choices a change")
     parser.add_argument("--budget", type=float, default=float("inf"), help="seconds")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--write", action="store_true", help="replace tiles in the table")
@@ -222,7 +270,7 @@ def main() -> None:
     table = list(rows())
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(arguments.workers, mp_context=context) as pool:
-        compiler = Compiler(pool)
+        compiler = Compiler(pool, start + arguments.budget)
         chosen = {
             i: row
             for i, row in enumerate(table)
@@ -237,7 +285,14 @@ def main() -> None:
             tiles = {d: starting_tile(row, d) for d in LIMITS}
             changed = False
             for head_dim in arguments.head_dims:
-                tile, worth = tune(compiler, row, head_dim, rounds=arguments.rounds, device=device)
+                tile, worth = tune(
+                    compiler,
+                    row,
+                    head_dim,
+                    rounds=arguments.rounds,
+                    device=device,
+                    changes=arguments.changes,
+                )
                 if worth:
                     tiles[head_dim], changed = tile, True
             if set(arguments.head_dims) != set(LIMITS):

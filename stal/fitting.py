@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from stal.checked_json import short
-from stal.layout import Layout
+from stal.layout import Keyframes, Layout
+from stal.prompts import looks_english
 from stal.settings import Complete
 
 # How much wider or higher a layout may be than the picture before anybody sees that it is
@@ -33,27 +34,27 @@ def size_of_aspect(aspect: float, *, pixels: int, multiple: int) -> tuple[int, i
     return (short_side, long_side) if across else (long_side, short_side)
 
 
-def misfits(prompt: str, layout: Layout, settings: Complete, *, given: bool) -> list[str]:
+def misfits(prompt: str | None, layout: Layout | Keyframes, *, given: bool) -> list[str]:
     """What of a layout will not be in the picture as one may expect, a sentence each.
 
+    prompt: None if it is not known as a text.
     given: whether the layout is the caller's own.
     """
-    if settings.attention == "plain":
-        return []
-    found = []
+    found, drawn = [], "the prompt" if prompt is None else short(prompt)
+    if not given and prompt is not None and not looks_english(prompt):
+        found.append(
+            f"{drawn} does not look like English, which alone is parsed: give the layout, of"
+            " phrases that the model knows"
+        )
     if not layout.objects:
         what = (
-            f"the layout of {short(prompt)} has no object"
-            if given
-            else (f"no object was found in {short(prompt)}")
+            f"the layout of {drawn} has no object" if given else f"no object was found in {drawn}"
         )
         found.append(f"{what}, so that it is drawn with plain attention")
-    if not given:
-        return found
-    if layout.prompt.split() not in ([], prompt.split()):
+    if given and prompt is not None and layout.prompt.split() not in ([], prompt.split()):
         found.append(
             f"the layout is of another prompt, {short(layout.prompt)}: its objects are drawn into"
-            f" {short(prompt)}"
+            f" {drawn}"
         )
     return found
 

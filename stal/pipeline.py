@@ -308,8 +308,9 @@ class Pipeline:
                 layout = predict(description, aspect=settings.width / settings.height)
             for index, placed in enumerate(layout.objects):
                 check_text(f"objects[{index}].phrase of the layout", placed.phrase)
-            for sentence in misfits(prompt, layout, settings, given=layouts[i] is not None):
-                warn(sentence)
+            if settings.attention != "plain":
+                for sentence in misfits(prompt, layout, given=layouts[i] is not None):
+                    warn(sentence)
             given: Weights | None = weights[i] if weights is not None else None
             steps, objects = settings.steps, len(layout.objects)
             if given is None:

@@ -20,7 +20,8 @@ from stal_kernels.interface import blended_attention, blended_attention_ragged, 
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LAYOUTS = ("contiguous", "projection", "expanded", "sliced")
-REGIONS = (None, "blobs", "disjoint", "global", "boxes", "empty")
+REGIONS = (None, "blobs", "disjoint", "bands", "global", "boxes", "ellipses", "empty")
+Box = tuple[float, float, float, float]  # (x0, y0, x1, y1), fractions of the image
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,16 @@ class Case:
     # "expanded": one set of keys and weights for all batch elements and rows;
     # "sliced": every second row of larger tensors.
     layout: str = "contiguous"
-    # None; "blobs": random half; "disjoint": one prompt a row; "global": the first prompt and one
-    # of the others; "boxes": the first prompt, and each of the others in a box of its own, in
-    # rows that are an image, as square as can be; "empty": the last prompt nowhere.
+    # None; "blobs": random half; "disjoint": one prompt a row, in strips of consecutive rows;
+    # "global": the first prompt and one of the others. In rows that are the pixels of an image, as
+    # square as can be: "bands": one prompt a pixel, in vertical bands; "boxes", "ellipses": the
+    # first prompt, and each of the others in a box, or in the ellipse inside it. "empty": the last
+    # prompt nowhere.
     region: str | None = None
     ragged: bool = False
     scale: float | None = None
+    # One for each prompt but the first; () for "boxes": those of an even grid.
+    boxes: tuple[Box, ...] = ()
     planned: bool = False  # whether the call is given a plan of its region
 
     def __post_init__(self) -> None:
@@ -52,6 +57,13 @@ class Case:
             if getattr(self, name) not in known:
                 names = ", ".join(map(str, known))
                 raise ValueError(f"{name} must be one of {names}, got {getattr(self, name)!r}")
+        needs, takes = self.region == "ellipses", self.region in ("boxes", "ellipses")
+        fit = takes and len(self.boxes) == self.prompts - 1 if self.boxes else not needs
+        if not fit:
+            raise ValueError(
+                "boxes must be one for each prompt but the first where the region is boxes or "
+                f"ellipses, got {len(self.boxes)} for {self.prompts} prompts of {self.region!r}"
+            )
 
     def __repr__(self) -> str:
         sizes = (
@@ -60,6 +72,7 @@ class Case:
         )
         marks = [self.layout] if self.layout != "contiguous" else []
         marks += [self.region] if self.region else []
+        marks += ["placed"] if self.boxes else []
         marks += ["ragged"] if self.ragged else []
         marks += [f"scale{self.scale:g}"] if self.scale is not None else []
         marks += ["planned"] if self.planned else []
@@ -103,6 +116,14 @@ _CASES = (
     Case(heads=1, seqlen_q=64, head_dim=160, prompts=3, region="global"),
     Case(batch=2, heads=2, seqlen_q=400, seqlen_k=16, prompts=5, region="boxes"),
     Case(heads=1, seqlen_q=256, seqlen_k=256, head_dim=64, prompts=4, region="boxes"),
+    Case(heads=2, seqlen_q=256, head_dim=64, prompts=3, region="bands"),
+    Case(
+        heads=1,
+        seqlen_q=256,
+        prompts=3,
+        region="ellipses",
+        boxes=((0.0, 0.1, 0.55, 0.7), (0.4, 0.3, 0.95, 1.0)),
+    ),
     # Ragged: repeated rows, elements without entries, unused rows, lengths from 0.
     Case(batch=4, heads=2, seqlen_q=65, head_dim=40, prompts=3, ragged=True),
     Case(batch=3, heads=2, seqlen_q=48, seqlen_k=130, head_dim=64, region="blobs", ragged=True),
@@ -230,7 +251,15 @@ def example(
             owner = 1 + torch.arange(case.seqlen_q) * (prompts - 1) // case.seqlen_q
             every = torch.arange(prompts)[:, None]
             region = ((owner == every) | (every == 0)).expand(*leading, case.seqlen_q)
-        if case.region == "boxes":
+        if case.region == "bands":
+            width = math.isqrt(case.seqlen_q)
+            owner = torch.arange(case.seqlen_q) % width * prompts // width
+            region = (owner == torch.arange(prompts)[:, None]).expand(*leading, case.seqlen_q)
+        if case.boxes:
+            inside = _covered(case.seqlen_q, case.boxes, ellipses=case.region == "ellipses")
+            everywhere = inside.new_ones(1, case.seqlen_q)
+            region = torch.cat([everywhere, inside]).expand(*leading, case.seqlen_q)
+        elif case.region == "boxes":
             region = _boxes(case.seqlen_q, prompts).expand(*leading, case.seqlen_q)
         if case.region == "empty":
             region[..., -1, :] = False
@@ -255,6 +284,27 @@ def _boxes(seqlen_q: int, prompts: int) -> Tensor:
         0.4
     )
     return inside | (prompt < 0)
+
+
+def _covered(seqlen_q: int, boxes: tuple[Box, ...], *, ellipses: bool) -> Tensor:
+    """(boxes, seqlen_q) bool: pixels of which a box, or the ellipse inside it, covers a part."""
+    width = math.isqrt(seqlen_q)
+    pixel = torch.arange(seqlen_q, dtype=torch.float64)
+    left, top = pixel % width, (pixel / width).floor()
+    # In pixels.
+    scale = torch.tensor([width, seqlen_q / width] * 2, dtype=torch.float64)
+    x0, y0, x1, y1 = (torch.tensor(boxes, dtype=torch.float64) * scale).T[:, :, None]
+    inside = (left < x1) & (left + 1 > x0) & (top < y1) & (top + 1 > y0)
+    if not ellipses:
+        return inside
+
+    def distance(low: Tensor, high: Tensor, first: Tensor) -> Tensor:
+        """From the middle to the nearest point of a pixel; 1 at the sides of the box."""
+        middle = (low + high) / 2
+        nearest = torch.minimum(torch.maximum(middle, first), first + 1)
+        return (nearest - middle) * 2 / (high - low)
+
+    return inside & (distance(x0, x1, left) ** 2 + distance(y0, y1, top) ** 2 < 1)
 
 
 class _Tf32Product(torch.autograd.Function):

@@ -351,7 +351,9 @@ def check_box(box: Sequence[float], where: str) -> Box:
         raise ValueError(f"{where} must be (x0, y0, x1, y1), got {short(box)}")
     x0, y0, x1, y1 = (number(edge, where) for edge in edges)
     if not all(0.0 <= edge <= 1.0 for edge in (x0, y0, x1, y1)):  # NaN is outside
-        raise ValueError(f"{where} must lie inside [0, 1], got {[x0, y0, x1, y1]}")
+        pixels = max(x0, y0, x1, y1) >= 2
+        divide = ": divide pixels by the picture's width and height" if pixels else ""
+        raise ValueError(f"{where} must lie inside [0, 1], got {[x0, y0, x1, y1]}{divide}")
     if not (x0 < x1 and y0 < y1):
         raise ValueError(f"{where} must have x0 < x1 and y0 < y1, got {[x0, y0, x1, y1]}")
     return x0, y0, x1, y1

@@ -49,8 +49,13 @@ from stal.layout.workflow import is_workflow, read_workflow
 # JSON of another program holds.
 LayoutLike: TypeAlias = "Layout | str | os.PathLike[str] | Mapping[str, Any] | Iterable[Any]"
 
+# An edge beyond this is one in pixels rather than a fraction that misses the canvas.
+_PIXELS = 2
 _OWN = ("version", "prompt", "objects", "relations", "aspect", "masks", "background")
 _OWN_OBJECT = ("phrase", "noun", "box", "score", "shape")
+_PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+# What has these names in a mapping is no place of a phrase.
+_NO_PHRASES = frozenset({"box", "boxes", "bbox", "mask", "masks", "object", "phrase", "phrases"})
 _FIRST_KEY = re.compile(rf"\{{\s*{OPENING_QUOTE}(\w*)")
 _OWN_IN_PROSE = re.compile(rf'\{{\s*"(?:{"|".join(_OWN)})"\s*:')
 # How the JSON of other programs begins that an answer may have prose around.
@@ -183,11 +188,18 @@ def as_layout(
             return _read_own(value, reading)
         value = _objects(value) or value
     if isinstance(value, str | os.PathLike):
+        if Path(value).suffix.lower() in _PICTURES:
+            raise ValueError(
+                f"layout must be of phrases and their places, got the picture {short(str(value))}:"
+                " give (phrase, mask) pairs"
+            )
         try:
             return _with_prompt(_read_file(value, None, reading), prompt)
         except OSError as error:
             got = f"{short(os.fspath(value))}: {error.strerror}"
-            raise ValueError(f"layout must be a file that can be read, got {got}") from error
+            raise ValueError(
+                f"layout must be JSON or a file that can be read, got {got}"
+            ) from error
     if isinstance(value, bytes) or not isinstance(value, Iterable):
         raise ValueError(
             f"layout must be a Layout, its JSON, a path or (phrase, box) pairs, got {short(value)}"
@@ -206,7 +218,17 @@ def as_layout(
     if layout is not None:
         return _with_prompt(layout, prompt)
     if isinstance(value, Mapping) and "objects" in value:
+        if "masks" in value:
+            raise ValueError(
+                'layout must be a file where "masks" names a picture, got what such a file holds'
+            )
         return _read_own(_json(value), reading)
+    if isinstance(value, Mapping) and any(key in _NO_PHRASES for key in value):
+        keys = ", ".join(short(key) for key in value)
+        raise ValueError(
+            'layout must be places by phrase, {"objects": [...]} or {"phrases": [...], "masks":'
+            f" stack}}, got the keys {keys}"
+        )
     items = value.items() if isinstance(value, Mapping) else value
     objects = (_pair(item, f"layout[{k}]", reading) for k, item in enumerate(items))
     return Layout(prompt, tuple(objects), (), _aspect(reading))
@@ -251,14 +273,20 @@ def _pair(item: Any, where: str, reading: _Reading) -> PlacedObject:
         return PlacedObject(phrase, noun, outline.box, outline=outline)
     if isinstance(place, Mapping):
         return PlacedObject(phrase, noun, box_in_pixels(place, reading.canvas, where))
+    if isinstance(place, str):
+        raise ValueError(
+            f"{where} must have a box or a mask, got the text {short(place)}: open a picture with"
+            " PIL.Image.open"
+        )
     try:
         edges = [number(edge, where) for edge in place]
     except TypeError:
         edges = []
-    if len(edges) == 4 and max(edges) > 1:
+    if len(edges) == 4 and max(edges) >= _PIXELS:
+        instead = '{"x", "y", "width", "height"} is read in pixels of canvas=(width, height)'
         raise ValueError(
             f"{where} must have its box in fractions of the canvas, got {edges}: divide pixels"
-            " by the picture's width and height"
+            f" by the picture's width and height; {instead}"
         )
     return PlacedObject(phrase, noun, check_box(edges or place, where))
 
@@ -311,20 +339,17 @@ def _read_data(data: Any, said: str, reading: _Reading, *, of_file: bool) -> Lay
 
 def _read_own(text: str, reading: _Reading) -> Layout:
     """The layout of our own JSON, of the canvas's aspect where it does not state one."""
-    layout = Layout.from_json(text, noun_of=reading.noun_of)
-    if loads(text).get("aspect") is not None:
-        return layout
-    return replace(layout, aspect=_aspect(reading))
+    return Layout.from_json(text, noun_of=reading.noun_of, aspect=_aspect(reading))
 
 
 def _objects(text: str) -> list[Any] | None:
-    """The items of a text that is a JSON list of objects; None of another."""
+    """The items of a text that is a JSON list of objects or pairs; None of another."""
     text = plain_text(text).strip()
     try:
         data = loads(text) if text[:1] == "[" else None
     except ValueError:
         return None
-    of_objects = isinstance(data, list) and all(isinstance(item, dict) for item in data)
+    of_objects = isinstance(data, list) and all(isinstance(item, dict | list) for item in data)
     return data if of_objects else None
 
 

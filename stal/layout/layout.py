@@ -168,7 +168,9 @@ class Layout:
         return "{\n" + ",\n".join(lines) + "\n}\n"
 
     @classmethod
-    def from_json(cls, text: str, *, noun_of: Callable[[str], str] | None = None) -> Layout:
+    def from_json(
+        cls, text: str, *, noun_of: Callable[[str], str] | None = None, aspect: float = 1.0
+    ) -> Layout:
         """Reads what `to_json` writes, and what is written by hand.
 
             {"version": 2, "prompt": str, "aspect": width / height,
@@ -177,7 +179,7 @@ class Layout:
              "relations": [[subject, "left of", object], ...]}
 
         "objects" and of each "phrase" and "box" must be there. Without the others the prompt is
-        "", the aspect and a score are 1 and there are no relations; a noun is that of the phrase,
+        "", a score is 1 and there are no relations; a noun is that of the phrase,
         and a shape the whole box. A file that says "version": 1 has no shapes. They are
         "ellipse" (in the box), [[x, y], ...] (the corners of a polygon), or {"height": rows,
         "width": columns, "runs": [n, ...]}, cells of the canvas in reading order, in turn n that
@@ -187,6 +189,7 @@ class Layout:
             text: the JSON.
             noun_of: from a phrase to its noun; `stal.prompts.noun_of`. Without it the noun that is
                 not there is the phrase.
+            aspect: where the JSON states none.
 
         Raises:
             ValueError: no such JSON; the message names the place.
@@ -211,7 +214,7 @@ class Layout:
                 for index, item in enumerate(objects)
             ),
             read_relations(data.get("relations", [])),
-            number(data.get("aspect", 1.0), "aspect"),
+            number(data.get("aspect", aspect), "aspect"),
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:

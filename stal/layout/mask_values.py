@@ -60,8 +60,8 @@ def outline_of(mask: Any, where: str, *, aspect: float) -> Painted:
     if min(abs(aspect * height - width), abs(width / aspect - height)) > 1:
         raise ValueError(
             f"{where} must have the canvas's aspect {aspect:.6g}, got a mask of another aspect,"
-            f" {width} x {height}: resize it, or give the picture's size, as height and width to"
-            " stal.Pipeline or as aspect=width / height to prepare"
+            f" {width} x {height}: resize it, or give the picture's size (height and width of"
+            " stal.Pipeline) or its aspect=width / height"
         )
     cells = _covered(_values(mask, where).reshape(height, width), where)
     if not cells.any():

@@ -9,8 +9,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from stal.checked_json import typed
-from stal.layout.coverage import Ellipse, Polygon
+from stal.checked_json import short, typed
+from stal.layout.coverage import Ellipse, Painted, Polygon
 from stal.layout.layout import Contour, Layout
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ _LABEL_CHARS = 500
 
 
 def draw(layout: Layout, image: Image, *, min_side: int = 256) -> Image:
-    """Draws the boxes with their phrases on a copy of a picture.
+    """Draws the outlines with their phrases on a copy of a picture.
 
     Args:
         layout: boxes as fractions of the canvas.
@@ -38,16 +38,17 @@ def draw(layout: Layout, image: Image, *, min_side: int = 256) -> Image:
     from PIL import Image as pil_image
     from PIL import ImageDraw, ImageFont
 
+    _check(layout)
     min_side = typed(min_side, int, "min_side")
-    short = min(image.size)
-    factor = max(1, -(-min_side // short))
+    shorter = min(image.size)
+    factor = max(1, -(-min_side // shorter))
     out = image.convert("RGB").resize(
         (image.width * factor, image.height * factor), pil_image.Resampling.NEAREST
     )
     width, height = out.size
-    short *= factor
-    line = max(1, round(short / 128))
-    font = ImageFont.load_default(size=max(10, round(short / 22)))
+    shorter *= factor
+    line = max(1, round(shorter / 128))
+    font = ImageFont.load_default(size=max(10, round(shorter / 22)))
     pen = ImageDraw.Draw(out)
     corners = [
         (
@@ -67,6 +68,9 @@ def draw(layout: Layout, image: Image, *, min_side: int = 256) -> Image:
             points = [(x * width, y * height) for x, y in (*outline.corners, outline.corners[0])]
             pen.line(points, fill="black", width=line + 2, joint="curve")
             pen.line(points, fill=colour, width=line, joint="curve")
+            continue
+        if isinstance(outline, Painted):
+            _trace_cells(out, outline, line, colour)
             continue
         trace = pen.ellipse if isinstance(outline, Ellipse) else pen.rectangle
         trace(halo, outline="black", width=line + 2)
@@ -114,6 +118,7 @@ def sketch(layout: Layout, *, side: int = 512, contours: Sequence[Sequence[Conto
     from PIL import Image as pil_image
     from PIL import ImageColor, ImageDraw, ImageFont
 
+    _check(layout)
     side = typed(side, int, "side")
     width = max(1, round(side * min(1.0, layout.aspect)))
     height = max(1, round(side * min(1.0, 1 / layout.aspect)))
@@ -147,6 +152,29 @@ def sketch(layout: Layout, *, side: int = 512, contours: Sequence[Sequence[Conto
         halo = (250, 250, 250)
         pen.text(middle, predicate, colour, font, "mb", stroke_width=2, stroke_fill=halo)
     return out
+
+
+def _check(layout: object) -> None:
+    if not isinstance(layout, Layout):
+        raise ValueError(
+            f"layout must be a Layout, such as regions.layouts[0], got {short(layout)}"
+        )
+
+
+def _trace_cells(picture: Image, painted: Painted, line: int, colour: str) -> None:
+    """Draws the edge of painted cells on the picture, within them and with a halo, as of boxes."""
+    from PIL import Image as pil_image
+    from PIL import ImageChops, ImageFilter
+
+    cells = pil_image.fromarray(painted.cells).convert("L")
+    covered = cells.resize(picture.size, pil_image.Resampling.NEAREST)
+
+    def grown(by: int) -> Image:
+        kind = ImageFilter.MaxFilter if by > 0 else ImageFilter.MinFilter
+        return covered.filter(kind(2 * abs(by) + 1))
+
+    picture.paste("black", mask=ImageChops.subtract(grown(1), grown(-line - 1)))
+    picture.paste(colour, mask=ImageChops.subtract(covered, grown(-line)))
 
 
 def _label(phrase: str, fits: Callable[[str], bool]) -> str:

@@ -1,6 +1,7 @@
 """From a sentence to the objects that it names and the relations that it states."""
 
 from stal.prompts.description import Description, Object, Relation
+from stal.prompts.languages import looks_english
 from stal.prompts.parser import ENGINES, noun_of, parse
 from stal.prompts.sentences import drawn_text
 from stal.prompts.words import article
@@ -14,6 +15,7 @@ __all__ = [
     "Relation",
     "article",
     "drawn_text",
+    "looks_english",
     "noun_of",
     "parse",
 ]

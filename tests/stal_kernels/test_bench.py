@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from stal_kernels import why_not
+from stal_kernels.testing import Case, example
 
 ROOT = Path(__file__).parents[2]
 BENCH = ROOT / "bench"
@@ -37,6 +39,8 @@ def record(tmp_path):
         }
         for name, s in SECONDS.items()
     ]
+    # A rival that could not run.
+    rows.append({"case": "small", "pass": "forward", "backend": "flex", "_seconds": None})
     path = tmp_path / "gpu_check.json"
     path.write_text(json.dumps({"machine": {"gpu": "H100", "cpu": "some"}, "times": rows}))
     return path
@@ -192,12 +196,124 @@ def test_what_a_gpu_needs_is_torch_and_triton():
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.slow
-def test_gpu_check_walks_every_step_without_a_gpu(tmp_path):
-    done = run("gpu_check.py", "--dry-run", "--output", tmp_path, TRITON_INTERPRET="1")
+# ---- regions ----
+
+
+@pytest.fixture
+def regions(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCH))
+    import regions
+
+    return regions
+
+
+def mask(case):
+    """(prompts, side, side) bool."""
+    return example(case, torch.float32).region[0].unflatten(-1, (16, 16))
+
+
+def masks(regions, prompts, name):
+    ((_, case),) = regions.with_regions(Case(seqlen_q=256, seqlen_k=1), prompts, [name])
+    return mask(case)
+
+
+def test_rows_have_the_names_of_their_regions(regions):
+    labels = [label for label, _ in regions.with_regions(Case(), 5, regions.REGIONS)]
+    assert labels == [
+        "p5",
+        "p5 disjoint",
+        "p5 bands",
+        "p5 global+disjoint",
+        "p5 global+boxes",
+        "p5 global+layout",
+        "p5 global+ellipses",
+    ]
+    assert [label for label, _ in regions.with_regions(Case(), 1, regions.REGIONS)] == ["p1"]
+    two = [label for label, _ in regions.with_regions(Case(), 2, regions.REGIONS)]
+    assert "p2 global+disjoint" not in two
+    many = [label for label, _ in regions.with_regions(Case(), 20, regions.REGIONS)]
+    assert "p20 global+boxes" in many
+    assert "p20 global+layout" not in many
+
+
+def test_bands_and_strips_have_one_prompt_a_pixel(regions):
+    for name in ("disjoint", "bands"):
+        assert (masks(regions, 4, name).sum(0) == 1).all()
+    assert torch.equal(masks(regions, 4, "bands"), masks(regions, 4, "disjoint").mT)
+
+
+@pytest.mark.parametrize("objects", range(1, 9))
+def test_layouts_have_a_box_an_object(regions, objects):
+    boxes = masks(regions, objects + 1, "layout")
+    ellipses = masks(regions, objects + 1, "ellipses")
+    assert boxes[0].all()
+    assert ellipses[0].all()
+    for (x0, y0, x1, y1), box, ellipse in zip(
+        regions.LAYOUTS[objects - 1], boxes[1:], ellipses[1:], strict=True
+    ):
+        columns, lines = (box.any(axis).nonzero().flatten().tolist() for axis in (0, 1))
+        # Every pixel of which the box covers a part.
+        assert columns == [i for i in range(16) if i < x1 * 16 and i + 1 > x0 * 16]
+        assert lines == [i for i in range(16) if i < y1 * 16 and i + 1 > y0 * 16]
+        assert box.sum() == len(columns) * len(lines)
+        assert (ellipse <= box).all()
+        assert ellipse.any()
+        if len(columns) > 5 and len(lines) > 5:
+            assert ellipse.sum() < box.sum()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"region": "ellipses"},
+        {"region": "boxes", "boxes": ((0, 0, 1, 1),) * 2},
+        {"region": "bands", "boxes": ((0, 0, 1, 1),)},
+        {"boxes": ((0, 0, 1, 1),)},
+    ],
+    ids=str,
+)
+def test_boxes_that_do_not_fit_the_case_are_refused(wrong):
+    with pytest.raises(ValueError, match="boxes must be one for each prompt but the first"):
+        Case(prompts=2, **wrong)
+
+
+@pytest.mark.skipif(bool(why_not("cpu")), reason="measures the cpu backend")
+def test_benchmark_has_a_row_for_each_region_that_is_asked_for(tmp_path):
+    path = tmp_path / "blended.json"
+    shape = ("--cases", "sd15-8x8", "--prompts", "4", "--passes", "forward", "--rounds", 1)
+    regions = ("--regions", "bands", "layout", "ellipses")
+    done = run("bench_blended_attention.py", *shape, *regions, "--output", path)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(path.read_text())["rows"]
+    cpu = {row["case"]: row for row in rows if row["backend"] == "cpu"}
+    assert list(cpu) == [
+        "sd15-8x8 p4 bands",
+        "sd15-8x8 p4 global+layout",
+        "sd15-8x8 p4 global+ellipses",
+    ]
+    assert len(cpu["sd15-8x8 p4 global+layout"]["sizes"]["boxes"]) == 3
+    # Products are counted where prompts exist.
+    flops = [row["flops"] for row in cpu.values()]
+    assert flops[0] < flops[2] <= flops[1]
+
+
+# ---- pytest-benchmark ----
+
+
+def test_ordinary_run_collects_no_benchmark(pytestconfig):
+    assert pytestconfig.getini("testpaths") == ["tests"]
+
+
+def test_speed_runs_every_function():
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider"]
+    command += ["--benchmark-disable", "--cases", "sd15-8x8 p1", "test_speed.py"]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        cwd=BENCH,  # not the checkout, whose library need not be built
+    )
     assert done.returncode == 0, done.stdout + done.stderr
-    rows = json.loads((tmp_path / "gpu_check.json").read_text())["checks"]
-    results = {row["check"]: row["result"] for row in rows}
-    walked = {"correctness float32", "determinism", "torch.compile", "step batching", "times"}
-    assert walked <= results.keys()
-    assert set(results.values()) == {"ok", "not run"}
+    backends = not why_not("cpu")
+    assert f"{3 * (3 + backends)} passed" in done.stdout

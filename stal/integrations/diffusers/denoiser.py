@@ -38,9 +38,10 @@ def room_of(pipe: Any, denoisers: Sequence[nn.Module]) -> int:
     the same device that no hook moves.
     """
     device = next(denoisers[0].parameters()).device
-    others = [m for m in vars(pipe).values() if isinstance(m, nn.Module) and not _hooked(m)]
+    models = [m for m in vars(pipe).values() if isinstance(m, nn.Module)]
+    others = [m for m in models if getattr(m, "_orig_mod", m) not in denoisers and not _hooked(m)]
     weights = {
-        id(p): p.nbytes
+        p: p.nbytes
         for module in (*denoisers, *others)
         for p in module.parameters()
         if p.device == device
@@ -165,8 +166,8 @@ class Denoiser:
             if not least <= layout.aspect <= most:
                 warn(
                     f"the layout has an aspect (width / height) of {layout.aspect:.3g} and is"
-                    f" stretched to {width} x {height} latents: give it the picture's, for instance"
-                    f" with aspect={width / height:.3g}"
+                    f" stretched to {width} x {height} latents: give it the picture's, with"
+                    f" aspect={width / height:.3g}, or in the layout where that states its own"
                 )
 
     def _halves(self, prompts: Tensor) -> Halves:

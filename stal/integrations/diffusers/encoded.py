@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from stal.checked_json import short
+from stal.finite import check_finite
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,12 @@ def joined(parts: Sequence[Encoded]) -> Encoded:
 
 
 def check_embeds(
-    name: str, value: Any, *, prompts: Sequence[int] = (), like: Encoded | None = None
+    name: str,
+    value: Any,
+    *,
+    prompts: Sequence[int] = (),
+    like: Encoded | None = None,
+    of: str = "prompts",
 ) -> Encoded:
     """The caller's embeddings, a tensor or a pair (embeds, mask), as a table.
 
@@ -78,17 +84,25 @@ def check_embeds(
         value: the embeddings.
         prompts: how many they may be of; any number if not given.
         like: the embeddings whose width they must have.
+        of: what errors call that which each row is of.
 
     Raises:
-        ValueError: another type, shape, number or width.
+        ValueError: another type, shape, number or width, or a prompt without a token that counts.
+        NotFinite: NaN or infinity.
     """
-    embeds, mask = value if isinstance(value, tuple) and len(value) == 2 else (value, None)
+    parts = value if isinstance(value, tuple) else ()
+    if len(parts) > 2 or sum(isinstance(part, Tensor) and part.ndim == 3 for part in parts) > 1:
+        raise ValueError(
+            f"{name} must be a tensor or a pair (embeds, mask), got {len(parts)} parts, as"
+            " encode_prompt returns them: give the first, with its mask if it has one"
+        )
+    embeds, mask = parts if len(parts) == 2 else (value, None)
     if not isinstance(embeds, Tensor) or embeds.ndim != 3 or not embeds.is_floating_point():
         got = tuple(embeds.shape) if isinstance(embeds, Tensor) else short(embeds)
         raise ValueError(f"{name} must be a (prompts, tokens, width) tensor, got {got}")
     if prompts and len(embeds) not in prompts:
         allowed = " or ".join(map(str, prompts))
-        raise ValueError(f"{name} must be of {allowed} prompts, got {len(embeds)}")
+        raise ValueError(f"{name} must be of {allowed} {of}, got {len(embeds)}")
     if like is not None and embeds.shape[2] != like.embeds.shape[2]:
         width = like.embeds.shape[2]
         raise ValueError(
@@ -99,6 +113,11 @@ def check_embeds(
             got = tuple(mask.shape) if isinstance(mask, Tensor) else short(mask)
             raise ValueError(f"{name} must have a mask {tuple(embeds.shape[:2])}, got {got}")
         mask = mask.to(embeds.device) > 0
+        if not bool(mask.any(1).all()):
+            raise ValueError(
+                f"{name} must have a token that counts in each row, got a mask without"
+            )
+    check_finite(name, embeds, embeds.dtype)
     return Encoded(embeds.detach(), mask)
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from stal.checked_json import short
-from stal.integrations.diffusers.adapters import Gate, has_adapter, muted, tuner_layers
+from stal.integrations.diffusers.adapters import Gate, check_acts, has_adapter, muted, tuner_layers
 from stal.integrations.diffusers.inputs import Size
 from stal.integrations.diffusers.registry import Registry
 
@@ -51,7 +51,7 @@ class RegionLoras:
             own = [name for name in self.names if has_adapter(layer, name)]
             if own:
                 of_text = _is_of_text(path, cross_attention)
-                self.layers.append(Active(layer, self.names, own))
+                self.layers.append(Active(path, layer, self.names, own))
                 self.gates += [RegionGate(self, layer, name, of_text) for name in own]
         self._shares: dict[tuple[object, ...], Tensor | None] = {}
         self._size: Size | None = None
@@ -60,7 +60,7 @@ class RegionLoras:
         for gate in self.gates:
             gate.put_on()
         self.activate()
-        self.denoiser.before = self.activate
+        self.denoiser.before = self.begin
 
     def take_off(self) -> None:
         for gate in self.gates:
@@ -69,8 +69,22 @@ class RegionLoras:
             layer.restore()
         self.denoiser.before = None
 
+    def begin(self) -> None:
+        """Before each call, as the user may have changed adapters.
+
+        Raises:
+            ValueError, NotImplementedError: so that those of regions would not act in them.
+        """
+        for layer in self.layers:
+            check_acts(layer.layer, f"{short(layer.own[0])} on {layer.path}")
+        # All of them go at once.
+        for layer in self.layers[:1]:
+            if self.denoiser.module.get_submodule(layer.path) is not layer.layer:
+                raise _gone(layer.own[0])
+        self.activate()
+
     def activate(self) -> None:
-        """Before each call, as set_adapters may have been called.
+        """Makes the adapters of regions active, as set_adapters may have been called.
 
         Traced by torch.compile too, which runs what is traced, but not what operators do inside.
         """
@@ -147,11 +161,18 @@ class RegionLoras:
             return None
 
 
+def _gone(name: str) -> ValueError:
+    return ValueError(
+        f"pipe must keep the adapter {short(name)} while regions are enabled, got layers without"
+        " it: disable(pipe) first"
+    )
+
+
 class Active:
     """Which adapters of a layer are active: the user's and, beside them, those of regions."""
 
-    def __init__(self, layer: Any, names: Collection[str], own: list[str]) -> None:
-        self.layer, self.names, self.own = layer, names, own
+    def __init__(self, path: str, layer: Any, names: Collection[str], own: list[str]) -> None:
+        self.path, self.layer, self.names, self.own = path, layer, names, own
         self.users: Any = layer._active_adapter
         self.all: list[str] | None = None
 
@@ -161,10 +182,7 @@ class Active:
             return
         for name in self.own:
             if not has_adapter(self.layer, name):
-                raise ValueError(
-                    f"pipe must keep the adapter {short(name)} while regions are enabled, got"
-                    " layers without it: disable(pipe) first"
-                )
+                raise _gone(name)
         # Not through set_adapter, which also says which weights learn.
         users = self.layer._active_adapter
         # A list of its own: compiled code reads this one again after it has been replaced.

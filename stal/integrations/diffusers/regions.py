@@ -13,6 +13,7 @@ from torch import Tensor
 
 from stal.caller import warn
 from stal.checked_json import number, scalar, short
+from stal.fitting import misfits
 from stal.integrations.diffusers.adapters import LorasOf, adapters_of, check_adapters
 from stal.integrations.diffusers.encoded import Encoded, check_embeds
 from stal.integrations.diffusers.refusals import check_pipe
@@ -191,9 +192,11 @@ def prepare(
         aspect: width / height of the picture, of predicted layouts and those that do not state it;
             that of the canvas if None, or else of the model.
         canvas: (width, height) in pixels that boxes in pixels lie in, such as those of ComfyUI,
-            LayoutGPT and LLM-grounded diffusion; see `stal.layout.formats.as_layout`.
-        prompt_embeds: what the pipeline will be given instead of `prompt`, as it is given. No
-            gradient reaches these and the next two, and no graph of theirs is kept.
+            LayoutGPT and LLM-grounded diffusion; see `stal.layout.formats.as_layout`. An aspect
+            beside it must be its own.
+        prompt_embeds: what the pipeline will be given instead of `prompt`, as it is given; a
+            `prompt` beside it is what a layout is predicted for. No gradient reaches these and the
+            next two, and no graph of theirs is kept.
         local_embeds: of the layout's objects, in their order; of several prompts a list.
         reference_embeds: of the reference prompt instead of `reference`, (1, tokens, width); of
             several prompts also (prompts, tokens, width), or a list.
@@ -215,7 +218,7 @@ def prepare(
     aspect = _aspect(aspect, canvas, pipe, denoiser)
     layouts = tuple(
         _layout(each, text, aspect, canvas, videos=model.videos)
-        for each, text in zip(_each("layout", layout, count), prompts, strict=True)
+        for each, text in zip(_layouts(layout, count), prompts, strict=True)
     )
     phrases = [[placed.phrase for placed in each.objects] for each in layouts]
     adapters = tuple(map(adapters_of, _each("loras", loras, count), phrases))
@@ -227,6 +230,9 @@ def prepare(
     given_weights = (
         [weights] * len(layouts) if callable(weights) else _each("weights", weights, count)
     )
+    for values, each in zip(given_weights, layouts, strict=True):
+        if values is not None and not callable(values):
+            _check_weights(values, len(each.objects), rule)
     given_local = _each("local_embeds", local_embeds, count)
     if encode is not None and not isinstance(encode, Mapping):
         raise ValueError(f"encode must map arguments of encode_prompt, got {short(encode)}")
@@ -250,6 +256,14 @@ def prepare(
         loras=adapters,
         **dials,
     )
+
+
+def _check_weights(given: Any, objects: int, rule: Rule) -> None:
+    """Raises ValueError unless the weights may be those of so many objects, whatever the steps."""
+    shape = getattr(given, "shape", None)
+    nested = isinstance(given, Sequence) and any(isinstance(row, Sequence) for row in given)
+    by_step = len(shape) > 1 if isinstance(shape, tuple) else nested
+    as_weights(given, steps=len(given) if by_step else 1, objects=objects, rule=rule)
 
 
 def _moves_from(rule: Rule, reference: str | None, embeds: Any, background: float) -> str:
@@ -302,19 +316,55 @@ def _each(name: str, value: Any, count: int | None) -> list[Any]:
     if value is None:
         return [None] * count
     if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != count:
-        got = len(value) if isinstance(value, Sequence) else short(value)
-        raise ValueError(f"{name} must be a list of {count}, one a prompt, got {got}")
+        listed = isinstance(value, Sequence) and not isinstance(value, str)
+        got = len(value) if listed else short(value)
+        raise ValueError(
+            f"{name} must be a list of {count}, one a prompt, got {got}: [x] * {count} has the"
+            " same for each"
+        )
     return list(value)
+
+
+def _layouts(given: Any, count: int | None) -> list[Any]:
+    """One layout a prompt; count as in `_each`."""
+    some = isinstance(given, list | tuple) and len(given) > 0
+    if count is not None and some and all(map(_is_pair, given)):
+        raise ValueError(
+            f"layout must be a list of {count} layouts, one a prompt, got one of {len(given)}"
+            f" pairs: [layout] * {count} has the same for each"
+        )
+    if count is None and some and all(isinstance(one, Layout) or _is_layout(one) for one in given):
+        raise ValueError(
+            f"layout must be one layout for one prompt, got a list of {len(given)}: leave out the"
+            " outer list"
+        )
+    return _each("layout", given, count)
+
+
+def _is_layout(value: Any) -> bool:
+    """Whether it is a list of phrases and their places."""
+    return isinstance(value, list | tuple) and len(value) > 0 and all(map(_is_pair, value))
+
+
+def _is_pair(value: Any) -> bool:
+    """Whether it is of a phrase and its place, and so no layout itself."""
+    return isinstance(value, tuple | list) and len(value) == 2 and isinstance(value[0], str)
 
 
 def _aspect(
     aspect: float | None, canvas: tuple[float, float] | None, pipe: Any, denoiser: Any
 ) -> float:
     """The caller's, that of the canvas, or that of the pictures that the model was trained on."""
+    of_canvas = None if canvas is None else canvas[0] / canvas[1]
     if aspect is not None:
-        return number(aspect, "aspect")
-    if canvas is not None:
-        return canvas[0] / canvas[1]
+        aspect = number(aspect, "aspect")
+        if of_canvas is not None and not math.isclose(aspect, of_canvas, rel_tol=0.01):
+            raise ValueError(
+                f"aspect must be that of the canvas, {of_canvas:.4g}, got {aspect:.4g}"
+            )
+        return aspect
+    if of_canvas is not None:
+        return of_canvas
     size = getattr(denoiser.config, "sample_size", None)
     if isinstance(size, Sequence) and len(size) == 2:
         return size[1] / size[0]
@@ -337,20 +387,18 @@ def _layout(
     aspect, canvas: as in `as_layout`.
     videos: whether the model draws frames, over which regions may move.
     """
+    layout: Layout | Keyframes
     if given is None:
         if text is None:
             raise ValueError("layout must be given with prompt_embeds alone, got None")
-        predicted = predict(parse(text), aspect=aspect)
-        if not predicted.objects:
-            warn(f"no object was found in {short(text)}, so that it is drawn with plain attention")
-        return predicted
-    if isinstance(given, Keyframes):
+        layout = predict(parse(text), aspect=aspect)
+    elif isinstance(given, Keyframes):
         if not videos:
             raise ValueError(
                 "layout must be of one picture where the model draws pictures, got Keyframes: give"
                 " one of its layouts"
             )
-        layout: Layout | Keyframes = given
+        layout = given
     else:
         layout = as_layout(
             given,
@@ -360,20 +408,14 @@ def _layout(
             article=article,
             canvas=canvas,
         )
-    if not layout.objects:
-        drawn = short(text) if text else "the prompt"
-        warn(f"the layout has no object, so that {drawn} is drawn with plain attention")
     if len(layout.objects) > MOST_REGIONS:
         raise ValueError(
             f"layout must have at most {MOST_REGIONS} objects, got {len(layout.objects)}"
         )
     for index, placed in enumerate(layout.objects):
         check_text(f"objects[{index}].phrase of the layout", placed.phrase)
-    if text is not None and layout.prompt.split() not in ([], text.split()):
-        warn(
-            f"the layout is of another prompt, {short(layout.prompt)}: its objects are drawn into"
-            f" {short(text)}"
-        )
+    for sentence in misfits(text, layout, given=given is not None):
+        warn(sentence)
     return layout
 
 

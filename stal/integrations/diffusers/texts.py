@@ -34,7 +34,8 @@ class Encoder:
         """The texts, to which these adapters belong.
 
         Raises:
-            ValueError: the pipeline has no text encoder, or it gives what is not finite.
+            ValueError: the pipeline has no text encoder or refuses the options, or it gives what
+                is not finite.
         """
         encoders = (getattr(self.pipe, name, None) for name in ("text_encoder", "text_encoder_2"))
         if all(encoder is None for encoder in encoders):
@@ -44,7 +45,16 @@ class Encoder:
                 f" text: {', '.join(map(short, texts[:3]))}"
             )
         with speaking(self.pipe, self.adapters, adapters):
-            found = self.model.encode(self.pipe, texts, self.options)
+            try:
+                found = self.model.encode(self.pipe, texts, self.options)
+            except (TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+                if not self.options:
+                    raise
+                got = f"{short(dict(self.options))}: {error}"
+                raise ValueError(
+                    "encode must be of arguments that the pipeline's encode_prompt takes beside"
+                    f" the texts, the same for all of them, got {got}"
+                ) from error
         check_finite("what the text encoder gives", found.embeds, found.embeds.dtype)
         return found
 
@@ -60,7 +70,8 @@ class Encoder:
         known: the global prompts.
         """
         if given is not None:
-            return check_embeds("local_embeds", given, prompts=(len(phrases),), like=known)
+            count, of = (len(phrases),), "objects of the layout"
+            return check_embeds("local_embeds", given, prompts=count, like=known, of=of)
         if not phrases:
             return known.rows(slice(0))
         found: dict[int, Encoded] = {}

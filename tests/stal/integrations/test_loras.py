@@ -541,6 +541,25 @@ def test_an_unloaded_adapter_is_missed():
     assert unet.active_adapters() == ["s"]
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda unet: unet.unload_lora(), "pipe must keep the adapter 'k' while regions are"),
+        (lambda unet: unet.disable_lora(), "pipe must have its adapters enabled, got 'k' on"),
+        (lambda unet: unet.fuse_lora(), "loras must be of adapters on weights without fused ones"),
+    ],
+    ids=["unloaded", "disabled", "fused"],
+)
+def test_an_adapter_that_no_longer_acts_is_told(change, message):
+    unet = unet_of(["k", "s"])
+    pipe = pipe_of(unet)
+    with regional(pipe, {KNIGHT: "k"}):
+        run(pipe)
+        change(unet)
+        with pytest.raises((ValueError, NotImplementedError), match=message):
+            run(pipe)
+
+
 @pytest.fixture(scope="module")
 def pipeline() -> Any:
     """The bundled pipeline with an adapter of the text encoder alone and one of both networks."""

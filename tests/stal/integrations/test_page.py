@@ -152,7 +152,7 @@ def test_right_pictures_are_as_many_as_the_page_says(prompt, claimed):
 
 def test_plain_is_wrong_and_ours_right_in_the_picture(scope):
     pipe, prompt = scope["small"], scope["shapes"]
-    regions = prepare(pipe, prompt)
+    regions = prepare(pipe, prompt, reference="an empty scene {}", background=0.6)
 
     def draw():
         generator = torch.Generator().manual_seed(8)

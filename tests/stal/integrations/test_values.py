@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from stal.integrations.diffusers import disable, enable, prepare, regional_attention
+from stal.layout import Layout
 from tests.stal.integrations import unets
 from tests.stal.integrations.unet_cases import (
     LAYOUT,
@@ -223,20 +224,19 @@ def test_a_language_models_boxes_lie_in_the_canvas_that_is_given(pipe, tmp_path)
     path = tmp_path / "layout.css"
     path.write_text("cat {width: 16px; height: 32px; left: 16px; top: 32px; }")
     for canvas, box, aspect in ((None, CAT, 1.0), ((128, 64), (0.125, 0.5, 0.25, 1.0), 2.0)):
-        (found,) = prepare(pipe, "a cat", layout=path, aspect=1.5, canvas=canvas).layouts
+        (found,) = prepare(pipe, "a cat", layout=path, canvas=canvas).layouts
         assert (found.objects[0].box, found.aspect) == (box, aspect)
 
 
 def test_a_canvas_is_the_aspect_of_predicted_layouts(pipe):
     assert prepare(pipe, PROMPT, canvas=(200, 100)).layouts[0].aspect == 2.0
-    assert prepare(pipe, PROMPT, canvas=(200, 100), aspect=1.5).layouts[0].aspect == 1.5
     with pytest.raises(ValueError, match=r"canvas must be positive, got \(0, 5\)"):
         prepare(pipe, PROMPT, canvas=(0, 5))
 
 
 def test_a_mask_of_another_aspect_is_taken_with_the_pictures(pipe):
     mask = np.ones((8, 12), dtype=bool)
-    message = "resize it, or give .* as aspect=width / height to prepare"
+    message = "resize it, or give the picture's size .* or its aspect=width / height"
     with pytest.raises(ValueError, match=message):
         prepare(pipe, PROMPT, layout=[("a cat", mask)])
     (found,) = prepare(pipe, PROMPT, layout=[("a cat", mask)], aspect=12 / 8).layouts
@@ -285,8 +285,103 @@ def test_weights_times_strength_are_what_is_refused(pipe):
 
 
 def test_a_layout_without_objects_is_warned_of(pipe):
-    with pytest.warns(UserWarning, match="the layout has no object, so that .* plain attention"):
+    with pytest.warns(UserWarning, match="the layout of .* has no object, so that .* plain"):
         prepare(pipe, PROMPT, layout=[])
+
+
+def test_a_prompt_that_is_not_english_is_warned_of(pipe):
+    with pytest.warns(UserWarning, match="'un chat et un chien' does not look like English"):
+        prepare(pipe, "un chat et un chien")
+    prepare(pipe, "un chat et un chien", layout=LAYOUT)
+
+
+@pytest.mark.parametrize(
+    ("layout", "message"),
+    [
+        (LAYOUT, "layout must be a list of 2 layouts, one a prompt, got one of 2 pairs: [layout]"),
+        (LAYOUT[:1], "layout must be a list of 2 layouts, one a prompt, got one of 1 pairs"),
+        ([LAYOUT], "layout must be a list of 2, one a prompt, got 1: [x] * 2 has the same"),
+        (Layout(PROMPT), "layout must be a list of 2, one a prompt, got Layout("),
+        (dict(LAYOUT), "layout must be a list of 2, one a prompt, got {"),
+    ],
+)
+def test_one_layout_for_two_prompts(pipe, layout, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        prepare(pipe, [PROMPT, PROMPT], layout=layout)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "layout", "message"),
+    [
+        (PROMPT, [LAYOUT], "layout must be one layout for one prompt, got a list of 1: leave out"),
+        (PROMPT, (Layout(PROMPT),), "layout must be one layout for one prompt, got a list of 1"),
+        ([PROMPT], LAYOUT, "layout must be a list of 1 layouts, one a prompt, got one of 2 pairs"),
+        ([PROMPT] * 3, LAYOUT, "a list of 3 layouts, one a prompt, got one of 2 pairs"),
+        ([PROMPT] * 2, "layout.json", "a list of 2, one a prompt, got 'layout.json'"),
+        (PROMPT, {"masks": np.ones((1, 8, 8))}, "{...} or {...}, got the keys 'masks'"),
+        (PROMPT, {"phrases": ["a cat"], "boxes": [1]}, "got the keys 'phrases', 'boxes'"),
+        (PROMPT, {"objects": [], "masks": "m.png"}, 'must be a file where "masks" names a picture'),
+        (PROMPT, "mask.png", "layout must be of phrases and their places, got the picture"),
+        (PROMPT, [("a cat", "mask.png")], "must have a box or a mask, got the text 'mask.png'"),
+        (PROMPT, "", "layout must be JSON or a file that can be read, got ''"),
+        (
+            PROMPT,
+            {"objects": [{"phrase": "a cat", "box": [0, 0, 512, 512]}]},
+            "objects[0].box must lie inside [0, 1], got [0.0, 0.0, 512.0, 512.0]: divide pixels",
+        ),
+    ],
+)
+def test_layouts_that_are_meant_otherwise(pipe, prompt, layout, message):
+    message = re.escape(message).replace(re.escape("{...}"), ".*")
+    with pytest.raises(ValueError, match=message):
+        prepare(pipe, prompt, layout=layout)
+
+
+def test_json_of_pairs_is_a_layout(pipe):
+    (found,) = prepare(pipe, PROMPT, layout='[["a cat", [0, 0, 0.5, 1]]]').layouts
+    assert [(each.phrase, each.box) for each in found.objects] == [("a cat", (0, 0, 0.5, 1))]
+
+
+@pytest.mark.parametrize(
+    "weights", [[1.0], [1.0, 2.0, 3.0], "x", [float("nan"), 1.0], [[1.0], [2.0]], torch.ones(4, 3)]
+)
+def test_weights_are_checked_before_the_call(pipe, weights):
+    with pytest.raises(ValueError, match="weights must be"):
+        prepare(pipe, PROMPT, layout=LAYOUT, weights=weights)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"foo": 1}, {"clip_skip": 99}, {"clip_skip": "1"}, {"device": "cpu"}, {"prompt": "a"}],
+    ids=str,
+)
+def test_arguments_that_encode_prompt_does_not_take(pipe, options):
+    with pytest.raises(ValueError, match=r"encode must be of arguments .* takes beside"):
+        prepare(pipe, PROMPT, layout=LAYOUT, encode=options)
+
+
+def test_a_canvas_of_another_aspect_is_refused(pipe):
+    with pytest.raises(ValueError, match="aspect must be that of the canvas, 2, got 1"):
+        prepare(pipe, PROMPT, layout=LAYOUT, canvas=(1024, 512), aspect=1)
+    prepare(pipe, PROMPT, layout=LAYOUT, canvas=(1000, 300), aspect=3.33)
+
+
+def test_embeddings_that_are_not_finite_or_have_no_token(pipe):
+    given = {"prompt_embeds": torch.ones(1, 77, 8), "reference": "unconditional"}
+    local = torch.ones(2, 77, 8)
+    with pytest.raises(ValueError, match="local_embeds must be finite, got NaN or infinity"):
+        prepare(pipe, layout=LAYOUT, **given, local_embeds=local * torch.nan)
+    with pytest.raises(ValueError, match="local_embeds must have a token that counts in each row"):
+        prepare(pipe, layout=LAYOUT, **given, local_embeds=(local, torch.zeros(2, 77)))
+    with pytest.raises(ValueError, match="local_embeds must be of 2 objects of the layout, got 1"):
+        prepare(pipe, layout=LAYOUT, **given, local_embeds=local[:1])
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_all_that_encode_prompt_gives_is_told_from_embeddings(pipe, parts):
+    given = tuple(torch.ones(2, 77, 8) for _ in range(parts))
+    with pytest.raises(ValueError, match=rf"local_embeds must .* got {parts} .* give the first"):
+        prepare(pipe, PROMPT, layout=LAYOUT, local_embeds=given)
 
 
 @pytest.mark.parametrize("regions", [PROMPT, LAYOUT, None])

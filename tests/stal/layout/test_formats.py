@@ -308,7 +308,7 @@ def test_a_text_of_phrases_and_boxes_is_what_it_holds(around):
     [
         ('[{"phrase": "a cat", "box": [64, 128, 64, 64]}]', "must have its box in fractions of"),
         ('[{"phrase": "a cat"}]', r"layout\[0\] must be a pair"),
-        ("[1, 2]", "layout must be a file that can be read, got"),
+        ("[1, 2]", "layout must be JSON or a file that can be read, got"),
     ],
 )
 def test_a_text_that_holds_no_layout_is_refused(text, message):

@@ -133,8 +133,8 @@ def test_a_mask_of_another_aspect_is_refused(height, width):
     with pytest.raises(ValueError, match=r"layout\[0\] must have the canvas's aspect 1.5, got a m"):
         mask_of(np.ones((height, width), dtype=bool))
     message = (
-        f"a mask of another aspect, {width} x {height}: resize it, or give the picture's size, as"
-        " height and width to stal.Pipeline or as aspect=width / height to prepare$"
+        f"a mask of another aspect, {width} x {height}: resize it, or give the picture's size"
+        r" \(height and width of stal.Pipeline\) or its aspect=width / height$"
     )
     with pytest.raises(ValueError, match=message):
         mask_of(np.ones((height, width), dtype=bool))
@@ -226,7 +226,7 @@ def test_a_mask_that_is_none_is_refused_with_its_place(mask, message):
         ({"phrases": ["a"] * 8, "masks": CELLS}, r"masks must be of shape \(k, h, w\), got \(8, 1"),
         ({"phrases": ["a"], "masks": CELLS[None] * 0}, r"masks\[0\] must cover a cell"),
         ({"phrases": ["a"], "masks": None}, r"masks must be a tensor \(k, h, w\) or a list, got N"),
-        ({"phrases": ["a"], "masks": ["x"]}, r"masks\[0\] must be"),
+        ({"phrases": ["a"], "masks": ["x"]}, r"masks\[0\] must have a box or a mask, got the text"),
         (
             {"phrases": ["a"], "masks": CELLS[None], "size": 3},
             'must not have "size" beside "masks"',

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from stal.layout import Box, Layout, PlacedObject, draw, place, render
+from stal.layout import Box, Layout, PlacedObject, draw, place, render, sketch
+from stal.layout.coverage import Painted
 from stal.prompts import parse
 
 PROMPT = "a red circle to the left of a blue square"
@@ -33,6 +34,26 @@ def test_drawing_leaves_the_picture_alone_and_marks_the_boxes() -> None:
     assert found.getpixel((300, 382)) != white  # lower edge
     assert found.getpixel((300, 300)) == white
     assert found.getpixel((40, 40)) == white
+
+
+def test_drawing_traces_masks_along_their_edge():
+    cells = np.zeros((8, 8), dtype=bool)
+    cells[2:6, 2:4] = cells[4:6, 2:7] = True  # an L
+    painted = Painted.from_cells(cells)
+    layout = Layout("a dog", (PlacedObject("a dog", "dog", painted.box, outline=painted),))
+    found = draw(layout, Image.new("RGB", (512, 512), "white"))
+    white = (255, 255, 255)
+    assert found.getpixel((254, 200)) != white  # the right edge of the upright
+    assert found.getpixel((350, 257)) != white  # the upper edge of the foot
+    assert found.getpixel((446, 300)) != white
+    assert found.getpixel((350, 130)) == white  # where a box would have its edge
+    assert found.getpixel((200, 320)) == white  # inside
+
+
+@pytest.mark.parametrize("function", [sketch, lambda layout: draw(layout, checkered())])
+def test_what_is_no_layout_is_refused(function):
+    with pytest.raises(ValueError, match=r"layout must be a Layout, such as regions\.layouts"):
+        function((one((0, 0, 1, 1)),))
 
 
 @pytest.mark.parametrize(

@@ -115,7 +115,7 @@ def rival(function: Callable[..., Tensor], e: Example, wanted: str) -> Callable[
 def ours(backend: str, e: Example, wanted: str) -> Callable[[], object]:
     q, k, v, weight = (x.detach() for x in e.floats())
     tensors = {"q": q, "k": k, "v": v, "w": weight}
-    call = Example(q, k, v, weight, e.dout, None, None, e.region, None, None)
+    call = Example(q, k, v, weight, e.dout, None, None, e.region, None, e.plan, None)
     return with_gradients(lambda: call.run(backend), tensors, e.dout, wanted)
 
 
@@ -294,13 +294,13 @@ def overhead(rounds: int, output: Path | None) -> int:
     region = torch.ones_like(weight, dtype=torch.bool)
     table = k[0], v[0], weight[0]
     prompt_ids, offsets = (torch.tensor(x, dtype=torch.int32) for x in ([0], [0, 1]))
-    inputs = backends.Inputs(q, k, v, weight, None, None, None, None, 1.0)
+    inputs = backends.Inputs(q, k, v, weight, None, None, None, None, None, 1.0)
     choice, out = backends.choose(inputs, "auto"), torch.empty_like(q)
     q_grad, (k0, v0) = q.clone().requires_grad_(), (k[:, 0], v[:, 0])
     functions: dict[str, Callable[[], object]] = {
         "SDPA": lambda: F.scaled_dot_product_attention(q, k0, v0),
         "ours": lambda: blended_attention(q, k, v, weight),
-        "  checks": lambda: check_dense(q, k, v, weight, None, None, "auto"),
+        "  checks": lambda: check_dense(q, k, v, weight, None, None, None, "auto"),
         "  choice": lambda: backends.choose(inputs, "auto"),
         "  allocation": lambda: torch.empty_like(q),
         "  call of the library": lambda: choice.backend.forward(inputs, choice.level, out),

@@ -6,6 +6,7 @@ itself when `Work.left` is nearly 0: what it would do then, its process is kille
 
 import contextlib
 import csv
+import itertools
 import multiprocessing
 import os
 import re
@@ -19,7 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures import TimeoutError as OutOfTime
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -35,13 +36,15 @@ from step_batching import StepBatch, random_requests
 from timing import Timing, captured, gpu_times, interleave
 from tune_triton import neighbours, starting_tile, starts
 
-from stal_kernels import blended_attention, blended_attention_ragged
+from stal_kernels import blended_attention, blended_attention_ragged, plan
 from stal_kernels.backends import Inputs
 from stal_kernels.backends.triton.compile import KERNELS, Compiled, Variant, compile_variant
 from stal_kernels.backends.triton.launches import Launch, forward_launch, pixel_launch, run
 from stal_kernels.backends.triton.tiles import Tile, TileRow, rows
 from stal_kernels.testing import CASES, Case, Example, assert_within_twice_plain, example, results
 
+# After the name of a backend that is given a plan of the regions.
+PLANNED = ", plan"
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 # A dtype and what torch.set_float32_matmul_precision allows its products to be.
 NUMBERS = {name: (dtype, "highest") for name, dtype in DTYPES.items()}
@@ -186,7 +189,8 @@ def large_example(case: Case, dtype: torch.dtype, device: str) -> Example:
     if region is not None:
         region = region.to(device).expand(weight.shape)
     q, k, v, dout = normal(*q_shape), normal(*key_shape), normal(*key_shape), normal(*q_shape)
-    return Example(q, k, v, weight, dout, None, None, region, None, None)
+    made = plan(region) if region is not None and case.planned else None
+    return Example(q, k, v, weight, dout, None, None, region, None, made, None)
 
 
 # ---- device ----
@@ -405,7 +409,7 @@ def tile_launch(
 ) -> tuple[Launch, torch.Tensor]:
     """The launch of an example, and what it writes: out or dq."""
     scale = e.q.shape[-1] ** -0.5
-    inputs = Inputs(e.q, e.k, e.v, e.weight, None, None, e.region, None, scale)
+    inputs = Inputs(e.q, e.k, e.v, e.weight, None, None, e.region, None, e.plan, scale)
     written = torch.empty_like(e.q)
     if kernel == "forward":
         return forward_launch(inputs, written, target, tile), written
@@ -774,13 +778,18 @@ def _time_case(work: Work, name: str, case: Case) -> None:
 def checked(
     work: Work, e: Example, reference: Reference, wanted: str
 ) -> dict[str, Callable[[], object]]:
-    """Our backends by name, whose first result has been compared with plain PyTorch's."""
+    """Our backends by name, whose first result has been compared with plain PyTorch's.
+
+    With regions each comes again with a plan of them.
+    """
     functions = {}
-    for backend in work.backends:
-        function = functions[backend] = ours(backend, e, wanted)
+    examples = {"": e} if e.region is None else {"": e, PLANNED: replace(e, plan=plan(e.region))}
+    for backend, (mark, each) in itertools.product(work.backends, examples.items()):
+        name = f"{backend}{mark}"
+        function = functions[name] = ours(backend, each, wanted)
         made: Any = function()
         used = reference.error_used(made[0], "dq") if wanted else reference.error_used(made)
-        assert used <= 1, f"{backend} makes {used:.2f} times the error that is allowed"
+        assert used <= 1, f"{name} makes {used:.2f} times the error that is allowed"
     return functions
 
 
@@ -808,7 +817,7 @@ def time_rows(
         timing = found[function]
         flops = factor * pairs * (1 if function.startswith("one SDPA") else present(case))
         rate, bandwidth = flops / timing.median, moved / timing.median / 1e9
-        is_ours = function in work.backends
+        is_ours = function.removesuffix(PLANNED) in work.backends
         others = ("eager", "loop", "one SDPA", *work.backends)
         work.row(
             "times",

@@ -69,6 +69,7 @@ class Reference:
             None,
             region,
             None,
+            None,
             e.scale,
         )
         self.right = results(head.to(torch.float64), "plain")

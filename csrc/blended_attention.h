@@ -46,6 +46,11 @@ struct BlendedAttentionParams {
   const int32_t* offsets = nullptr;      // (batch + 1,)
   const int32_t* key_lengths = nullptr;  // (table,); null: seqlen_k
 
+  // Of a plan: an order of the rows of each element, in which blocks of them meet few prompts, and
+  // the region that it was made of. Both or neither; no result depends on it.
+  Strided<const int32_t*> order;    // strides: batch, row
+  Strided<const uint8_t*> planned;  // as region
+
   Strided<void*> out;          // forward, as q
   Strided<const void*> dout;   // backward, as q
   Strided<void*> dq;           // null: not asked for

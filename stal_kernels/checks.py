@@ -2,9 +2,11 @@
 
 Shapes, dtypes and strides are checked before the operator is called, so that they are traced away
 by torch.compile, and once more inside it, where nothing is known about the caller; values of index
-tensors are checked there alone. A backend that does all of that itself is not checked twice.
+tensors and plans are checked there alone. A backend that does all of that itself is not checked
+twice.
 """
 
+from collections.abc import Sequence
 from numbers import Real
 from typing import Any
 
@@ -12,12 +14,14 @@ import torch
 from torch import Tensor
 
 from stal_kernels import backends
+from stal_kernels.order import TILE_ROWS, dense_offsets, tiles_of
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _LARGEST_SCALE = torch.finfo(torch.float32).max  # what kernels compute with
 _Q = "(batch, heads, seqlen_q, head_dim)"
 _KEYS = "(batch, prompts, heads, seqlen_k, head_dim)"
 _TABLE = "(table, heads, seqlen_k, head_dim)"
+_PLAN = ("plan's order", "plan's tiles", "plan's region")
 
 # These run before every call, where each attribute of a tensor costs 0.1 to 0.2 us: what decides
 # is read once, and loops and functions only find the words for what is wrong.
@@ -29,6 +33,7 @@ def check_dense(
     v: Tensor,
     weight: Tensor,
     region: Tensor | None,
+    plan: Sequence[Tensor] | None,
     scale: float | None,
     backend: str,
     strides: bool = True,
@@ -61,7 +66,7 @@ def check_dense(
         raise _wrong_shape("weight", weight, names, (batch, prompts, seqlen_q))
     if heads == 0 or head_dim == 0:
         raise ValueError(f"q must have heads and head_dim of at least 1, got {tuple(q_shape)}")
-    _check_common(q, k, v, weight, region, scale, backend, strides)
+    _check_common(q, k, v, weight, region, plan, scale, backend, strides)
 
 
 def check_ragged(
@@ -73,6 +78,7 @@ def check_ragged(
     offsets: Tensor,
     region: Tensor | None,
     key_lengths: Tensor | None,
+    plan: Sequence[Tensor] | None,
     scale: float | None,
     backend: str,
     strides: bool = True,
@@ -118,20 +124,17 @@ def check_ragged(
             raise _wrong_layout(key_lengths=key_lengths)
         if key_lengths.shape != (table,):
             raise _wrong_shape("key_lengths", key_lengths, "(table,)", (table,))
+    device = q.device
     for name, tensor in (
         ("prompt_ids", prompt_ids),
         ("offsets", offsets),
         ("key_lengths", key_lengths),
     ):
-        if tensor is None:
-            continue
-        if tensor.dtype != torch.int32:
-            raise ValueError(f"{name} must be int32, got {_short(tensor.dtype)}; use .int()")
-        if tensor.device != q.device:
-            raise _wrong_device(name, tensor, q)
+        if tensor is not None:
+            _check_index(name, tensor, device, "q")
     if heads == 0 or head_dim == 0:
         raise ValueError(f"q must have heads and head_dim of at least 1, got {tuple(q_shape)}")
-    _check_common(q, k, v, weight, region, scale, backend, strides)
+    _check_common(q, k, v, weight, region, plan, scale, backend, strides)
 
 
 def check_sizes(inputs: backends.Inputs, dout: Tensor | None = None) -> None:
@@ -139,16 +142,16 @@ def check_sizes(inputs: backends.Inputs, dout: Tensor | None = None) -> None:
 
     dout: of a backward pass. Strides are left out: in a trace they are not final.
     """
-    q, k, v, weight, prompt_ids, offsets, region, key_lengths, _ = inputs
+    q, k, v, weight, prompt_ids, offsets, region, key_lengths, plan, _ = inputs
     if prompt_ids is not None and offsets is not None:
-        table = prompt_ids, offsets, region, key_lengths
+        table = prompt_ids, offsets, region, key_lengths, plan
         check_ragged(q, k, v, weight, *table, None, "auto", strides=False)
     elif prompt_ids is not None or offsets is not None:
-        raise ValueError("prompt_ids must come with offsets, got one of them alone")
+        raise _ids_alone()
     elif key_lengths is not None:
         raise ValueError("key_lengths must come with prompt_ids, got it alone")
     else:
-        check_dense(q, k, v, weight, region, None, "auto", strides=False)
+        check_dense(q, k, v, weight, region, plan, None, "auto", strides=False)
     alike = [("k", k), ("v", v)]
     if dout is not None:
         alike.append(("dout", dout))
@@ -166,23 +169,24 @@ def check_inputs(inputs: backends.Inputs, *, values: bool, dout: Tensor | None =
     """Raises ValueError unless a backend may rely on what it is handed: `backends.Inputs`.
 
     Args:
-        values: check those of index tensors too, which waits for a GPU.
+        values: check those of index tensors and plans too, which waits for a GPU.
         dout: of a backward pass.
     """
     check_sizes(inputs, dout)
-    q, k, v, _, prompt_ids, offsets, _, key_lengths, scale = inputs
+    q, k, v, _, prompt_ids, offsets, region, key_lengths, plan, scale = inputs
     _check_strides(q, k, v)
     if not abs(scale) <= _LARGEST_SCALE:
         raise ValueError(f"scale must be finite in float32, got {scale}")
     if values and prompt_ids is not None and offsets is not None:
-        check_values(prompt_ids, offsets, key_lengths, q.shape[0], k.shape[0], k.shape[-2])
+        check_values(prompt_ids, offsets, key_lengths, k.shape[0], k.shape[-2])
+    if values and plan is not None and region is not None:
+        _check_plan_values(plan, region, offsets)
 
 
 def check_values(
     prompt_ids: Tensor,
     offsets: Tensor,
     key_lengths: Tensor | None,
-    batch: int,
     table: int,
     seqlen_k: int,
 ) -> None:
@@ -193,17 +197,7 @@ def check_values(
         offsets: (batch + 1,), ascending from 0 to entries.
         key_lengths: (table,), each in 0 .. seqlen_k; None: all are seqlen_k.
     """
-    entries = prompt_ids.shape[0]
-    bounds = offsets.tolist()
-    if bounds[0] != 0:
-        raise ValueError(f"offsets must begin at 0, got {bounds[0]}")
-    for b in range(batch):
-        if bounds[b] > bounds[b + 1]:
-            raise ValueError(
-                f"offsets must ascend, got {bounds[b]} before {bounds[b + 1]} at element {b}"
-            )
-    if bounds[-1] != entries:
-        raise ValueError(f"offsets must end at the number of entries {entries}, got {bounds[-1]}")
+    _check_offsets(offsets, prompt_ids.shape[0])
     for e, prompt in enumerate(prompt_ids.tolist()):
         if not 0 <= prompt < table:
             raise ValueError(
@@ -216,12 +210,140 @@ def check_values(
             )
 
 
+def check_plannable(region: Tensor, prompt_ids: Tensor | None, offsets: Tensor | None) -> None:
+    """Raises ValueError unless the arguments are valid for `plan`, on the CPU their values too."""
+    if not isinstance(region, Tensor):
+        raise _no_tensor(region=region)
+    if region.is_nested or region.layout != torch.strided:
+        raise _wrong_layout(region=region)
+    if region.dtype != torch.bool:
+        raise ValueError(f"region must be bool, got {_short(region.dtype)}")
+    if prompt_ids is None and offsets is None:
+        if region.dim() != 3:
+            raise _wrong_shape("region", region, "(batch, prompts, seqlen_q)")
+        return
+    if prompt_ids is None or offsets is None:
+        raise _ids_alone()
+    if region.dim() != 2:
+        raise _wrong_shape("region", region, "(entries, seqlen_q)")
+    entries = region.shape[0]
+    for name, tensor in (("prompt_ids", prompt_ids), ("offsets", offsets)):
+        if not isinstance(tensor, Tensor):
+            raise _no_tensor(**{name: tensor})
+        if tensor.is_nested:
+            raise _wrong_layout(**{name: tensor})
+        _check_index(name, tensor, region.device, "region")
+    if prompt_ids.shape != (entries,):
+        raise _wrong_shape("prompt_ids", prompt_ids, "(entries,)", (entries,))
+    if offsets.dim() != 1 or offsets.shape[0] == 0:
+        raise _wrong_shape("offsets", offsets, "(batch + 1,)")
+    if region.device.type == "cpu" and not torch.compiler.is_compiling():
+        _check_offsets(offsets, entries)
+
+
+def check_three(plan: Sequence[Tensor], q: Tensor) -> None:
+    """Raises ValueError unless a plan is three dense tensors on q's device.
+
+    The dispatcher, which sees to it for the other tensors of a call, looks at none in a list.
+    """
+    if len(plan) != 3:
+        raise wrong_plan(plan)
+    for name, tensor in zip(_PLAN, plan, strict=True):
+        if tensor.is_nested or tensor.layout != torch.strided:
+            raise _wrong_layout(**{name: tensor})
+        if tensor.device != q.device:
+            raise _wrong_device(name, tensor, q)
+
+
+def wrong_plan(plan: Any) -> ValueError:
+    """The error of a plan that is not three tensors."""
+    got = type(plan).__name__
+    if isinstance(plan, (tuple, list)):
+        got += f" of {len(plan)}"
+        other = next((x for x in plan if not isinstance(x, Tensor)), None)
+        got += "" if other is None else f" with {type(other).__name__} in it"
+    return ValueError(f"plan must be the three tensors that stal_kernels.plan returns, got {got}")
+
+
+def _check_plan(plan: Sequence[Tensor], region: Tensor | None, q: Tensor) -> None:
+    """Raises ValueError unless a plan has the shapes, dtypes and device of one of such a region."""
+    if region is None:
+        raise ValueError("plan must come with region, got it alone")
+    if not isinstance(plan, (tuple, list)) or not all(isinstance(x, Tensor) for x in plan):
+        raise wrong_plan(plan)
+    check_three(plan, q)
+    batch, seqlen_q = q.shape[0], q.shape[2]
+    tiles = -(-seqlen_q // TILE_ROWS)
+    for name, tensor, dtype, names, shape in zip(
+        _PLAN,
+        plan,
+        (torch.int32, torch.int64, torch.bool),
+        ("(batch, seqlen_q)", "(batch, ceil(seqlen_q / 32))", "of region"),
+        ((batch, seqlen_q), (batch, tiles), region.shape),
+        strict=True,
+    ):
+        if tensor.dtype != dtype:
+            raise ValueError(f"{name} must be {_short(dtype)}, got {_short(tensor.dtype)}")
+        if tensor.shape != shape:
+            raise _wrong_shape(name, tensor, names, tuple(shape))
+
+
+def _check_plan_values(plan: Sequence[Tensor], region: Tensor, offsets: Tensor | None) -> None:
+    """Raises ValueError unless a plan is of this region. Waits for a GPU."""
+    order, tiles, planned = plan
+    entries = region.flatten(0, -2)
+    changed = (planned.flatten(0, -2) != entries).any(1)
+    if changed.any():
+        raise ValueError(
+            "plan's region must equal region, of which the plan is made, got another at entry "
+            f"{int(changed.nonzero()[0])}"
+        )
+    rows = torch.arange(order.shape[1], dtype=order.dtype, device=order.device)
+    wrong = (order.sort(dim=1).values != rows).any(1)
+    if wrong.any():
+        raise ValueError(
+            f"plan's order must hold each of the rows 0 .. {len(rows) - 1} of an element once, got "
+            f"others at element {int(wrong.nonzero()[0])}"
+        )
+    if offsets is None:
+        offsets = dense_offsets(region.shape[0], region.shape[1], region.device)
+    wrong = (tiles_of(order, entries, offsets) != tiles).any(1)
+    if wrong.any():
+        raise ValueError(
+            "plan's tiles must be those of its order and region, got others at element "
+            f"{int(wrong.nonzero()[0])}"
+        )
+
+
+def _check_offsets(offsets: Tensor, entries: int) -> None:
+    """Raises ValueError unless offsets ascend from 0 to the number of entries. Waits for a GPU."""
+    bounds = offsets.tolist()
+    if bounds[0] != 0:
+        raise ValueError(f"offsets must begin at 0, got {bounds[0]}")
+    for b in range(len(bounds) - 1):
+        if bounds[b] > bounds[b + 1]:
+            raise ValueError(
+                f"offsets must ascend, got {bounds[b]} before {bounds[b + 1]} at element {b}"
+            )
+    if bounds[-1] != entries:
+        raise ValueError(f"offsets must end at the number of entries {entries}, got {bounds[-1]}")
+
+
+def _check_index(name: str, tensor: Tensor, device: torch.device, owner: str) -> None:
+    """Raises ValueError unless it is int32, on the device of `owner`."""
+    if tensor.dtype != torch.int32:
+        raise ValueError(f"{name} must be int32, got {_short(tensor.dtype)}; use .int()")
+    if tensor.device != device:
+        raise ValueError(f"{name} must be on {owner}'s device {device}, got {tensor.device}")
+
+
 def _check_common(
     q: Tensor,
     k: Tensor,
     v: Tensor,
     weight: Tensor,
     region: Tensor | None,
+    plan: Sequence[Tensor] | None,
     scale: float | None,
     backend: str,
     strides: bool,
@@ -251,6 +373,8 @@ def _check_common(
             )
         if region.device != device:
             raise _wrong_device("region", region, q)
+    if plan is not None:
+        _check_plan(plan, region, q)
     if not (k.device == v.device == weight.device == device):
         for name, tensor in (("k", k), ("v", v), ("weight", weight)):
             if tensor.device != device:
@@ -300,6 +424,10 @@ def _wrong_shape(
 ) -> ValueError:
     sizes = "" if expected is None else f" = {expected}"
     return ValueError(f"{name} must have shape {names}{sizes}, got {tuple(tensor.shape)}")
+
+
+def _ids_alone() -> ValueError:
+    return ValueError("prompt_ids must come with offsets, got one of them alone")
 
 
 def _no_tensor(**arguments: Any) -> ValueError:

@@ -1,11 +1,15 @@
 """The operator: attention of each query to several prompts, blended by a weight per pixel."""
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 
 from stal_kernels import library
-from stal_kernels.checks import check_dense, check_ragged
+from stal_kernels.checks import check_dense, check_plannable, check_ragged
+from stal_kernels.order import dense_offsets, order_of, tiles_of
 
-__all__ = ["blended_attention", "blended_attention_ragged"]
+__all__ = ["blended_attention", "blended_attention_ragged", "plan"]
 
 
 def blended_attention(
@@ -15,6 +19,7 @@ def blended_attention(
     weight: Tensor,
     *,
     region: Tensor | None = None,
+    plan: Sequence[Tensor] | None = None,
     scale: float | None = None,
     backend: str = "auto",
 ) -> Tensor:
@@ -54,6 +59,10 @@ def blended_attention(
         region: (batch, prompts, seqlen_q), bool: where a prompt exists at all. Where it is False
             nothing of the prompt is read and its weight counts as 0 and has gradient 0. A weight
             of 0 is only a value: its gradient `<dout, attention of the prompt>` is not 0.
+        plan: what `plan(region)` returns, for calls that share a region. It saves time and changes
+            no result beyond rounding; on the CPU no bit. A plan of another region is refused on the
+            CPU, in both passes; on a GPU its values are taken as they are, and must not change
+            before the backward pass. Under `torch.vmap` it is not used.
         scale: multiplies q . k; head_dim ** -0.5 by default.
         backend: "auto", "triton" (NVIDIA GPUs), "cpu" or one level of it such as "cpu:avx2", or
             "reference". auto takes the first one for q's device that `why_not` has no reason
@@ -72,9 +81,9 @@ def blended_attention(
     High-Fidelity Text-to-Image Synthesis", ICCV 2023 (arXiv 2304.03869), which blends the
     attention to a global and several local prompts. The weights are not restricted here.
     """
-    check_dense(q, k, v, weight, region, scale, backend)
+    check_dense(q, k, v, weight, region, plan, scale, backend)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
-    others = None, None, region, None, scale, False, backend
+    others = None, None, region, None, plan, scale, False, backend
     return library.blended_attention(q, k, v, weight, *others)
 
 
@@ -88,6 +97,7 @@ def blended_attention_ragged(
     *,
     region: Tensor | None = None,
     key_lengths: Tensor | None = None,
+    plan: Sequence[Tensor] | None = None,
     scale: float | None = None,
     validate: bool = False,
     backend: str = "auto",
@@ -111,8 +121,9 @@ def blended_attention_ragged(
         offsets: (batch + 1,), int32: begins at 0, ascends, ends at entries.
         region: (entries, seqlen_q), bool.
         key_lengths: (table,), int32, 0 .. seqlen_k: keys beyond are never read.
+        plan: what `plan(region, prompt_ids, offsets)` returns, as in `blended_attention`.
         scale, backend: as in `blended_attention`.
-        validate: check the values of prompt_ids, offsets and key_lengths on a GPU too, which
+        validate: check the values of prompt_ids, offsets, key_lengths and plan on a GPU too, which
             waits for the GPU. On the CPU they are always checked, in a backward pass once more.
             On a GPU they must not change before it.
 
@@ -122,7 +133,55 @@ def blended_attention_ragged(
     Raises:
         ValueError, NotImplementedError, MemoryError: as in `blended_attention`.
     """
-    check_ragged(q, k, v, weight, prompt_ids, offsets, region, key_lengths, scale, backend)
+    check_ragged(q, k, v, weight, prompt_ids, offsets, region, key_lengths, plan, scale, backend)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
-    others = prompt_ids, offsets, region, key_lengths, scale, bool(validate), backend
+    others = prompt_ids, offsets, region, key_lengths, plan, scale, bool(validate), backend
     return library.blended_attention(q, k, v, weight, *others)
+
+
+def plan(
+    region: Tensor, prompt_ids: Tensor | None = None, offsets: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The order of rows in which a tile of them meets few prompts, for calls that share a region.
+
+    Backends compute a prompt for a whole tile of rows where it exists at any of them. Of boxes and
+    painted masks a tile of consecutive rows meets several; of rows where the same prompts exist it
+    meets its own. Made once, a plan serves all layers of a resolution and all steps:
+
+        made = plan(region)
+        out = blended_attention(q, k, v, weight, region=region, plan=made)
+
+    Elements do not depend on each other: three tensors of two plans joined by `torch.cat` along
+    dimension 0, each with its like, are the plan of the regions that are joined so.
+
+    Args:
+        region: (batch, prompts, seqlen_q), or with prompt_ids and offsets (entries, seqlen_q),
+            bool, any strides.
+        prompt_ids: (entries,), int32, of `blended_attention_ragged`; only its shape counts.
+        offsets: (batch + 1,), int32: begins at 0, ascends, ends at entries; on a GPU its values
+            are not looked at.
+
+    Returns:
+        order: (batch, seqlen_q), int32: the rows of each element, those where the same prompts
+            exist one after the other. A stable sort: rows where the first prompt exists come first,
+            among equals those where the second one does, and so on.
+        tiles: (batch, ceil(seqlen_q / 32)), int64: bit i is set where prompt i of the element
+            exists at any of the rows order[b, 32 t : 32 t + 32].
+        region: a copy, contiguous, by which a plan of another region is told.
+        An element of more than 64 prompts keeps its order, and has all bits set.
+
+    Raises:
+        ValueError: an argument breaks a rule above; the message names it.
+
+    >>> order, tiles, _ = plan(torch.tensor([[[False, True, False], [True, True, True]]]))
+    >>> order.tolist(), tiles.tolist()
+    ([[1, 0, 2]], [[3]])
+    """
+    check_plannable(region, prompt_ids, offsets)
+    entries = region
+    if offsets is None:
+        offsets = dense_offsets(region.shape[0], region.shape[1], region.device)
+        entries = region.flatten(0, 1)
+    order = order_of(entries, offsets)
+    copy = region.clone(memory_format=torch.contiguous_format)
+    return order, tiles_of(order, entries, offsets), copy

@@ -4,7 +4,7 @@ Defined from Python, so that it exists even where no native library was built. B
 operator share it; prompt_ids and offsets are None in the dense one.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -14,11 +14,11 @@ from torch._C import _functorch, _len_torch_dispatch_stack
 from torch.autograd import forward_ad
 
 from stal_kernels import backends
-from stal_kernels.checks import check_inputs, check_sizes
+from stal_kernels.checks import check_inputs, check_sizes, check_three, wrong_plan
 
 _ARGUMENTS = (
     "Tensor q, Tensor k, Tensor v, Tensor weight, Tensor? prompt_ids, Tensor? offsets, "
-    "Tensor? region, Tensor? key_lengths, float scale"
+    "Tensor? region, Tensor? key_lengths, Tensor[]? plan, float scale"
 )
 # Kernels need a contiguous last dimension, so the compiler may not choose other strides.
 _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
@@ -50,14 +50,14 @@ def blended_attention(q: Tensor, k: Tensor, v: Tensor, weight: Tensor, *others: 
 
     Args:
         q, k, v, weight: as in `blended_attention` or `blended_attention_ragged`.
-        others: the rest of the schema: prompt_ids, offsets, region, key_lengths, scale, validate,
-            backend.
+        others: the rest of the schema: prompt_ids, offsets, region, key_lengths, plan, scale,
+            validate, backend.
 
     Returns:
         (batch, heads, seqlen_q, head_dim), dtype and memory layout of q.
 
     Raises:
-        ValueError: a value of an index tensor is out of range.
+        ValueError: a value of an index tensor is out of range, or the plan is of another region.
         NotImplementedError: the named backend cannot run these inputs, or one of them has a
             forward-mode derivative.
     """
@@ -112,11 +112,12 @@ def _forward(
     offsets: Tensor | None,
     region: Tensor | None,
     key_lengths: Tensor | None,
+    plan: Sequence[Tensor] | None,
     scale: float,
     validate: bool,
     backend: str,
 ) -> Tensor:
-    inputs = backends.Inputs(q, k, v, weight, prompt_ids, offsets, region, key_lengths, scale)
+    inputs = backends.Inputs(q, k, v, weight, prompt_ids, offsets, region, key_lengths, plan, scale)
     choice = _choose(inputs, backend, validate or not q.is_cuda)
     out = _empty_like(q)
     choice.backend.forward(inputs, choice.level, out)
@@ -128,9 +129,11 @@ def _choose(
 ) -> backends.Choice:
     """The backend of a call whose arguments nobody has checked, unless the backend does.
 
-    values: whether values of index tensors are checked too, in either pass, since they may have
-    changed in between.
+    values: whether values of index tensors and plans are checked too, in either pass, since they
+    may have changed in between.
     """
+    if inputs.plan is not None:
+        check_three(inputs.plan, inputs.q)
     try:
         choice = backends.choose(inputs, backend)
     except IndexError:  # it reads sizes that a tensor of few dimensions has not
@@ -142,7 +145,7 @@ def _choose(
 
 
 def _fake_forward(q: Tensor, *others: Any) -> Tensor:
-    check_sizes(backends.Inputs(q, *others[:8]))
+    check_sizes(backends.Inputs(q, *others[:9]))
     return _empty_like(q)
 
 
@@ -156,13 +159,14 @@ def _backward(
     offsets: Tensor | None,
     region: Tensor | None,
     key_lengths: Tensor | None,
+    plan: Sequence[Tensor] | None,
     scale: float,
     need_q: bool,
     need_weight: bool,
     need_kv: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    inputs = backends.Inputs(q, k, v, weight, prompt_ids, offsets, region, key_lengths, scale)
+    inputs = backends.Inputs(q, k, v, weight, prompt_ids, offsets, region, key_lengths, plan, scale)
     choice = _choose(inputs, backend, not q.is_cuda, dout)
     dq, dk, dv, dweight = _empty_gradients(q, k, v, weight, need_q, need_weight, need_kv)
     # The gradient of a sum is an expanded scalar.
@@ -184,7 +188,7 @@ def _fake_backward(
     dout: Tensor, q: Tensor, k: Tensor, v: Tensor, weight: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     need_q, need_weight, need_kv, _ = rest[-4:]
-    check_sizes(backends.Inputs(q, k, v, weight, *rest[:5]), dout)
+    check_sizes(backends.Inputs(q, k, v, weight, *rest[:6]), dout)
     return _empty_gradients(q, k, v, weight, need_q, need_weight, need_kv)
 
 
@@ -206,24 +210,71 @@ def _empty_like(x: Tensor) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, scale, _, backend = inputs
+# A list of tensors is no argument that autograd keeps or a transform unwraps: for them the three
+# tensors of a plan, each None where there is none, take its place. "Flat" arguments are such.
+
+
+def _flat(plan: Sequence[Tensor] | None) -> Sequence[Tensor | None]:
+    if plan is None:
+        return None, None, None
+    if len(plan) != 3:
+        raise wrong_plan(plan)
+    return plan
+
+
+def _of_operator(*flat: Any) -> tuple[Any, ...]:
+    """The arguments of the operator, its dout left out."""
+    tensors, plan, others = flat[:8], flat[8:11], flat[11:]
+    return *tensors, None if plan[0] is None else plan, *others
+
+
+def _setup_context(ctx: Any, flat: Sequence[Any]) -> None:
+    *tensors, scale, _, backend = flat
     ctx.save_for_backward(*tensors)
     ctx.scale, ctx.backend = scale, backend
 
 
 def _gradients(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
+    """Of all flat arguments."""
     need_q, need_k, need_v, need_weight = ctx.needs_input_grad[:4]
     needs = need_q, need_weight, need_k or need_v
-    arguments = dout, *ctx.saved_tensors, ctx.scale, *needs, ctx.backend
-    dq, dk, dv, dweight = _call_backward(*arguments)
+    dq, dk, dv, dweight = _call_backward(dout, *ctx.saved_tensors, ctx.scale, *needs, ctx.backend)
     return (
         dq if need_q else None,
         dk if need_k else None,
         dv if need_v else None,
         dweight if need_weight else None,
-        *[None] * 7,
+        *[None] * 10,
     )
+
+
+class _Recorded(torch.autograd.Function):
+    """The operator where a gradient of it is recorded.
+
+    As torch.library.register_autograd makes it, which takes every call apart and puts it together
+    again as soon as the schema has a list.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        *flat, below = arguments
+        _setup_context(ctx, flat)
+        with torch._C._AutoDispatchBelowAutograd():
+            return cast(Tensor, _op.redispatch(below, *_of_operator(*flat)))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return *_gradients(ctx, *gradients), None
+
+
+def _record(keyset: Any, *arguments: Any) -> Tensor:
+    """The autograd layer of the operator."""
+    below = keyset & torch._C._after_autograd_keyset
+    if torch.is_grad_enabled() and any(x.requires_grad for x in arguments[:4]):
+        tensors, plan, others = arguments[:8], arguments[8], arguments[9:]
+        return cast(Tensor, _Recorded.apply(*tensors, *_flat(plan), *others, below))
+    with torch._C._AutoDispatchBelowAutograd():
+        return cast(Tensor, _op.redispatch(below, *arguments))
 
 
 def _no_second_gradient(ctx: Any, *_: Any) -> None:
@@ -233,19 +284,22 @@ def _no_second_gradient(ctx: Any, *_: Any) -> None:
     )
 
 
-def _call_backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _call_backward(dout: Tensor, *flat: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     if torch.compiler.is_compiling() or _functorch.peek_interpreter_stack() is None:
-        return _backward_op(*arguments)
-    return cast(tuple[Tensor, Tensor, Tensor, Tensor], _TransformedBackward.apply(*arguments))
+        return _backward_op(dout, *_of_operator(*flat))
+    return cast(tuple[Tensor, Tensor, Tensor, Tensor], _TransformedBackward.apply(dout, *flat))
 
 
 def _vmap_forward(
     call: Callable[..., Tensor], info: Any, in_dims: tuple[Any, ...], *arguments: Any
 ) -> tuple[Tensor, int]:
-    """The rule of vmap; `call` is the operator."""
-    tensors, others = arguments[:8], arguments[8:]
+    """The rule of vmap, of its arguments as they are or flat; `call` is the operator.
+
+    The plan of one call is left out where many are folded into one: no result depends on it.
+    """
+    tensors, others = arguments[:8], arguments[-3:]
     batch = _size(tensors[0], in_dims[0])
-    out = call(*_fold(info.batch_size, in_dims[:8], tensors, False), *others)
+    out = call(*_fold(info.batch_size, in_dims[:8], tensors, False), None, *others)
     return out.unflatten(0, (info.batch_size, batch)), 0
 
 
@@ -256,12 +310,12 @@ def _vmap_backward(
     dout: Tensor,
     *arguments: Any,
 ) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
-    """The rule of vmap; `call` is the backward operator."""
-    tensors, others, dims = arguments[:8], arguments[8:], in_dims[1:9]
+    """The rule of vmap, as `_vmap_forward`; `call` is the backward operator."""
+    tensors, others, dims = arguments[:8], arguments[-5:], in_dims[1:9]
     needed = others[1], others[3], others[3], others[2]  # of dq, dk, dv, dweight
     leading = [_size(x, dim) for x, dim in zip(tensors[:4], dims[:4], strict=True)]
     folded = _fold(info.batch_size, dims, tensors, own_tables=others[3])
-    gradients = call(_rows(dout, in_dims[0], info.batch_size), *folded, *others)
+    gradients = call(_rows(dout, in_dims[0], info.batch_size), *folded, None, *others)
     return (
         tuple(
             x.unflatten(0, (info.batch_size, size)) if need else x
@@ -334,15 +388,15 @@ def _rows(x: Tensor, dim: int | None, count: int) -> Tensor:
 
 
 class _Transformed(torch.autograd.Function):
-    """The operator inside a transform."""
+    """The operator inside a transform, of flat arguments."""
 
     @staticmethod
-    def forward(*arguments: Any) -> Tensor:
-        return _op(*arguments)
+    def forward(*flat: Any) -> Tensor:
+        return _op(*_of_operator(*flat))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _setup_context(ctx, inputs, output)
+        _setup_context(ctx, inputs)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -358,11 +412,11 @@ class _Transformed(torch.autograd.Function):
 
 
 class _TransformedBackward(torch.autograd.Function):
-    """The backward operator inside a transform."""
+    """The backward operator inside a transform, of flat arguments."""
 
     @staticmethod
-    def forward(*arguments: Any) -> tuple[Tensor, ...]:
-        return _backward_op(*arguments)
+    def forward(dout: Tensor, *flat: Any) -> tuple[Tensor, ...]:
+        return _backward_op(dout, *_of_operator(*flat))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -380,14 +434,19 @@ class _TransformedBackward(torch.autograd.Function):
     def vmap(
         info: Any, in_dims: tuple[Any, ...], *arguments: Any
     ) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
-        return _vmap_backward(_call_backward, info, in_dims, *arguments)
+        def call(dout: Tensor, *folded: Any) -> tuple[Tensor, ...]:
+            return _call_backward(dout, *folded[:8], *_flat(folded[8]), *folded[9:])
+
+        return _vmap_backward(call, info, in_dims, *arguments)
 
 
 def _transformed(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Tensor:
+    tensors, plan, others = rest[:5], rest[5], rest[6:]
+    flat = *tensors, *_flat(plan), *others
     device_type = q.device.type
     if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
-        return _cast_and_call(_Transformed.apply, device_type, q, k, v, *rest)
-    return cast(Tensor, _Transformed.apply(q, k, v, *rest))
+        return _cast_and_call(_Transformed.apply, device_type, q, k, v, *flat)
+    return cast(Tensor, _Transformed.apply(q, k, v, *flat))
 
 
 def _cast_and_call(
@@ -410,7 +469,7 @@ _library.impl("blended_attention", partial(_cast_and_call, _op, "cpu"), "Autocas
 _library.impl("blended_attention", partial(_cast_and_call, _op, "cuda"), "AutocastCUDA")
 torch.library.register_fake(_op, _fake_forward, lib=_library)
 torch.library.register_fake(_backward_op, _fake_backward, lib=_library)
-torch.library.register_autograd(_op, _gradients, setup_context=_setup_context, lib=_library)
+_library.impl("blended_attention", _record, "Autograd", with_keyset=True)
 torch.library.register_autograd(_backward_op, _no_second_gradient, lib=_library)
 torch.library.register_vmap(_op, partial(_vmap_forward, _op), lib=_library)
 torch.library.register_vmap(_backward_op, partial(_vmap_backward, _backward_op), lib=_library)

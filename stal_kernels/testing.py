@@ -10,13 +10,13 @@ float32 products as tf32 depends on their sizes, so "plain tf32" rounds their fa
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from stal_kernels.interface import blended_attention, blended_attention_ragged
+from stal_kernels.interface import blended_attention, blended_attention_ragged, plan
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LAYOUTS = ("contiguous", "projection", "expanded", "sliced")
@@ -48,8 +48,11 @@ class Case:
     scale: float | None = None
     # One for each prompt but the first; () for "boxes": those of an even grid.
     boxes: tuple[Box, ...] = ()
+    planned: bool = False  # whether the call is given a plan of its region
 
     def __post_init__(self) -> None:
+        if self.planned and self.region is None:
+            raise ValueError("planned must come with a region, got it alone")
         for name, known in (("layout", LAYOUTS), ("region", REGIONS)):
             if getattr(self, name) not in known:
                 names = ", ".join(map(str, known))
@@ -72,10 +75,11 @@ class Case:
         marks += ["placed"] if self.boxes else []
         marks += ["ragged"] if self.ragged else []
         marks += [f"scale{self.scale:g}"] if self.scale is not None else []
+        marks += ["planned"] if self.planned else []
         return "-".join([sizes, *marks])
 
 
-CASES = (
+_CASES = (
     # Stable Diffusion: head_dim by resolution.
     Case(heads=3, seqlen_q=257, head_dim=40, prompts=3),
     Case(heads=2, seqlen_q=144, head_dim=80, prompts=2),
@@ -126,13 +130,15 @@ CASES = (
     Case(batch=2, heads=3, seqlen_q=31, seqlen_k=7, head_dim=96, ragged=True, layout="projection"),
     Case(batch=3, heads=1, seqlen_q=66, seqlen_k=120, head_dim=72, prompts=2, ragged=True),
 )
+CASES = (*_CASES, *(replace(case, planned=True) for case in _CASES if case.region))
 
 
 @dataclass
 class Example:
     """The tensors of one call, with the shapes of `blended_attention` or its ragged form.
 
-    dout is as q. prompt_ids and offsets are None in the dense form; scale None: the default.
+    dout is as q. prompt_ids and offsets are None in the dense form; scale None: the default. plan
+    is None unless the case is planned.
     """
 
     q: Tensor
@@ -144,6 +150,7 @@ class Example:
     offsets: Tensor | None
     region: Tensor | None
     key_lengths: Tensor | None
+    plan: tuple[Tensor, Tensor, Tensor] | None
     scale: float | None
 
     def floats(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -154,7 +161,11 @@ class Example:
         """The operator's output, as q; it checks values of indices on a GPU too."""
         if self.prompt_ids is None or self.offsets is None:
             return blended_attention(
-                *self.floats(), region=self.region, scale=self.scale, backend=backend
+                *self.floats(),
+                region=self.region,
+                plan=self.plan,
+                scale=self.scale,
+                backend=backend,
             )
         return blended_attention_ragged(
             *self.floats(),
@@ -162,6 +173,7 @@ class Example:
             self.offsets,
             region=self.region,
             key_lengths=self.key_lengths,
+            plan=self.plan,
             scale=self.scale,
             validate=True,
             backend=backend,
@@ -252,9 +264,13 @@ def example(
         if case.region == "empty":
             region[..., -1, :] = False
         region = region.to(device)
+    made = None
+    if region is not None and case.planned:
+        made = plan(region, prompt_ids, offsets)
     for x in (q, k, v, weight):
         x.requires_grad_()
-    return Example(q, k, v, weight, dout, prompt_ids, offsets, region, key_lengths, case.scale)
+    others = prompt_ids, offsets, region, key_lengths, made, case.scale
+    return Example(q, k, v, weight, dout, *others)
 
 
 def _boxes(seqlen_q: int, prompts: int) -> Tensor:

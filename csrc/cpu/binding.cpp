@@ -1,5 +1,5 @@
 // What stal_kernels/backends/cpu.py calls. Nothing is taken for granted: the tensors are checked in
-// check_arguments.h, the values of index tensors in call_storage.cpp, in both passes.
+// check_arguments.h, the values of index tensors and plans in call_storage.cpp, in both passes.
 #include <tvm/ffi/container/array.h>
 #include <tvm/ffi/container/tensor.h>
 #include <tvm/ffi/function.h>
@@ -85,9 +85,10 @@ class Arguments {
   Arguments(const String& level, int64_t threads, double scale, bool bf16_products,
             const TensorView& q, const TensorView& k, const TensorView& v, const TensorView& weight,
             const OptionalTensor& prompt_ids, const OptionalTensor& offsets,
-            const OptionalTensor& region, const OptionalTensor& key_lengths)
+            const OptionalTensor& region, const OptionalTensor& key_lengths,
+            const OptionalTensor& order, const OptionalTensor& tiles, const OptionalTensor& planned)
       : kernels(FindKernels(level)),
-        sizes(q, k, v, weight, prompt_ids, offsets, region, key_lengths) {
+        sizes(q, k, v, weight, prompt_ids, offsets, region, key_lengths, order, tiles, planned) {
     if (threads < 1 || threads > std::numeric_limits<int>::max()) {
       stal::Refuse("threads", "be a positive int", threads);
     }
@@ -111,6 +112,11 @@ class Arguments {
     params.prompt_ids = Indices(prompt_ids);
     params.offsets = Indices(offsets);
     params.key_lengths = Indices(key_lengths);
+    if (order.has_value()) {
+      params.order.data = Indices(order);
+      params.order.strides = {order.value().stride(0), 0, 0, order.value().stride(1)};
+      SetWeights(planned.value(), &params.planned);
+    }
   }
 
   // What is written: out, dq; dk, dv; dweight.
@@ -139,10 +145,10 @@ class Arguments {
 void Forward(const String& level, int64_t threads, double scale, bool bf16_products, TensorView q,
              TensorView k, TensorView v, TensorView weight, OptionalTensor prompt_ids,
              OptionalTensor offsets, OptionalTensor region, OptionalTensor key_lengths,
-             TensorView out) {
+             OptionalTensor order, OptionalTensor tiles, OptionalTensor planned, TensorView out) {
   Translated([&] {
     Arguments arguments(level, threads, scale, bf16_products, q, k, v, weight, prompt_ids, offsets,
-                        region, key_lengths);
+                        region, key_lengths, order, tiles, planned);
     arguments.WriteRows("out", out, &arguments.params.out);
     const stal::CallStorage storage(arguments.params, static_cast<int>(threads));
     arguments.kernels.forward(storage.call);
@@ -152,11 +158,12 @@ void Forward(const String& level, int64_t threads, double scale, bool bf16_produ
 void Backward(const String& level, int64_t threads, double scale, bool bf16_products,
               TensorView dout, TensorView q, TensorView k, TensorView v, TensorView weight,
               OptionalTensor prompt_ids, OptionalTensor offsets, OptionalTensor region,
-              OptionalTensor key_lengths, OptionalTensor dq, OptionalTensor dweight,
+              OptionalTensor key_lengths, OptionalTensor order, OptionalTensor tiles,
+              OptionalTensor planned, OptionalTensor dq, OptionalTensor dweight,
               OptionalTensor dk, OptionalTensor dv) {
   Translated([&] {
     Arguments arguments(level, threads, scale, bf16_products, q, k, v, weight, prompt_ids, offsets,
-                        region, key_lengths);
+                        region, key_lengths, order, tiles, planned);
     stal::BlendedAttentionParams& p = arguments.params;
     arguments.sizes.CheckRows("dout", dout);
     SetRows(dout, &p.dout);

@@ -36,6 +36,9 @@ struct Call {
   // (batch, seqlen_q): the rows of an element as blocks of out, dq and dweight take them, those
   // where the same prompts exist one after the other; null: as in memory. No bit depends on it.
   const int64_t* order;
+  // With an order, copies of weight and region in it, (entries, seqlen_q), which all heads share.
+  const float* weight;
+  const uint8_t* region;
   int threads;
 };
 

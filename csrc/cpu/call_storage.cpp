@@ -9,6 +9,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "cpu/parallel.h"
+
 namespace stal {
 
 namespace {
@@ -42,6 +44,17 @@ void MarkChanges(const uint8_t* region, int64_t step, std::vector<uint8_t>* chan
   } else {
     for (int64_t n = 1; n < rows; ++n) out[n] |= region[n * step] ^ region[(n - 1) * step];
   }
+}
+
+// Whether two regions of so many rows are not the same.
+bool Differ(const uint8_t* x, int64_t x_step, const uint8_t* y, int64_t y_step, int64_t rows) {
+  uint8_t seen = 0;
+  if (x_step == 1 && y_step == 1) {  // compilers make vectors of it
+    for (int64_t n = 0; n < rows; ++n) seen |= (x[n] != 0) ^ (y[n] != 0);
+  } else {
+    for (int64_t n = 0; n < rows; ++n) seen |= (x[n * x_step] != 0) ^ (y[n * y_step] != 0);
+  }
+  return seen != 0;
 }
 
 [[noreturn]] void RefuseValue(const std::string& rule, int64_t got, const std::string& where = "") {
@@ -111,11 +124,22 @@ CallStorage::CallStorage(const BlendedAttentionParams& p, int threads) {
   call.num_entries = num_entries;
   call.begin = begin_.data();
   call.users = users_.data();
-  OrderRows(p);
   // Each thread has scratch memory. A block of rows has at least 8 of them.
   const int64_t blocks = p.batch * p.heads * ((p.seqlen_q + 7) / 8);
   const int64_t tasks = std::max({num_prompts * p.heads, blocks, num_entries, int64_t{1}});
   call.threads = static_cast<int>(std::min<int64_t>(threads, tasks));
+
+  call.order = nullptr;
+  call.weight = nullptr;
+  call.region = nullptr;
+  if (p.order.data) {
+    CheckPlanned(p);
+    TakeOrder(p);
+  } else if (p.region.data) {
+    OrderRows(p);
+  }
+  // dk and dv take rows as in memory.
+  if (call.order && (p.out.data || p.dq.data || p.dweight.data)) CopyInOrder();
 }
 
 // Expanded tensors have sizes that no memory bears out.
@@ -127,7 +151,8 @@ void CallStorage::CheckSizes(const BlendedAttentionParams& p, int threads) {
   const double packed = prompts * p.heads * keys * channels;
   const double shares = (entries + p.batch) * p.heads * rows * channels;
   if (packed + shares + threads * keys * channels > kMost) throw std::bad_alloc();
-  const double order = p.region.data ? 8.0 * p.batch * p.seqlen_q : 0;
+  // With the copies in it.
+  const double order = p.region.data ? (8.0 * p.batch + 5.0 * entries) * p.seqlen_q : 0;
   RequireMemory(prompts * sizeof(Prompt) + entries * (sizeof(Entry) + 8) + p.batch * 8.0 + order);
 }
 
@@ -173,8 +198,6 @@ void CallStorage::CopyIndices(const BlendedAttentionParams& p) {
 // painted masks a block of consecutive rows meets several. Neighbours mostly agree, so runs of rows
 // are sorted, not rows.
 void CallStorage::OrderRows(const BlendedAttentionParams& p) {
-  call.order = nullptr;
-  if (p.region.data == nullptr) return;
   const int64_t step = p.region.strides.row;
   std::vector<uint8_t> changes(p.seqlen_q);
   std::vector<Run> runs;
@@ -208,6 +231,69 @@ void CallStorage::OrderRows(const BlendedAttentionParams& p) {
     }
   }
   if (!order_.empty()) call.order = order_.data();
+}
+
+// The order of a plan, of which kernels rely on nothing but that it names each row once.
+void CallStorage::TakeOrder(const BlendedAttentionParams& p) {
+  order_.resize(p.batch * p.seqlen_q);
+  std::vector<uint8_t> seen(p.seqlen_q);
+  bool ordered = true;
+  for (int64_t b = 0; b < p.batch; ++b) {
+    std::fill(seen.begin(), seen.end(), 0);
+    const int32_t* rows = p.order.data + b * p.order.strides.batch;
+    int64_t* out = order_.data() + b * p.seqlen_q;
+    for (int64_t n = 0; n < p.seqlen_q; ++n) {
+      const int64_t row = out[n] = rows[n * p.order.strides.row];
+      if (row < 0 || row >= p.seqlen_q || seen[row]) {
+        throw std::invalid_argument(
+            "plan's order must hold each of the rows 0 .. " + std::to_string(p.seqlen_q - 1) +
+            " of an element once, got others at element " + std::to_string(b));
+      }
+      seen[row] = 1;
+      ordered &= row == n;
+    }
+  }
+  if (!ordered) call.order = order_.data();
+}
+
+void CallStorage::CheckPlanned(const BlendedAttentionParams& p) const {
+  const Strides& strides = p.planned.strides;
+  for (int64_t e = 0; e < call.num_entries; ++e) {
+    const Entry& entry = entries_[e];
+    const int64_t batch = p.ragged ? 0 : entry.batch;
+    const int64_t i = p.ragged ? e : e - begin_[batch];
+    const uint8_t* planned = p.planned.data + batch * strides.batch + i * strides.prompt;
+    const uint8_t* region = p.region.data + entry.region;
+    if (Differ(planned, strides.row, region, p.region.strides.row, p.seqlen_q)) {
+      throw std::invalid_argument(
+          "plan's region must equal region, of which the plan is made, got another at entry " +
+          std::to_string(e));
+    }
+  }
+}
+
+// Once a call, since every head of an element asks for the same.
+void CallStorage::CopyInOrder() {
+  const int64_t size = call.num_entries * call.params->seqlen_q;
+  weight_.reset(new float[size]);
+  region_.reset(new uint8_t[size]);
+  call.weight = weight_.get();
+  call.region = region_.get();
+  const auto copy = [](void* storage, int64_t e, int) {
+    auto& self = *static_cast<CallStorage*>(storage);
+    const BlendedAttentionParams& p = *self.call.params;
+    const Entry& entry = self.entries_[e];
+    const int64_t* rows = self.order_.data() + entry.batch * p.seqlen_q;
+    const float* weight = p.weight.data + entry.weight;
+    const uint8_t* region = p.region.data + entry.region;
+    float* weight_out = self.weight_.get() + e * p.seqlen_q;
+    uint8_t* region_out = self.region_.get() + e * p.seqlen_q;
+    for (int64_t n = 0; n < p.seqlen_q; ++n) {
+      weight_out[n] = weight[rows[n] * p.weight.strides.row];
+      region_out[n] = region[rows[n] * p.region.strides.row];
+    }
+  };
+  ParallelFor(call.threads, call.num_entries, copy, this);
 }
 
 }  // namespace stal

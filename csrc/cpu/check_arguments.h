@@ -1,6 +1,6 @@
 // What the tensors of a call must be: shape, dtype, device, strides. Whoever calls the library, a
-// tensor that is wrong is an error here and never read or written. Values of index tensors are
-// checked by CallStorage, which copies them.
+// tensor that is wrong is an error here and never read or written. Values of index tensors and of
+// plans are checked by CallStorage, which copies them.
 #pragma once
 
 #include <tvm/ffi/container/tensor.h>
@@ -123,7 +123,8 @@ struct Sizes {
 
   Sizes(const TensorView& q, const TensorView& k, const TensorView& v, const TensorView& weight,
         const OptionalTensor& prompt_ids, const OptionalTensor& offsets,
-        const OptionalTensor& region, const OptionalTensor& key_lengths)
+        const OptionalTensor& region, const OptionalTensor& key_lengths,
+        const OptionalTensor& order, const OptionalTensor& tiles, const OptionalTensor& planned)
       : ragged(prompt_ids.has_value()) {
     if (ragged != offsets.has_value()) {
       Refuse("prompt_ids", "come with offsets", ragged ? "it alone" : "offsets alone");
@@ -163,6 +164,18 @@ struct Sizes {
       if (!IsSame(found, {kDLBool, 8, 1}) && !IsSame(found, {kDLUInt, 8, 1})) {
         Refuse("region", "be bool", Text(found));
       }
+    }
+    if (order.has_value() || tiles.has_value() || planned.has_value()) {
+      if (!region.has_value()) Refuse("plan", "come with region", "it alone");
+      if (!order.has_value() || !tiles.has_value() || !planned.has_value()) {
+        Refuse("plan", "have order, tiles and region", "some of them");
+      }
+      CheckMemory("plan's order", order.value(), {batch, seqlen_q}, false);
+      CheckDType("plan's order", order.value(), kIndex);
+      CheckMemory("plan's tiles", tiles.value(), {batch, (seqlen_q + 31) / 32}, false);
+      CheckDType("plan's tiles", tiles.value(), {kDLInt, 64, 1});
+      CheckWeights("plan's region", planned.value());
+      CheckDType("plan's region", planned.value(), {kDLBool, 8, 1});
     }
     if (!ragged) return;
     CheckIndices("prompt_ids", prompt_ids.value(), entries);

@@ -244,7 +244,7 @@ void Forward(const Call& call) {
         const Entry& entry = call.entries[e];
         const Prompt& prompt = call.prompts[entry.prompt];
         if (prompt.length == 0) continue;
-        const Lanes<kVectors> lanes(p, entry, block);
+        const Lanes<kVectors> lanes(call, entry, block);
         if (!lanes.any) continue;
         const float* pack = PackOf(call, packs, packed, prompt, block.head);
         Vec factor[kVectors];
@@ -342,7 +342,7 @@ void BackwardQ(const Call& call) {
       for (int64_t e = call.begin[block.batch]; e < call.begin[block.batch + 1]; ++e) {
         const Entry& entry = call.entries[e];
         const Prompt& prompt = call.prompts[entry.prompt];
-        const Lanes<kVectors> lanes(p, entry, block);
+        const Lanes<kVectors> lanes(call, entry, block);
         Vec r[kVectors] = {};
         if (prompt.length > 0 && lanes.any) {
           const float* pack = PackOf(call, packs, packed, prompt, block.head);
@@ -402,7 +402,7 @@ void BackwardKV(const Call& call) {
           const RowBlock block = {entry.batch, head, first, {Min(kMaxRows, p.seqlen_q - first)}};
           WithVectors(block.rows.count, [&](auto vectors) {
             constexpr int kVectors = decltype(vectors)::value;
-            const Lanes<kVectors> lanes(p, entry, block);
+            const Lanes<kVectors> lanes(call, entry, block);
             if (!lanes.any) return;
             LoadTransposed<kVectors>(p.q, p.dtype, block, p.head_dim, lanes.present, p.scale,
                                      q_rows, q_t);

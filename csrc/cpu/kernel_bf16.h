@@ -227,7 +227,7 @@ void ForwardPairs(const Call& call) {
         const Entry& entry = call.entries[e];
         const Prompt& prompt = call.prompts[entry.prompt];
         if (prompt.length == 0) continue;
-        const Lanes<kVectors> lanes(p, entry, block);
+        const Lanes<kVectors> lanes(call, entry, block);
         if (!lanes.any) continue;
         const uint32_t* pack = PackOf(call, packs, packed, prompt, block.head);
         const int64_t keys = prompt.length;
@@ -298,7 +298,7 @@ void BackwardQPairs(const Call& call) {
       for (int64_t e = call.begin[block.batch]; e < call.begin[block.batch + 1]; ++e) {
         const Entry& entry = call.entries[e];
         const Prompt& prompt = call.prompts[entry.prompt];
-        const Lanes<kVectors> lanes(p, entry, block);
+        const Lanes<kVectors> lanes(call, entry, block);
         const int64_t keys = prompt.length;
         Vec mean[kVectors] = {};  // r = rowsum(A * G)
         if (keys > 0 && lanes.any) {

@@ -184,23 +184,26 @@ struct Lanes {
   uint8_t present[kVectors * kLanes];
   bool any;
 
-  Lanes(const BlendedAttentionParams& params, const Entry& entry, RowBlock block) {
-    const int64_t weight_step = params.weight.strides.row;
-    const int64_t region_step = params.region.strides.row;
-    const float* weights = params.weight.data + entry.weight + block.Base() * weight_step;
-    const uint8_t* region = params.region.data
-                                ? params.region.data + entry.region + block.Base() * region_step
-                                : nullptr;
-    const Rows rows = block.rows;
-    const bool whole = rows.count == kVectors * kLanes && rows.order == nullptr;
+  Lanes(const Call& call, const Entry& entry, RowBlock block) {
+    const BlendedAttentionParams& p = *call.params;
+    const int64_t count = block.rows.count;
+    int64_t weight_step = p.weight.strides.row, region_step = p.region.strides.row;
+    const float* weights = p.weight.data + entry.weight + block.first * weight_step;
+    const uint8_t* region =
+        p.region.data ? p.region.data + entry.region + block.first * region_step : nullptr;
+    if (block.rows.order) {
+      const int64_t first = (&entry - call.entries) * p.seqlen_q + block.first;
+      weights = call.weight + first;
+      region = call.region + first;
+      weight_step = region_step = 1;
+    }
+    const bool whole = count == kVectors * kLanes;
     float w[kVectors * kLanes] = {};
     memset(present, 0, sizeof(present));
     if (region && region_step == 1 && whole) {
       memcpy(present, region, sizeof(present));
     } else {
-      for (int64_t i = 0; i < rows.count; ++i) {
-        present[i] = !region || region[rows[i] * region_step];
-      }
+      for (int64_t i = 0; i < count; ++i) present[i] = !region || region[i * region_step];
     }
     uint8_t seen = 0;
     for (const uint8_t here : present) seen |= here;
@@ -209,7 +212,7 @@ struct Lanes {
     if (weight_step == 1 && whole) {
       memcpy(w, weights, sizeof(w));
     } else {
-      for (int64_t i = 0; i < rows.count; ++i) w[i] = weights[rows[i] * weight_step];
+      for (int64_t i = 0; i < count; ++i) w[i] = weights[i * weight_step];
     }
     for (int r = 0; r < kVectors; ++r) {
       ByteVec bytes;

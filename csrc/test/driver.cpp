@@ -7,11 +7,12 @@
 //          --level NAME            this level alone
 //
 // For each case and each level that runs here: out and all gradients on one thread against double
-// precision, then some of them again on 1 to 3 threads, which must be equal bit for bit.
-// Nothing may be written between the rows of a tensor; what may not be read holds NaN; an index
-// that is out of range is refused; rows are in the order that Call promises. Prints a line for each
-// level, and one that replays the case for each failure; returns 1 if there was any, 2 for a wrong
-// command line. Only the kernels need be compiled with a sanitizer.
+// precision, then some of them again on 1 to 3 threads and, where there are regions, with a plan of
+// any order, which must be equal bit for bit. Nothing may be written between the rows of a tensor;
+// what may not be read holds NaN; an index that is out of range is refused, and so is a plan that
+// names no row or one twice, or is of another region; rows are in the order that Call promises.
+// Prints a line for each level, and one that replays the case for each failure; returns 1 if there
+// was any, 2 for a wrong command line. Only the kernels need be compiled with a sanitizer.
 #include <atomic>
 #include <cmath>
 #include <cstdio>
@@ -254,11 +255,35 @@ BlendedAttentionParams ParamsOf(const Case& c) {
   return p;
 }
 
+// The rows of each element in any order.
+std::vector<int32_t> DrawOrder(const Case& c) {
+  Random random(c.seed);
+  std::vector<int32_t> order;
+  for (int64_t b = 0; b < c.batch; ++b) {
+    const size_t first = order.size();
+    for (int64_t n = 0; n < c.seqlen_q; ++n) {
+      order.push_back(static_cast<int32_t>(n));
+      std::swap(order.back(), order[first + random.Integer(0, n)]);
+    }
+  }
+  order.shrink_to_fit();
+  return order;
+}
+
+void SetPlan(const std::map<std::string, Tensor>& inputs, const std::vector<int32_t>& order,
+             BlendedAttentionParams* p) {
+  Set(inputs, "region", &p->planned);
+  p->order.data = order.data();
+  p->order.strides = {p->seqlen_q, 0, 0, 1};
+}
+
 // Runs what `asked` names, and returns it. The thread is new, so that its scratch memory is too.
+// order: of a plan; null: without one.
 std::map<std::string, Tensor> Run(const Case& c, const Kernels& kernels,
                                   const std::map<std::string, Tensor>& inputs,
                                   const std::set<std::string>& asked, int threads,
-                                  bool bf16_products = false) {
+                                  bool bf16_products = false,
+                                  const std::vector<int32_t>* order = nullptr) {
   std::map<std::string, Tensor> outputs;
   for (const std::string& name : asked) outputs[name] = Allocate(c, name);
   BlendedAttentionParams p = ParamsOf(c);
@@ -268,6 +293,7 @@ std::map<std::string, Tensor> Run(const Case& c, const Kernels& kernels,
   Set(inputs, "v", &p.v);
   Set(inputs, "weight", &p.weight);
   Set(inputs, "region", &p.region);
+  if (order && !order->empty()) SetPlan(inputs, *order, &p);
   Set(inputs, "dout", &p.dout);
   Set(outputs, "out", &p.out);
   Set(outputs, "dq", &p.dq);
@@ -340,6 +366,15 @@ std::string Check(const Case& c, const Kernels& kernels,
     }
     if (!tensor.GapsAreUntouched()) return name + " must be written in its rows alone";
   }
+  if (c.region) {
+    const std::vector<int32_t> order = DrawOrder(c);
+    for (const auto& [name, tensor] : Run(c, kernels, inputs, all, threads, false, &order)) {
+      if (!SameBits(one.at(name), tensor, ElementSize(DTypeOf(c, name)))) {
+        return name + " must be the same with and without a plan";
+      }
+      if (!tensor.GapsAreUntouched()) return name + " must be written in its rows alone";
+    }
+  }
   if (c.dtype != DType::kFloat32) return "";
   // How near the values come is tested in Python.
   const auto rounded = Run(c, kernels, inputs, all, 1, true);
@@ -371,6 +406,43 @@ std::string CheckIndices(Case c) {
     value = right;
   }
   return "";
+}
+
+// Whether a plan is refused that names a row that is not there, or one twice, or of another region.
+std::string CheckPlan(const Case& c, const std::map<std::string, Tensor>& inputs) {
+  std::vector<int32_t> order = DrawOrder(c);
+  if (!c.region || order.empty()) return "";
+  BlendedAttentionParams p = ParamsOf(c);
+  Set(inputs, "region", &p.region);
+  SetPlan(inputs, order, &p);
+  const auto refused = [&] {
+    try {
+      const CallStorage storage(p, 1);
+    } catch (const std::invalid_argument&) {
+      return true;
+    }
+    return false;
+  };
+  if (refused()) return "the plan of a region must be taken";
+  Random random(c.seed);
+  int32_t& row = order[random.Integer(0, order.size() - 1)];
+  const int32_t right = row;
+  const int32_t wrong[] = {-1, static_cast<int32_t>(c.seqlen_q), 1 << 30,
+                           static_cast<int32_t>(right == 0 ? c.seqlen_q - 1 : 0)};
+  for (const int32_t value : wrong) {
+    row = value;
+    if (value != right && !refused()) {
+      return "a row must be named once, and " + std::to_string(value) + " was taken";
+    }
+  }
+  row = right;
+  const Tensor region = Allocate(c, "region");
+  bool present = false;
+  region.ForEach([&](char* x, int64_t) { *x = 0; });
+  inputs.at("region").ForEach([&](const char* x, int64_t) { present |= *x != 0; });
+  p.planned.data = reinterpret_cast<const uint8_t*>(region.data());
+  p.planned.strides = region.strides;
+  return present && !refused() ? "the plan of another region must be refused" : "";
 }
 
 // Whether the order of rows names each row once, and puts those first where the first prompt
@@ -429,6 +501,7 @@ int RunCase(const Case& c, const std::vector<Level>& levels) {
   };
   report("indices", CheckIndices(c));
   report("order", CheckOrder(c, inputs));
+  report("plan", CheckPlan(c, inputs));
   for (const Level& level : levels) {
     std::string said;
     try {

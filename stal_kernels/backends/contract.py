@@ -1,5 +1,6 @@
 """What a backend is handed and what it has, whichever it is."""
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -17,6 +18,8 @@ class Inputs(NamedTuple):
     weight: (batch, prompts, seqlen_q), ragged (entries, seqlen_q), as region.
     prompt_ids, offsets: (entries,) and (batch + 1,), int32; both None in the dense form.
     key_lengths: (table,), int32, or None; ragged only.
+    plan: order (batch, seqlen_q) int32, tiles (batch, ceil(seqlen_q / 32)) int64 and region as
+        `stal_kernels.plan` returns them, or None; only with region. No result depends on it.
     """
 
     q: Tensor
@@ -27,6 +30,7 @@ class Inputs(NamedTuple):
     offsets: Tensor | None
     region: Tensor | None
     key_lengths: Tensor | None
+    plan: Sequence[Tensor] | None
     scale: float
 
 

@@ -25,6 +25,7 @@ DEVICES: tuple[str, ...] = ("cpu",)
 CHECKS_ARGUMENTS = True
 
 _FOLDER = Path(__file__).parent.parent
+_NO_PLAN = (None, None, None)
 
 
 def missing(level: str) -> str:
@@ -50,7 +51,8 @@ def why_not(
 # Spelled out twice: unpacking what a third function returns would cost a small call 0.2 us of 10.
 def forward(inputs: Inputs, level: str, out: Tensor) -> None:
     """As `Backend.forward`, on torch's number of threads."""
-    q, k, v, weight, prompt_ids, offsets, region, key_lengths, scale = inputs
+    q, k, v, weight, prompt_ids, offsets, region, key_lengths, plan, scale = inputs
+    order, tiles, planned = _NO_PLAN if plan is None else plan
     _library().forward(
         level or _best_level(),
         torch.get_num_threads(),
@@ -64,6 +66,9 @@ def forward(inputs: Inputs, level: str, out: Tensor) -> None:
         offsets if offsets is None else offsets.contiguous(),
         region,
         key_lengths if key_lengths is None else key_lengths.contiguous(),
+        order,
+        tiles,
+        planned,
         out,
     )
 
@@ -78,7 +83,8 @@ def backward(
     dv: Tensor | None,
 ) -> None:
     """As `Backend.backward`, on torch's number of threads."""
-    q, k, v, weight, prompt_ids, offsets, region, key_lengths, scale = inputs
+    q, k, v, weight, prompt_ids, offsets, region, key_lengths, plan, scale = inputs
+    order, tiles, planned = _NO_PLAN if plan is None else plan
     _library().backward(
         level or _best_level(),
         torch.get_num_threads(),
@@ -93,6 +99,9 @@ def backward(
         offsets if offsets is None else offsets.contiguous(),
         region,
         key_lengths if key_lengths is None else key_lengths.contiguous(),
+        order,
+        tiles,
+        planned,
         dq,
         dweight,
         dk,

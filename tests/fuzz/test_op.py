@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from stal_kernels import blended_attention, blended_attention_ragged
+from stal_kernels import blended_attention, blended_attention_ragged, plan
 from stal_kernels.backends import cpu
 
 _ops = torch.ops.stal_kernels
@@ -29,6 +29,7 @@ class Call(NamedTuple):
     dtype: torch.dtype
     with_region: bool
     with_lengths: bool
+    with_plan: str
     layouts: dict[str, str]
     indices: dict[str, list[int]]
     wrong: list[tuple[str, str, Any]]
@@ -62,6 +63,7 @@ _calls = st.builds(
     dtype=st.sampled_from([*FLOATS, *FLOATS, *DTYPES]),
     with_region=st.booleans(),
     with_lengths=st.booleans(),
+    with_plan=st.sampled_from(["", "right", "right", "other", "twice", "beyond", "two", "bytes"]),
     layouts=st.dictionaries(st.sampled_from(NAMES), st.sampled_from(["last", "slice", "expand"])),
     # Of the indices that are right, by position, those that are replaced.
     indices=st.dictionaries(
@@ -121,6 +123,25 @@ def _tensors(call: Call) -> dict[str, Any]:
     return {n: x if x is None else _laid_out(x, call.layouts.get(n)) for n, x in tensors.items()}
 
 
+def _plan(call: Call, tensors: dict[str, Any]) -> Any:
+    """The plan of these tensors, or one that is wrong; None where there can be none."""
+    region, ids, offsets = (tensors[name] for name in ("region", "prompt_ids", "offsets"))
+    if not call.with_plan or region is None:
+        return None
+    try:
+        order, tiles, planned = plan(~region if call.with_plan == "other" else region, ids, offsets)
+    except REFUSALS:
+        return None
+    if order.numel():
+        if call.with_plan == "twice":
+            order[0, -1] = order[0, 0]
+        if call.with_plan == "beyond":
+            order[0, 0] = 1 << 30
+    if call.with_plan == "two":
+        return order, tiles
+    return order, tiles, planned.to(torch.uint8) if call.with_plan == "bytes" else planned
+
+
 def _spoilt(x: Any, how: str, i: int, through: str) -> Any:
     if how == "none" or x is None:
         return None if how == "none" else torch.tensor([0], dtype=torch.int32)
@@ -155,15 +176,16 @@ def _free(x: Any) -> None:
         x.untyped_storage().resize_(0)
 
 
-def _run(call: Call, tensors: dict[str, Any], backend: str) -> tuple[torch.Tensor, ...]:
+def _run(call: Call, tensors: dict[str, Any], made: Any, backend: str) -> tuple[torch.Tensor, ...]:
     *inputs, dout = tensors.values()
     if call.through == "op":
         scale = call.scale if isinstance(call.scale, (int, float)) else 0.3
-        out = _ops.blended_attention.default(*inputs, scale, False, backend)
+        out = _ops.blended_attention.default(*inputs, made, scale, False, backend)
         q_and_weight, kv = call.needs[:2], call.needs[2]
-        arguments = dout, *inputs, scale, *q_and_weight, kv, backend
+        arguments = dout, *inputs, made, scale, *q_and_weight, kv, backend
         return (out, *_ops.blended_attention_backward.default(*arguments))
-    options = {"region": tensors["region"], "scale": call.scale, "backend": backend}
+    options = {"region": tensors["region"], "plan": made}
+    options |= {"scale": call.scale, "backend": backend}
     if call.ragged:
         lengths = tensors["key_lengths"]
         return (blended_attention_ragged(*inputs[:6], key_lengths=lengths, **options),)
@@ -172,6 +194,7 @@ def _run(call: Call, tensors: dict[str, Any], backend: str) -> tuple[torch.Tenso
 
 def _check(call: Call) -> None:
     tensors = _tensors(call)
+    made = _plan(call, tensors)
     freed = []
     for name, how, i in call.wrong:
         if how == "freed":
@@ -188,7 +211,7 @@ def _check(call: Call) -> None:
     results, refusals = {}, {}
     for backend in backends:
         try:
-            results[backend] = _run(call, tensors, backend)
+            results[backend] = _run(call, tensors, made, backend)
         except REFUSALS as error:
             refusals[backend] = error
     # Fast backends have limits of their own, which auto gets around.

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from stal.attention import Blend, Blended, Plain, Prompts, Recording
 from stal.layout import Layout, PlacedObject, masks
 from stal.model.unet import Attention
+from stal_kernels import plan
 
 NAME = "down_blocks.0.attentions.0.transformer_blocks.0.attn2"
 HEADS, HEAD_DIM, WIDTH, SEQLEN_K, TABLE = 2, 8, 6, 11, 9
@@ -221,6 +222,35 @@ def test_keys_and_values_are_projected_once_a_layer(guided):
             attention("second", q, other, height, width)
             Plain(prompts, [0] * batch)("first", q, module, height, width)
     assert calls == [module.to_k, module.to_v, other.to_k, other.to_v]
+
+
+@pytest.mark.parametrize(("rule", "reference", "guided"), CASES)
+def test_regions_are_planned_once_a_resolution(rule, reference, guided, monkeypatch):
+    """As on a GPU. On the CPU the op refuses a plan of another step's regions, were there any."""
+    module, prompts = make(torch.float32)
+    unconditional = TABLE - 1 if guided else None
+    blends, weights = make_blends(rule, reference, torch.float32)
+    for each in weights:
+        each[1] = 0
+    made = []
+
+    def drawn():
+        blended = Blended(prompts, blends, unconditional=unconditional, rule=rule)
+        torch.manual_seed(1)
+        for step in range(STEPS):
+            attention = blended.at(step, weights)
+            for height, width in SIZES:
+                q = make_q(6 if guided else 3, height, width, torch.float32)
+                yield from (attention(name, q, module, height, width) for name in "ab")
+
+    def counted(region, ids, offsets):
+        made.append(plan(region, ids, offsets))
+        return made[-1]
+
+    expected = list(drawn())
+    monkeypatch.setattr("stal.attention.plan_of", counted)
+    assert all(map(torch.equal, drawn(), expected))
+    assert len(made) == len(SIZES)
 
 
 @pytest.mark.parametrize(("rule", "reference", "guided"), CASES)

@@ -60,6 +60,14 @@ def test_examples_were_found():
 
 
 @pytest.mark.skipif(not PAGE.exists(), reason="needs a checkout")
+def test_code_on_the_page_runs():
+    blocks = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.M | re.S)
+    assert blocks
+    for block in blocks:
+        exec(compile(block, str(PAGE), "exec"), {})
+
+
+@pytest.mark.skipif(not PAGE.exists(), reason="needs a checkout")
 def test_page_lists_every_example():
     page = PAGE.read_text(encoding="utf-8")
     listed = re.findall(r"^\| \[(\w+\.py)\]\(\.\./examples/\1\)", page, re.MULTILINE)

@@ -14,7 +14,12 @@ from stal_kernels.testing import Case, example, results
 SMALL = Case(batch=2, heads=2, seqlen_q=5, seqlen_k=3, head_dim=8, prompts=2)
 RAGGED = Case(batch=3, heads=2, seqlen_q=5, seqlen_k=3, head_dim=8, prompts=2, ragged=True)
 BLOBS = Case(batch=2, heads=2, seqlen_q=5, seqlen_k=3, head_dim=8, prompts=2, region="blobs")
-FORMS = pytest.mark.parametrize("case", [SMALL, BLOBS, RAGGED], ids=["dense", "region", "ragged"])
+PLANNED = replace(BLOBS, planned=True)
+FORMS = pytest.mark.parametrize(
+    "case",
+    [SMALL, BLOBS, PLANNED, RAGGED, replace(RAGGED, region="blobs", planned=True)],
+    ids=["dense", "region", "planned", "ragged", "ragged-planned"],
+)
 
 
 def call(e, *tensors, backend="auto"):
@@ -44,7 +49,7 @@ def test_forward_mode_is_refused_and_not_zero(case, backend):
 @FORMS
 def test_operators_pass_opcheck(case):
     e = example(case, torch.float32)
-    shared = (*e.floats(), e.prompt_ids, e.offsets, e.region, e.key_lengths, 0.3)
+    shared = (*e.floats(), e.prompt_ids, e.offsets, e.region, e.key_lengths, e.plan, 0.3)
     ops = torch.ops.stal_kernels
     torch.library.opcheck(ops.blended_attention.default, (*shared, False, "auto"))
     detached = [x.detach() if isinstance(x, torch.Tensor) else x for x in (e.dout, *shared)]

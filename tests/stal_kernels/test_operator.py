@@ -25,7 +25,7 @@ def dense():
         "v": torch.ones(2, 5, 3, 6, 8),
         "weight": torch.ones(2, 5, 4),
     }
-    return {**tensors, "prompt_ids": None, "offsets": None, "region": None, "key_lengths": None}
+    return {**tensors, **dict.fromkeys(("prompt_ids", "offsets", "region", "key_lengths", "plan"))}
 
 
 def ragged():
@@ -37,7 +37,7 @@ def ragged():
         "prompt_ids": ints(6, 0, 6),
         "offsets": ints(0, 1, 3),
     }
-    return {**tensors, "region": None, "key_lengths": None}
+    return {**tensors, "region": None, "key_lengths": None, "plan": None}
 
 
 def forward(arguments, scale, backend):
@@ -215,7 +215,7 @@ def through_memory(x, values):
 )
 def test_index_that_changes_before_the_backward_pass_is_refused(name, values, change, backend):
     arguments = {**ragged(), "key_lengths": ints(*[6] * 7)}
-    arguments.pop("region")
+    del arguments["region"], arguments["plan"]
     lengths = arguments.pop("key_lengths")
     weight = arguments["weight"].requires_grad_()
     out = blended_attention_ragged(*arguments.values(), key_lengths=lengths, backend=backend)
@@ -226,7 +226,7 @@ def test_index_that_changes_before_the_backward_pass_is_refused(name, values, ch
 
 def test_index_that_changes_in_place_is_noticed_by_autograd(backend):
     arguments = ragged()
-    del arguments["region"], arguments["key_lengths"]
+    del arguments["region"], arguments["key_lengths"], arguments["plan"]
     arguments["weight"].requires_grad_()
     out = blended_attention_ragged(*arguments.values(), backend=backend)
     arguments["prompt_ids"].zero_()
@@ -292,6 +292,8 @@ def test_fake_operator_refuses_what_the_real_one_does():
 
 def call_library(**changed):
     arguments = {"level": "portable", "threads": 1, "scale": 0.3, "bf16": False, **dense()}
+    del arguments["plan"]
+    arguments |= {"order": None, "tiles": None, "planned": None}
     arguments |= {"out": torch.ones(2, 3, 4, 8), **changed}
     cpu._library().forward(*arguments.values())
 
@@ -314,6 +316,10 @@ def call_library(**changed):
         ),
         ({"weight": torch.ones(2, 5, 4).int()}, "weight must be float32, got int32"),
         ({"region": torch.ones(2, 5, 4).to(torch.int8)}, "region must be bool, got int8"),
+        (
+            {"region": torch.ones(2, 5, 4).bool(), "order": torch.zeros(2, 4).int()},
+            "plan must have order, tiles and region, got some of them",
+        ),
     ],
 )
 def test_library_checks_what_python_never_hands_it(changed, message):

@@ -164,7 +164,8 @@ def test_case_table_is_clean(sanitizer, driver, tmp_path):
     table = tmp_path / "cases.txt"
     # Who may touch what when does not depend on how a half is converted.
     dtypes = (torch.float32, torch.bfloat16) if sanitizer == "thread" else DTYPES
-    lines = [case_line(case, dtype) for case in CASES for dtype in dtypes]
+    # Every case with regions is run with a plan of them too.
+    lines = [case_line(case, dtype) for case in CASES for dtype in dtypes if not case.planned]
     lines += [case_line(case, torch.float32) for case in EMPTY]
     table.write_text("".join(f"{line}\n" for line in lines))
     check(driver, "--table", str(table), "--callers", "2")

@@ -147,7 +147,7 @@ def test_vmap_works_on_a_named_backend(backend):
 
 
 def test_vmap_works_for_the_operators_themselves():
-    none, ops = (None,) * 4, torch.ops.stal_kernels
+    none, ops = (None,) * 5, torch.ops.stal_kernels
     tensors, options = many(), (0.3, False, "auto")
     expected = vmap(lambda *x: blended_attention(*x, scale=0.3))(*tensors)
     out = vmap(lambda *x: ops.blended_attention.default(*x, *none, *options))(*tensors)

@@ -30,6 +30,7 @@ CHECKED = "ragged_argument or before_the_backward or gradient_of_the_output"
             "test_blended_attention.py", 20, ["-k", f"not ({NOT} or unaligned)"], id="operator"
         ),
         pytest.param("test_operator.py", 35, ["-k", CHECKED], id="checks"),
+        pytest.param("test_plan.py", 45, ["-k", "triton"], id="plans"),
     ],
 )
 def test_triton_passes_under_the_interpreter(file, least, options):
@@ -125,7 +126,7 @@ def test_launches_depend_on_no_values(ragged):
     weight = empty(12, 4096, dtype=float32) if ragged else empty(4, 3, 4096, dtype=float32)
     indices = [empty(n, dtype=torch.int32) if ragged else None for n in (12, 5, 6)]
     ids, offsets, lengths = indices
-    inputs = Inputs(q, k, k, weight, ids, offsets, None, lengths, 1.0)
+    inputs = Inputs(q, k, k, weight, ids, offsets, None, lengths, None, 1.0)
     stats = empty(3, 8, *weight.shape, dtype=float32).unbind()
     found = [
         launches.forward_launch(inputs, q, (9, 0)),

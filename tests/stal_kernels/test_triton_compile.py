@@ -27,6 +27,7 @@ QUICK = [
     *(Variant(kernel, c, d) for kernel in KERNELS for c in (80, 90) for d in (40, 64)),
     *(Variant("forward", c, d) for c in (80, 90) for d in (80, 128, 160)),
     *(Variant("forward", c, 64, region=True) for c in (80, 90)),
+    *(Variant(k, c, 64, region=True, plan=True) for k in ("forward", "pixels") for c in (80, 90)),
     Variant("forward", 80, 64, dtype="float32"),
 ]
 FORMS = ((False, False), (True, False), (True, True))  # region, ragged
@@ -58,6 +59,16 @@ ALL = [
         for d in (40, 64, 160)
     ),
     *(Variant("pixels", c, d, dtype="float32") for c in (80, 90) for d in (80, 128)),
+    *(
+        Variant(kernel, c, d, seqlen_k, dtype, True, ragged, plan=True)
+        for kernel in ("forward", "pixels")
+        for c in (80, 90)
+        for d in HEAD_DIMS
+        for seqlen_k in (77, 300)
+        for dtype, ragged in (("float16", False), ("bfloat16", True), ("float32", False))
+        # The others make no use of a plan.
+        if kernel == "forward" or dtype != "float32" or d <= 64
+    ),
     *(
         Variant("forward", c, *sizes, dtype, region)
         for c in (80, 90)

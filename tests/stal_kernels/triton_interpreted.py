@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from stal_kernels import backends, blended_attention, blended_attention_ragged, why_not
-from stal_kernels.backends.triton import kernels, launches
+from stal_kernels import backends, blended_attention, blended_attention_ragged, plan, why_not
+from stal_kernels.backends.triton import kernels, launches, tiles
 from stal_kernels.testing import Case, assert_within_twice_plain, example, results
 
 CASES = (
@@ -39,6 +39,14 @@ CASES = (
     Case(batch=3, heads=1, seqlen_q=66, seqlen_k=130, head_dim=8, region="blobs", ragged=True),
     Case(batch=6, heads=1, seqlen_q=9, seqlen_k=7, head_dim=96, ragged=True, layout="projection"),
 )
+# Boxes cut across tiles of pixels; with a plan tiles of several words, and half a word.
+PLANNED = (
+    *(replace(case, planned=True) for case in CASES if case.region),
+    Case(heads=2, seqlen_q=150, seqlen_k=3, head_dim=8, prompts=4, region="boxes", planned=True),
+    Case(heads=1, seqlen_q=70, seqlen_k=3, head_dim=16, prompts=3, region="empty", planned=True),
+    # The last bit is the sign of a word.
+    Case(heads=1, seqlen_q=33, seqlen_k=1, head_dim=8, prompts=64, region="blobs", planned=True),
+)
 
 
 def test_backend_is_available():
@@ -46,7 +54,7 @@ def test_backend_is_available():
     assert why_not("triton", torch.zeros(1, 1, 4, 8)) == []
 
 
-@pytest.mark.parametrize("case", CASES, ids=repr)
+@pytest.mark.parametrize("case", [*CASES, *PLANNED], ids=repr)
 def test_output_and_gradients_are_within_twice_the_error_of_plain_torch(case):
     assert_within_twice_plain(case, "triton", torch.float32, draws=1)
 
@@ -127,6 +135,41 @@ def test_tile_walks_only_prompts_that_exist_in_it(walked):
     assert walked == {"_attend": 3, "_differentiate": 3, "_add_pixels": 3}
 
 
+def forward_with(e, made, block_q):
+    """The output, computed in tiles of so many pixels."""
+    tensors = [x.detach() for x in e.floats()]
+    inputs = backends.Inputs(*tensors, None, None, e.region, None, made, 0.3)
+    out = torch.empty_like(e.q)
+    tile = tiles.Tile(256, block_q, 4, 1)
+    launches.run(launches.forward_launch(inputs, out, (8, 0), tile), out.device)
+    return out
+
+
+@pytest.mark.parametrize("block_q", [16, 32, 64, 128])
+def test_tile_of_a_plan_walks_only_prompts_that_exist_in_it(block_q, walked):
+    e = example(Case(heads=1, seqlen_q=130, seqlen_k=5, head_dim=8, prompts=3), torch.float32)
+    # Of three pixels two have a prompt of their own; all of them have the first one.
+    pixel, prompt = torch.arange(130), torch.arange(3)[:, None]
+    e = replace(e, region=((pixel % 3 == prompt) | (prompt == 0))[None])
+    expected = forward_with(e, None, block_q)
+    walked.clear()
+    made = plan(e.region)
+    torch.testing.assert_close(forward_with(e, made, block_q), expected)
+    # A word of bits is of 32 pixels.
+    parts = made[0][0].long().split(max(block_q, 32))
+    met = [int(e.region[0][:, n].any(1).sum()) for n in parts for _ in range(0, 32, block_q)]
+    blocks = -(-130 // block_q)
+    assert walked["_attend"] == sum(met[:blocks]) < 3 * blocks
+
+
+def test_bits_of_prompts_that_are_not_there_lead_nowhere(walked):
+    e = example(Case(heads=1, seqlen_q=40, seqlen_k=5, head_dim=8, prompts=3), torch.float32)
+    e = replace(e, region=torch.ones(1, 3, 40, dtype=torch.bool))
+    order, _, copy = plan(e.region)
+    forward_with(e, (order, torch.full((1, 2), -1), copy), 32)
+    assert walked["_attend"] == 3 * 2
+
+
 def test_region_that_is_nowhere_gives_zeros_and_walks_nothing(walked):
     e = example(Case(heads=1, seqlen_q=9, seqlen_k=5, head_dim=8, region="blobs"), torch.float32)
     with torch.no_grad():
@@ -192,8 +235,11 @@ def test_only_kernels_that_are_needed_are_launched(wanted, expected, monkeypatch
     assert options["WANT_ROWS"] == (wanted in "kv")
 
 
-def test_result_is_the_same_every_time_whatever_was_in_memory(monkeypatch):
+@pytest.mark.parametrize("with_plan", [False, True], ids=["plain", "plan"])
+def test_result_is_the_same_every_time_whatever_was_in_memory(with_plan, monkeypatch):
     case = Case(batch=4, heads=1, seqlen_q=130, seqlen_k=5, head_dim=8, ragged=True)
+    if with_plan:
+        case = replace(case, region="blobs", planned=True)
     e = example(case, torch.float32)
     first = results(e, "triton")
     original = torch.Tensor.new_empty
@@ -209,7 +255,7 @@ def test_result_is_the_same_every_time_whatever_was_in_memory(monkeypatch):
 
 def test_pixels_are_split_and_the_parts_are_summed():
     e = example(Case(heads=1, seqlen_q=130, seqlen_k=5, head_dim=8, prompts=1), torch.float32)
-    inputs = backends.Inputs(*(x.detach() for x in e.floats()), None, None, None, None, 1.0)
+    inputs = backends.Inputs(*(x.detach() for x in e.floats()), *[None] * 5, 1.0)
     stats = torch.empty(3, 1, 1, 1, 130).unbind()
     found = launches.prompt_launches(
         inputs, e.dout, stats, torch.empty_like(e.k), torch.empty_like(e.v), (8, 0)
@@ -248,7 +294,8 @@ def test_dense_equals_ragged():
         assert torch.equal(right, expected[name].view_as(right)), name
 
 
-def test_addresses_beyond_32_bits_are_right():
+@pytest.mark.parametrize("with_plan", [False, True], ids=["plain", "plan"])
+def test_addresses_beyond_32_bits_are_right(with_plan):
     # Rows 2**30 elements apart; memory that is never touched takes no room.
     apart = 2**30
     memory = torch.empty(3 * apart + 8, dtype=torch.float16)
@@ -256,22 +303,29 @@ def test_addresses_beyond_32_bits_are_right():
     near = torch.randn(1, 1, 4, 8, generator=torch.Generator().manual_seed(0)).half()
     far.copy_(near)
     weight = torch.ones(1, 1, 4)
-    expected = blended_attention(near, near[None], near[None], weight, backend="triton")
+    region = torch.tensor([[[False, True, True, False]]]) if with_plan else None
+    made = None if region is None else plan(region)
+    options = {"region": region, "plan": made, "backend": "triton"}
+    expected = blended_attention(near, near[None], near[None], weight, **options)
     keys = memory.as_strided((1, 1, 1, 4, 8), (0, 0, 0, apart, 1))
-    assert torch.equal(blended_attention(far, keys, keys, weight, backend="triton"), expected)
+    assert torch.equal(blended_attention(far, keys, keys, weight, **options), expected)
 
 
 # ---- as torch sees it ----
 
 SMALL = Case(batch=2, heads=1, seqlen_q=5, seqlen_k=3, head_dim=8, region="blobs")
 RAGGED = Case(batch=3, heads=1, seqlen_q=5, seqlen_k=3, head_dim=8, ragged=True)
-FORMS = pytest.mark.parametrize("case", [SMALL, RAGGED], ids=["dense", "ragged"])
+FORMS = pytest.mark.parametrize(
+    "case",
+    [SMALL, replace(SMALL, planned=True), RAGGED],
+    ids=["dense", "planned", "ragged"],
+)
 
 
 @FORMS
 def test_operators_pass_opcheck(case):
     e = example(case, torch.float32)
-    shared = (*e.floats(), e.prompt_ids, e.offsets, e.region, e.key_lengths, 0.3)
+    shared = (*e.floats(), e.prompt_ids, e.offsets, e.region, e.key_lengths, e.plan, 0.3)
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
     ops = torch.ops.stal_kernels
     torch.library.opcheck(

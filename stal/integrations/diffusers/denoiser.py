@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stal.attention import EntryMaps, csr
+from stal.attention import EntryMaps, Plan, csr, plan_of
 from stal.caller import warn
 from stal.integrations.diffusers.encoded import Encoded
 from stal.integrations.diffusers.halves import Halves, halves_of
@@ -87,6 +87,7 @@ class Denoiser:
         self._joined: tuple[Tensor, Tensor, Tensor] | None = None
         self._masks: dict[tuple[int, Size], Tensor] = {}
         self._rows: dict[tuple[Halves, int, bool, torch.device], tuple[Tensor, Tensor]] = {}
+        self._plans: dict[tuple[object, ...], Plan | None] = {}
 
     @property
     def call(self) -> Call:
@@ -303,6 +304,17 @@ class Denoiser:
                 self._rows[key] = csr(entries, device)
         return self._rows[key]
 
+    def plan(
+        self, regions_of: tuple[object, ...], region: Tensor, ids: Tensor, offsets: Tensor
+    ) -> Plan | None:
+        """The op's plan of a batch's regions, which depend on neither the step nor its weights.
+
+        regions_of: what they do depend on; a plan is made once for each.
+        """
+        if regions_of not in self._plans:
+            self._plans[regions_of] = plan_of(region, ids, offsets)
+        return self._plans[regions_of]
+
 
 class Run:
     """One run of the scheduler: its steps and each prompt's weights at them."""
@@ -401,8 +413,11 @@ class Call:
         first = [i * halves.block * frames for i, own in enumerate(halves.conditional) if own]
         lost = (halves.unconditional or 0) * halves.block * frames
         taken = torch.cat(away) if away and first else None
-        maps = EntryMaps(weight, region, taken, tuple(first), lost)
-        return Attended(*denoiser.rows(halves, frames, reference, device), maps)
+        ids, offsets = denoiser.rows(halves, frames, reference, device)
+        regions_of = self.size, tokens, halves, frames, reference, device
+        plan = denoiser.plan(regions_of, region, ids, offsets)
+        maps = EntryMaps(weight, region, taken, tuple(first), lost, plan)
+        return Attended(ids, offsets, maps)
 
     def _maps_of(
         self,

@@ -33,6 +33,7 @@ _POINTERS = {
     torch.float32: "*fp32",
     torch.bool: "*i1",
     torch.int32: "*i32",
+    torch.int64: "*i64",
 }
 # What a multiprocessor has, of both capabilities.
 _REGISTERS, _WARPS = 65536, 64
@@ -40,7 +41,9 @@ _REGISTERS, _WARPS = 65536, 64
 
 @dataclass(frozen=True)
 class Variant:
-    """A kernel as it is compiled. precision: "ieee" or "tf32", of float32 products."""
+    """A kernel as it is compiled. precision: "ieee" or "tf32", of float32 products. plan: only with
+    a region.
+    """
 
     kernel: str
     capability: int
@@ -50,9 +53,10 @@ class Variant:
     region: bool = False
     ragged: bool = False
     precision: str = "ieee"
+    plan: bool = False
 
     def __repr__(self) -> str:
-        marks = ["region"] * self.region + ["ragged"] * self.ragged
+        marks = ["region"] * self.region + ["ragged"] * self.ragged + ["plan"] * self.plan
         marks += ["tf32"] * (self.precision == "tf32")
         sizes = f"d{self.head_dim}-k{self.seqlen_k}"
         return "-".join([self.kernel, f"sm{self.capability}", self.dtype, sizes, *marks])
@@ -107,9 +111,14 @@ def launch_of(variant: Variant, tile: Tile | None = None, *, device: str = "meta
     weight = tensor(*weights, seqlen_q, dtype=torch.float32)
     region = tensor(*weights, seqlen_q, dtype=torch.bool) if variant.region else None
     indices = [tensor(n, dtype=torch.int32) if variant.ragged else None for n in (9, batch + 1, 7)]
+    plan = None
+    if variant.plan and region is not None:
+        order = torch.arange(seqlen_q, dtype=torch.int32, device=device).repeat(batch, 1)
+        # Every tile meets all prompts.
+        plan = order, torch.full((batch, seqlen_q // 32), -1, device=device), region
     if device != "meta":
         _fill(region, *indices, seqlen_k=variant.seqlen_k)
-    inputs = Inputs(q, k, k, weight, indices[0], indices[1], region, indices[2], 1.0)
+    inputs = Inputs(q, k, k, weight, indices[0], indices[1], region, indices[2], plan, 1.0)
     stats = tensor(3, heads, *weight.shape, dtype=torch.float32).unbind()
     capability = divmod(variant.capability, 10)
     precision = torch.get_float32_matmul_precision()

@@ -26,6 +26,7 @@ class Problem(NamedTuple):
     region: View | None
     ragged: bool
     has_lengths: bool
+    planned: bool
     scale: float
     dtype: torch.dtype
     precision: str
@@ -80,7 +81,7 @@ def _full_precision() -> bool:
 
 def problem_of(inputs: Inputs) -> Problem:
     """What a launch takes from these inputs and from torch's float32 precision of now."""
-    q, k, v, weight, _, offsets, region, key_lengths, scale = inputs
+    q, k, v, weight, _, offsets, region, key_lengths, plan, scale = inputs
     precision = "half"
     if q.dtype == torch.float32:
         precision = "ieee" if _full_precision() else "tf32"
@@ -92,6 +93,7 @@ def problem_of(inputs: Inputs) -> Problem:
         None if region is None else view_of(region),
         offsets is not None,
         key_lengths is not None,
+        plan is not None,
         scale,
         q.dtype,
         precision,

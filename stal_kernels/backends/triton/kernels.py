@@ -9,6 +9,12 @@ weight before the second product, and all prompts add into one float32 accumulat
 stored once. A prompt that exists at none of the tile's pixels is skipped, so its keys and values
 are not read. One program of `prompt_gradients` owns one head of one prompt and walks pixels.
 
+With a plan the pixels of a tile follow one another in its order, not in memory, and the program
+walks the prompts alone whose bits are set for the tile: nothing is loaded to find out which.
+Regions still say at which of its pixels a prompt exists. `prompt_gradients` makes no use of a plan:
+the optimiser of weights, which has the same regions at every step, asks for neither dk nor dv. Nor
+does `pixel_gradients` where tiles.py finds no registers for one.
+
 Programs are numbered tile first, then head, then batch element: programs that run at the same
 time share keys and values, which then come from L2. `prompt_gradients` counts prompts first, since
 what its programs share are pixels.
@@ -27,6 +33,9 @@ Arguments that several kernels share:
     k, v, dk, dv        (batch, prompts, heads, seqlen_k, head_dim)  strides b, p, h, l
                         RAGGED: (table, heads, seqlen_k, head_dim), b unused
     weight, region      (batch, prompts, seqlen_q) or RAGGED: (entries, seqlen_q)  strides b, p, n
+    order, met          of a plan, (batch, seqlen_q) int32 and (batch, words) int64, contiguous: bit
+                        i of met[b, t] is set where entry i exists at any of the 32 pixels
+                        order[b, 32 t], ...; all are set where an element has more than 64 entries
     r, m, factor        (heads, entries, seqlen_q) float32, contiguous; entries = batch * prompts
                         in the dense form. r = rowsum(A * G), m = max(scale * scores) and
                         factor = weight / rowsum(exp2(scale * scores - m)), each of one row
@@ -50,7 +59,7 @@ import triton.language as tl
 # A kernel is compiled for its constants alone: sizes and strides change from layer to layer.
 _SIZES = [
     "batch", "prompts", "heads", "entries", "seqlen_q", "seqlen_k", "size",
-    "tiles", "key_tiles", "splits", "blocks",
+    "tiles", "words", "key_tiles", "splits", "blocks",
     "stride_qb", "stride_qh", "stride_qn",
     "stride_kb", "stride_kp", "stride_kh", "stride_kl",
     "stride_vb", "stride_vp", "stride_vh", "stride_vl",
@@ -154,6 +163,73 @@ def _store_rows(
         pointers = _pointers(base, first, stride, rows.shape[0], D_PIECES, i, WIDE)
         values = (tiles[i] * factor).to(base.dtype.element_ty)
         tl.store(pointers, values, mask=_inside(rows, HEAD_DIM, D_PIECES, i))
+
+
+@triton.jit
+def _rows_of_order(base, n, stride, WIDE: tl.constexpr):
+    """Where each row n begins: as a base it needs neither a first row nor a stride."""
+    return (base + (n.to(tl.int64) if WIDE else n) * stride)[:, None]
+
+
+@triton.jit
+def _load_pixels(
+    base, pixel, n, stride, inside,
+    HEAD_DIM: tl.constexpr, D_PIECES: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
+    HAS_PLAN: tl.constexpr,
+):
+    """The rows of a tile of pixels n, which without a plan are those from `pixel` on."""
+    if HAS_PLAN:
+        rows = _rows_of_order(base, n, stride, WIDE)
+        tiles = _load_rows(rows, 0, 0, inside, HEAD_DIM, D_PIECES, WIDE, PRECISION)
+    else:
+        tiles = _load_rows(base, pixel, stride, inside, HEAD_DIM, D_PIECES, WIDE, PRECISION)
+    return tiles
+
+
+@triton.jit
+def _store_pixels(
+    base, pixel, n, stride, inside, tiles, factor,
+    HEAD_DIM: tl.constexpr, D_PIECES: tl.constexpr, WIDE: tl.constexpr, HAS_PLAN: tl.constexpr,
+):
+    """Stores factor * tiles in the rows of a tile of pixels, as in `_load_pixels`."""
+    if HAS_PLAN:
+        rows = _rows_of_order(base, n, stride, WIDE)
+        _store_rows(rows, 0, 0, inside, tiles, factor, HEAD_DIM, D_PIECES, WIDE)
+    else:
+        _store_rows(base, pixel, stride, inside, tiles, factor, HEAD_DIM, D_PIECES, WIDE)
+
+
+@triton.jit
+def _bits_of(met, first, words, count, BLOCK_Q: tl.constexpr):
+    """A bit for each of `count` entries: whether it exists at any of the BLOCK_Q pixels of an order
+    from `first` on; and how many bits there are to walk.
+    """
+    word = first // 32
+    bits = tl.load(met + word)
+    for i in tl.static_range(1, BLOCK_Q // 32):
+        bits |= tl.load(met + word + i, mask=word + i < words, other=0)
+    # A plan of other entries must not lead beyond these.
+    one = tl.full((), 1, tl.int64)
+    bits = bits & tl.where(count < 64, (one << tl.minimum(count, 63)) - 1, -one)
+    return bits, tl.where(count > 64, count, _popcount(bits))
+
+
+@triton.jit
+def _popcount(bits):
+    """How many bits are set."""
+    x = bits.to(tl.uint64)
+    x -= (x >> 1) & 0x5555555555555555
+    x = (x & 0x3333333333333333) + ((x >> 2) & 0x3333333333333333)
+    x = (x + (x >> 4)) & 0x0F0F0F0F0F0F0F0F
+    return ((x * 0x0101010101010101) >> 56).to(tl.int32)
+
+
+@triton.jit
+def _lowest(bits):
+    """Which is the lowest bit that is set."""
+    alone = (bits & -bits).to(tl.uint64)
+    # float32 holds a power of two exactly, and its exponent says which one it is.
+    return (alone.to(tl.float32).to(tl.int32, bitcast=True) >> 23) - 127
 
 
 @triton.jit
@@ -328,15 +404,15 @@ def _exists(region, n, stride_rn, possible, HAS_REGION: tl.constexpr):
 
 @triton.jit(do_not_specialize=_SIZES)
 def forward(
-    q, k, v, weight, region, prompt_ids, offsets, key_lengths, out,
-    scale, prompts, heads, seqlen_q, seqlen_k, tiles,
+    q, k, v, weight, region, prompt_ids, offsets, key_lengths, order, met, out,
+    scale, prompts, heads, seqlen_q, seqlen_k, tiles, words,
     stride_qb, stride_qh, stride_qn, stride_kb, stride_kp, stride_kh, stride_kl, stride_vb,
     stride_vp, stride_vh, stride_vl, stride_wb, stride_wp, stride_wn, stride_rb, stride_rp,
     stride_rn, stride_ob, stride_oh, stride_on,
     HEAD_DIM: tl.constexpr, D_PIECES: tl.constexpr, K_PIECES: tl.constexpr, TILED: tl.constexpr,
     RAGGED: tl.constexpr, HAS_REGION: tl.constexpr, HAS_LENGTHS: tl.constexpr,
-    NEGATIVE: tl.constexpr, STRIDE: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_Q: tl.constexpr,
+    HAS_PLAN: tl.constexpr, NEGATIVE: tl.constexpr, STRIDE: tl.constexpr, WIDE: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK_Q: tl.constexpr,
 ):
     """out = sum_p weight_p * softmax(q @ k_p.T) @ v_p for BLOCK_Q pixels of one head."""
     program = tl.program_id(0)
@@ -361,17 +437,27 @@ def forward(
         weight += b * stride_wb
         region += b * stride_rb
 
-    q_tiles = _load_rows(q, pixel, stride_qn * STRIDE, inside, HEAD_DIM, D_PIECES, WIDE, PRECISION)
+    bits, walked = tl.full((), 0, tl.int64), count
+    if HAS_PLAN:
+        n = tl.load(order + b * seqlen_q + n, mask=inside, other=0)
+        bits, walked = _bits_of(met + b * words, program % tiles * BLOCK_Q, words, count, BLOCK_Q)
+    q_tiles = _load_pixels(
+        q, pixel, n, stride_qn * STRIDE, inside, HEAD_DIM, D_PIECES, WIDE, PRECISION, HAS_PLAN
+    )
     total = _zeros(BLOCK_Q, D_PIECES)
-    for entry in range(count):
+    SKIPS: tl.constexpr = (HAS_REGION or HAS_LENGTHS) and not HAS_PLAN
+    for entry in range(walked):
         p = tl.cast(entry, tl.int64)
+        if HAS_PLAN:
+            p = tl.where(count > 64, p, _lowest(bits))
+            bits &= bits - 1
         row = tl.load(prompt_ids + p).to(tl.int64) if RAGGED else p
         length = tl.load(key_lengths + row) if HAS_LENGTHS else seqlen_k
         possible = inside & (length > 0) if HAS_LENGTHS else inside
         exists = _exists(region + p * stride_rp, n, stride_rn, possible, HAS_REGION)
         here = weight + p * stride_wp + n.to(tl.int64) * stride_wn
         w = tl.load(here, mask=exists, other=0.0)
-        if tl.max(exists.to(tl.int32), 0) > 0 if HAS_REGION or HAS_LENGTHS else True:
+        if tl.max(exists.to(tl.int32), 0) > 0 if SKIPS else True:
             total = _attend(
                 q_tiles, k + row * stride_kp * STRIDE, v + row * stride_vp * STRIDE,
                 stride_kl * STRIDE, stride_vl * STRIDE,
@@ -379,7 +465,9 @@ def forward(
                 HEAD_DIM, D_PIECES, K_PIECES, TILED, WIDE, NEGATIVE, PRECISION, HAS_REGION,
             )
     out += (b * stride_ob + h * stride_oh) * STRIDE
-    _store_rows(out, pixel, stride_on * STRIDE, inside, total, 1.0, HEAD_DIM, D_PIECES, WIDE)
+    _store_pixels(
+        out, pixel, n, stride_on * STRIDE, inside, total, 1.0, HEAD_DIM, D_PIECES, WIDE, HAS_PLAN
+    )
 
 
 @triton.jit
@@ -469,21 +557,22 @@ def _differentiate(
 
 @triton.jit(do_not_specialize=_SIZES)
 def pixel_gradients(
-    q, k, v, weight, region, prompt_ids, offsets, key_lengths, dout, dq, r, m, factor,
-    scale, dq_scale, prompts, heads, entries, seqlen_q, seqlen_k, tiles,
+    q, k, v, weight, region, prompt_ids, offsets, key_lengths, order, met, dout, dq, r, m, factor,
+    scale, dq_scale, prompts, heads, entries, seqlen_q, seqlen_k, tiles, words,
     stride_qb, stride_qh, stride_qn, stride_kb, stride_kp, stride_kh, stride_kl, stride_vb,
     stride_vp, stride_vh, stride_vl, stride_wb, stride_wp, stride_wn, stride_rb, stride_rp,
     stride_rn, stride_gb, stride_gh, stride_gn, stride_dqb, stride_dqh, stride_dqn,
     HEAD_DIM: tl.constexpr, D_PIECES: tl.constexpr, K_PIECES: tl.constexpr, TILED: tl.constexpr,
     RAGGED: tl.constexpr, HAS_REGION: tl.constexpr, HAS_LENGTHS: tl.constexpr,
-    NEGATIVE: tl.constexpr, STRIDE: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
-    WANT_DQ: tl.constexpr, WANT_R: tl.constexpr, WANT_ROWS: tl.constexpr,
+    HAS_PLAN: tl.constexpr, NEGATIVE: tl.constexpr, STRIDE: tl.constexpr, WIDE: tl.constexpr,
+    PRECISION: tl.constexpr, WANT_DQ: tl.constexpr, WANT_R: tl.constexpr, WANT_ROWS: tl.constexpr,
     BLOCK_Q: tl.constexpr,
 ):
     """dq, r, and m and factor, as far as wanted, for BLOCK_Q pixels of one head.
 
     dq = dq_scale * sum_p dS_p @ k_p with dS = weight * A * (G - r), G = dout @ v.T and
-    r = rowsum(A * G), which is dweight before the sum over heads.
+    r = rowsum(A * G), which is dweight before the sum over heads. With a plan r, m and factor of
+    prompts that a tile does not meet stay as they are.
     """
     program = tl.program_id(0)
     n = program % tiles * BLOCK_Q + tl.arange(0, BLOCK_Q)
@@ -509,13 +598,23 @@ def pixel_gradients(
         weight += b * stride_wb
         region += b * stride_rb
 
-    q_tiles = _load_rows(q, pixel, stride_qn * STRIDE, inside, HEAD_DIM, D_PIECES, WIDE, PRECISION)
-    dout_tiles = _load_rows(
-        dout, pixel, stride_gn * STRIDE, inside, HEAD_DIM, D_PIECES, WIDE, PRECISION
+    bits, walked = tl.full((), 0, tl.int64), count
+    if HAS_PLAN:
+        n = tl.load(order + b * seqlen_q + n, mask=inside, other=0)
+        bits, walked = _bits_of(met + b * words, program % tiles * BLOCK_Q, words, count, BLOCK_Q)
+    q_tiles = _load_pixels(
+        q, pixel, n, stride_qn * STRIDE, inside, HEAD_DIM, D_PIECES, WIDE, PRECISION, HAS_PLAN
+    )
+    dout_tiles = _load_pixels(
+        dout, pixel, n, stride_gn * STRIDE, inside, HEAD_DIM, D_PIECES, WIDE, PRECISION, HAS_PLAN
     )
     total = _zeros(BLOCK_Q, D_PIECES)
-    for entry in range(count):
+    SKIPS: tl.constexpr = (HAS_REGION or HAS_LENGTHS) and not HAS_PLAN
+    for entry in range(walked):
         p = tl.cast(entry, tl.int64)
+        if HAS_PLAN:
+            p = tl.where(count > 64, p, _lowest(bits))
+            bits &= bits - 1
         row = tl.load(prompt_ids + p).to(tl.int64) if RAGGED else p
         length = tl.load(key_lengths + row) if HAS_LENGTHS else seqlen_k
         possible = inside & (length > 0) if HAS_LENGTHS else inside
@@ -525,7 +624,7 @@ def pixel_gradients(
         r_here = tl.zeros((BLOCK_Q,), tl.float32)
         m_here = tl.zeros((BLOCK_Q,), tl.float32)
         factor_here = tl.zeros((BLOCK_Q,), tl.float32)
-        if tl.max(exists.to(tl.int32), 0) > 0 if HAS_REGION or HAS_LENGTHS else True:
+        if tl.max(exists.to(tl.int32), 0) > 0 if SKIPS else True:
             total, r_here, m_here, factor_here = _differentiate(
                 q_tiles, dout_tiles, k + row * stride_kp * STRIDE, v + row * stride_vp * STRIDE,
                 stride_kl * STRIDE, stride_vl * STRIDE,
@@ -540,8 +639,9 @@ def pixel_gradients(
             tl.store(factor + stat, factor_here, mask=inside)
     if WANT_DQ:
         dq += (b * stride_dqb + h * stride_dqh) * STRIDE
-        _store_rows(
-            dq, pixel, stride_dqn * STRIDE, inside, total, dq_scale, HEAD_DIM, D_PIECES, WIDE
+        _store_pixels(
+            dq, pixel, n, stride_dqn * STRIDE, inside, total, dq_scale,
+            HEAD_DIM, D_PIECES, WIDE, HAS_PLAN,
         )
 
 

@@ -30,6 +30,8 @@ from stal_kernels.backends.triton.tiles import Tile, options_of
 # Programs of prompt_gradients that are enough to fill any GPU so far (132 SMs), two on each.
 _PROGRAMS = 264
 _SUM_BLOCK = 1024
+# Pixels of which a plan has one word of bits.
+_WORD = 32
 
 
 class Launch(NamedTuple):
@@ -65,7 +67,10 @@ def forward_launch(
     """
     draft = _forward_draft(problem_of(inputs), view_of(out), capability, tile)
     return Launch(
-        device_code().forward, draft.programs, (*_tensors(inputs), out, *draft.sizes), draft.options
+        device_code().forward,
+        draft.programs,
+        (*_tensors(inputs), *_plan(inputs), out, *draft.sizes),
+        draft.options,
     )
 
 
@@ -83,6 +88,7 @@ def _forward_draft(
         problem.seqlen_q,
         problem.seqlen_k,
         tiles,
+        ceil_div(problem.seqlen_q, _WORD),
         *itertools.chain(*input_strides(problem, stride)),
         *strides_of(out, stride),
     )
@@ -104,7 +110,7 @@ def pixel_launch(
         dout: as q.
         dq: as q; None: not asked for.
         stats: r; r, m and factor; or none of them. Each (heads, *weight.shape), float32: see
-            kernels.py.
+            kernels.py. With a plan they must be 0: not all of them is written.
     """
     like = None if dq is None else view_of(dq)
     draft = _pixel_draft(problem_of(inputs), view_of(dout), like, len(stats), capability, tile)
@@ -113,7 +119,7 @@ def pixel_launch(
     return Launch(
         device_code().pixel_gradients,
         draft.programs,
-        (*_tensors(inputs), dout, *outputs, *draft.sizes),
+        (*_tensors(inputs), *_plan(inputs), dout, *outputs, *draft.sizes),
         draft.options,
     )
 
@@ -144,6 +150,7 @@ def _pixel_draft(
         problem.seqlen_q,
         problem.seqlen_k,
         tiles,
+        ceil_div(problem.seqlen_q, _WORD),
         *itertools.chain(*input_strides(problem, stride)),
         *strides_of(dout, stride),
         *strides_of(dout if dq is None else dq, stride),
@@ -254,9 +261,17 @@ def run(launch: Launch, device: torch.device) -> None:
         launch.kernel[(launch.programs,)](*launch.arguments, **launch.options)
 
 
+def _plan(inputs: Inputs) -> tuple[Tensor, Tensor]:
+    """The order and the tiles of a plan; one that is absent is never read."""
+    if inputs.plan is None:
+        return inputs.weight, inputs.weight
+    order, tiles, _ = inputs.plan
+    return order.contiguous(), tiles.contiguous()
+
+
 def _tensors(inputs: Inputs) -> tuple[Tensor, ...]:
     """The input tensors of all kernels; one that is absent is never read."""
-    q, k, v, weight, prompt_ids, offsets, region, key_lengths, _ = inputs
+    q, k, v, weight, prompt_ids, offsets, region, key_lengths, *_ = inputs
     absent = weight
     if prompt_ids is None or offsets is None:
         return q, k, v, weight, absent if region is None else region, absent, absent, absent

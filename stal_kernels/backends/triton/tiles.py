@@ -81,11 +81,22 @@ def options_of(
         others: the matrices of rows of head_dim that it has beside q, k and v.
         tile: instead of the table's.
     """
-    tile = tile or tile_of(kernel, problem, capability)
+    full = problem.precision == "ieee"
+    # Gradients of wide rows in full precision have no registers for a plan, and make no use of it.
+    no_room = kernel == "pixels" and full and problem.head_dim > 64
+    planned = problem.planned and kernel != "prompts" and not no_room
+    if tile is None:
+        tile = tile_of(kernel, problem, capability)
+        wide = kernel == "forward" and problem.head_dim > 128 and capability[0] < 9
+        if planned and (full or wide):
+            # Without a plan these fill all registers; with one some would be spilled.
+            tile = tile._replace(block_q=max(8, tile.block_q // 2))
     strides = [
         abs(stride) for x in (problem.q, problem.k, problem.v, *others) for stride in strides_of(x)
     ]
     tiled = problem.seqlen_k > tile.whole_row
+    # A tile of pixels has at most 128 rows, which with a plan lie anywhere.
+    rows = max(128, problem.seqlen_k, problem.seqlen_q if planned else 0)
     options = {
         "HEAD_DIM": problem.head_dim,
         "D_PIECES": pieces(problem.head_dim, tile.widest[0]),
@@ -96,15 +107,15 @@ def options_of(
         "NEGATIVE": problem.scale < 0,
         # A row of 8 elements is 16 bytes or more: the compiler may load it whole.
         "STRIDE": 8 if all(stride % 8 == 0 for stride in strides) else 1,
-        # A tile of pixels has at most 128 rows.
-        "WIDE": max(strides) * max(128, problem.seqlen_k) >= 2**31,
+        "WIDE": max(strides) * rows >= 2**31,
         "PRECISION": "tf32" if problem.precision == "tf32" else "ieee",
         "BLOCK_Q": tile.block_q,
         "num_warps": tile.warps,
         "num_stages": tile.stages,
-        "maxnreg": tile.registers,
+        # With a plan the compiler's own choice spills a few.
+        "maxnreg": 255 if planned else tile.registers,
     }
-    return options if kernel == "prompts" else {**options, "TILED": tiled}
+    return options if kernel == "prompts" else {**options, "TILED": tiled, "HAS_PLAN": planned}
 
 
 def pieces(size: int, widest: int = 128) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ from diffusers import (
 
 from stal.integrations.diffusers import enable, prepare, regional_attention
 from stal.integrations.diffusers.steps import steps_of
+from stal_kernels import plan
 from tests.stal.integrations import tiny, unets
 from tests.stal.integrations.unet_cases import (
     LAYOUT,
@@ -120,6 +121,25 @@ def test_a_scheduler_may_be_replaced_within(monkeypatch):
     with regional_attention(fresh, PROMPT, layout=LAYOUT):
         expected = draw("sd1", fresh, num_inference_steps=4)
     assert (replaced.pictures == expected.pictures).all()
+
+
+@pytest.mark.parametrize("reference", [None, "unconditional"])
+def test_regions_are_planned_once_a_resolution(reference, monkeypatch):
+    """As on a GPU. On the CPU the op refuses a plan of another step's regions, were there any."""
+    pipe, made = unets.stable_diffusion(), []
+
+    def drawn():
+        with regional_attention(pipe, PROMPT, layout=LAYOUT, reference=reference):
+            return draw("sd1", pipe).pictures
+
+    def counted(region, ids, offsets):
+        made.append(plan(region, ids, offsets))
+        return made[-1]
+
+    expected = drawn()
+    monkeypatch.setattr("stal.integrations.diffusers.denoiser.plan_of", counted)
+    assert (drawn() == expected).all()
+    assert sorted(region.shape[1] for _, _, region in made) == [4, 16, 64]
 
 
 def test_karras_levels_that_coincide_as_integers_are_steps_of_their_own():

@@ -548,16 +548,21 @@ def _determinism(work: Work, backend: str) -> str:
     return f"{repeats} repeats bit-identical, gradients too"
 
 
+def _on_gpu(work: Work, name: str, run: Callable[[Work, str], str]) -> None:
+    """A check of each backend that only a GPU can run."""
+    if work.device == "cpu":
+        work.not_run(name, "needs a GPU")
+        return
+    for backend in work.backends:
+        work.check(name, backend, partial(run, work, backend))
+
+
 def _half(work: Work) -> torch.dtype:
     return torch.float32 if work.device == "cpu" else torch.float16
 
 
 def cuda_graph(work: Work) -> None:
-    if work.device == "cpu":
-        work.not_run("cuda graph", "needs a GPU")
-        return
-    for backend in work.backends:
-        work.check("cuda graph", backend, partial(_cuda_graph, work, backend))
+    _on_gpu(work, "cuda graph", _cuda_graph)
 
 
 def _cuda_graph(work: Work, backend: str) -> str:
@@ -662,11 +667,7 @@ torch.cuda.synchronize()
 
 
 def sanitizer(work: Work) -> None:
-    if work.device == "cpu":
-        work.not_run("compute-sanitizer", "needs a GPU")
-        return
-    for backend in work.backends:
-        work.check("compute-sanitizer", backend, partial(_sanitizer, work, backend))
+    _on_gpu(work, "compute-sanitizer", _sanitizer)
 
 
 def tool(name: str) -> str:

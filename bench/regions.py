@@ -112,14 +112,18 @@ def with_regions(shape: Case, prompts: int, regions: Iterable[str]) -> Iterator[
         yield f"p{prompts}{REGIONS[region]}", Case(**fields)
 
 
+def prompt_of(objects: int) -> str:
+    """A prompt that names the first so many of OBJECTS."""
+    *most, last = OBJECTS[:objects]
+    return " and ".join(filter(None, (", ".join(most), last)))
+
+
 def predicted(objects: int) -> tuple[Box, ...]:
     """The boxes of a prompt of so many objects, seed 0. Needs `stal`."""
     from stal.layout.predictor import predict
     from stal.prompts import parse
 
-    *most, last = OBJECTS[:objects]
-    prompt = " and ".join(filter(None, (", ".join(most), last)))
-    boxes = (placed.box for placed in predict(parse(prompt), seed=0).objects)
+    boxes = (placed.box for placed in predict(parse(prompt_of(objects)), seed=0).objects)
     return tuple((round(a, 3), round(b, 3), round(c, 3), round(d, 3)) for a, b, c, d in boxes)
 
 

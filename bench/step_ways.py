@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor2_0
+from regions import prompt_of
 from timing import captured
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -79,13 +80,6 @@ _VAE = {
     "layers_per_block": 2,
     "latent_channels": 4,
 }
-OBJECTS = (
-    "a brown dog",
-    "a red bicycle",
-    "a wooden bench",
-    "a yellow umbrella",
-    "a street lamp",
-)
 _SEQLEN_K = 77
 _STEPS = 30
 # What a residual branch ends in.
@@ -191,8 +185,7 @@ def scene(
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator).to(device, dtype)
 
-    prompt = " and ".join(filter(None, (", ".join(OBJECTS[: regions - 1]), OBJECTS[regions - 1])))
-    layout = predict(parse(prompt), aspect=width / height, seed=seed)
+    layout = predict(parse(prompt_of(regions)), aspect=width / height, seed=seed)
     weights = default_weights(_STEPS, regions)
     maps, h, w = {}, height, width
     for _ in config.block_out_channels:

@@ -84,8 +84,8 @@ def check_adapters(pipe: Any, names: Collection[str]) -> None:
 
 
 def _check_layer(path: str, layer: Any, name: str) -> None:
+    check_acts(path, layer, name)
     called = f"{short(name)} on {path}"
-    check_acts(layer, called)
     variant = getattr(layer, "lora_variant", {}).get(name)
     is_dora = name in getattr(layer, "lora_magnitude_vector", {})
     if (
@@ -105,16 +105,18 @@ def _check_layer(path: str, layer: Any, name: str) -> None:
         )
 
 
-def check_acts(layer: Any, called: str) -> None:
-    """Raises unless a layer adds what its adapters give; called: the adapter and the layer."""
+def check_acts(path: str, layer: Any, name: str) -> None:
+    """Raises unless a layer adds what an adapter gives; asked of each layer in each call."""
+    if not layer.merged_adapters and not layer.disable_adapters:
+        return
+    called = f"{short(name)} on {path}"
     if layer.merged_adapters:
         fused = ", ".join(map(short, layer.merged_adapters))
         raise NotImplementedError(
             f"loras must be of adapters on weights without fused ones, got {called}, into which"
             f" {fused} is fused: call unfuse_lora()"
         )
-    if layer.disable_adapters:
-        raise ValueError(f"pipe must have its adapters enabled, got {called}: call enable_lora()")
+    raise ValueError(f"pipe must have its adapters enabled, got {called}: call enable_lora()")
 
 
 def tuner_layers(module: nn.Module) -> list[tuple[str, Any]]:

@@ -76,7 +76,7 @@ class RegionLoras:
             ValueError, NotImplementedError: so that those of regions would not act in them.
         """
         for layer in self.layers:
-            check_acts(layer.layer, f"{short(layer.own[0])} on {layer.path}")
+            check_acts(layer.path, layer.layer, layer.own[0])
         # All of them go at once.
         for layer in self.layers[:1]:
             if self.denoiser.module.get_submodule(layer.path) is not layer.layer:

@@ -26,22 +26,23 @@ namespace {
 // a piece reads stays in the first cache level.
 constexpr int64_t kDepth = 64;
 
-// A (rows, head_dim) matrix by blocks of rows: (ceil(rows / kBlock), head_dim, kBlock).
-// `scratch` holds two tiles of kLanes rows.
+// A (rows, head_dim) matrix by blocks of rows, (ceil(rows / kBlock), head_dim, kBlock), with copies
+// of the last row after it. `scratch` holds kLanes rows.
 void PackKeys(const void* data, int64_t row_stride, DType dtype, int64_t rows, int64_t head_dim,
               float* scratch, float* out) {
-  constexpr int64_t kKeys = kLanes < kBlock ? kLanes : kBlock;  // of one transposed tile and block
-  const int64_t width = RoundUp(head_dim, kLanes);
-  float* transposed = scratch + kLanes * width;
+  constexpr int64_t kKeys = kLanes < kBlock ? kLanes : kBlock;  // of one square and block
   for (int64_t first = 0; first < RoundUp(rows, kBlock); first += kLanes) {
-    LoadRows<1>(static_cast<const char*>(data) + first * row_stride * ElementSize(dtype),
-                row_stride, dtype, Rows{rows - first}, head_dim, nullptr, scratch);
-    Transpose(scratch, 1, width / kLanes, transposed);
+    const char* address[kLanes];
+    for (int64_t i = 0; i < kLanes; ++i) {
+      address[i] = static_cast<const char*>(data) +
+                   Min(first + i, rows - 1) * row_stride * ElementSize(dtype);
+    }
+    LoadColumns<1>(address, dtype, head_dim, 1.0f, scratch);
     for (int64_t i = 0; i < kLanes && first + i < RoundUp(rows, kBlock); i += kKeys) {
       const int64_t in_block = (first + i) % kBlock;
       float* block = out + (first + i - in_block) * head_dim + in_block;
       for (int64_t c = 0; c < head_dim; ++c) {
-        memcpy(block + c * kBlock, transposed + c * kLanes + i, kKeys * sizeof(float));
+        memcpy(block + c * kBlock, scratch + c * kLanes + i, kKeys * sizeof(float));
       }
     }
   }
@@ -217,7 +218,7 @@ void Forward(const Call& call) {
   const int64_t packed_k = sizes.keys * p.head_dim;
   // Of one prompt and head; a multiple of 16 floats keeps every tile aligned.
   const int64_t packed = RoundUp(packed_k + p.seqlen_k * p.head_dim, 16);
-  const int64_t per_thread = 3 * sizes.tile + sizes.scores;
+  const int64_t per_thread = 2 * sizes.tile + sizes.scores;
   float* packs = stal::Scratch(call.num_packed * p.heads * packed + call.threads * per_thread);
   float* tiles = packs + call.num_packed * p.heads * packed;
 
@@ -230,13 +231,12 @@ void Forward(const Call& call) {
   });
 
   ForEachBlock(call, kMaxRows, [&](RowBlock block, int thread) {
-    float* rows_tile = tiles + thread * per_thread;
-    float* q_t = rows_tile + sizes.tile;
+    float* q_t = tiles + thread * per_thread;
     float* out_t = q_t + sizes.tile;
     float* scores = out_t + sizes.tile;
     WithVectors(block.rows.count, [&](auto vectors) {
       constexpr int kVectors = decltype(vectors)::value;
-      LoadTransposed<kVectors>(p.q, p.dtype, block, p.head_dim, nullptr, p.scale, rows_tile, q_t);
+      LoadTransposed<kVectors>(p.q, p.dtype, block, p.head_dim, p.scale, q_t);
       PrefetchRows<false>(p, p.q, block, kMaxRows);
       PrefetchRows<true>(p, p.out, block, kMaxRows);
       memset(out_t, 0, sizes.width * kVectors * kLanes * sizeof(float));
@@ -256,8 +256,7 @@ void Forward(const Call& call) {
         AddValues<kVectors>(scores, pack + packed_k, prompt.length, p.head_dim, factor, lanes.mask,
                             out_t);
       }
-      StoreTransposed<kVectors>(p.out, p.dtype, block, p.head_dim, headroom.scale, rows_tile,
-                                out_t);
+      StoreTransposed<kVectors>(p.out, p.dtype, block, p.head_dim, headroom.scale, out_t, q_t);
     });
   });
 }
@@ -303,7 +302,7 @@ void BackwardQ(const Call& call) {
   const Sizes sizes(p);
   const int64_t packed_k = sizes.keys * p.head_dim;
   const int64_t packed = RoundUp(2 * packed_k + p.seqlen_k * p.head_dim, 16);
-  const int64_t per_thread = 4 * sizes.tile + 2 * sizes.scores;
+  const int64_t per_thread = 3 * sizes.tile + 2 * sizes.scores;
   const int64_t shares = p.dweight.data ? call.num_entries * p.heads * p.seqlen_q : 0;
   float* packs =
       stal::Scratch(call.num_packed * p.heads * packed + call.threads * per_thread + shares);
@@ -322,17 +321,15 @@ void BackwardQ(const Call& call) {
   });
 
   ForEachBlock(call, kMaxRows, [&](RowBlock block, int thread) {
-    float* rows_tile = tiles + thread * per_thread;
-    float* q_t = rows_tile + sizes.tile;
+    float* q_t = tiles + thread * per_thread;
     float* dout_t = q_t + sizes.tile;
     float* dq_t = dout_t + sizes.tile;
     float* s = dq_t + sizes.tile;
     float* g = s + sizes.scores;
     WithVectors(block.rows.count, [&](auto vectors) {
       constexpr int kVectors = decltype(vectors)::value;
-      LoadTransposed<kVectors>(p.q, p.dtype, block, p.head_dim, nullptr, p.scale, rows_tile, q_t);
-      LoadTransposed<kVectors>(p.dout, p.dtype, block, p.head_dim, nullptr, 1.0f, rows_tile,
-                               dout_t);
+      LoadTransposed<kVectors>(p.q, p.dtype, block, p.head_dim, p.scale, q_t);
+      LoadTransposed<kVectors>(p.dout, p.dtype, block, p.head_dim, 1.0f, dout_t);
       PrefetchRows<false>(p, p.q, block, kMaxRows);
       PrefetchRows<false>(p, p.dout, block, kMaxRows);
       if (p.dq.data) PrefetchRows<true>(p, p.dq, block, kMaxRows);
@@ -359,12 +356,25 @@ void BackwardQ(const Call& call) {
         }
       }
       if (p.dq.data) {
-        StoreTransposed<kVectors>(p.dq, p.dtype, block, p.head_dim, 1.0f, rows_tile, dq_t);
+        StoreTransposed<kVectors>(p.dq, p.dtype, block, p.head_dim, 1.0f, dq_t, q_t);
       }
     });
   });
 
   if (p.dweight.data) SumShares(call, share);
+}
+
+// q or dout of one block: (rows, width), zeros where `present` says so, and its transpose, scaled.
+template <int kVectors>
+void LoadBoth(const stal::Strided<const void*>& tensor, DType dtype, const RowBlock& block,
+              int64_t head_dim, const uint8_t* present, float scale, float* rows, float* columns) {
+  const int64_t width = RoundUp(head_dim, kLanes);
+  LoadRows<kVectors>(At(tensor, dtype, RowOffset(tensor, block)), tensor.strides.row, dtype,
+                     block.rows, head_dim, present, rows);
+  Transpose(rows, kVectors, width / kLanes, columns);
+  for (int64_t i = 0; i < width * kVectors; ++i) {
+    Store(columns + i * kLanes, Load(columns + i * kLanes) * scale);
+  }
 }
 
 // dk and dv. A task is one head of one prompt of the table, and walks all entries that refer to
@@ -404,10 +414,10 @@ void BackwardKV(const Call& call) {
             constexpr int kVectors = decltype(vectors)::value;
             const Lanes<kVectors> lanes(call, entry, block);
             if (!lanes.any) return;
-            LoadTransposed<kVectors>(p.q, p.dtype, block, p.head_dim, lanes.present, p.scale,
-                                     q_rows, q_t);
-            LoadTransposed<kVectors>(p.dout, p.dtype, block, p.head_dim, lanes.present, 1.0f,
-                                     dout_rows, dout_t);
+            LoadBoth<kVectors>(p.q, p.dtype, block, p.head_dim, lanes.present, p.scale, q_rows,
+                               q_t);
+            LoadBoth<kVectors>(p.dout, p.dtype, block, p.head_dim, lanes.present, 1.0f, dout_rows,
+                               dout_t);
             Vec r[kVectors];
             SoftmaxBackward<kVectors>(q_t, dout_t, keys_of_k, keys_of_v, prompt.length, p.head_dim,
                                       lanes, p.scale, s, g, r);

@@ -38,20 +38,14 @@ STAL_INLINE HalfVec RoundFirst(const char* p, int64_t count) {
   return ToHalf((Vec)LoadFirstWords(p, count), DType::kBFloat16);
 }
 
-// One row, cut into pieces of a tile's width that lie `step` words apart; zeros fill the last.
-STAL_INLINE void CopyPairs(const char* row, DType dtype, int64_t head_dim, int64_t step,
-                           uint32_t* out) {
-  int64_t c = 0;
-  if (dtype == DType::kFloat32) {
-    for (; c < head_dim; c += kTile) {
-      const HalfVec half = RoundFirst(row + 4 * c, Min(kTile, head_dim - c));
-      memcpy(out + c / (2 * kTile) * step + c / 2 % kTile, &half, sizeof(half));
-    }
-    if (c % (2 * kTile)) memset(out + c / (2 * kTile) * step + kTile / 2, 0, 32);
-    return;
-  }
-  for (; c + 2 * kTile <= head_dim; c += 2 * kTile, out += step) memcpy(out, row + 2 * c, 64);
-  if (c < head_dim) StoreWords(out, LoadFirstWords(row + 2 * c, (head_dim - c) / 2));
+// The pairs of 2 * kTile channels of a row from c; zeros after the last channel.
+STAL_INLINE UVec LoadPairs(const char* row, DType dtype, int64_t c, int64_t head_dim) {
+  const int64_t count = Min(2 * kTile, head_dim - c);
+  if (dtype != DType::kFloat32) return LoadFirstWords(row + 2 * c, count / 2);
+  const HalfVec halves[2] = {
+      RoundFirst(row + 4 * c, Min(kTile, count)),
+      count > kTile ? RoundFirst(row + 4 * (c + kTile), count - kTile) : HalfVec{}};
+  return LoadWords(reinterpret_cast<const uint32_t*>(halves));
 }
 
 // Rows of a matrix -> tiles (rows, pairs of channels) of tile.h's A, with copies of the last row
@@ -62,7 +56,9 @@ void PackRowPairs(const char* data, int64_t row_stride, DType dtype, int64_t row
   for (int64_t i = 0; i < RoundUp(rows, kTile); ++i) {
     uint32_t* row = out + i / kTile * tiles * kTileWords + i % kTile * kTile;
     const char* in = data + Min(i, rows - 1) * row_stride * ElementSize(dtype);
-    CopyPairs(in, dtype, head_dim, kTileWords, row);
+    for (int64_t t = 0; t < tiles; ++t) {
+      StoreWords(row + t * kTileWords, LoadPairs(in, dtype, t * 2 * kTile, head_dim));
+    }
   }
 }
 
@@ -76,50 +72,49 @@ STAL_INLINE UVec LoadHalfWords(const char* row, DType dtype, int64_t c, int64_t 
 }
 
 // The transpose of a matrix -> tiles (channels, pairs of rows); zeros after the last row.
-// `scratch` holds two tiles of 16 rows.
 void PackColumnPairs(const char* data, int64_t row_stride, DType dtype, int64_t rows,
-                     int64_t head_dim, float* scratch, uint32_t* out) {
-  const int64_t width = RoundUp(head_dim, kTile);
+                     int64_t head_dim, uint32_t* out) {
   const int64_t row_bytes = row_stride * ElementSize(dtype);
   const int64_t tiles = CeilDiv(rows, 2 * kTile);
-  float* transposed = scratch + kTile * width;
   for (int64_t t = 0; t < tiles; ++t) {
-    for (int64_t j = 0; j < kTile; ++j) {
-      const int64_t row = 2 * (t * kTile + j);
-      const char* first = data + row * row_bytes;
-      for (int64_t c = 0; c < width; c += kTile) {
+    for (int64_t c = 0; c < head_dim; c += kTile) {
+      Vec x[kTile];
+#pragma GCC unroll 16
+      for (int64_t j = 0; j < kTile; ++j) {
+        const int64_t row = 2 * (t * kTile + j);
+        const char* first = data + row * row_bytes;
         UVec pairs{};
         if (row < rows) pairs = LoadHalfWords(first, dtype, c, head_dim);
         if (row + 1 < rows) pairs |= LoadHalfWords(first + row_bytes, dtype, c, head_dim) << 16;
-        Store(scratch + j * width + c, (Vec)pairs);
+        x[j] = (Vec)pairs;
       }
-    }
-    Transpose(scratch, 1, width / kTile, transposed);
-    for (int64_t c = 0; c < width; c += kTile) {
-      memcpy(out + (c / kTile * tiles + t) * kTileWords, transposed + c * kTile, kTileWords * 4);
+      TransposeSquare(x);
+      uint32_t* tile = out + (c / kTile * tiles + t) * kTileWords;
+#pragma GCC unroll 16
+      for (int64_t r = 0; r < kTile; ++r) StoreWords(tile + r * kTile, (UVec)x[r]);
     }
   }
 }
 
 // q or dout of one block as tile.h's B: (pairs of channels, rows). `flip` changes signs.
 template <int kVectors>
-void LoadPairs(const stal::Strided<const void*>& tensor, DType dtype, const RowBlock& block,
-               int64_t head_dim, bool flip, float* scratch, uint32_t* out) {
-  const int64_t width = RoundUp(head_dim / 2, kTile);
-  const int64_t row_bytes = tensor.strides.row * ElementSize(dtype);
-  const char* data = At(tensor, dtype, RowOffset(tensor, block));
-  uint32_t* words = reinterpret_cast<uint32_t*>(scratch);
-  for (int64_t i = 0; i < kVectors * kLanes; ++i) {
-    if (i < block.rows.count) {
-      CopyPairs(data + block.rows[i] * row_bytes, dtype, head_dim, kTile, words + i * width);
-    } else {
-      memset(words + i * width, 0, width * 4);
+void LoadTransposedPairs(const stal::Strided<const void*>& tensor, DType dtype,
+                         const RowBlock& block, int64_t head_dim, bool flip, uint32_t* out) {
+  const RowAddresses<kVectors> rows(tensor, dtype, block);
+  const UVec sign = UVec{} + (flip ? 0x80008000u : 0u);
+  for (int v = 0; v < kVectors; ++v) {
+    for (int64_t c = 0; c < head_dim; c += 2 * kTile) {
+      Vec x[kLanes];
+#pragma GCC unroll 16
+      for (int r = 0; r < kLanes; ++r) {
+        x[r] = (Vec)(LoadPairs(rows.row[v * kLanes + r], dtype, c, head_dim) ^ sign);
+      }
+      TransposeSquare(x);
+#pragma GCC unroll 16
+      for (int r = 0; r < kLanes; ++r) {
+        StoreWords(out + ((c / 2 + r) * kVectors + v) * kLanes, (UVec)x[r]);
+      }
     }
-  }
-  Transpose(scratch, kVectors, width / kTile, reinterpret_cast<float*>(out));
-  if (!flip) return;
-  for (int64_t i = 0; i < width * kVectors * kLanes; i += kLanes) {
-    StoreWords(out + i, LoadWords(out + i) ^ 0x80008000u);
   }
 }
 
@@ -196,7 +191,7 @@ void ForwardPairs(const Call& call) {
   const PairSizes sizes(p);
   const Headroom headroom(p.seqlen_k);
   const int64_t packed = sizes.packed_rows + sizes.packed_columns;
-  const int64_t per_thread = sizes.rows + 3 * sizes.tile + sizes.scores;
+  const int64_t per_thread = sizes.rows + 2 * sizes.tile + sizes.scores;
   float* memory = stal::Scratch(call.num_packed * p.heads * packed + call.threads * per_thread);
   uint32_t* packs = reinterpret_cast<uint32_t*>(memory);
   float* tiles_of_threads = memory + call.num_packed * p.heads * packed;
@@ -205,20 +200,19 @@ void ForwardPairs(const Call& call) {
     PackRowPairs(At(p.k, p.dtype, prompt.k + head * p.k.strides.head), p.k.strides.row, p.dtype,
                  prompt.length, p.head_dim, out);
     PackColumnPairs(At(p.v, p.dtype, prompt.v + head * p.v.strides.head), p.v.strides.row, p.dtype,
-                    prompt.length, p.head_dim, tiles_of_threads + thread * per_thread,
-                    out + sizes.packed_rows);
+                    prompt.length, p.head_dim, out + sizes.packed_rows);
   });
 
   ForEachBlock(call, kBlockRows, [&](RowBlock block, int thread) {
     float* scratch = tiles_of_threads + thread * per_thread;
-    uint32_t* q_t = reinterpret_cast<uint32_t*>(scratch + sizes.tile);
-    float* out_t = scratch + sizes.tile + sizes.rows;
+    uint32_t* q_t = reinterpret_cast<uint32_t*>(scratch);
+    float* out_t = scratch + sizes.rows;
     float* product = out_t + sizes.tile;
     float* scores = product + sizes.tile;
     Tiles tiles;
     WithVectors<kPairVectors>(block.rows.count, [&](auto vectors) {
       constexpr int kVectors = decltype(vectors)::value;
-      LoadPairs<kVectors>(p.q, p.dtype, block, p.head_dim, p.scale < 0, scratch, q_t);
+      LoadTransposedPairs<kVectors>(p.q, p.dtype, block, p.head_dim, p.scale < 0, q_t);
       PrefetchRows<false>(p, p.q, block, kBlockRows);
       PrefetchRows<true>(p, p.out, block, kBlockRows);
       memset(out_t, 0, RoundUp(p.head_dim, kTile) * kVectors * kLanes * sizeof(float));
@@ -247,7 +241,7 @@ void ForwardPairs(const Call& call) {
         AddProduct<kVectors>(tiles, pack + sizes.packed_rows, p.head_dim, keys, scores, sum,
                              lanes.mask, product, out_t);
       }
-      StoreTransposed<kVectors>(p.out, p.dtype, block, p.head_dim, headroom.scale, scratch, out_t);
+      StoreTransposed<kVectors>(p.out, p.dtype, block, p.head_dim, headroom.scale, out_t, product);
     });
   });
 }
@@ -258,7 +252,7 @@ void BackwardQPairs(const Call& call) {
   const PairSizes sizes(p);
   const Headroom headroom(p.seqlen_k);
   const int64_t packed = 2 * sizes.packed_rows + (p.dq.data ? sizes.packed_columns : 0);
-  const int64_t per_thread = 2 * sizes.rows + 3 * sizes.tile + 2 * sizes.scores;
+  const int64_t per_thread = 2 * sizes.rows + 2 * sizes.tile + 2 * sizes.scores;
   const int64_t shares = p.dweight.data ? call.num_entries * p.heads * p.seqlen_q : 0;
   float* memory =
       stal::Scratch(call.num_packed * p.heads * packed + call.threads * per_thread + shares);
@@ -273,23 +267,23 @@ void BackwardQPairs(const Call& call) {
     PackRowPairs(v, p.v.strides.row, p.dtype, prompt.length, p.head_dim, out + sizes.packed_rows);
     if (p.dq.data) {
       PackColumnPairs(k, p.k.strides.row, p.dtype, prompt.length, p.head_dim,
-                      tiles_of_threads + thread * per_thread, out + 2 * sizes.packed_rows);
+                      out + 2 * sizes.packed_rows);
     }
   });
 
   ForEachBlock(call, kBlockRows, [&](RowBlock block, int thread) {
     float* scratch = tiles_of_threads + thread * per_thread;
-    uint32_t* q_t = reinterpret_cast<uint32_t*>(scratch + sizes.tile);
+    uint32_t* q_t = reinterpret_cast<uint32_t*>(scratch);
     uint32_t* dout_t = q_t + sizes.rows;
-    float* dq_t = scratch + sizes.tile + 2 * sizes.rows;
+    float* dq_t = scratch + 2 * sizes.rows;
     float* product = dq_t + sizes.tile;
     float* s = product + sizes.tile;
     float* g = s + sizes.scores;
     Tiles tiles;
     WithVectors<kPairVectors>(block.rows.count, [&](auto vectors) {
       constexpr int kVectors = decltype(vectors)::value;
-      LoadPairs<kVectors>(p.q, p.dtype, block, p.head_dim, p.scale < 0, scratch, q_t);
-      LoadPairs<kVectors>(p.dout, p.dtype, block, p.head_dim, false, scratch, dout_t);
+      LoadTransposedPairs<kVectors>(p.q, p.dtype, block, p.head_dim, p.scale < 0, q_t);
+      LoadTransposedPairs<kVectors>(p.dout, p.dtype, block, p.head_dim, false, dout_t);
       PrefetchRows<false>(p, p.q, block, kBlockRows);
       PrefetchRows<false>(p, p.dout, block, kBlockRows);
       if (p.dq.data) PrefetchRows<true>(p, p.dq, block, kBlockRows);
@@ -337,7 +331,7 @@ void BackwardQPairs(const Call& call) {
         }
       }
       if (p.dq.data) {
-        StoreTransposed<kVectors>(p.dq, p.dtype, block, p.head_dim, headroom.scale, scratch, dq_t);
+        StoreTransposed<kVectors>(p.dq, p.dtype, block, p.head_dim, headroom.scale, dq_t, product);
       }
     });
   });

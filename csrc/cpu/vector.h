@@ -237,4 +237,50 @@ STAL_INLINE Vec InterleaveHigh(Vec a, Vec b) {
 }
 #endif
 
+// x, a square of kLanes rows, becomes its transpose.
+STAL_INLINE void TransposeSquare(Vec (&x)[kLanes]) {
+#if defined(STAL_MODEL)
+  // Shuffles of vectors that the machine lacks would be spelled out element by element.
+  for (int i = 0; i < kLanes; ++i) {
+    for (int j = 0; j < i; ++j) {
+      const float below = x[i][j];
+      x[i][j] = x[j][i];
+      x[j][i] = below;
+    }
+  }
+#elif defined(__AVX2__) && !defined(__AVX512F__)
+  // Three rounds, of which the compiler makes twice as many instructions from the loop below.
+  __m256 a[8], b[8];
+#pragma GCC unroll 4
+  for (int i = 0; i < 8; i += 2) {
+    a[i] = _mm256_unpacklo_ps((__m256)x[i], (__m256)x[i + 1]);
+    a[i + 1] = _mm256_unpackhi_ps((__m256)x[i], (__m256)x[i + 1]);
+  }
+#pragma GCC unroll 2
+  for (int i = 0; i < 8; i += 4) {
+    b[i] = _mm256_shuffle_ps(a[i], a[i + 2], 0x44);
+    b[i + 1] = _mm256_shuffle_ps(a[i], a[i + 2], 0xee);
+    b[i + 2] = _mm256_shuffle_ps(a[i + 1], a[i + 3], 0x44);
+    b[i + 3] = _mm256_shuffle_ps(a[i + 1], a[i + 3], 0xee);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    x[i] = (Vec)_mm256_permute2f128_ps(b[i], b[i + 4], 0x20);
+    x[i + 4] = (Vec)_mm256_permute2f128_ps(b[i], b[i + 4], 0x31);
+  }
+#else
+#pragma GCC unroll 4
+  for (int step = 1; step < kLanes; step *= 2) {
+    Vec y[kLanes];
+#pragma GCC unroll 8
+    for (int r = 0; r < kLanes / 2; ++r) {
+      y[2 * r] = InterleaveLow(x[r], x[r + kLanes / 2]);
+      y[2 * r + 1] = InterleaveHigh(x[r], x[r + kLanes / 2]);
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < kLanes; ++r) x[r] = y[r];
+  }
+#endif
+}
+
 }  // namespace

@@ -25,6 +25,8 @@ namespace {
 // A sum is added up in pieces of this many terms. Shorter sums round less, and the tile of P that
 // a piece reads stays in the first cache level.
 constexpr int64_t kDepth = 64;
+// Of products with V: 77 keys in one piece.
+constexpr int64_t kKeyDepth = 96;
 
 // A (rows, head_dim) matrix by blocks of rows, (ceil(rows / kBlock), head_dim, kBlock), with copies
 // of the last row after it. `scratch` holds kLanes rows.
@@ -84,43 +86,59 @@ STAL_INLINE void Multiply(const float* a, int64_t a_step, const float* b, int64_
   }
 }
 
-// scores (keys rounded up to kBlock, rows) = packed keys times q^T (head_dim, rows).
-template <int kVectors>
-void Scores(const float* q_t, const float* packed, int64_t keys, int64_t head_dim, float* scores) {
+// scores (keys rounded up to kBlock, rows) = packed keys times q^T (head_dim, rows), and also(r, x)
+// for each vector x of them.
+template <int kVectors, typename Also>
+STAL_INLINE void Scores(const float* q_t, const float* packed, int64_t keys, int64_t head_dim,
+                        float* scores, const Also& also) {
   constexpr int64_t kRows = kVectors * kLanes;
   for (int64_t key = 0; key < keys; key += kBlock) {
     for (int64_t c = 0; c < head_dim; c += kDepth) {
       Vec acc[kBlock][kVectors];
       Multiply<kBlock, 1, kVectors>(q_t + c * kRows, kRows, packed + key * head_dim + c * kBlock,
                                     Min(kDepth, head_dim - c), acc);
+      const bool last = c + kDepth >= head_dim;
 #pragma GCC unroll 8
       for (int i = 0; i < kBlock; ++i) {
 #pragma GCC unroll 4
         for (int r = 0; r < kVectors; ++r) {
           float* score = scores + (key + i) * kRows + r * kLanes;
-          Store(score, c == 0 ? acc[i][r] : Load(score) + acc[i][r]);
+          const Vec x = c == 0 ? acc[i][r] : Load(score) + acc[i][r];
+          Store(score, x);
+          if (last) also(r, x);
         }
       }
     }
   }
 }
 
-// out (head_dim, rows) += factor * p^T (keys, rows) times packed channels, where mask is set.
+// The scores of a block and their maximum over keys. What fills up the packed keys are copies of
+// the last one, so their scores may count.
+template <int kVectors>
+void ScoresAndMax(const float* q_t, const float* packed, int64_t keys, int64_t head_dim,
+                  float* scores, Vec (&max)[kVectors]) {
+  for (int r = 0; r < kVectors; ++r) max[r] = Set(-__builtin_inff());
+  Scores<kVectors>(q_t, packed, keys, head_dim, scores,
+                   [&](int r, Vec x) { max[r] = Max(x, max[r]); });
+}
+
+// out (head_dim, rows) = or += factor * p^T (keys, rows) times packed channels, where mask is set.
 template <int kVectors>
 void AddValues(const float* p, const float* packed, int64_t keys, int64_t head_dim,
-               const Vec (&factor)[kVectors], const IVec (&mask)[kVectors], float* out) {
+               const Vec (&factor)[kVectors], const IVec (&mask)[kVectors], bool add, float* out) {
   constexpr int64_t kRows = kVectors * kLanes;
-  for (int64_t key = 0; key < keys; key += kDepth) {
+  for (int64_t key = 0; key < keys; key += kKeyDepth) {
     for (int64_t c = 0; c < head_dim; c += kBlock) {
       Vec acc[kBlock][kVectors];
       Multiply<kBlock, 1, kVectors>(p + key * kRows, kRows, packed + c * keys + key * kBlock,
-                                    Min(kDepth, keys - key), acc);
+                                    Min(kKeyDepth, keys - key), acc);
 #pragma GCC unroll 8
       for (int i = 0; i < kBlock; ++i) {
 #pragma GCC unroll 4
         for (int r = 0; r < kVectors; ++r) {
           float* sum = out + (c + i) * kRows + r * kLanes;
-          Store(sum, Load(sum) + And(acc[i][r] * factor[r], mask[r]));
+          const Vec x = And(acc[i][r] * factor[r], mask[r]);
+          Store(sum, add || key > 0 ? Load(sum) + x : x);
         }
       }
     }
@@ -179,16 +197,9 @@ STAL_INLINE void SumOverKeys(int64_t keys, Vec (&sum)[kVectors], const Term& ter
 
 // scores -> 2^-bits exp(scores - max), in place; sum over keys.
 template <int kVectors>
-void Softmax(float* scores, int64_t keys, float bits, Vec (&sum)[kVectors]) {
+void Softmax(float* scores, int64_t keys, const Vec (&max)[kVectors], float bits,
+             Vec (&sum)[kVectors]) {
   constexpr int64_t kRows = kVectors * kLanes;
-  Vec max[kVectors];
-  for (int r = 0; r < kVectors; ++r) max[r] = Load(scores + r * kLanes);
-  for (int64_t key = 1; key < keys; ++key) {
-#pragma GCC unroll 4
-    for (int r = 0; r < kVectors; ++r) {
-      max[r] = Max(Load(scores + key * kRows + r * kLanes), max[r]);
-    }
-  }
   SumOverKeys<kVectors>(keys, sum, [&](int64_t key, int r) {
     float* score = scores + key * kRows + r * kLanes;
     // The difference first: folding log2(e) into the scale would round it, and bias every score.
@@ -239,7 +250,7 @@ void Forward(const Call& call) {
       LoadTransposed<kVectors>(p.q, p.dtype, block, p.head_dim, p.scale, q_t);
       PrefetchRows<false>(p, p.q, block, kMaxRows);
       PrefetchRows<true>(p, p.out, block, kMaxRows);
-      memset(out_t, 0, sizes.width * kVectors * kLanes * sizeof(float));
+      bool begun = false;  // whether there is anything in out_t
       for (int64_t e = call.begin[block.batch]; e < call.begin[block.batch + 1]; ++e) {
         const Entry& entry = call.entries[e];
         const Prompt& prompt = call.prompts[entry.prompt];
@@ -247,15 +258,17 @@ void Forward(const Call& call) {
         const Lanes<kVectors> lanes(call, entry, block);
         if (!lanes.any) continue;
         const float* pack = PackOf(call, packs, packed, prompt, block.head);
-        Vec factor[kVectors];
-        Scores<kVectors>(q_t, pack, prompt.length, p.head_dim, scores);
-        Softmax<kVectors>(scores, prompt.length, headroom.bits, factor);
+        Vec max[kVectors], factor[kVectors];
+        ScoresAndMax<kVectors>(q_t, pack, prompt.length, p.head_dim, scores, max);
+        Softmax<kVectors>(scores, prompt.length, max, headroom.bits, factor);
         for (int r = 0; r < kVectors; ++r) {
           factor[r] = lanes.weight[r] / (factor[r] * headroom.scale);
         }
         AddValues<kVectors>(scores, pack + packed_k, prompt.length, p.head_dim, factor, lanes.mask,
-                            out_t);
+                            begun, out_t);
+        begun = true;
       }
+      if (!begun) memset(out_t, 0, sizes.width * kVectors * kLanes * sizeof(float));
       StoreTransposed<kVectors>(p.out, p.dtype, block, p.head_dim, headroom.scale, out_t, q_t);
     });
   });
@@ -269,10 +282,10 @@ STAL_INLINE void SoftmaxBackward(const float* q_t, const float* dout_t, const fl
                                  const Lanes<kVectors>& lanes, float scale, float* s, float* g,
                                  Vec (&r)[kVectors]) {
   constexpr int64_t kRows = kVectors * kLanes;
-  Scores<kVectors>(q_t, keys_of_k, keys, head_dim, s);
-  Scores<kVectors>(dout_t, keys_of_v, keys, head_dim, g);
-  Vec sum[kVectors], normalise[kVectors], factor[kVectors];
-  Softmax<kVectors>(s, keys, 0, sum);
+  Vec max[kVectors], sum[kVectors], normalise[kVectors], factor[kVectors];
+  ScoresAndMax<kVectors>(q_t, keys_of_k, keys, head_dim, s, max);
+  Scores<kVectors>(dout_t, keys_of_v, keys, head_dim, g, [](int, Vec) {});
+  Softmax<kVectors>(s, keys, max, 0, sum);
   for (int v = 0; v < kVectors; ++v) {
     normalise[v] = 1.0f / sum[v];
     factor[v] = lanes.weight[v] / sum[v];
@@ -333,7 +346,7 @@ void BackwardQ(const Call& call) {
       PrefetchRows<false>(p, p.q, block, kMaxRows);
       PrefetchRows<false>(p, p.dout, block, kMaxRows);
       if (p.dq.data) PrefetchRows<true>(p, p.dq, block, kMaxRows);
-      memset(dq_t, 0, sizes.width * kVectors * kLanes * sizeof(float));
+      bool begun = false;  // whether there is anything in dq_t
       Vec one[kVectors];
       for (int r = 0; r < kVectors; ++r) one[r] = Set(1.0f);
       for (int64_t e = call.begin[block.batch]; e < call.begin[block.batch + 1]; ++e) {
@@ -347,7 +360,8 @@ void BackwardQ(const Call& call) {
                                     lanes, p.scale, s, g, r);
           if (p.dq.data) {
             AddValues<kVectors>(g, pack + 2 * packed_k, prompt.length, p.head_dim, one, lanes.mask,
-                                dq_t);
+                                begun, dq_t);
+            begun = true;
           }
         }
         if (p.dweight.data) {
@@ -356,6 +370,7 @@ void BackwardQ(const Call& call) {
         }
       }
       if (p.dq.data) {
+        if (!begun) memset(dq_t, 0, sizes.width * kVectors * kLanes * sizeof(float));
         StoreTransposed<kVectors>(p.dq, p.dtype, block, p.head_dim, 1.0f, dq_t, q_t);
       }
     });

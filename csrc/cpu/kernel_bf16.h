@@ -42,10 +42,9 @@ STAL_INLINE HalfVec RoundFirst(const char* p, int64_t count) {
 STAL_INLINE UVec LoadPairs(const char* row, DType dtype, int64_t c, int64_t head_dim) {
   const int64_t count = Min(2 * kTile, head_dim - c);
   if (dtype != DType::kFloat32) return LoadFirstWords(row + 2 * c, count / 2);
-  const HalfVec halves[2] = {
-      RoundFirst(row + 4 * c, Min(kTile, count)),
-      count > kTile ? RoundFirst(row + 4 * (c + kTile), count - kTile) : HalfVec{}};
-  return LoadWords(reinterpret_cast<const uint32_t*>(halves));
+  const HalfVec low = RoundFirst(row + 4 * c, Min(kTile, count));
+  if (count <= kTile) return Join(low, HalfVec{});
+  return Join(low, RoundFirst(row + 4 * (c + kTile), count - kTile));
 }
 
 // Rows of a matrix -> tiles (rows, pairs of channels) of tile.h's A, with copies of the last row

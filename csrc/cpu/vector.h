@@ -191,6 +191,18 @@ STAL_INLINE HalfVec ToHalf(Vec x, stal::DType dtype) {
 #endif
 }
 
+// The halves of `low`, then those of `high`.
+STAL_INLINE UVec Join(HalfVec low, HalfVec high) {
+#if defined(__AVX512F__)
+  return (UVec)_mm512_inserti64x4(_mm512_castsi256_si512((__m256i)low), (__m256i)high, 1);
+#else
+  const HalfVec halves[2] = {low, high};
+  UVec x;
+  memcpy(&x, halves, sizeof(x));
+  return x;
+#endif
+}
+
 #if defined(__AVX512BF16__)
 // See Dot and Pairs in tile.h.
 STAL_INLINE Vec DotOfPairs(Vec sum, UVec a, UVec b) {

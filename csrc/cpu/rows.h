@@ -261,13 +261,14 @@ STAL_INLINE Element* PackOf(const Call& call, Element* packs, int64_t size, cons
   return packs + (prompt.packed * call.params->heads + head) * size;
 }
 
-// write(prompt, head, pack, thread) for all packed copies.
+// write(prompt, head, pack, thread) for all packed copies, by batch element and head as the blocks
+// that read them: mostly the thread that packs one also reads it.
 template <typename Element, typename Write>
 void ForEachPack(const Call& call, Element* packs, int64_t size, const Write& write) {
-  const int64_t heads = call.params->heads;
+  const int64_t heads = call.params->heads, prompts = call.params->prompts;
   ParallelFor(call.threads, call.num_prompts * heads, [&](int64_t task, int thread) {
-    const Prompt& prompt = call.prompts[task / heads];
-    const int64_t head = task % heads;
+    const int64_t head = task / prompts % heads;
+    const Prompt& prompt = call.prompts[task / (prompts * heads) * prompts + task % prompts];
     if (prompt.owner) write(prompt, head, PackOf(call, packs, size, prompt, head), thread);
   });
 }

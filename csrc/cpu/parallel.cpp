@@ -66,7 +66,7 @@ void ParallelFor(int threads, int64_t tasks, void (*body)(void*, int64_t, int), 
   }
   Shares shares(threads, tasks);
 #if defined(_OPENMP)
-  // torch's libgomp has the ordinary soname, so this is torch's own pool. It may have fewer threads.
+  // torch's libgomp has the ordinary soname, so this is torch's own pool, which may give fewer.
 #pragma omp parallel num_threads(threads)
   shares.Run(omp_get_thread_num(), body, context);
 #else

@@ -69,16 +69,11 @@ void BackwardKV(const Call& call) {
 }
 
 // Whether BackwardAll is to make all gradients, so that scores are computed once and not twice:
-// each prompt must have one entry, and the heads must occupy the threads.
+// each prompt must have one entry.
 bool MakesAllAtOnce(const Call& call) {
   const BlendedAttentionParams& p = *call.params;
   if (!p.dk.data || (!p.dq.data && !p.dweight.data)) return false;
-  for (int64_t t = 0; t < call.num_prompts; ++t) {
-    if (call.prompts[t].end - call.prompts[t].begin != 1) return false;
-  }
-  // The scores are 2 of 7 products: no more than a fifth of the threads' time may be idle.
-  const int64_t tasks = p.batch * p.heads;
-  return 4 * RoundUp(tasks, call.threads) <= 5 * tasks;
+  return call.num_entries == call.num_prompts && HeadsAreTasks(call);
 }
 
 // All gradients, equal to those apart bit for bit. A task is one head of one batch element, with

@@ -218,18 +218,17 @@ void Forward(const Call& call) {
   // Of one prompt and head; a multiple of 16 floats keeps every tile aligned.
   const int64_t packed = RoundUp(packed_k + p.seqlen_k * p.head_dim, 16);
   const int64_t per_thread = 3 * sizes.tile + sizes.scores;
-  float* packs = stal::Scratch(call.num_packed * p.heads * packed + call.threads * per_thread);
-  float* tiles = packs + call.num_packed * p.heads * packed;
+  float* packs = stal::Scratch(NumPacks(call) * packed + call.threads * per_thread);
+  float* tiles = packs + NumPacks(call) * packed;
 
-  ForEachPack(call, packs, packed, [&](const Prompt& prompt, int64_t head, float* out, int thread) {
+  const auto write = [&](const Prompt& prompt, int64_t head, float* out, int thread) {
     float* row = tiles + thread * per_thread;
     PackKeys(At(p.k, p.dtype, prompt.k + head * p.k.strides.head), p.k.strides.row, p.dtype,
              prompt.length, p.head_dim, row, out);
     PackChannels(At(p.v, p.dtype, prompt.v + head * p.v.strides.head), p.v.strides.row, p.dtype,
                  prompt.length, p.head_dim, row, out + packed_k);
-  });
-
-  ForEachBlock(call, kMaxRows, [&](RowBlock block, int thread) {
+  };
+  ForEachPackedBlock(call, packs, packed, kMaxRows, write, [&](RowBlock block, int thread) {
     float* rows_tile = tiles + thread * per_thread;
     float* q_t = rows_tile + sizes.tile;
     float* out_t = q_t + sizes.tile;
@@ -246,7 +245,7 @@ void Forward(const Call& call) {
         if (prompt.length == 0) continue;
         const Lanes<kVectors> lanes(call, entry, block);
         if (!lanes.any) continue;
-        const float* pack = PackOf(call, packs, packed, prompt, block.head);
+        const float* pack = PackOf(call, packs, packed, e, block);
         Vec factor[kVectors];
         Scores<kVectors>(q_t, pack, prompt.length, p.head_dim, scores);
         Softmax<kVectors>(scores, prompt.length, headroom.bits, factor);
@@ -305,12 +304,11 @@ void BackwardQ(const Call& call) {
   const int64_t packed = RoundUp(2 * packed_k + p.seqlen_k * p.head_dim, 16);
   const int64_t per_thread = 4 * sizes.tile + 2 * sizes.scores;
   const int64_t shares = p.dweight.data ? call.num_entries * p.heads * p.seqlen_q : 0;
-  float* packs =
-      stal::Scratch(call.num_packed * p.heads * packed + call.threads * per_thread + shares);
-  float* tiles = packs + call.num_packed * p.heads * packed;
+  float* packs = stal::Scratch(NumPacks(call) * packed + call.threads * per_thread + shares);
+  float* tiles = packs + NumPacks(call) * packed;
   float* share = tiles + call.threads * per_thread;  // (entries, heads, seqlen_q)
 
-  ForEachPack(call, packs, packed, [&](const Prompt& prompt, int64_t head, float* out, int thread) {
+  const auto write = [&](const Prompt& prompt, int64_t head, float* out, int thread) {
     float* row = tiles + thread * per_thread;
     const char* k = At(p.k, p.dtype, prompt.k + head * p.k.strides.head);
     const char* v = At(p.v, p.dtype, prompt.v + head * p.v.strides.head);
@@ -319,9 +317,8 @@ void BackwardQ(const Call& call) {
     if (p.dq.data) {
       PackChannels(k, p.k.strides.row, p.dtype, prompt.length, p.head_dim, row, out + 2 * packed_k);
     }
-  });
-
-  ForEachBlock(call, kMaxRows, [&](RowBlock block, int thread) {
+  };
+  ForEachPackedBlock(call, packs, packed, kMaxRows, write, [&](RowBlock block, int thread) {
     float* rows_tile = tiles + thread * per_thread;
     float* q_t = rows_tile + sizes.tile;
     float* dout_t = q_t + sizes.tile;
@@ -345,7 +342,7 @@ void BackwardQ(const Call& call) {
         const Lanes<kVectors> lanes(call, entry, block);
         Vec r[kVectors] = {};
         if (prompt.length > 0 && lanes.any) {
-          const float* pack = PackOf(call, packs, packed, prompt, block.head);
+          const float* pack = PackOf(call, packs, packed, e, block);
           SoftmaxBackward<kVectors>(q_t, dout_t, pack, pack + packed_k, prompt.length, p.head_dim,
                                     lanes, p.scale, s, g, r);
           if (p.dq.data) {

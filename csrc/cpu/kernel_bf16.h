@@ -253,19 +253,18 @@ void ForwardPairs(const Call& call) {
   const Headroom headroom(p.seqlen_k);
   const int64_t packed = sizes.packed_rows + sizes.packed_columns;
   const int64_t per_thread = sizes.rows + 3 * sizes.tile + sizes.scores;
-  float* memory = stal::Scratch(call.num_packed * p.heads * packed + call.threads * per_thread);
+  float* memory = stal::Scratch(NumPacks(call) * packed + call.threads * per_thread);
   uint32_t* packs = reinterpret_cast<uint32_t*>(memory);
-  float* tiles_of_threads = memory + call.num_packed * p.heads * packed;
+  float* tiles_of_threads = memory + NumPacks(call) * packed;
 
-  ForEachPack(call, packs, packed, [&](const Prompt& prompt, int64_t head, auto* out, int thread) {
+  const auto write = [&](const Prompt& prompt, int64_t head, auto* out, int thread) {
     PackRowPairs(At(p.k, p.dtype, prompt.k + head * p.k.strides.head), p.k.strides.row, p.dtype,
                  prompt.length, p.head_dim, out);
     PackColumnPairs(At(p.v, p.dtype, prompt.v + head * p.v.strides.head), p.v.strides.row, p.dtype,
                     prompt.length, p.head_dim, tiles_of_threads + thread * per_thread,
                     out + sizes.packed_rows);
-  });
-
-  ForEachBlock(call, kBlockRows, [&](RowBlock block, int thread) {
+  };
+  ForEachPackedBlock(call, packs, packed, kBlockRows, write, [&](RowBlock block, int thread) {
     float* scratch = tiles_of_threads + thread * per_thread;
     uint32_t* q_t = reinterpret_cast<uint32_t*>(scratch + sizes.tile);
     float* out_t = scratch + sizes.tile + sizes.rows;
@@ -285,7 +284,7 @@ void ForwardPairs(const Call& call) {
         if (prompt.length == 0) continue;
         const Lanes<kVectors> lanes(call, entry, block);
         if (!lanes.any) continue;
-        const uint32_t* pack = PackOf(call, packs, packed, prompt, block.head);
+        const uint32_t* pack = PackOf(call, packs, packed, e, block);
         const int64_t keys = prompt.length;
         Vec max[kVectors], sum[kVectors] = {};
         ScoresAndMax<kVectors>(tiles, pack, keys, sizes.key_step, p.head_dim, q_t, scores, max);
@@ -362,13 +361,12 @@ void BackwardQPairs(const Call& call) {
   const int64_t packed = 2 * sizes.packed_rows + (p.dq.data ? sizes.packed_columns : 0);
   const int64_t per_thread = 2 * sizes.rows + 3 * sizes.tile + 2 * sizes.scores;
   const int64_t shares = p.dweight.data ? call.num_entries * p.heads * p.seqlen_q : 0;
-  float* memory =
-      stal::Scratch(call.num_packed * p.heads * packed + call.threads * per_thread + shares);
+  float* memory = stal::Scratch(NumPacks(call) * packed + call.threads * per_thread + shares);
   uint32_t* packs = reinterpret_cast<uint32_t*>(memory);
-  float* tiles_of_threads = memory + call.num_packed * p.heads * packed;
+  float* tiles_of_threads = memory + NumPacks(call) * packed;
   float* share = tiles_of_threads + call.threads * per_thread;  // (entries, heads, seqlen_q)
 
-  ForEachPack(call, packs, packed, [&](const Prompt& prompt, int64_t head, auto* out, int thread) {
+  const auto write = [&](const Prompt& prompt, int64_t head, auto* out, int thread) {
     const char* k = At(p.k, p.dtype, prompt.k + head * p.k.strides.head);
     const char* v = At(p.v, p.dtype, prompt.v + head * p.v.strides.head);
     PackRowPairs(k, p.k.strides.row, p.dtype, prompt.length, p.head_dim, out);
@@ -377,9 +375,8 @@ void BackwardQPairs(const Call& call) {
       PackColumnPairs(k, p.k.strides.row, p.dtype, prompt.length, p.head_dim,
                       tiles_of_threads + thread * per_thread, out + 2 * sizes.packed_rows);
     }
-  });
-
-  ForEachBlock(call, kBlockRows, [&](RowBlock block, int thread) {
+  };
+  ForEachPackedBlock(call, packs, packed, kBlockRows, write, [&](RowBlock block, int thread) {
     float* scratch = tiles_of_threads + thread * per_thread;
     uint32_t* q_t = reinterpret_cast<uint32_t*>(scratch + sizes.tile);
     uint32_t* dout_t = q_t + sizes.rows;
@@ -403,7 +400,7 @@ void BackwardQPairs(const Call& call) {
         const int64_t keys = prompt.length;
         Vec r[kVectors] = {};
         if (keys > 0 && lanes.any) {
-          const uint32_t* pack = PackOf(call, packs, packed, prompt, block.head);
+          const uint32_t* pack = PackOf(call, packs, packed, e, block);
           Vec sum[kVectors];
           SoftmaxBackward<kVectors>(tiles, pack, pack + sizes.packed_rows, keys, p, headroom.bits,
                                     q_t, dout_t, lanes.mask, s, g, sum, r);

@@ -113,8 +113,9 @@ std::vector<Level> FindLevels() {
 }  // namespace
 
 // By vendor, not by a measurement when the library is loaded: a call must give the same bits every
-// day. In pairs of bfloat16 AMD Zen 4 does more than twice the arithmetic of float32, Intel Sapphire
-// Rapids half of it (measured: 90 against 179 GFLOP/s a core). Others are taken for the former.
+// day. In pairs of bfloat16 AMD Zen 4 does more than twice the arithmetic of float32, Intel
+// Sapphire Rapids half of it (measured: 90 against 179 GFLOP/s a core). Others, of which none was
+// measured, are taken for AMD's.
 std::vector<std::string> LevelOrder(const std::string& vendor) {
   std::vector<std::string> order = {"amx",  "avx512_bf16", "avx512",            "avx2",
                                     "neon", "portable",    "avx512_bf16_model", "amx_model"};

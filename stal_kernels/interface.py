@@ -39,15 +39,15 @@ def blended_attention(
     refused. Under autocast q, k and v are cast and weight stays in float32.
 
     float32 tensors are multiplied in float32 unless `torch.set_float32_matmul_precision` allows
-    less. "medium": on the levels of cpu that multiply bfloat16 (amx, avx512_bf16), q, k, v and the
-    probabilities are rounded to bfloat16 where they enter a product, in the forward pass and for dq
-    and dweight; sums are float32. "high" changes nothing on the cpu. On triton both mean TF32. The
-    setting is read whenever a pass runs, in compiled functions too, so a backward pass follows what
-    is set when it begins.
+    less. "medium": on the levels of cpu that multiply bfloat16 (amx, avx512_bf16), q, k, v, dout,
+    the probabilities and their gradients are rounded to bfloat16 where they enter a product; sums
+    are float32. "high" changes nothing on the cpu. On triton both mean TF32. The setting is read
+    whenever a pass runs, in compiled functions too, so a backward pass follows what is set when it
+    begins.
 
     In those products the same levels take factors below 2^-126 in magnitude (subnormals of
-    bfloat16) as zero, and sums that small: of q, k and v and, backward, of dout, in the output, dq
-    and dweight, not in dk and dv. Of v that reaches up to 2^-126 times seqlen_k, rounded up to a
+    bfloat16) as zero, and sums that small: of q, k and v and, backward, of dout, in the output and
+    all gradients. Of v that reaches up to 2^-126 times seqlen_k, rounded up to a
     power of two. float16, and all tensors on other levels, keep their subnormals.
 
     Args:

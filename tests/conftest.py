@@ -32,6 +32,8 @@ _share_cores()
 def pytest_addoption(parser: pytest.Parser) -> None:
     text = "how long each harness of tests/fuzz draws examples; 0: a few, the same every time"
     parser.addoption("--fuzz-seconds", type=float, default=0, metavar="SECONDS", help=text)
+    text = "how many random calls test_sanitizers.py makes of each level; 200 unless told"
+    parser.addoption("--fuzz-cases", type=int, default=200, metavar="CASES", help=text)
     text = "fail where an optional package is not installed, instead of skipping"
     parser.addoption("--all-packages", action="store_true", help=text)
 

@@ -175,8 +175,7 @@ void Backward(const String& level, int64_t threads, double scale, bool bf16_prod
       arguments.WriteKeys("dv", dv.value(), &p.dv);
     }
     const stal::CallStorage storage(p, static_cast<int>(threads));
-    if (p.dq.data || p.dweight.data) arguments.kernels.backward_q(storage.call);
-    if (p.dk.data) arguments.kernels.backward_kv(storage.call);
+    arguments.kernels.backward(storage.call);
   });
 }
 
@@ -193,7 +192,13 @@ String WhyNot(const String& name) {
   return "no such level";
 }
 
-// The three below are for tests.
+// Those below are for tests.
+Array<String> LevelOrder(const String& vendor) {
+  Array<String> names;
+  for (const std::string& name : stal::LevelOrder(vendor)) names.push_back(name);
+  return names;
+}
+
 const void* Words(const char* name, const TensorView& x, int64_t count, bool single) {
   stal::CheckDims(name, x, 1, "(count,)");
   stal::CheckMemory(name, x, {count}, true);
@@ -234,5 +239,6 @@ TVM_FFI_DLL_EXPORT_TYPED_FUNC(forward, Forward);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(backward, Backward);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(levels, LevelNames);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(why_not, WhyNot);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(level_order, LevelOrder);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(exp2, Exp2);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(dot, Dot);

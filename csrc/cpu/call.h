@@ -50,8 +50,7 @@ float* Scratch(int64_t floats);
 struct Kernels {
   const char* name;
   void (*forward)(const Call&);
-  void (*backward_q)(const Call&);   // dq, dweight
-  void (*backward_kv)(const Call&);  // dk, dv
+  void (*backward)(const Call&);  // of dq, dweight, dk and dv those that are asked for
   void (*exp2)(const float* x, float* out, int64_t count);  // for tests of its accuracy
   // For tests of the instructions that multiply pairs of bfloat16, see DotAll; null: has none.
   void (*dot)(const float* sum, const uint32_t* a, const uint32_t* b, float* out,

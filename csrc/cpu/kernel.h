@@ -18,7 +18,7 @@
 // of 512 keys is read from the second level at a rate that the multiplications hide.
 #pragma once
 
-#include "cpu/rows.h"
+#include "cpu/gradients.h"
 
 namespace {
 
@@ -230,18 +230,17 @@ void Forward(const Call& call) {
   // Of one prompt and head; a multiple of 16 floats keeps every tile aligned.
   const int64_t packed = RoundUp(packed_k + p.seqlen_k * p.head_dim, 16);
   const int64_t per_thread = 2 * sizes.tile + sizes.scores;
-  float* packs = stal::Scratch(call.num_packed * p.heads * packed + call.threads * per_thread);
-  float* tiles = packs + call.num_packed * p.heads * packed;
+  float* packs = stal::Scratch(NumPacks(call) * packed + call.threads * per_thread);
+  float* tiles = packs + NumPacks(call) * packed;
 
-  ForEachPack(call, packs, packed, [&](const Prompt& prompt, int64_t head, float* out, int thread) {
+  const auto write = [&](const Prompt& prompt, int64_t head, float* out, int thread) {
     float* row = tiles + thread * per_thread;
     PackKeys(At(p.k, p.dtype, prompt.k + head * p.k.strides.head), p.k.strides.row, p.dtype,
              prompt.length, p.head_dim, row, out);
     PackChannels(At(p.v, p.dtype, prompt.v + head * p.v.strides.head), p.v.strides.row, p.dtype,
                  prompt.length, p.head_dim, row, out + packed_k);
-  });
-
-  ForEachBlock(call, kMaxRows, [&](RowBlock block, int thread) {
+  };
+  ForEachPackedBlock(call, packs, packed, kMaxRows, write, [&](RowBlock block, int thread) {
     float* q_t = tiles + thread * per_thread;
     float* out_t = q_t + sizes.tile;
     float* scores = out_t + sizes.tile;
@@ -257,7 +256,7 @@ void Forward(const Call& call) {
         if (prompt.length == 0) continue;
         const Lanes<kVectors> lanes(call, entry, block);
         if (!lanes.any) continue;
-        const float* pack = PackOf(call, packs, packed, prompt, block.head);
+        const float* pack = PackOf(call, packs, packed, e, block);
         Vec max[kVectors], factor[kVectors];
         ScoresAndMax<kVectors>(q_t, pack, prompt.length, p.head_dim, scores, max);
         Softmax<kVectors>(scores, prompt.length, max, headroom.bits, factor);
@@ -317,12 +316,11 @@ void BackwardQ(const Call& call) {
   const int64_t packed = RoundUp(2 * packed_k + p.seqlen_k * p.head_dim, 16);
   const int64_t per_thread = 3 * sizes.tile + 2 * sizes.scores;
   const int64_t shares = p.dweight.data ? call.num_entries * p.heads * p.seqlen_q : 0;
-  float* packs =
-      stal::Scratch(call.num_packed * p.heads * packed + call.threads * per_thread + shares);
-  float* tiles = packs + call.num_packed * p.heads * packed;
+  float* packs = stal::Scratch(NumPacks(call) * packed + call.threads * per_thread + shares);
+  float* tiles = packs + NumPacks(call) * packed;
   float* share = tiles + call.threads * per_thread;  // (entries, heads, seqlen_q)
 
-  ForEachPack(call, packs, packed, [&](const Prompt& prompt, int64_t head, float* out, int thread) {
+  const auto write = [&](const Prompt& prompt, int64_t head, float* out, int thread) {
     float* row = tiles + thread * per_thread;
     const char* k = At(p.k, p.dtype, prompt.k + head * p.k.strides.head);
     const char* v = At(p.v, p.dtype, prompt.v + head * p.v.strides.head);
@@ -331,9 +329,8 @@ void BackwardQ(const Call& call) {
     if (p.dq.data) {
       PackChannels(k, p.k.strides.row, p.dtype, prompt.length, p.head_dim, row, out + 2 * packed_k);
     }
-  });
-
-  ForEachBlock(call, kMaxRows, [&](RowBlock block, int thread) {
+  };
+  ForEachPackedBlock(call, packs, packed, kMaxRows, write, [&](RowBlock block, int thread) {
     float* q_t = tiles + thread * per_thread;
     float* dout_t = q_t + sizes.tile;
     float* dq_t = dout_t + sizes.tile;
@@ -355,7 +352,7 @@ void BackwardQ(const Call& call) {
         const Lanes<kVectors> lanes(call, entry, block);
         Vec r[kVectors] = {};
         if (prompt.length > 0 && lanes.any) {
-          const float* pack = PackOf(call, packs, packed, prompt, block.head);
+          const float* pack = PackOf(call, packs, packed, e, block);
           SoftmaxBackward<kVectors>(q_t, dout_t, pack, pack + packed_k, prompt.length, p.head_dim,
                                     lanes, p.scale, s, g, r);
           if (p.dq.data) {
@@ -392,71 +389,93 @@ void LoadBoth(const stal::Strided<const void*>& tensor, DType dtype, const RowBl
   }
 }
 
-// dk and dv. A task is one head of one prompt of the table, and walks all entries that refer to
-// it and all their rows in order: no two tasks add into one place.
-void BackwardKV(const Call& call) {
-  const BlendedAttentionParams& p = *call.params;
-  const Sizes sizes(p);
-  const int64_t packed = sizes.keys * p.head_dim;
-  const int64_t gradient = sizes.keys * sizes.width;
-  const int64_t per_thread = 4 * sizes.tile + 2 * sizes.scores + 2 * packed + 2 * gradient;
-  float* scratch = stal::Scratch(call.threads * per_thread);
+// dk and dv of one prompt and head, and dq: see gradients.h.
+class Gradients {
+ public:
+  static constexpr int kMostVectors = kRowVectors;
 
-  ParallelFor(call.threads, call.num_prompts * p.heads, [&](int64_t task, int thread) {
-    const Prompt& prompt = call.prompts[task / p.heads];
-    const int64_t head = task % p.heads;
-    float* q_rows = scratch + thread * per_thread;
-    float* q_t = q_rows + sizes.tile;
-    float* dout_rows = q_t + sizes.tile;
-    float* dout_t = dout_rows + sizes.tile;
-    float* s = dout_t + sizes.tile;
-    float* g = s + sizes.scores;
-    float* keys_of_k = g + sizes.scores;
-    float* keys_of_v = keys_of_k + packed;
-    float* dk = keys_of_v + packed;  // (keys, width)
-    float* dv = dk + gradient;
-    memset(dk, 0, 2 * gradient * sizeof(float));
-    if (prompt.length > 0 && prompt.begin < prompt.end) {
-      PackKeys(At(p.k, p.dtype, prompt.k + head * p.k.strides.head), p.k.strides.row, p.dtype,
-               prompt.length, p.head_dim, q_rows, keys_of_k);
-      PackKeys(At(p.v, p.dtype, prompt.v + head * p.v.strides.head), p.v.strides.row, p.dtype,
-               prompt.length, p.head_dim, q_rows, keys_of_v);
-      for (int64_t user = prompt.begin; user < prompt.end; ++user) {
-        const Entry& entry = call.entries[call.users[user]];
-        for (int64_t first = 0; first < p.seqlen_q; first += kMaxRows) {
-          const RowBlock block = {entry.batch, head, first, {Min(kMaxRows, p.seqlen_q - first)}};
-          WithVectors(block.rows.count, [&](auto vectors) {
-            constexpr int kVectors = decltype(vectors)::value;
-            const Lanes<kVectors> lanes(call, entry, block);
-            if (!lanes.any) return;
-            LoadBoth<kVectors>(p.q, p.dtype, block, p.head_dim, lanes.present, p.scale, q_rows,
-                               q_t);
-            LoadBoth<kVectors>(p.dout, p.dtype, block, p.head_dim, lanes.present, 1.0f, dout_rows,
-                               dout_t);
-            Vec r[kVectors];
-            SoftmaxBackward<kVectors>(q_t, dout_t, keys_of_k, keys_of_v, prompt.length, p.head_dim,
-                                      lanes, p.scale, s, g, r);
-            constexpr int kRows = kVectors * kLanes;
-            AddRowProducts<kRows>(g, q_rows, prompt.length, block.rows.count, sizes.width, dk);
-            AddRowProducts<kRows>(s, dout_rows, prompt.length, block.rows.count, sizes.width, dv);
-          });
-        }
-      }
-      // Keys that only fill up the last block, or lie beyond key_lengths.
-      const int64_t unused = (sizes.keys - prompt.length) * sizes.width;
-      memset(dk + prompt.length * sizes.width, 0, unused * sizeof(float));
-      memset(dv + prompt.length * sizes.width, 0, unused * sizeof(float));
+  static int64_t Size(const BlendedAttentionParams& p, bool with_dq) {
+    const Sizes sizes(p);
+    const int64_t channels = with_dq ? p.seqlen_k * p.head_dim : 0;
+    const int64_t keys = 2 * sizes.keys * (p.head_dim + sizes.width);
+    return RoundUp(4 * sizes.tile + 2 * sizes.scores + keys + channels, 16);
+  }
+  static int64_t DqTile(const BlendedAttentionParams& p) { return Sizes(p).tile; }
+
+  Gradients(const BlendedAttentionParams& p, bool with_dq, float* memory)
+      : p_(p),
+        sizes_(p),
+        q_rows_(memory),
+        q_t_(q_rows_ + sizes_.tile),
+        dout_rows_(q_t_ + sizes_.tile),
+        dout_t_(dout_rows_ + sizes_.tile),
+        s_(dout_t_ + sizes_.tile),
+        g_(s_ + sizes_.scores),
+        keys_of_k_(g_ + sizes_.scores),
+        keys_of_v_(keys_of_k_ + sizes_.keys * p.head_dim),
+        dk_(keys_of_v_ + sizes_.keys * p.head_dim),
+        dv_(dk_ + sizes_.keys * sizes_.width),
+        channels_of_k_(with_dq ? dv_ + sizes_.keys * sizes_.width : nullptr) {}
+
+  void Begin(const Prompt& prompt, int64_t head) {
+    memset(dk_, 0, 2 * sizes_.keys * sizes_.width * sizeof(float));
+    if (prompt.length == 0) return;
+    const char* k = At(p_.k, p_.dtype, prompt.k + head * p_.k.strides.head);
+    const char* v = At(p_.v, p_.dtype, prompt.v + head * p_.v.strides.head);
+    PackKeys(k, p_.k.strides.row, p_.dtype, prompt.length, p_.head_dim, q_rows_, keys_of_k_);
+    PackKeys(v, p_.v.strides.row, p_.dtype, prompt.length, p_.head_dim, q_rows_, keys_of_v_);
+    if (channels_of_k_) {
+      PackChannels(k, p_.k.strides.row, p_.dtype, prompt.length, p_.head_dim, q_rows_,
+                   channels_of_k_);
     }
-    const auto store = [&](const stal::Strided<void*>& tensor, int64_t offset, const float* rows) {
-      for (int64_t key = 0; key < p.seqlen_k; ++key) {
-        const int64_t element = offset + head * tensor.strides.head + key * tensor.strides.row;
-        StoreRow(static_cast<char*>(tensor.data) + element * ElementSize(p.dtype), p.dtype,
-                 p.head_dim, rows + key * sizes.width, 1.0f);
-      }
-    };
-    store(p.dk, prompt.dk, dk);
-    store(p.dv, prompt.dv, dv);
-  });
+  }
+
+  template <int kVectors>
+  void Add(const Prompt& prompt, const RowBlock& block, const Lanes<kVectors>& lanes, float* dq_t,
+           Vec (&r)[kVectors]) {
+    constexpr int kRows = kVectors * kLanes;
+    LoadBoth<kVectors>(p_.q, p_.dtype, block, p_.head_dim, lanes.present, p_.scale, q_rows_, q_t_);
+    LoadBoth<kVectors>(p_.dout, p_.dtype, block, p_.head_dim, lanes.present, 1.0f, dout_rows_,
+                       dout_t_);
+    SoftmaxBackward<kVectors>(q_t_, dout_t_, keys_of_k_, keys_of_v_, prompt.length, p_.head_dim,
+                              lanes, p_.scale, s_, g_, r);
+    AddRowProducts<kRows>(g_, q_rows_, prompt.length, block.rows.count, sizes_.width, dk_);
+    AddRowProducts<kRows>(s_, dout_rows_, prompt.length, block.rows.count, sizes_.width, dv_);
+    if (dq_t) {
+      Vec one[kVectors];
+      for (int v = 0; v < kVectors; ++v) one[v] = Set(1.0f);
+      AddValues<kVectors>(g_, channels_of_k_, prompt.length, p_.head_dim, one, lanes.mask, true,
+                          dq_t);
+    }
+  }
+
+  template <int kVectors>
+  void StoreDq(const RowBlock& block, const float* dq_t) const {
+    StoreTransposed<kVectors>(p_.dq, p_.dtype, block, p_.head_dim, 1.0f, dq_t, q_rows_);
+  }
+
+  void Store(const Prompt& prompt, int64_t head) const {
+    StoreKeys(p_.dk, p_.dtype, prompt.dk + head * p_.dk.strides.head, prompt.length, p_.seqlen_k,
+              p_.head_dim, sizes_.width, dk_);
+    StoreKeys(p_.dv, p_.dtype, prompt.dv + head * p_.dv.strides.head, prompt.length, p_.seqlen_k,
+              p_.head_dim, sizes_.width, dv_);
+  }
+
+ private:
+  const BlendedAttentionParams& p_;
+  const Sizes sizes_;
+  float *q_rows_, *q_t_, *dout_rows_, *dout_t_;
+  float *s_, *g_;
+  float *keys_of_k_, *keys_of_v_;
+  float *dk_, *dv_;  // (keys, width)
+  float* channels_of_k_;
+};
+
+void Backward(const Call& call) {
+  const BlendedAttentionParams& p = *call.params;
+  if (MakesAllAtOnce(call)) return BackwardAll<Gradients>(call);
+  if (p.dq.data || p.dweight.data) BackwardQ(call);
+  if (p.dk.data) BackwardKV<Gradients>(call);
 }
 
 }  // namespace

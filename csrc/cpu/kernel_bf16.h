@@ -1,7 +1,6 @@
-// Forward, dq and dweight of bfloat16 tensors with products of pairs (tile.h), and of float32 ones
+// Forward and gradients of bfloat16 tensors with products of pairs (tile.h), and of float32 ones
 // where bf16_products allows it: their q, K, V and dout are rounded to bfloat16 as they are packed.
-// Included once by each level_*.cpp that multiplies pairs. Other dtypes, and dk and dv, are left to
-// kBase.
+// Included once by each level_*.cpp that multiplies pairs. Other dtypes are left to kBase.
 //
 // The order of kernel.h, with rows across vector lanes and scores (keys, rows):
 //
@@ -10,10 +9,11 @@
 //   out (head_dim, rows) += (V^T P) * weight / rowsum  Product, V transposed to pairs of keys
 //
 // Scores, sums and accumulators are float32. P is rounded before it is divided by its sum, where
-// its largest element is a power of two: bfloat16 keeps 8 bits of it whatever the weight is.
+// its largest element is a power of two: bfloat16 keeps 8 bits of it whatever the weight is. dk and
+// dv are sums over rows, so there P and dS are rounded with the weight in them, to pairs of rows.
 #pragma once
 
-#include "cpu/rows.h"
+#include "cpu/gradients.h"
 #include "cpu/tile.h"
 
 namespace {
@@ -95,10 +95,12 @@ void PackColumnPairs(const char* data, int64_t row_stride, DType dtype, int64_t 
   }
 }
 
-// q or dout of one block as tile.h's B: (pairs of channels, rows). `flip` changes signs.
+// q or dout of one block as tile.h's B: (pairs of channels, rows). `flip` changes signs. Rows that
+// `present`, where it is given, leaves out are zeros.
 template <int kVectors>
 void LoadTransposedPairs(const stal::Strided<const void*>& tensor, DType dtype,
-                         const RowBlock& block, int64_t head_dim, bool flip, uint32_t* out) {
+                         const RowBlock& block, int64_t head_dim, const uint8_t* present, bool flip,
+                         uint32_t* out) {
   const RowAddresses<kVectors> rows(tensor, dtype, block);
   const UVec sign = UVec{} + (flip ? 0x80008000u : 0u);
   for (int v = 0; v < kVectors; ++v) {
@@ -106,12 +108,38 @@ void LoadTransposedPairs(const stal::Strided<const void*>& tensor, DType dtype,
       Vec x[kLanes];
 #pragma GCC unroll 16
       for (int r = 0; r < kLanes; ++r) {
-        x[r] = (Vec)(LoadPairs(rows.row[v * kLanes + r], dtype, c, head_dim) ^ sign);
+        const int row = v * kLanes + r;
+        UVec pairs{};
+        if (!present || present[row]) pairs = LoadPairs(rows.row[row], dtype, c, head_dim);
+        x[r] = (Vec)(pairs ^ sign);
       }
       TransposeSquare(x);
 #pragma GCC unroll 16
       for (int r = 0; r < kLanes; ++r) {
         StoreWords(out + ((c / 2 + r) * kVectors + v) * kLanes, (UVec)x[r]);
+      }
+    }
+  }
+}
+
+// q or dout of one block as tile.h's B: (pairs of rows, channels), in panels of kPairVectors
+// vectors of channels or fewer, one after the other. Rows that `present` leaves out are zeros.
+template <int kVectors>
+void LoadPairsOfRows(const stal::Strided<const void*>& tensor, DType dtype, const RowBlock& block,
+                     int64_t head_dim, const uint8_t* present, uint32_t* out) {
+  constexpr int64_t kPairs = kVectors * kLanes / 2;
+  const int64_t width = RoundUp(head_dim, kTile);
+  const int64_t row_bytes = tensor.strides.row * ElementSize(dtype);
+  const char* data = At(tensor, dtype, RowOffset(tensor, block));
+  const auto load = [&](int64_t i, int64_t c) {
+    if (i >= block.rows.count || !present[i]) return UVec{};
+    return LoadHalfWords(data + block.rows[i] * row_bytes, dtype, c, head_dim);
+  };
+  for (int64_t first = 0; first < width; first += kPairVectors * kLanes) {
+    const int64_t columns = Min(kPairVectors * kLanes, width - first);
+    for (int64_t pair = 0; pair < RoundUp(kPairs, kDepthUnit); ++pair) {
+      for (int64_t c = 0; c < columns; c += kLanes, out += kLanes) {
+        StoreWords(out, load(2 * pair, first + c) | load(2 * pair + 1, first + c) << 16);
       }
     }
   }
@@ -150,6 +178,38 @@ STAL_INLINE void StorePairs(int64_t keys, float* out, const Value& value) {
     ++pair;
   }
   for (; pair % kDepthUnit; ++pair) memset(words + pair * kRows, 0, kRows * 4);
+}
+
+// value(key, r), rounded, as tile.h's A: (keys, pairs of rows).
+template <int kVectors, typename Value>
+STAL_INLINE void StorePairsOfRows(int64_t keys, uint32_t* out, const Value& value) {
+  constexpr int64_t kTiles = (kVectors + 1) / 2;
+  for (int64_t key = 0; key < keys; ++key) {
+    uint32_t* row = out + key / kTile * kTiles * kTileWords + key % kTile * kTile;
+    for (int r = 0; r < kVectors; ++r) {
+      const HalfVec half = ToHalf(value(key, r), DType::kBFloat16);
+      memcpy(row + r / 2 * kTileWords + r % 2 * kTile / 2, &half, sizeof(half));
+    }
+    if (kVectors % 2) memset(row + (kTiles - 1) * kTileWords + kTile / 2, 0, kTile / 2 * 4);
+  }
+}
+
+// out (keys, width) += the product of StorePairsOfRows and LoadPairsOfRows.
+template <int kVectors>
+void AddRowProducts(Tiles& tiles, const uint32_t* pairs, int64_t keys, const uint32_t* rows,
+                    int64_t width, float* scratch, float* out) {
+  constexpr int64_t kPairs = kVectors * kLanes / 2, kStep = (kVectors + 1) / 2 * kTileWords;
+  for (int64_t first = 0; first < width; first += kPairVectors * kLanes) {
+    const int64_t columns = Min(kPairVectors * kLanes, width - first);
+    WithVectors<kPairVectors>(columns, [&](auto vectors) {
+      UseProduct<decltype(vectors)::value>(tiles, pairs, keys, kStep, kPairs, rows, scratch,
+                                           [&](int64_t key, int r, Vec x) {
+                                             float* sum = out + key * width + first + r * kLanes;
+                                             Store(sum, Load(sum) + x);
+                                           });
+    });
+    rows += RoundUp(kPairs, kDepthUnit) * columns;
+  }
 }
 
 // out (head_dim, rows) += factor * the product of channels and probabilities, where mask is set.
@@ -191,18 +251,17 @@ void ForwardPairs(const Call& call) {
   const Headroom headroom(p.seqlen_k);
   const int64_t packed = sizes.packed_rows + sizes.packed_columns;
   const int64_t per_thread = sizes.rows + 2 * sizes.tile + sizes.scores;
-  float* memory = stal::Scratch(call.num_packed * p.heads * packed + call.threads * per_thread);
+  float* memory = stal::Scratch(NumPacks(call) * packed + call.threads * per_thread);
   uint32_t* packs = reinterpret_cast<uint32_t*>(memory);
-  float* tiles_of_threads = memory + call.num_packed * p.heads * packed;
+  float* tiles_of_threads = memory + NumPacks(call) * packed;
 
-  ForEachPack(call, packs, packed, [&](const Prompt& prompt, int64_t head, auto* out, int thread) {
+  const auto write = [&](const Prompt& prompt, int64_t head, auto* out, int thread) {
     PackRowPairs(At(p.k, p.dtype, prompt.k + head * p.k.strides.head), p.k.strides.row, p.dtype,
                  prompt.length, p.head_dim, out);
     PackColumnPairs(At(p.v, p.dtype, prompt.v + head * p.v.strides.head), p.v.strides.row, p.dtype,
                     prompt.length, p.head_dim, out + sizes.packed_rows);
-  });
-
-  ForEachBlock(call, kBlockRows, [&](RowBlock block, int thread) {
+  };
+  ForEachPackedBlock(call, packs, packed, kBlockRows, write, [&](RowBlock block, int thread) {
     float* scratch = tiles_of_threads + thread * per_thread;
     uint32_t* q_t = reinterpret_cast<uint32_t*>(scratch);
     float* out_t = scratch + sizes.rows;
@@ -211,7 +270,7 @@ void ForwardPairs(const Call& call) {
     Tiles tiles;
     WithVectors<kPairVectors>(block.rows.count, [&](auto vectors) {
       constexpr int kVectors = decltype(vectors)::value;
-      LoadTransposedPairs<kVectors>(p.q, p.dtype, block, p.head_dim, p.scale < 0, q_t);
+      LoadTransposedPairs<kVectors>(p.q, p.dtype, block, p.head_dim, nullptr, p.scale < 0, q_t);
       PrefetchRows<false>(p, p.q, block, kBlockRows);
       PrefetchRows<true>(p, p.out, block, kBlockRows);
       memset(out_t, 0, RoundUp(p.head_dim, kTile) * kVectors * kLanes * sizeof(float));
@@ -222,7 +281,7 @@ void ForwardPairs(const Call& call) {
         if (prompt.length == 0) continue;
         const Lanes<kVectors> lanes(call, entry, block);
         if (!lanes.any) continue;
-        const uint32_t* pack = PackOf(call, packs, packed, prompt, block.head);
+        const uint32_t* pack = PackOf(call, packs, packed, e, block);
         const int64_t keys = prompt.length;
         Vec max[kVectors], sum[kVectors] = {};
         ScoresAndMax<kVectors>(tiles, pack, keys, sizes.key_step, p.head_dim, q_t, scores, max);
@@ -245,6 +304,52 @@ void ForwardPairs(const Call& call) {
   });
 }
 
+// Scores of q and of dout, and softmax. On return `s` holds 2^-bits exp(scores - max) and `sum` its
+// sums; r = rowsum(A * G).
+template <int kVectors>
+STAL_INLINE void SoftmaxBackward(Tiles& tiles, const uint32_t* keys_of_k, const uint32_t* keys_of_v,
+                                 int64_t keys, const BlendedAttentionParams& p, float bits,
+                                 const uint32_t* q_t, const uint32_t* dout_t,
+                                 const IVec (&mask)[kVectors], float* s, float* g,
+                                 Vec (&sum)[kVectors], Vec (&r)[kVectors]) {
+  const int64_t key_step = PairSizes(p).key_step;
+  const Vec log2_scale = Set((p.scale < 0 ? -p.scale : p.scale) * kLog2e);
+  Vec max[kVectors];
+  ScoresAndMax<kVectors>(tiles, keys_of_k, keys, key_step, p.head_dim, q_t, s, max);
+  Product<kVectors>(tiles, keys_of_v, keys, key_step, p.head_dim / 2, dout_t, g);
+  for (int v = 0; v < kVectors; ++v) sum[v] = r[v] = Vec{};
+  for (int64_t key = 0; key < keys; ++key) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      float* score = s + (key * kVectors + v) * kLanes;
+      const Vec x = Exp2ForPairs((Load(score) - max[v]) * log2_scale, bits);
+      sum[v] += x;
+      r[v] += x * Load(g + (key * kVectors + v) * kLanes);
+      Store(score, x);
+    }
+  }
+  for (int v = 0; v < kVectors; ++v) r[v] = And(r[v] / sum[v], mask[v]);
+}
+
+// dq_t (head_dim, rows) += scale * dS K, from what SoftmaxBackward returns; overwrites g.
+template <int kVectors>
+STAL_INLINE void AddDq(Tiles& tiles, const uint32_t* channels_of_k, int64_t keys,
+                       const BlendedAttentionParams& p, const Headroom& headroom,
+                       const Lanes<kVectors>& lanes, const float* s, float* g,
+                       const Vec (&sum)[kVectors], const Vec (&r)[kVectors], float* scratch,
+                       float* dq_t) {
+  Vec factor[kVectors];
+  for (int v = 0; v < kVectors; ++v) {
+    factor[v] = lanes.weight[v] * p.scale / (sum[v] * headroom.scale);
+  }
+  StorePairs<kVectors>(keys, g, [&](int64_t key, int v) {
+    const int64_t i = (key * kVectors + v) * kLanes;
+    return Load(s + i) * (Load(g + i) - r[v]);
+  });
+  AddProduct<kVectors>(tiles, channels_of_k, p.head_dim, keys, g, factor, lanes.mask, scratch,
+                       dq_t);
+}
+
 // dq and dweight, as BackwardQ.
 void BackwardQPairs(const Call& call) {
   const BlendedAttentionParams& p = *call.params;
@@ -253,13 +358,12 @@ void BackwardQPairs(const Call& call) {
   const int64_t packed = 2 * sizes.packed_rows + (p.dq.data ? sizes.packed_columns : 0);
   const int64_t per_thread = 2 * sizes.rows + 2 * sizes.tile + 2 * sizes.scores;
   const int64_t shares = p.dweight.data ? call.num_entries * p.heads * p.seqlen_q : 0;
-  float* memory =
-      stal::Scratch(call.num_packed * p.heads * packed + call.threads * per_thread + shares);
+  float* memory = stal::Scratch(NumPacks(call) * packed + call.threads * per_thread + shares);
   uint32_t* packs = reinterpret_cast<uint32_t*>(memory);
-  float* tiles_of_threads = memory + call.num_packed * p.heads * packed;
+  float* tiles_of_threads = memory + NumPacks(call) * packed;
   float* share = tiles_of_threads + call.threads * per_thread;  // (entries, heads, seqlen_q)
 
-  ForEachPack(call, packs, packed, [&](const Prompt& prompt, int64_t head, auto* out, int thread) {
+  const auto write = [&](const Prompt& prompt, int64_t head, auto* out, int thread) {
     const char* k = At(p.k, p.dtype, prompt.k + head * p.k.strides.head);
     const char* v = At(p.v, p.dtype, prompt.v + head * p.v.strides.head);
     PackRowPairs(k, p.k.strides.row, p.dtype, prompt.length, p.head_dim, out);
@@ -268,9 +372,8 @@ void BackwardQPairs(const Call& call) {
       PackColumnPairs(k, p.k.strides.row, p.dtype, prompt.length, p.head_dim,
                       out + 2 * sizes.packed_rows);
     }
-  });
-
-  ForEachBlock(call, kBlockRows, [&](RowBlock block, int thread) {
+  };
+  ForEachPackedBlock(call, packs, packed, kBlockRows, write, [&](RowBlock block, int thread) {
     float* scratch = tiles_of_threads + thread * per_thread;
     uint32_t* q_t = reinterpret_cast<uint32_t*>(scratch);
     uint32_t* dout_t = q_t + sizes.rows;
@@ -281,51 +384,30 @@ void BackwardQPairs(const Call& call) {
     Tiles tiles;
     WithVectors<kPairVectors>(block.rows.count, [&](auto vectors) {
       constexpr int kVectors = decltype(vectors)::value;
-      LoadTransposedPairs<kVectors>(p.q, p.dtype, block, p.head_dim, p.scale < 0, q_t);
-      LoadTransposedPairs<kVectors>(p.dout, p.dtype, block, p.head_dim, false, dout_t);
+      LoadTransposedPairs<kVectors>(p.q, p.dtype, block, p.head_dim, nullptr, p.scale < 0, q_t);
+      LoadTransposedPairs<kVectors>(p.dout, p.dtype, block, p.head_dim, nullptr, false, dout_t);
       PrefetchRows<false>(p, p.q, block, kBlockRows);
       PrefetchRows<false>(p, p.dout, block, kBlockRows);
       if (p.dq.data) PrefetchRows<true>(p, p.dq, block, kBlockRows);
       memset(dq_t, 0, RoundUp(p.head_dim, kTile) * kVectors * kLanes * sizeof(float));
-      const Vec log2_scale = Set((p.scale < 0 ? -p.scale : p.scale) * kLog2e);
       for (int64_t e = call.begin[block.batch]; e < call.begin[block.batch + 1]; ++e) {
         const Entry& entry = call.entries[e];
         const Prompt& prompt = call.prompts[entry.prompt];
         const Lanes<kVectors> lanes(call, entry, block);
         const int64_t keys = prompt.length;
-        Vec mean[kVectors] = {};  // r = rowsum(A * G)
+        Vec r[kVectors] = {};
         if (keys > 0 && lanes.any) {
-          const uint32_t* pack = PackOf(call, packs, packed, prompt, block.head);
-          Vec max[kVectors], sum[kVectors] = {};
-          ScoresAndMax<kVectors>(tiles, pack, keys, sizes.key_step, p.head_dim, q_t, s, max);
-          Product<kVectors>(tiles, pack + sizes.packed_rows, keys, sizes.key_step, p.head_dim / 2,
-                            dout_t, g);
-          for (int64_t key = 0; key < keys; ++key) {
-#pragma GCC unroll 4
-            for (int r = 0; r < kVectors; ++r) {
-              float* score = s + (key * kVectors + r) * kLanes;
-              const Vec x = Exp2ForPairs((Load(score) - max[r]) * log2_scale, headroom.bits);
-              sum[r] += x;
-              mean[r] += x * Load(g + (key * kVectors + r) * kLanes);
-              Store(score, x);
-            }
-          }
-          Vec factor[kVectors];
-          for (int r = 0; r < kVectors; ++r) {
-            mean[r] = And(mean[r] / sum[r], lanes.mask[r]);
-            factor[r] = lanes.weight[r] * p.scale / (sum[r] * headroom.scale);
-          }
+          const uint32_t* pack = PackOf(call, packs, packed, e, block);
+          Vec sum[kVectors];
+          SoftmaxBackward<kVectors>(tiles, pack, pack + sizes.packed_rows, keys, p, headroom.bits,
+                                    q_t, dout_t, lanes.mask, s, g, sum, r);
           if (p.dq.data) {
-            StorePairs<kVectors>(keys, g, [&](int64_t key, int r) {
-              const int64_t i = (key * kVectors + r) * kLanes;
-              return Load(s + i) * (Load(g + i) - mean[r]);
-            });
-            AddProduct<kVectors>(tiles, pack + 2 * sizes.packed_rows, p.head_dim, keys, g, factor,
-                                 lanes.mask, product, dq_t);
+            AddDq<kVectors>(tiles, pack + 2 * sizes.packed_rows, keys, p, headroom, lanes, s, g,
+                            sum, r, product, dq_t);
           }
         }
         if (p.dweight.data) {
-          memcpy(share + (e * p.heads + block.head) * p.seqlen_q + block.first, mean,
+          memcpy(share + (e * p.heads + block.head) * p.seqlen_q + block.first, r,
                  block.rows.count * 4);
         }
       }
@@ -335,6 +417,117 @@ void BackwardQPairs(const Call& call) {
     });
   });
   if (p.dweight.data) SumShares(call, share);
+}
+
+// dk and dv of one prompt and head, and dq: see gradients.h.
+class PairGradients {
+ public:
+  static constexpr int kMostVectors = kPairVectors;
+
+  static int64_t Size(const BlendedAttentionParams& p, bool with_dq) {
+    const PairSizes sizes(p);
+    return 2 * sizes.rows + 2 * sizes.tile + 5 * sizes.scores + 2 * sizes.packed_rows +
+           (with_dq ? sizes.packed_columns : 0) + 2 * GradientSize(p);
+  }
+  static int64_t DqTile(const BlendedAttentionParams& p) { return PairSizes(p).tile; }
+
+  PairGradients(const BlendedAttentionParams& p, bool with_dq, float* memory)
+      : p_(p),
+        sizes_(p),
+        headroom_(p.seqlen_k),
+        product_(memory),
+        s_(product_ + sizes_.tile + sizes_.scores),
+        g_(s_ + sizes_.scores),
+        dk_(g_ + sizes_.scores),
+        dv_(dk_ + GradientSize(p)),
+        p_of_rows_(reinterpret_cast<uint32_t*>(dv_ + GradientSize(p))),
+        ds_of_rows_(p_of_rows_ + sizes_.scores),
+        q_t_(ds_of_rows_ + sizes_.scores),
+        dout_t_(q_t_ + sizes_.rows),
+        q_of_rows_(dout_t_ + sizes_.rows),
+        dout_of_rows_(q_of_rows_ + sizes_.tile / 2),
+        keys_of_k_(dout_of_rows_ + sizes_.tile / 2),
+        keys_of_v_(keys_of_k_ + sizes_.packed_rows),
+        channels_of_k_(with_dq ? keys_of_v_ + sizes_.packed_rows : nullptr) {}
+
+  void Begin(const Prompt& prompt, int64_t head) {
+    memset(dk_, 0, 2 * GradientSize(p_) * sizeof(float));
+    if (prompt.length == 0) return;
+    const char* k = At(p_.k, p_.dtype, prompt.k + head * p_.k.strides.head);
+    const char* v = At(p_.v, p_.dtype, prompt.v + head * p_.v.strides.head);
+    PackRowPairs(k, p_.k.strides.row, p_.dtype, prompt.length, p_.head_dim, keys_of_k_);
+    PackRowPairs(v, p_.v.strides.row, p_.dtype, prompt.length, p_.head_dim, keys_of_v_);
+    if (channels_of_k_) {
+      PackColumnPairs(k, p_.k.strides.row, p_.dtype, prompt.length, p_.head_dim, channels_of_k_);
+    }
+  }
+
+  template <int kVectors>
+  void Add(const Prompt& prompt, const RowBlock& block, const Lanes<kVectors>& lanes, float* dq_t,
+           Vec (&r)[kVectors]) {
+    const int64_t keys = prompt.length, width = RoundUp(p_.head_dim, kTile);
+    LoadTransposedPairs<kVectors>(p_.q, p_.dtype, block, p_.head_dim, lanes.present, p_.scale < 0,
+                                  q_t_);
+    LoadTransposedPairs<kVectors>(p_.dout, p_.dtype, block, p_.head_dim, lanes.present, false,
+                                  dout_t_);
+    LoadPairsOfRows<kVectors>(p_.q, p_.dtype, block, p_.head_dim, lanes.present, q_of_rows_);
+    LoadPairsOfRows<kVectors>(p_.dout, p_.dtype, block, p_.head_dim, lanes.present, dout_of_rows_);
+    Vec sum[kVectors], factor[kVectors];
+    SoftmaxBackward<kVectors>(tiles_, keys_of_k_, keys_of_v_, keys, p_, headroom_.bits, q_t_,
+                              dout_t_, lanes.mask, s_, g_, sum, r);
+    for (int v = 0; v < kVectors; ++v) factor[v] = lanes.weight[v] / sum[v];
+    const auto attention = [&](int64_t key, int v) {
+      return And(Load(s_ + (key * kVectors + v) * kLanes) * factor[v], lanes.mask[v]);
+    };
+    StorePairsOfRows<kVectors>(keys, p_of_rows_, attention);
+    StorePairsOfRows<kVectors>(keys, ds_of_rows_, [&](int64_t key, int v) {
+      const Vec g = Load(g_ + (key * kVectors + v) * kLanes);
+      return And(attention(key, v) * p_.scale * (g - r[v]), lanes.mask[v]);
+    });
+    AddRowProducts<kVectors>(tiles_, ds_of_rows_, keys, q_of_rows_, width, product_, dk_);
+    AddRowProducts<kVectors>(tiles_, p_of_rows_, keys, dout_of_rows_, width, product_, dv_);
+    if (dq_t) {
+      AddDq<kVectors>(tiles_, channels_of_k_, keys, p_, headroom_, lanes, s_, g_, sum, r, product_,
+                      dq_t);
+    }
+  }
+
+  template <int kVectors>
+  void StoreDq(const RowBlock& block, const float* dq_t) const {
+    StoreTransposed<kVectors>(p_.dq, p_.dtype, block, p_.head_dim, headroom_.scale, dq_t, product_);
+  }
+
+  void Store(const Prompt& prompt, int64_t head) const {
+    const int64_t width = RoundUp(p_.head_dim, kTile);
+    StoreKeys(p_.dk, p_.dtype, prompt.dk + head * p_.dk.strides.head, prompt.length, p_.seqlen_k,
+              p_.head_dim, width, dk_);
+    StoreKeys(p_.dv, p_.dtype, prompt.dv + head * p_.dv.strides.head, prompt.length, p_.seqlen_k,
+              p_.head_dim, width, dv_);
+  }
+
+ private:
+  static int64_t GradientSize(const BlendedAttentionParams& p) {
+    return RoundUp(p.seqlen_k, kTile) * RoundUp(p.head_dim, kTile);
+  }
+
+  const BlendedAttentionParams& p_;
+  const PairSizes sizes_;
+  const Headroom headroom_;
+  float* product_;
+  float *s_, *g_;
+  float *dk_, *dv_;  // (keys, width)
+  uint32_t *p_of_rows_, *ds_of_rows_;
+  uint32_t *q_t_, *dout_t_;
+  uint32_t *q_of_rows_, *dout_of_rows_;
+  uint32_t *keys_of_k_, *keys_of_v_, *channels_of_k_;
+  Tiles tiles_;
+};
+
+void BackwardPairs(const Call& call) {
+  const BlendedAttentionParams& p = *call.params;
+  if (MakesAllAtOnce(call)) return BackwardAll<PairGradients>(call);
+  if (p.dq.data || p.dweight.data) BackwardQPairs(call);
+  if (p.dk.data) BackwardKV<PairGradients>(call);
 }
 
 STAL_INLINE bool AsPairs(const BlendedAttentionParams& p) {
@@ -347,13 +540,8 @@ void ForwardOrBase(const Call& call) {
 }
 
 template <const stal::Kernels& kBase>
-void BackwardQOrBase(const Call& call) {
-  (AsPairs(*call.params) ? BackwardQPairs : kBase.backward_q)(call);
-}
-
-template <const stal::Kernels& kBase>
-void BackwardKVOfBase(const Call& call) {
-  kBase.backward_kv(call);
+void BackwardOrBase(const Call& call) {
+  (AsPairs(*call.params) ? BackwardPairs : kBase.backward)(call);
 }
 
 // Dot and Pairs, for tests: out[i] = Dot(sum[i], a[i], b[i]), rounded[i] = Pairs(sum[i], out[i]).

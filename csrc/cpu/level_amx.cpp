@@ -4,7 +4,6 @@
 
 const stal::Kernels stal::kAmx = {"amx",
                                   ForwardOrBase<stal::kAvx512>,
-                                  BackwardQOrBase<stal::kAvx512>,
-                                  BackwardKVOfBase<stal::kAvx512>,
+                                  BackwardOrBase<stal::kAvx512>,
                                   Exp2All,
                                   DotAll};

@@ -4,7 +4,6 @@
 
 const stal::Kernels stal::kAmxModel = {"amx_model",
                                        ForwardOrBase<stal::kPortable>,
-                                       BackwardQOrBase<stal::kPortable>,
-                                       BackwardKVOfBase<stal::kPortable>,
+                                       BackwardOrBase<stal::kPortable>,
                                        Exp2All,
                                        DotAll};

@@ -4,7 +4,6 @@
 
 const stal::Kernels stal::kAvx512Bf16Model = {"avx512_bf16_model",
                                               ForwardOrBase<stal::kPortable>,
-                                              BackwardQOrBase<stal::kPortable>,
-                                              BackwardKVOfBase<stal::kPortable>,
+                                              BackwardOrBase<stal::kPortable>,
                                               Exp2All,
                                               DotAll};

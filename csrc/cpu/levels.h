@@ -1,5 +1,4 @@
-// The instruction levels, best first, and what keeps each from running here. Last, and never the
-// first that runs, are the models of levels whose instructions few machines have.
+// The instruction levels, best first, and what keeps each from running here.
 #pragma once
 
 #include <string>
@@ -16,5 +15,10 @@ struct Level {
 };
 
 const std::vector<Level>& Levels();
+
+// The names of all levels in the order that is best on a CPU of this vendor, as cpuid spells it; ""
+// where there is no cpuid. Last, and never the first that runs, are the models of levels whose
+// instructions few machines have.
+std::vector<std::string> LevelOrder(const std::string& vendor);
 
 }  // namespace stal

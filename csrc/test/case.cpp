@@ -75,7 +75,27 @@ int64_t DrawKeys(Random& random) {
   return random.Chance(0.8) ? random.Integer(97, 160) : random.Integer(161, 520);
 }
 
+// Each entry everywhere or in a box of an image whose pixels are the rows, as users have them. Its
+// last line may be incomplete.
+std::string DrawBoxes(Random& random, int64_t entries, int64_t rows) {
+  std::string region;
+  const int64_t width = random.Integer(1, std::max<int64_t>(1, std::min<int64_t>(rows, 24)));
+  const int64_t height = (rows + width - 1) / width;
+  for (int64_t e = 0; e < entries; ++e) {
+    const bool everywhere = random.Chance(0.3);
+    const int64_t x0 = random.Integer(0, width), x1 = random.Integer(x0, width);
+    const int64_t y0 = random.Integer(0, height), y1 = random.Integer(y0, height);
+    for (int64_t n = 0; n < rows; ++n) {
+      const int64_t x = n % width, y = n / width;
+      const bool inside = x0 <= x && x < x1 && y0 <= y && y < y1;
+      region += everywhere || inside ? '1' : '0';
+    }
+  }
+  return region;
+}
+
 std::string DrawRegion(Random& random, int64_t entries, int64_t rows) {
+  if (random.Chance(0.4)) return DrawBoxes(random, entries, rows);
   std::string region;
   const double share = random.Uniform();
   const int64_t run = random.Chance(0.5) ? 1 : random.Integer(8, 64);
@@ -213,7 +233,7 @@ Case DrawCase(uint64_t seed) {
     if (random.Chance(0.6)) {
       c.key_lengths = std::vector<int32_t>(c.prompts);
       for (int32_t& length : *c.key_lengths) {
-        length = static_cast<int32_t>(random.Integer(0, c.seqlen_k));
+        length = static_cast<int32_t>(random.Chance(0.1) ? 0 : random.Integer(0, c.seqlen_k));
       }
     }
   }

@@ -192,18 +192,20 @@ std::map<std::string, Tensor> Fill(const Case& c) {
     inputs["region"].ForEach([&](char* p, int64_t i) { entry_present[i] = *p; });
   }
   std::vector<bool> row_present(c.batch * c.seqlen_q);
-  std::vector<bool> key_present(c.ragged ? c.prompts * c.seqlen_k : 0);
+  std::vector<bool> key_present((c.ragged ? 1 : c.batch) * c.prompts * c.seqlen_k);
   for (int64_t b = 0; b < c.batch; ++b) {
     const int64_t first = c.ragged ? c.offsets[b] : b * c.prompts;
     const int64_t last = c.ragged ? c.offsets[b + 1] : first + c.prompts;
     for (int64_t e = first; e < last; ++e) {
       const int64_t prompt = c.ragged ? c.prompt_ids[e] : e;
       const int64_t length = c.key_lengths ? (*c.key_lengths)[prompt] : c.seqlen_k;
-      for (int64_t l = 0; c.ragged && l < length; ++l) key_present[prompt * c.seqlen_k + l] = true;
+      bool somewhere = false;
       for (int64_t n = 0; n < c.seqlen_q; ++n) {
         if (length == 0) entry_present[e * c.seqlen_q + n] = 0;
-        if (entry_present[e * c.seqlen_q + n]) row_present[b * c.seqlen_q + n] = true;
+        if (!entry_present[e * c.seqlen_q + n]) continue;
+        somewhere = row_present[b * c.seqlen_q + n] = true;
       }
+      for (int64_t l = 0; somewhere && l < length; ++l) key_present[prompt * c.seqlen_k + l] = true;
     }
   }
   const auto present = [&](const std::string& name, int64_t i) -> bool {
@@ -212,7 +214,7 @@ std::map<std::string, Tensor> Fill(const Case& c) {
     if (name == "q" || name == "dout") {
       return row_present[row / c.seqlen_q / c.heads * c.seqlen_q + row % c.seqlen_q];
     }
-    return !c.ragged || key_present[row / c.seqlen_k / c.heads * c.seqlen_k + row % c.seqlen_k];
+    return key_present[row / c.seqlen_k / c.heads * c.seqlen_k + row % c.seqlen_k];
   };
   for (const std::string name : {"q", "k", "v", "weight", "dout"}) {
     const DType dtype = DTypeOf(c, name);
@@ -255,26 +257,37 @@ BlendedAttentionParams ParamsOf(const Case& c) {
   return p;
 }
 
-// The rows of each element in any order.
-std::vector<int32_t> DrawOrder(const Case& c) {
+// The order of a plan; its strides are those of order.data in BlendedAttentionParams.
+struct Order {
+  std::vector<int32_t> rows;
+  Strides strides;
+};
+
+// The rows of each element in any order, or in one for all, next to each other or apart.
+Order DrawOrder(const Case& c) {
   Random random(c.seed);
-  std::vector<int32_t> order;
-  for (int64_t b = 0; b < c.batch; ++b) {
-    const size_t first = order.size();
+  const int64_t step = random.Chance(0.2) ? random.Integer(2, 3) : 1;
+  const bool one = random.Chance(0.2);
+  const int64_t count = c.seqlen_q == 0 ? 0 : (one ? std::min<int64_t>(c.batch, 1) : c.batch);
+  Order order;
+  order.strides = {one ? 0 : c.seqlen_q * step, 0, 0, step};
+  // Nobody may read what lies between the rows.
+  order.rows.assign(count == 0 ? 0 : (count * c.seqlen_q - 1) * step + 1, -1);
+  for (int64_t b = 0; b < count; ++b) {
+    int32_t* rows = order.rows.data() + b * c.seqlen_q * step;
     for (int64_t n = 0; n < c.seqlen_q; ++n) {
-      order.push_back(static_cast<int32_t>(n));
-      std::swap(order.back(), order[first + random.Integer(0, n)]);
+      rows[n * step] = static_cast<int32_t>(n);
+      std::swap(rows[n * step], rows[random.Integer(0, n) * step]);
     }
   }
-  order.shrink_to_fit();
   return order;
 }
 
-void SetPlan(const std::map<std::string, Tensor>& inputs, const std::vector<int32_t>& order,
+void SetPlan(const std::map<std::string, Tensor>& inputs, const Order& order,
              BlendedAttentionParams* p) {
   Set(inputs, "region", &p->planned);
-  p->order.data = order.data();
-  p->order.strides = {p->seqlen_q, 0, 0, 1};
+  p->order.data = order.rows.data();
+  p->order.strides = order.strides;
 }
 
 // Runs what `asked` names, and returns it. The thread is new, so that its scratch memory is too.
@@ -283,7 +296,7 @@ std::map<std::string, Tensor> Run(const Case& c, const Kernels& kernels,
                                   const std::map<std::string, Tensor>& inputs,
                                   const std::set<std::string>& asked, int threads,
                                   bool bf16_products = false,
-                                  const std::vector<int32_t>* order = nullptr) {
+                                  const Order* order = nullptr) {
   std::map<std::string, Tensor> outputs;
   for (const std::string& name : asked) outputs[name] = Allocate(c, name);
   BlendedAttentionParams p = ParamsOf(c);
@@ -293,7 +306,7 @@ std::map<std::string, Tensor> Run(const Case& c, const Kernels& kernels,
   Set(inputs, "v", &p.v);
   Set(inputs, "weight", &p.weight);
   Set(inputs, "region", &p.region);
-  if (order && !order->empty()) SetPlan(inputs, *order, &p);
+  if (order && !order->rows.empty()) SetPlan(inputs, *order, &p);
   Set(inputs, "dout", &p.dout);
   Set(outputs, "out", &p.out);
   Set(outputs, "dq", &p.dq);
@@ -304,9 +317,7 @@ std::map<std::string, Tensor> Run(const Case& c, const Kernels& kernels,
   std::thread([&] {
     try {
       if (asked.count("out")) kernels.forward(CallStorage(p, threads).call);
-      const CallStorage storage(p, threads);
-      if (p.dq.data || p.dweight.data) kernels.backward_q(storage.call);
-      if (p.dk.data) kernels.backward_kv(storage.call);
+      kernels.backward(CallStorage(p, threads).call);
     } catch (...) {
       error = std::current_exception();
     }
@@ -367,7 +378,7 @@ std::string Check(const Case& c, const Kernels& kernels,
     if (!tensor.GapsAreUntouched()) return name + " must be written in its rows alone";
   }
   if (c.region) {
-    const std::vector<int32_t> order = DrawOrder(c);
+    const Order order = DrawOrder(c);
     for (const auto& [name, tensor] : Run(c, kernels, inputs, all, threads, false, &order)) {
       if (!SameBits(one.at(name), tensor, ElementSize(DTypeOf(c, name)))) {
         return name + " must be the same with and without a plan";
@@ -410,8 +421,8 @@ std::string CheckIndices(Case c) {
 
 // Whether a plan is refused that names a row that is not there, or one twice, or of another region.
 std::string CheckPlan(const Case& c, const std::map<std::string, Tensor>& inputs) {
-  std::vector<int32_t> order = DrawOrder(c);
-  if (!c.region || order.empty()) return "";
+  Order order = DrawOrder(c);
+  if (!c.region || order.rows.empty()) return "";
   BlendedAttentionParams p = ParamsOf(c);
   Set(inputs, "region", &p.region);
   SetPlan(inputs, order, &p);
@@ -425,7 +436,9 @@ std::string CheckPlan(const Case& c, const std::map<std::string, Tensor>& inputs
   };
   if (refused()) return "the plan of a region must be taken";
   Random random(c.seed);
-  int32_t& row = order[random.Integer(0, order.size() - 1)];
+  const int64_t step = order.strides.row;
+  const int64_t count = (static_cast<int64_t>(order.rows.size()) - 1) / step + 1;
+  int32_t& row = order.rows[random.Integer(0, count - 1) * step];
   const int32_t right = row;
   const int32_t wrong[] = {-1, static_cast<int32_t>(c.seqlen_q), 1 << 30,
                            static_cast<int32_t>(right == 0 ? c.seqlen_q - 1 : 0)};
@@ -436,13 +449,18 @@ std::string CheckPlan(const Case& c, const std::map<std::string, Tensor>& inputs
     }
   }
   row = right;
+  // Another region: of one row that is not the same.
   const Tensor region = Allocate(c, "region");
-  bool present = false;
-  region.ForEach([&](char* x, int64_t) { *x = 0; });
-  inputs.at("region").ForEach([&](const char* x, int64_t) { present |= *x != 0; });
+  std::vector<char*> there;
+  region.ForEach([&](char* x, int64_t) { there.push_back(x); });
+  inputs.at("region").ForEach([&](const char* x, int64_t i) { *there[i] = *x; });
   p.planned.data = reinterpret_cast<const uint8_t*>(region.data());
   p.planned.strides = region.strides;
-  return present && !refused() ? "the plan of another region must be refused" : "";
+  if (refused()) return "the plan of a copy of the region must be taken";
+  if (there.empty()) return "";
+  char& other = *there[random.Integer(0, there.size() - 1)];
+  other = !other;
+  return refused() ? "" : "the plan of another region must be refused";
 }
 
 // Whether the order of rows names each row once, and puts those first where the first prompt

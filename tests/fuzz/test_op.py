@@ -18,6 +18,7 @@ REFUSALS = (ValueError, NotImplementedError, MemoryError)
 NAMES = ("q", "k", "v", "weight", "prompt_ids", "offsets", "region", "key_lengths", "dout")
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 DTYPES = (*FLOATS, torch.float64, torch.int32, torch.int64, torch.bool, torch.complex64)
+WRONG_PLANS = ("other", "twice", "beyond", "below", "short", "wide", "two", "bytes")
 
 
 class Call(NamedTuple):
@@ -27,7 +28,8 @@ class Call(NamedTuple):
     ragged: bool
     sizes: dict[str, int]
     dtype: torch.dtype
-    with_region: bool
+    with_region: str
+    unread: bool
     with_lengths: bool
     with_plan: str
     layouts: dict[str, str]
@@ -61,9 +63,10 @@ _calls = st.builds(
         }
     ),
     dtype=st.sampled_from([*FLOATS, *FLOATS, *DTYPES]),
-    with_region=st.booleans(),
+    with_region=st.sampled_from(["", "", "some", "boxes", "boxes", "nowhere"]),
+    unread=st.booleans(),  # NaN in what may not be read
     with_lengths=st.booleans(),
-    with_plan=st.sampled_from(["", "right", "right", "other", "twice", "beyond", "two", "bytes"]),
+    with_plan=st.sampled_from(["", "right", "right", *WRONG_PLANS, "apart", "expanded"]),
     layouts=st.dictionaries(st.sampled_from(NAMES), st.sampled_from(["last", "slice", "expand"])),
     # Of the indices that are right, by position, those that are replaced.
     indices=st.dictionaries(
@@ -107,7 +110,7 @@ def _tensors(call: Call) -> dict[str, Any]:
     tensors |= {name: normal(*keys).to(call.dtype) for name in ("k", "v")}
     tensors["weight"] = normal(*leading, n["seqlen_q"]).to(wide)
     if call.with_region:
-        tensors["region"] = normal(*leading, n["seqlen_q"]) > 0
+        tensors["region"] = _region(call.with_region, (*leading, n["seqlen_q"]), draw)
     if call.ragged:
         bounds = [min(entries, 2 * b) for b in range(n["batch"])]
         lists = {
@@ -120,7 +123,36 @@ def _tensors(call: Call) -> dict[str, Any]:
         for name in lists:
             if name != "key_lengths" or call.with_lengths:
                 tensors[name] = torch.tensor(lists[name], dtype=torch.int32)
+    if call.unread and "expand" not in call.layouts.values():  # which moves elements
+        _spoil_unread(tensors, call.ragged)
     return {n: x if x is None else _laid_out(x, call.layouts.get(n)) for n, x in tensors.items()}
+
+
+def _region(kind: str, shape: tuple[int, ...], draw: torch.Generator) -> torch.Tensor:
+    """Of so many rows, which are the pixels of an image 7 wide."""
+    if kind == "some":
+        return torch.randn(shape, generator=draw) > 0
+    y, x = torch.arange(shape[-1]) // 7, torch.arange(shape[-1]) % 7
+    low, high = torch.randint(0, 9, (2, 2, *shape[:-1], 1), generator=draw)
+    inside = (x >= low[0]) & (x < high[0]) & (y >= low[1]) & (y < high[1])
+    return inside & (kind == "boxes")
+
+
+def _spoil_unread(tensors: dict[str, Any], ragged: bool) -> None:
+    """NaN in weights where the prompt does not exist, in keys and values of a dense prompt that
+    exists nowhere, and in those of a table beyond their lengths."""
+    region, lengths = tensors["region"], tensors["key_lengths"]
+    nan = float("nan")
+    if region is not None:
+        tensors["weight"] = tensors["weight"].masked_fill(~region, nan)
+    for name in ("k", "v") if tensors["k"].is_floating_point() else ():
+        x = tensors[name]
+        if region is not None and not ragged:
+            x = x.masked_fill(~region.any(-1)[:, :, None, None, None], nan)
+        if lengths is not None:
+            beyond = torch.arange(x.shape[-2]) >= lengths[:, None]
+            x = x.masked_fill(beyond[:, None, :, None], nan)
+        tensors[name] = x
 
 
 def _plan(call: Call, tensors: dict[str, Any]) -> Any:
@@ -135,8 +167,16 @@ def _plan(call: Call, tensors: dict[str, Any]) -> Any:
     if order.numel():
         if call.with_plan == "twice":
             order[0, -1] = order[0, 0]
-        if call.with_plan == "beyond":
-            order[0, 0] = 1 << 30
+        if call.with_plan in ("beyond", "below"):
+            order[0, 0] = 1 << 30 if call.with_plan == "beyond" else -1
+    if call.with_plan == "short":
+        order = order[:, 1:]
+    if call.with_plan == "wide":
+        order = order.long()
+    if call.with_plan == "apart":
+        order = order.repeat_interleave(2, -1)[:, ::2]
+    if call.with_plan == "expanded":
+        order = order[:1].expand(order.shape) if len(order) else order
     if call.with_plan == "two":
         return order, tiles
     return order, tiles, planned.to(torch.uint8) if call.with_plan == "bytes" else planned
@@ -223,7 +263,7 @@ def _check(call: Call) -> None:
         for actual, right in zip(found, expected, strict=True):
             assert actual.shape == right.shape, backend
             if call.dtype == torch.float32 and call.scale == 0.3 and not actual.is_meta:
-                torch.testing.assert_close(actual, right, rtol=1e-3, atol=1e-3)
+                torch.testing.assert_close(actual, right, rtol=1e-3, atol=1e-3, equal_nan=True)
 
 
 @pytest.mark.filterwarnings("ignore:blended_attention runs on the slow reference backend")

@@ -1,5 +1,8 @@
 """Products of pairs of bfloat16: the models against the processor, and against the definition."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -105,10 +108,10 @@ TINY, LARGE = 2.0**-130, 2.0**127  # a subnormal, and what makes it count
 # q, k and v of each key, dout: numbers that all channels share. What a level returns that takes
 # subnormals as zero, by name: what it returns with zeros in their place.
 SUBNORMALS = {
-    "q": ((TINY, (LARGE, 0), (1, 0), 1), {"out", "dweight"}),
-    "k": ((LARGE, (TINY, 0), (1, 0), 1), {"out", "dweight", "dq"}),
+    "q": ((TINY, (LARGE, 0), (1, 0), 1), {"out", "dweight", "dk", "dv"}),
+    "k": ((LARGE, (TINY, 0), (1, 0), 1), {"out", "dweight", "dq", "dk", "dv"}),
     "v": ((0, (0,), (TINY,), 2.0**120), {"out", "dweight"}),
-    "dout": ((0, (1, 0), (2.0**120, 0), TINY), {"dq", "dweight"}),
+    "dout": ((0, (1, 0), (2.0**120, 0), TINY), {"dq", "dweight", "dv"}),
     "sums": ((0, (0, 0), (2.0**-126, 2.0**-126), 2.0**120), {"out"}),
 }
 
@@ -184,6 +187,29 @@ def test_level_that_the_cpu_lacks_is_an_error_that_names_the_flag(monkeypatch):
     k, weight = torch.zeros(1, 1, 1, 4, 8, dtype=torch.bfloat16), torch.ones(1, 1, 4)
     with pytest.raises(NotImplementedError, match=r"this CPU lacks .*amx_tile"):
         blended_attention(q, k, k, weight)
+
+
+# vdpbf16ps takes Intel's cores twice as long as a fused multiply-add, and AMD's no longer.
+@pytest.mark.parametrize(
+    ("vendor", "best"),
+    [
+        ("GenuineIntel", ["amx", "avx512", "avx512_bf16", "avx2"]),
+        ("AuthenticAMD", ["amx", "avx512_bf16", "avx512", "avx2"]),
+        ("", ["amx", "avx512_bf16", "avx512", "avx2"]),
+    ],
+)
+def test_order_of_levels_depends_on_the_vendor(vendor, best):
+    order = list(cpu._library().level_order(vendor))
+    assert order[:4] == best
+    assert order[-2:] == ["avx512_bf16_model", "amx_model"]
+    assert sorted(order) == sorted(cpu.LEVELS)
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="Linux tells the vendor")
+def test_levels_are_in_the_order_of_this_vendor():
+    vendor = re.search(r"^vendor_id\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    library = cpu._library()
+    assert list(library.levels()) == list(library.level_order(vendor[1] if vendor else ""))
 
 
 def test_best_level_is_not_a_model():

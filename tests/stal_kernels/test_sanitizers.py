@@ -1,8 +1,12 @@
 """The C++ kernels under sanitizers, in a program without torch (csrc/test/driver.cpp).
 
 Every tensor of it is an allocation of exactly the bytes that its strides span. It runs the case
-table and random shapes, strides and regions on every level that the machine has, with
+table and random shapes, strides, regions and plans on every level that the machine has, with
 std::thread in place of OpenMP, whose synchronisation ThreadSanitizer cannot see.
+
+`pytest` makes the same few random calls every time. A hundred thousand of them, in hours:
+
+    nice pytest -n 0 tests/stal_kernels -k "random_calls and address" --fuzz-cases 100000
 """
 
 import os
@@ -171,8 +175,9 @@ def test_case_table_is_clean(sanitizer, driver, tmp_path):
     check(driver, "--table", str(table), "--callers", "2")
 
 
-def test_random_calls_are_clean(driver):
-    check(driver, "--seed", "0", "--cases", "200", "--callers", "2")
+def test_random_calls_are_clean(driver, pytestconfig):
+    cases = str(pytestconfig.getoption("--fuzz-cases"))
+    check(driver, "--seed", "0", "--cases", cases, "--callers", "2")
 
 
 def test_driver_reports_what_is_wrong(driver, tmp_path):

@@ -27,7 +27,8 @@ REASON = "not_built.txt"  # read by stal_kernels/backends/cpu.py
 # GCC warns about the undefined registers inside its own intrinsics, clang about tvm_ffi's macros.
 CXXFLAGS = (
     "-std=c++17 -O3 -fPIC -fvisibility=hidden -ffp-contract=fast -fno-math-errno -Wall -Wextra "
-    "-Wno-maybe-uninitialized -Wno-unused-parameter -Wno-unknown-warning-option -Wno-psabi"
+    "-Wno-uninitialized -Wno-maybe-uninitialized -Wno-unused-parameter -Wno-unknown-warning-option "
+    "-Wno-psabi"
 )
 # A level is csrc/cpu/level_<name>.cpp: the same kernels for another instruction set, or for a model
 # of one in plain arithmetic, which runs anywhere.

@@ -418,8 +418,8 @@ void LoadTransposed(const stal::Strided<const void*>& tensor, DType dtype, const
                         out);
 }
 
-// (head_dim, rows) times `factor` -> rows of out or dq. They are put together in `scratch`, for writing
-// every square as it is transposed, 32 bytes of each of 8 rows, takes longer (AMD Zen 3).
+// (head_dim, rows) times `factor` -> rows of out or dq. They are put together in `scratch`: writing
+// each square as it is transposed, 32 bytes of each of 8 rows, takes longer (AMD Zen 3).
 template <int kVectors>
 void StoreTransposed(const stal::Strided<void*>& tensor, DType dtype, const RowBlock& block,
                      int64_t head_dim, float factor, const float* tile, float* scratch) {

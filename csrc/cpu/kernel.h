@@ -210,24 +210,43 @@ struct Sizes {
         scores(keys * kMaxRows) {}
 };
 
+// Of one prompt and head: K by keys, then V by channels. A multiple of 16 floats keeps every tile
+// aligned.
+int64_t PackedWords(const BlendedAttentionParams& p) {
+  return RoundUp((Sizes(p).keys + p.seqlen_k) * p.head_dim, 16);
+}
+
+// What Forward reads. Each thread has `per_thread` floats of `scratch`, two tiles of kLanes rows at
+// least.
+void PackAll(const Call& call, float* packs, float* scratch, int64_t per_thread) {
+  const BlendedAttentionParams& p = *call.params;
+  const int64_t packed_k = Sizes(p).keys * p.head_dim;
+  const auto write = [&](const Prompt& prompt, int64_t head, float* out, int thread) {
+    float* row = scratch + thread * per_thread;
+    PackKeys(At(p.k, p.dtype, prompt.k + head * p.k.strides.head), p.k.strides.row, p.dtype,
+             prompt.length, p.head_dim, row, out);
+    PackChannels(At(p.v, p.dtype, prompt.v + head * p.v.strides.head), p.v.strides.row, p.dtype,
+                 prompt.length, p.head_dim, row, out + packed_k);
+  };
+  ForEachPack(call, packs, PackedWords(p), write);
+}
+
+void Pack(const Call& call) {
+  const int64_t per_thread = 2 * kLanes * Sizes(*call.params).width;
+  PackAll(call, nullptr, stal::Scratch(call.threads * per_thread), per_thread);
+}
+
 void Forward(const Call& call) {
   const BlendedAttentionParams& p = *call.params;
   const Sizes sizes(p);
   const Headroom headroom(p.seqlen_k);
   const int64_t packed_k = sizes.keys * p.head_dim;
-  // Of one prompt and head; a multiple of 16 floats keeps every tile aligned.
-  const int64_t packed = RoundUp(packed_k + p.seqlen_k * p.head_dim, 16);
+  const int64_t packed = PackedWords(p);
   const int64_t per_thread = 3 * sizes.tile + sizes.scores;
-  float* packs = stal::Scratch(call.num_packed * p.heads * packed + call.threads * per_thread);
-  float* tiles = packs + call.num_packed * p.heads * packed;
-
-  ForEachPack(call, packs, packed, [&](const Prompt& prompt, int64_t head, float* out, int thread) {
-    float* row = tiles + thread * per_thread;
-    PackKeys(At(p.k, p.dtype, prompt.k + head * p.k.strides.head), p.k.strides.row, p.dtype,
-             prompt.length, p.head_dim, row, out);
-    PackChannels(At(p.v, p.dtype, prompt.v + head * p.v.strides.head), p.v.strides.row, p.dtype,
-                 prompt.length, p.head_dim, row, out + packed_k);
-  });
+  const int64_t own = p.packed.data ? 0 : call.num_packed * p.heads * packed;
+  float* packs = stal::Scratch(own + call.threads * per_thread);
+  float* tiles = packs + own;
+  if (!p.packed.data) PackAll(call, packs, tiles, per_thread);
 
   ForEachBlock(call, kMaxRows, [&](RowBlock block, int thread) {
     float* rows_tile = tiles + thread * per_thread;

@@ -191,23 +191,43 @@ struct PairSizes {
         scores(kBlockRows * RoundUp(p.seqlen_k, 2 * kTile)) {}
 };
 
+// Of one prompt and head: K, then V transposed.
+int64_t PackedWordsOfPairs(const BlendedAttentionParams& p) {
+  const PairSizes sizes(p);
+  return sizes.packed_rows + sizes.packed_columns;
+}
+
+// What ForwardPairs reads. Each thread has `per_thread` floats of `scratch`, two tiles of 16 rows
+// at least.
+void PackAllPairs(const Call& call, uint32_t* packs, float* scratch, int64_t per_thread) {
+  const BlendedAttentionParams& p = *call.params;
+  const PairSizes sizes(p);
+  const auto write = [&](const Prompt& prompt, int64_t head, uint32_t* out, int thread) {
+    PackRowPairs(At(p.k, p.dtype, prompt.k + head * p.k.strides.head), p.k.strides.row, p.dtype,
+                 prompt.length, p.head_dim, out);
+    PackColumnPairs(At(p.v, p.dtype, prompt.v + head * p.v.strides.head), p.v.strides.row, p.dtype,
+                    prompt.length, p.head_dim, scratch + thread * per_thread,
+                    out + sizes.packed_rows);
+  };
+  ForEachPack(call, packs, sizes.packed_rows + sizes.packed_columns, write);
+}
+
+void PackPairs(const Call& call) {
+  const int64_t per_thread = 2 * kTile * RoundUp(call.params->head_dim, kTile);
+  PackAllPairs(call, nullptr, stal::Scratch(call.threads * per_thread), per_thread);
+}
+
 void ForwardPairs(const Call& call) {
   const BlendedAttentionParams& p = *call.params;
   const PairSizes sizes(p);
   const Headroom headroom(p.seqlen_k);
   const int64_t packed = sizes.packed_rows + sizes.packed_columns;
   const int64_t per_thread = sizes.rows + 3 * sizes.tile + sizes.scores;
-  float* memory = stal::Scratch(call.num_packed * p.heads * packed + call.threads * per_thread);
+  const int64_t own = p.packed.data ? 0 : call.num_packed * p.heads * packed;
+  float* memory = stal::Scratch(own + call.threads * per_thread);
   uint32_t* packs = reinterpret_cast<uint32_t*>(memory);
-  float* tiles_of_threads = memory + call.num_packed * p.heads * packed;
-
-  ForEachPack(call, packs, packed, [&](const Prompt& prompt, int64_t head, auto* out, int thread) {
-    PackRowPairs(At(p.k, p.dtype, prompt.k + head * p.k.strides.head), p.k.strides.row, p.dtype,
-                 prompt.length, p.head_dim, out);
-    PackColumnPairs(At(p.v, p.dtype, prompt.v + head * p.v.strides.head), p.v.strides.row, p.dtype,
-                    prompt.length, p.head_dim, tiles_of_threads + thread * per_thread,
-                    out + sizes.packed_rows);
-  });
+  float* tiles_of_threads = memory + own;
+  if (!p.packed.data) PackAllPairs(call, packs, tiles_of_threads, per_thread);
 
   ForEachBlock(call, kBlockRows, [&](RowBlock block, int thread) {
     float* scratch = tiles_of_threads + thread * per_thread;
@@ -361,6 +381,16 @@ void BackwardQOrBase(const Call& call) {
 template <const stal::Kernels& kBase>
 void BackwardKVOfBase(const Call& call) {
   kBase.backward_kv(call);
+}
+
+template <const stal::Kernels& kBase>
+int64_t PackedWordsOrBase(const BlendedAttentionParams& p) {
+  return (AsPairs(p) ? PackedWordsOfPairs : kBase.packed_words)(p);
+}
+
+template <const stal::Kernels& kBase>
+void PackOrBase(const Call& call) {
+  (AsPairs(*call.params) ? PackPairs : kBase.pack)(call);
 }
 
 // Dot and Pairs, for tests: out[i] = Dot(sum[i], a[i], b[i]), rounded[i] = Pairs(sum[i], out[i]).

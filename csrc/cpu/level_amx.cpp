@@ -6,5 +6,7 @@ const stal::Kernels stal::kAmx = {"amx",
                                   ForwardOrBase<stal::kAvx512>,
                                   BackwardQOrBase<stal::kAvx512>,
                                   BackwardKVOfBase<stal::kAvx512>,
+                                  PackedWordsOrBase<stal::kAvx512>,
+                                  PackOrBase<stal::kAvx512>,
                                   Exp2All,
                                   DotAll};

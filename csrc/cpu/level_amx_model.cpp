@@ -6,5 +6,7 @@ const stal::Kernels stal::kAmxModel = {"amx_model",
                                        ForwardOrBase<stal::kPortable>,
                                        BackwardQOrBase<stal::kPortable>,
                                        BackwardKVOfBase<stal::kPortable>,
+                                       PackedWordsOrBase<stal::kPortable>,
+                                       PackOrBase<stal::kPortable>,
                                        Exp2All,
                                        DotAll};

@@ -1,4 +1,5 @@
 #define STAL_LEVEL_AVX512
 #include "cpu/kernel.h"
 
-const stal::Kernels stal::kAvx512 = {"avx512", Forward, BackwardQ, BackwardKV, Exp2All};
+const stal::Kernels stal::kAvx512 = {"avx512", Forward, BackwardQ, BackwardKV,
+                                     PackedWords, Pack, Exp2All};

@@ -1,4 +1,5 @@
 #define STAL_LEVEL_NEON
 #include "cpu/kernel.h"
 
-const stal::Kernels stal::kNeon = {"neon", Forward, BackwardQ, BackwardKV, Exp2All};
+const stal::Kernels stal::kNeon = {"neon", Forward, BackwardQ, BackwardKV,
+                                   PackedWords, Pack, Exp2All};

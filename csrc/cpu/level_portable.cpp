@@ -1,3 +1,4 @@
 #include "cpu/kernel.h"
 
-const stal::Kernels stal::kPortable = {"portable", Forward, BackwardQ, BackwardKV, Exp2All};
+const stal::Kernels stal::kPortable = {"portable", Forward, BackwardQ, BackwardKV,
+                                       PackedWords, Pack, Exp2All};

@@ -254,10 +254,15 @@ void ForEachBlock(const Call& call, int64_t block_rows, const Body& body) {
   });
 }
 
-// The packed copy of one prompt and head, of which each has `size` elements.
+// The packed copy of one prompt and head, of which each has `size` elements: that of a pack, where
+// the call has one, else among `packs`.
 template <typename Element>
 STAL_INLINE Element* PackOf(const Call& call, Element* packs, int64_t size, const Prompt& prompt,
                             int64_t head) {
+  const stal::Strided<void*>& packed = call.params->packed;
+  if (packed.data) {
+    return static_cast<Element*>(packed.data) + prompt.given + head * packed.strides.head;
+  }
   return packs + (prompt.packed * call.params->heads + head) * size;
 }
 

@@ -283,6 +283,12 @@ def test_keys_are_packed_once_a_layer(dtype, monkeypatch):
     assert len(made) == 2
 
 
+def test_keys_of_large_layers_are_not_packed():
+    module, prompts = make(torch.float32)
+    assert prompts.pack("small", module, 32 * 32) is not None
+    assert prompts.pack("large", module, 64 * 64) is None
+
+
 def test_what_calls_compute_with_may_change_between_them():
     module, prompts = make(torch.float32)
     attention = Plain(prompts, [3, 0])

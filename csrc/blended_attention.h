@@ -51,6 +51,10 @@ struct BlendedAttentionParams {
   Strided<const int32_t*> order;    // strides: batch, row
   Strided<const uint8_t*> planned;  // as region
 
+  // Of a pack: K and V as the forward pass of one level reads them, in words of 4 bytes; null: it
+  // packs its own. Strides: batch, prompt, head. No result depends on it.
+  Strided<void*> packed;
+
   Strided<void*> out;          // forward, as q
   Strided<const void*> dout;   // backward, as q
   Strided<void*> dq;           // null: not asked for

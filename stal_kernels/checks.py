@@ -21,7 +21,9 @@ _LARGEST_SCALE = torch.finfo(torch.float32).max  # what kernels compute with
 _Q = "(batch, heads, seqlen_q, head_dim)"
 _KEYS = "(batch, prompts, heads, seqlen_k, head_dim)"
 _TABLE = "(table, heads, seqlen_k, head_dim)"
-_PLAN = ("plan's order", "plan's tiles", "plan's region")
+PLAN = ("plan's order", "plan's tiles", "plan's region")
+PACKED = ("packed's words", "packed's stamp", "packed's sample")
+_MAKERS = {"plan": "stal_kernels.plan", "packed": "stal_kernels.pack"}
 
 # These run before every call, where each attribute of a tensor costs 0.1 to 0.2 us: what decides
 # is read once, and loops and functions only find the words for what is wrong.
@@ -36,6 +38,7 @@ def check_dense(
     plan: Sequence[Tensor] | None,
     scale: float | None,
     backend: str,
+    packed: Sequence[Tensor] | None = None,
     strides: bool = True,
 ) -> None:
     """Raises ValueError unless the arguments are valid for `blended_attention`."""
@@ -66,7 +69,7 @@ def check_dense(
         raise _wrong_shape("weight", weight, names, (batch, prompts, seqlen_q))
     if heads == 0 or head_dim == 0:
         raise ValueError(f"q must have heads and head_dim of at least 1, got {tuple(q_shape)}")
-    _check_common(q, k, v, weight, region, plan, scale, backend, strides)
+    _check_common(q, k, v, weight, region, plan, scale, backend, packed, strides)
 
 
 def check_ragged(
@@ -81,6 +84,7 @@ def check_ragged(
     plan: Sequence[Tensor] | None,
     scale: float | None,
     backend: str,
+    packed: Sequence[Tensor] | None = None,
     strides: bool = True,
 ) -> None:
     """Raises ValueError unless the arguments are valid for `blended_attention_ragged`."""
@@ -134,7 +138,7 @@ def check_ragged(
             _check_index(name, tensor, device, "q")
     if heads == 0 or head_dim == 0:
         raise ValueError(f"q must have heads and head_dim of at least 1, got {tuple(q_shape)}")
-    _check_common(q, k, v, weight, region, plan, scale, backend, strides)
+    _check_common(q, k, v, weight, region, plan, scale, backend, packed, strides)
 
 
 def check_sizes(inputs: backends.Inputs, dout: Tensor | None = None) -> None:
@@ -142,17 +146,19 @@ def check_sizes(inputs: backends.Inputs, dout: Tensor | None = None) -> None:
 
     dout: of a backward pass. Strides are left out: in a trace they are not final.
     """
-    q, k, v, weight, prompt_ids, offsets, region, key_lengths, plan, _ = inputs
+    q, k, v, weight, prompt_ids, offsets, region, key_lengths, plan, _, packed = inputs
     if prompt_ids is not None and offsets is not None:
         table = prompt_ids, offsets, region, key_lengths, plan
-        check_ragged(q, k, v, weight, *table, None, "auto", strides=False)
+        check_ragged(q, k, v, weight, *table, None, "auto", packed, strides=False)
     elif prompt_ids is not None or offsets is not None:
         raise _ids_alone()
     elif key_lengths is not None:
         raise ValueError("key_lengths must come with prompt_ids, got it alone")
     else:
-        check_dense(q, k, v, weight, region, plan, None, "auto", strides=False)
+        check_dense(q, k, v, weight, region, plan, None, "auto", packed, strides=False)
     alike = [("k", k), ("v", v)]
+    if packed is not None:
+        alike.append((PACKED[2], packed[2]))
     if dout is not None:
         alike.append(("dout", dout))
         if dout.shape != q.shape:
@@ -173,8 +179,8 @@ def check_inputs(inputs: backends.Inputs, *, values: bool, dout: Tensor | None =
         dout: of a backward pass.
     """
     check_sizes(inputs, dout)
-    q, k, v, _, prompt_ids, offsets, region, key_lengths, plan, scale = inputs
-    _check_strides(q, k, v)
+    q, k, v, _, prompt_ids, offsets, region, key_lengths, plan, scale, _ = inputs
+    _check_strides(q=q, k=k, v=v)
     if not abs(scale) <= _LARGEST_SCALE:
         raise ValueError(f"scale must be finite in float32, got {scale}")
     if values and prompt_ids is not None and offsets is not None:
@@ -203,11 +209,8 @@ def check_values(
             raise ValueError(
                 f"prompt_ids must be in 0 .. {table - 1} (rows of k), got {prompt} at entry {e}"
             )
-    for t, length in enumerate(key_lengths.tolist() if key_lengths is not None else ()):
-        if not 0 <= length <= seqlen_k:
-            raise ValueError(
-                f"key_lengths must be in 0 .. {seqlen_k} (seqlen_k), got {length} at row {t}"
-            )
+    if key_lengths is not None:
+        _check_lengths(key_lengths, seqlen_k)
 
 
 def check_plannable(region: Tensor, prompt_ids: Tensor | None, offsets: Tensor | None) -> None:
@@ -241,41 +244,107 @@ def check_plannable(region: Tensor, prompt_ids: Tensor | None, offsets: Tensor |
         _check_offsets(offsets, entries)
 
 
-def check_three(plan: Sequence[Tensor], q: Tensor) -> None:
-    """Raises ValueError unless a plan is three dense tensors on q's device.
+def check_packable(
+    k: Tensor, v: Tensor, key_lengths: Tensor | None, backend: str, dense: bool = True
+) -> None:
+    """Raises ValueError unless the arguments are valid for `pack`, on the CPU their values too.
+
+    dense: whether k and v may be those of the dense form.
+    """
+    for name, tensor in (("k", k), ("v", v), ("key_lengths", key_lengths)):
+        if not isinstance(tensor, Tensor) and (tensor is not None or name != "key_lengths"):
+            raise _no_tensor(**{name: tensor})
+        if tensor is not None and (tensor.is_nested or tensor.layout != torch.strided):
+            raise _wrong_layout(**{name: tensor})
+    if k.dim() != 4 and not (dense and k.dim() == 5):
+        raise _wrong_shape("k", k, f"{_KEYS} or {_TABLE}" if dense else _TABLE)
+    if v.shape != k.shape:
+        raise _wrong_shape("v", v, "of k", tuple(k.shape))
+    heads, head_dim = k.shape[-3], k.shape[-1]
+    if heads == 0 or head_dim == 0:
+        raise ValueError(f"k must have heads and head_dim of at least 1, got {tuple(k.shape)}")
+    if k.dtype not in _FLOATS:
+        raise ValueError(f"k must be float16, bfloat16, float32 or float64, got {_short(k.dtype)}")
+    if v.dtype != k.dtype and not _autocast_unites(v, k):
+        raise ValueError(f"v must have k's dtype {_short(k.dtype)}, got {_short(v.dtype)}")
+    if v.device != k.device:
+        raise ValueError(f"v must be on k's device {k.device}, got {v.device}")
+    _check_strides(k=k, v=v)
+    if key_lengths is not None:
+        if k.dim() == 5:
+            raise ValueError(f"key_lengths must come with a table {_TABLE}, got {tuple(k.shape)}")
+        if key_lengths.shape != k.shape[:1]:
+            raise _wrong_shape("key_lengths", key_lengths, "(table,)", tuple(k.shape[:1]))
+        _check_index("key_lengths", key_lengths, k.device, "k")
+        if key_lengths.device.type == "cpu" and not torch.compiler.is_compiling():
+            _check_lengths(key_lengths, k.shape[-2])
+    if backend != "auto":
+        backends.check_name(backend)
+
+
+def check_three(argument: str, names: Sequence[str], three: Sequence[Tensor], q: Tensor) -> None:
+    """Raises ValueError unless a plan, or a pack, is three dense tensors on q's device.
 
     The dispatcher, which sees to it for the other tensors of a call, looks at none in a list.
     """
-    if len(plan) != 3:
-        raise wrong_plan(plan)
-    for name, tensor in zip(_PLAN, plan, strict=True):
+    if len(three) != 3:
+        raise wrong_three(argument, three)
+    for name, tensor in zip(names, three, strict=True):
         if tensor.is_nested or tensor.layout != torch.strided:
             raise _wrong_layout(**{name: tensor})
         if tensor.device != q.device:
             raise _wrong_device(name, tensor, q)
 
 
-def wrong_plan(plan: Any) -> ValueError:
-    """The error of a plan that is not three tensors."""
-    got = type(plan).__name__
-    if isinstance(plan, (tuple, list)):
-        got += f" of {len(plan)}"
-        other = next((x for x in plan if not isinstance(x, Tensor)), None)
+def wrong_three(argument: str, three: Any) -> ValueError:
+    """The error of a plan, or a pack, that is not three tensors."""
+    got = type(three).__name__
+    if isinstance(three, (tuple, list)):
+        got += f" of {len(three)}"
+        other = next((x for x in three if not isinstance(x, Tensor)), None)
         got += "" if other is None else f" with {type(other).__name__} in it"
-    return ValueError(f"plan must be the three tensors that stal_kernels.plan returns, got {got}")
+    maker = _MAKERS[argument]
+    return ValueError(f"{argument} must be the three tensors that {maker} returns, got {got}")
+
+
+def _is_three(three: Any) -> bool:
+    return isinstance(three, (tuple, list)) and all(isinstance(x, Tensor) for x in three)
+
+
+def _check_packed(packed: Sequence[Tensor], k: Tensor, q: Tensor) -> None:
+    """Raises ValueError unless a pack has the shapes, dtypes and device of one of such keys."""
+    if not _is_three(packed):
+        raise wrong_three("packed", packed)
+    check_three("packed", PACKED, packed, q)
+    words, stamp, sample = packed
+    *leading, heads, _, head_dim = k.shape
+    for name, tensor in ((PACKED[0], words), (PACKED[1], stamp)):
+        if tensor.dtype != torch.int32:
+            raise ValueError(f"{name} must be int32, got {_short(tensor.dtype)}")
+    if words.shape[:-1] != (*leading, heads):
+        shape = f"(.., heads, words) = {(*leading, heads)} and any number"
+        raise ValueError(f"{PACKED[0]} must have shape {shape}, got {tuple(words.shape)}")
+    size = (*leading, backends.STAMP_SIZE)
+    if stamp.shape != size:
+        raise _wrong_shape(PACKED[1], stamp, f"(.., {backends.STAMP_SIZE})", size)
+    size = (*leading, heads, 2, head_dim)
+    if sample.shape != size:
+        raise _wrong_shape(PACKED[2], sample, "(.., heads, 2, head_dim)", size)
+    if sample.dtype != q.dtype and not _autocast_unites(sample, q):
+        raise _wrong_dtype(PACKED[2], sample, q)
 
 
 def _check_plan(plan: Sequence[Tensor], region: Tensor | None, q: Tensor) -> None:
     """Raises ValueError unless a plan has the shapes, dtypes and device of one of such a region."""
     if region is None:
         raise ValueError("plan must come with region, got it alone")
-    if not isinstance(plan, (tuple, list)) or not all(isinstance(x, Tensor) for x in plan):
-        raise wrong_plan(plan)
-    check_three(plan, q)
+    if not _is_three(plan):
+        raise wrong_three("plan", plan)
+    check_three("plan", PLAN, plan, q)
     batch, seqlen_q = q.shape[0], q.shape[2]
     tiles = -(-seqlen_q // TILE_ROWS)
     for name, tensor, dtype, names, shape in zip(
-        _PLAN,
+        PLAN,
         plan,
         (torch.int32, torch.int64, torch.bool),
         ("(batch, seqlen_q)", "(batch, ceil(seqlen_q / 32))", "of region"),
@@ -329,6 +398,15 @@ def _check_offsets(offsets: Tensor, entries: int) -> None:
         raise ValueError(f"offsets must end at the number of entries {entries}, got {bounds[-1]}")
 
 
+def _check_lengths(key_lengths: Tensor, seqlen_k: int) -> None:
+    """Raises ValueError unless each is in 0 .. seqlen_k. Waits for a GPU."""
+    for t, length in enumerate(key_lengths.tolist()):
+        if not 0 <= length <= seqlen_k:
+            raise ValueError(
+                f"key_lengths must be in 0 .. {seqlen_k} (seqlen_k), got {length} at row {t}"
+            )
+
+
 def _check_index(name: str, tensor: Tensor, device: torch.device, owner: str) -> None:
     """Raises ValueError unless it is int32, on the device of `owner`."""
     if tensor.dtype != torch.int32:
@@ -346,6 +424,7 @@ def _check_common(
     plan: Sequence[Tensor] | None,
     scale: float | None,
     backend: str,
+    packed: Sequence[Tensor] | None,
     strides: bool,
 ) -> None:
     dtype, device = q.dtype, q.device
@@ -375,6 +454,8 @@ def _check_common(
             raise _wrong_device("region", region, q)
     if plan is not None:
         _check_plan(plan, region, q)
+    if packed is not None:
+        _check_packed(packed, k, q)
     if not (k.device == v.device == weight.device == device):
         for name, tensor in (("k", k), ("v", v), ("weight", weight)):
             if tensor.device != device:
@@ -384,7 +465,7 @@ def _check_common(
     except RuntimeError:  # some layouts have none
         contiguous = False
     if not contiguous:
-        _check_strides(q, k, v)
+        _check_strides(q=q, k=k, v=v)
     if scale is not None:
         if not isinstance(scale, (float, int, Real, torch.SymFloat, torch.SymInt)):
             raise ValueError(f"scale must be a number, got {type(scale).__name__}")
@@ -394,10 +475,10 @@ def _check_common(
         backends.check_name(backend)
 
 
-def _check_strides(q: Tensor, k: Tensor, v: Tensor) -> None:
+def _check_strides(**tensors: Tensor) -> None:
     # A transform has strides of its own, which the operator makes right or refuses.
     wrapped = torch._C._functorch.is_functorch_wrapped_tensor
-    for name, tensor in (("q", q), ("k", k), ("v", v)):
+    for name, tensor in tensors.items():
         if tensor.layout != torch.strided:
             raise _wrong_layout(**{name: tensor})
         if tensor.stride(-1) != 1 and tensor.shape[-1] != 1 and not wrapped(tensor):

@@ -14,7 +14,16 @@ from torch._C import _functorch, _len_torch_dispatch_stack
 from torch.autograd import forward_ad
 
 from stal_kernels import backends
-from stal_kernels.checks import check_inputs, check_sizes, check_three, wrong_plan
+from stal_kernels.checks import (
+    PACKED,
+    PLAN,
+    check_inputs,
+    check_packable,
+    check_sizes,
+    check_three,
+    wrong_three,
+)
+from stal_kernels.sources import check_unchanged
 
 _ARGUMENTS = (
     "Tensor q, Tensor k, Tensor v, Tensor weight, Tensor? prompt_ids, Tensor? offsets, "
@@ -25,11 +34,16 @@ _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
 
 _library = torch.library.Library("stal_kernels", "DEF")
 _library.define(
-    f"blended_attention({_ARGUMENTS}, bool validate, str backend) -> Tensor", tags=_TAGS
+    f"blended_attention({_ARGUMENTS}, bool validate, str backend, Tensor[]? packed=None) -> Tensor",
+    tags=_TAGS,
 )
 _library.define(
     f"blended_attention_backward(Tensor dout, {_ARGUMENTS}, bool need_q, bool need_weight, "
     "bool need_kv, str backend) -> (Tensor, Tensor, Tensor, Tensor)",
+    tags=_TAGS,
+)
+_library.define(
+    "pack(Tensor k, Tensor v, Tensor? key_lengths, str backend) -> (Tensor, Tensor, Tensor)",
     tags=_TAGS,
 )
 
@@ -43,30 +57,39 @@ _OTHER_LAYOUTS = (
 
 _op = torch.ops.stal_kernels.blended_attention.default
 _backward_op = torch.ops.stal_kernels.blended_attention_backward.default
+_pack_op = torch.ops.stal_kernels.pack.default
 
 
-def blended_attention(q: Tensor, k: Tensor, v: Tensor, weight: Tensor, *others: Any) -> Tensor:
+def blended_attention(
+    q: Tensor, k: Tensor, v: Tensor, weight: Tensor, *others: Any, packed: Any = None
+) -> Tensor:
     """Calls the operator with arguments that have passed checks.py.
 
     Args:
         q, k, v, weight: as in `blended_attention` or `blended_attention_ragged`.
         others: the rest of the schema: prompt_ids, offsets, region, key_lengths, plan, scale,
             validate, backend.
+        packed: as in the schema.
 
     Returns:
         (batch, heads, seqlen_q, head_dim), dtype and memory layout of q.
 
     Raises:
-        ValueError: a value of an index tensor is out of range, or the plan is of another region.
+        ValueError: a value of an index tensor is out of range, the plan is of another region, or
+            the pack is of other keys or for another call.
         NotImplementedError: the named backend cannot run these inputs, or one of them has a
             forward-mode derivative.
     """
+    if packed is not None:
+        others = *others, packed
     if torch.compiler.is_compiling():
         return _op(q, k, v, weight, *others)
     if (transform := _functorch.peek_interpreter_stack()) is not None:
         if transform.key() == _functorch.TransformType.Functionalize:
             return _op(q, k, v, weight, *others)
         return _transformed(q, k, v, weight, *others)
+    if packed is not None:
+        check_unchanged(packed, k, v)
     if forward_ad._current_level >= 0:
         _refuse_tangents(q, k, v, weight)
     # The autograd layer of an operator that is defined from Python takes about as long as all else
@@ -116,8 +139,10 @@ def _forward(
     scale: float,
     validate: bool,
     backend: str,
+    packed: Sequence[Tensor] | None = None,
 ) -> Tensor:
-    inputs = backends.Inputs(q, k, v, weight, prompt_ids, offsets, region, key_lengths, plan, scale)
+    indices = prompt_ids, offsets, region, key_lengths
+    inputs = backends.Inputs(q, k, v, weight, *indices, plan, scale, packed)
     choice = _choose(inputs, backend, validate or not q.is_cuda)
     out = _empty_like(q)
     choice.backend.forward(inputs, choice.level, out)
@@ -133,7 +158,9 @@ def _choose(
     may have changed in between.
     """
     if inputs.plan is not None:
-        check_three(inputs.plan, inputs.q)
+        check_three("plan", PLAN, inputs.plan, inputs.q)
+    if inputs.packed is not None:
+        check_three("packed", PACKED, inputs.packed, inputs.q)
     try:
         choice = backends.choose(inputs, backend)
     except IndexError:  # it reads sizes that a tensor of few dimensions has not
@@ -145,8 +172,56 @@ def _choose(
 
 
 def _fake_forward(q: Tensor, *others: Any) -> Tensor:
-    check_sizes(backends.Inputs(q, *others[:9]))
+    check_sizes(backends.Inputs(q, *others[:9], *others[11:]))
     return _empty_like(q)
+
+
+def pack(
+    k: Tensor, v: Tensor, key_lengths: Tensor | None, backend: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Calls the operator that packs a table, with arguments that have passed checks.py.
+
+    Args:
+        k, v: (table, heads, seqlen_k, head_dim).
+        key_lengths, backend: as in `blended_attention_ragged`.
+
+    Returns:
+        words, stamp, sample: see `backends.Inputs`. They have no gradient.
+
+    Raises:
+        ValueError: a length is out of range.
+        NotImplementedError: the named backend cannot run calls with such keys.
+    """
+    return cast(tuple[Tensor, Tensor, Tensor], _pack_op(k, v, key_lengths, backend))
+
+
+def _pack(
+    k: Tensor, v: Tensor, key_lengths: Tensor | None, backend: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    check_packable(k, v, key_lengths, backend, dense=False)
+    choice, packed = _empty_pack(k, backend)
+    choice.backend.pack(k, v, key_lengths, choice.level, packed)
+    return packed
+
+
+def _fake_pack(
+    k: Tensor, v: Tensor, key_lengths: Tensor | None, backend: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _empty_pack(k, backend)[1]
+
+
+def _empty_pack(k: Tensor, backend: str) -> tuple[backends.Choice, tuple[Tensor, Tensor, Tensor]]:
+    """The backend that packs k, and a pack of zeros."""
+    table, heads = k.shape[:2]
+    # In a trace these are symbols, of which a number of words cannot be told.
+    seqlen_k, head_dim = int(k.shape[2]), int(k.shape[3])
+    choice = backends.choose_for(k.device, k.dtype, head_dim, seqlen_k, backend)
+    words = choice.backend.packed_words(k.dtype, head_dim, seqlen_k, choice.level)
+    return choice, (
+        k.new_zeros(table, heads, words, dtype=torch.int32),
+        k.new_zeros(table, backends.STAMP_SIZE, dtype=torch.int32),
+        k.new_zeros(table, heads, 2, head_dim),
+    )
 
 
 def _backward(
@@ -211,25 +286,37 @@ def _empty_like(x: Tensor) -> Tensor:
 
 
 # A list of tensors is no argument that autograd keeps or a transform unwraps: for them the three
-# tensors of a plan, each None where there is none, take its place. "Flat" arguments are such.
+# tensors of a plan, each None where there is none, take its place, and at the end of a forward
+# pass those of a pack, which the backward pass does without. "Flat" arguments are such.
 
 
-def _flat(plan: Sequence[Tensor] | None) -> Sequence[Tensor | None]:
-    if plan is None:
+def _flat(name: str, three: Sequence[Tensor] | None) -> Sequence[Tensor | None]:
+    if three is None:
         return None, None, None
-    if len(plan) != 3:
-        raise wrong_plan(plan)
-    return plan
+    if len(three) != 3:
+        raise wrong_three(name, three)
+    return three
+
+
+def _flat_forward(*arguments: Any) -> tuple[Any, ...]:
+    tensors, plan, others, packed = arguments[:8], arguments[8], arguments[9:12], arguments[12:]
+    return *tensors, *_flat("plan", plan), *others, *_flat("packed", packed[0] if packed else None)
 
 
 def _of_operator(*flat: Any) -> tuple[Any, ...]:
-    """The arguments of the operator, its dout left out."""
+    """The arguments of the operator, its dout and its pack left out."""
     tensors, plan, others = flat[:8], flat[8:11], flat[11:]
     return *tensors, None if plan[0] is None else plan, *others
 
 
+def _of_forward(*flat: Any) -> tuple[Any, ...]:
+    """The arguments of the operator."""
+    packed = flat[14:]
+    return *_of_operator(*flat[:14]), None if packed[0] is None else packed
+
+
 def _setup_context(ctx: Any, flat: Sequence[Any]) -> None:
-    *tensors, scale, _, backend = flat
+    *tensors, scale, _, backend = flat[:14]
     ctx.save_for_backward(*tensors)
     ctx.scale, ctx.backend = scale, backend
 
@@ -244,7 +331,7 @@ def _gradients(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         dk if need_k else None,
         dv if need_v else None,
         dweight if need_weight else None,
-        *[None] * 10,
+        *[None] * 13,
     )
 
 
@@ -260,7 +347,7 @@ class _Recorded(torch.autograd.Function):
         *flat, below = arguments
         _setup_context(ctx, flat)
         with torch._C._AutoDispatchBelowAutograd():
-            return cast(Tensor, _op.redispatch(below, *_of_operator(*flat)))
+            return cast(Tensor, _op.redispatch(below, *_of_forward(*flat)))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -271,10 +358,16 @@ def _record(keyset: Any, *arguments: Any) -> Tensor:
     """The autograd layer of the operator."""
     below = keyset & torch._C._after_autograd_keyset
     if torch.is_grad_enabled() and any(x.requires_grad for x in arguments[:4]):
-        tensors, plan, others = arguments[:8], arguments[8], arguments[9:]
-        return cast(Tensor, _Recorded.apply(*tensors, *_flat(plan), *others, below))
+        return cast(Tensor, _Recorded.apply(*_flat_forward(*arguments), below))
     with torch._C._AutoDispatchBelowAutograd():
         return cast(Tensor, _op.redispatch(below, *arguments))
+
+
+def _record_nothing(keyset: Any, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """The autograd layer of the operator that packs."""
+    below = keyset & torch._C._after_autograd_keyset
+    with torch._C._AutoDispatchBelowAutograd():
+        return cast(tuple[Tensor, Tensor, Tensor], _pack_op.redispatch(below, *arguments))
 
 
 def _no_second_gradient(ctx: Any, *_: Any) -> None:
@@ -293,9 +386,11 @@ def _call_backward(dout: Tensor, *flat: Any) -> tuple[Tensor, Tensor, Tensor, Te
 def _vmap_forward(
     call: Callable[..., Tensor], info: Any, in_dims: tuple[Any, ...], *arguments: Any
 ) -> tuple[Tensor, int]:
-    """The rule of vmap, of its arguments as they are or flat; `call` is the operator.
+    """The rule of vmap, of its arguments as they are or flat, its pack left out; `call` is the
+    operator.
 
-    The plan of one call is left out where many are folded into one: no result depends on it.
+    The plan of one call is left out where many are folded into one, as its pack is: no result
+    depends on them.
     """
     tensors, others = arguments[:8], arguments[-3:]
     batch = _size(tensors[0], in_dims[0])
@@ -392,7 +487,7 @@ class _Transformed(torch.autograd.Function):
 
     @staticmethod
     def forward(*flat: Any) -> Tensor:
-        return _op(*_of_operator(*flat))
+        return _op(*_of_forward(*flat))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -408,7 +503,7 @@ class _Transformed(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Tensor, int]:
-        return _vmap_forward(blended_attention, info, in_dims, *arguments)
+        return _vmap_forward(blended_attention, info, in_dims, *arguments[:14])
 
 
 class _TransformedBackward(torch.autograd.Function):
@@ -435,14 +530,13 @@ class _TransformedBackward(torch.autograd.Function):
         info: Any, in_dims: tuple[Any, ...], *arguments: Any
     ) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
         def call(dout: Tensor, *folded: Any) -> tuple[Tensor, ...]:
-            return _call_backward(dout, *folded[:8], *_flat(folded[8]), *folded[9:])
+            return _call_backward(dout, *folded[:8], *_flat("plan", folded[8]), *folded[9:])
 
         return _vmap_backward(call, info, in_dims, *arguments)
 
 
 def _transformed(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Tensor:
-    tensors, plan, others = rest[:5], rest[5], rest[6:]
-    flat = *tensors, *_flat(plan), *others
+    flat = _flat_forward(q, k, v, *rest)[3:]
     device_type = q.device.type
     if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
         return _cast_and_call(_Transformed.apply, device_type, q, k, v, *flat)
@@ -459,17 +553,37 @@ def _cast_and_call(
         return cast(Tensor, call(q, k, v, *rest))
 
 
+def _cast_and_pack(
+    device_type: str, k: Tensor, v: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The rule of autocast: a pack is of what a call would compute with."""
+    dtype = torch.get_autocast_dtype(device_type)
+    k, v = (x if x.dtype == torch.float64 else x.to(dtype) for x in (k, v))
+    with torch.autocast(device_type, enabled=False):
+        return cast(tuple[Tensor, Tensor, Tensor], _pack_op(k, v, *rest))
+
+
+def _vmap_op(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Tensor, int]:
+    return _vmap_forward(_op, info, in_dims, *arguments[:12])
+
+
 _library.impl("blended_attention", _forward, "CompositeExplicitAutograd")
 _library.impl("blended_attention_backward", _backward, "CompositeExplicitAutograd")
+_library.impl("pack", _pack, "CompositeExplicitAutograd")
 for _key in _OTHER_LAYOUTS:
+    _library.impl("pack", _refuse_layout, _key)
     _library.impl("blended_attention", _refuse_layout, _key)
     _library.impl("blended_attention_backward", _refuse_layout, _key)
 # register_autocast would cast weight too.
 _library.impl("blended_attention", partial(_cast_and_call, _op, "cpu"), "AutocastCPU")
 _library.impl("blended_attention", partial(_cast_and_call, _op, "cuda"), "AutocastCUDA")
+_library.impl("pack", partial(_cast_and_pack, "cpu"), "AutocastCPU")
+_library.impl("pack", partial(_cast_and_pack, "cuda"), "AutocastCUDA")
 torch.library.register_fake(_op, _fake_forward, lib=_library)
 torch.library.register_fake(_backward_op, _fake_backward, lib=_library)
+torch.library.register_fake(_pack_op, _fake_pack, lib=_library)
 _library.impl("blended_attention", _record, "Autograd", with_keyset=True)
+_library.impl("pack", _record_nothing, "Autograd", with_keyset=True)
 torch.library.register_autograd(_backward_op, _no_second_gradient, lib=_library)
-torch.library.register_vmap(_op, partial(_vmap_forward, _op), lib=_library)
+torch.library.register_vmap(_op, _vmap_op, lib=_library)
 torch.library.register_vmap(_backward_op, partial(_vmap_backward, _backward_op), lib=_library)

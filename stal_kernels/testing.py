@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stal_kernels.interface import blended_attention, blended_attention_ragged, plan
+from stal_kernels.interface import blended_attention, blended_attention_ragged, pack, plan
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LAYOUTS = ("contiguous", "projection", "expanded", "sliced")
@@ -138,7 +138,7 @@ class Example:
     """The tensors of one call, with the shapes of `blended_attention` or its ragged form.
 
     dout is as q. prompt_ids and offsets are None in the dense form; scale None: the default. plan
-    is None unless the case is planned.
+    is None unless the case is planned, packed before `with_pack`.
     """
 
     q: Tensor
@@ -152,6 +152,11 @@ class Example:
     key_lengths: Tensor | None
     plan: tuple[Tensor, Tensor, Tensor] | None
     scale: float | None
+    packed: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def with_pack(self, backend: str) -> "Example":
+        """The same tensors with the pack of their keys and values for a backend."""
+        return replace(self, packed=pack(self.k, self.v, self.key_lengths, backend=backend))
 
     def floats(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """q, k, v, weight: what has gradients."""
@@ -164,6 +169,7 @@ class Example:
                 *self.floats(),
                 region=self.region,
                 plan=self.plan,
+                packed=self.packed,
                 scale=self.scale,
                 backend=backend,
             )
@@ -174,14 +180,15 @@ class Example:
             region=self.region,
             key_lengths=self.key_lengths,
             plan=self.plan,
+            packed=self.packed,
             scale=self.scale,
             validate=True,
             backend=backend,
         )
 
     def to(self, dtype: torch.dtype) -> "Example":
-        """The same values in another dtype, each a leaf of its own."""
-        fields = dict(self.__dict__)
+        """The same values in another dtype, each a leaf of its own, without a pack."""
+        fields = {**self.__dict__, "packed": None}
         for name in ("q", "k", "v", "dout"):
             fields[name] = fields[name].detach().to(dtype).requires_grad_(name != "dout")
         wide = torch.float64 if dtype == torch.float64 else torch.float32

@@ -1,5 +1,6 @@
 // What stal_kernels/backends/cpu.py calls. Nothing is taken for granted: the tensors are checked in
-// check_arguments.h, the values of index tensors and plans in call_storage.cpp, in both passes.
+// check_arguments.h, the values of index tensors and plans in call_storage.cpp, in both passes,
+// those of packs in pack.h.
 #include <tvm/ffi/container/array.h>
 #include <tvm/ffi/container/tensor.h>
 #include <tvm/ffi/function.h>
@@ -9,12 +10,15 @@
 #include <cmath>
 #include <limits>
 #include <new>
+#include <numeric>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "cpu/call_storage.h"
 #include "cpu/check_arguments.h"
 #include "cpu/levels.h"
+#include "cpu/pack.h"
 
 namespace {
 
@@ -75,8 +79,41 @@ void SetWeights(const TensorView& tensor, stal::Strided<Pointer>* out) {
   out->strides = {first ? tensor.stride(0) : 0, tensor.stride(first), 0, tensor.stride(first + 1)};
 }
 
+// A pack, whose tensors are (batch, prompts, ..), without batch in the ragged form.
+stal::Pack PackOf(bool ragged, const TensorView& words, const TensorView& stamp,
+                  const TensorView& sample) {
+  const int first = ragged ? 0 : 1;
+  const auto strides = [&](const TensorView& x, bool heads, bool rows) -> stal::Strides {
+    return {first ? x.stride(0) : 0, x.stride(first), heads ? x.stride(first + 1) : 0,
+            rows ? x.stride(first + 2) : 0};
+  };
+  return {{words.data_ptr(), strides(words, true, false)},
+          {static_cast<int32_t*>(stamp.data_ptr()), strides(stamp, false, false)},
+          {sample.data_ptr(), strides(sample, true, true)}};
+}
+
+void CheckThreads(int64_t threads) {
+  if (threads < 1 || threads > std::numeric_limits<int>::max()) {
+    stal::Refuse("threads", "be a positive int", threads);
+  }
+}
+
 const int32_t* Indices(const OptionalTensor& tensor) {
   return tensor.has_value() ? static_cast<const int32_t*>(tensor.value().data_ptr()) : nullptr;
+}
+
+void SetSizes(const stal::Sizes& sizes, stal::DType dtype, bool bf16_products,
+              stal::BlendedAttentionParams* params) {
+  params->dtype = dtype;
+  params->bf16_products = bf16_products;
+  params->ragged = sizes.ragged;
+  params->batch = sizes.batch;
+  params->heads = sizes.heads;
+  params->seqlen_q = sizes.seqlen_q;
+  params->head_dim = sizes.head_dim;
+  params->seqlen_k = sizes.seqlen_k;
+  params->prompts = sizes.prompts;
+  params->entries = sizes.entries;
 }
 
 // The arguments that both passes have in common, checked.
@@ -89,21 +126,10 @@ class Arguments {
             const OptionalTensor& order, const OptionalTensor& tiles, const OptionalTensor& planned)
       : kernels(FindKernels(level)),
         sizes(q, k, v, weight, prompt_ids, offsets, region, key_lengths, order, tiles, planned) {
-    if (threads < 1 || threads > std::numeric_limits<int>::max()) {
-      stal::Refuse("threads", "be a positive int", threads);
-    }
+    CheckThreads(threads);
     params.scale = static_cast<float>(scale);
     if (!std::isfinite(params.scale)) stal::Refuse("scale", "be finite in float32", scale);
-    params.dtype = DTypeOf(q);
-    params.bf16_products = bf16_products;
-    params.ragged = sizes.ragged;
-    params.batch = sizes.batch;
-    params.heads = sizes.heads;
-    params.seqlen_q = sizes.seqlen_q;
-    params.head_dim = sizes.head_dim;
-    params.seqlen_k = sizes.seqlen_k;
-    params.prompts = sizes.prompts;
-    params.entries = sizes.entries;
+    SetSizes(sizes, DTypeOf(q), bf16_products, &params);
     SetRows(q, &params.q);
     SetKeys(k, &params.k);
     SetKeys(v, &params.v);
@@ -142,16 +168,89 @@ class Arguments {
   stal::BlendedAttentionParams params{};
 };
 
+void CheckWords(const stal::Kernels& kernels, const stal::BlendedAttentionParams& params,
+                const TensorView& words) {
+  const int64_t count = kernels.packed_words(params);
+  if (words.size(-1) != count) {
+    stal::Refuse("packed's words", "be " + std::to_string(count) + " of a prompt and head",
+                 words.size(-1));
+  }
+}
+
 void Forward(const String& level, int64_t threads, double scale, bool bf16_products, TensorView q,
              TensorView k, TensorView v, TensorView weight, OptionalTensor prompt_ids,
              OptionalTensor offsets, OptionalTensor region, OptionalTensor key_lengths,
-             OptionalTensor order, OptionalTensor tiles, OptionalTensor planned, TensorView out) {
+             OptionalTensor order, OptionalTensor tiles, OptionalTensor planned,
+             OptionalTensor words, OptionalTensor stamp, OptionalTensor sample, TensorView out) {
   Translated([&] {
     Arguments arguments(level, threads, scale, bf16_products, q, k, v, weight, prompt_ids, offsets,
                         region, key_lengths, order, tiles, planned);
     arguments.WriteRows("out", out, &arguments.params.out);
+    stal::Pack pack;
+    if (words.has_value() || stamp.has_value() || sample.has_value()) {
+      if (!words.has_value() || !stamp.has_value() || !sample.has_value()) {
+        stal::Refuse("packed", "have words, stamp and sample", "some of them");
+      }
+      arguments.sizes.CheckPack(words.value(), stamp.value(), sample.value());
+      pack = PackOf(arguments.sizes.ragged, words.value(), stamp.value(), sample.value());
+      arguments.params.packed = pack.words;
+    }
     const stal::CallStorage storage(arguments.params, static_cast<int>(threads));
+    if (words.has_value()) {
+      stal::CheckStamps(storage.call, arguments.kernels, pack);
+      CheckWords(arguments.kernels, arguments.params, words.value());
+    }
     arguments.kernels.forward(storage.call);
+  });
+}
+
+// Of one prompt and head, before there is a tensor.
+int64_t PackedWords(const String& level, const String& dtype, bool bf16_products, int64_t seqlen_k,
+                    int64_t head_dim) {
+  int64_t count = 0;
+  Translated([&] {
+    constexpr int64_t kMost = int64_t{1} << 48;  // of keys; far from where integers overflow
+    stal::BlendedAttentionParams params{};
+    params.dtype = dtype == "float32"    ? stal::DType::kFloat32
+                   : dtype == "bfloat16" ? stal::DType::kBFloat16
+                                         : stal::DType::kFloat16;
+    params.bf16_products = bf16_products;
+    params.seqlen_k = seqlen_k;
+    params.head_dim = head_dim;
+    if (seqlen_k < 0 || seqlen_k > kMost) stal::Refuse("seqlen_k", "be in memory", seqlen_k);
+    if (head_dim < 8 || head_dim > 256) stal::Refuse("head_dim", "be in 8 .. 256", head_dim);
+    count = FindKernels(level).packed_words(params);
+  });
+  return count;
+}
+
+// k, v: (table, heads, seqlen_k, head_dim). Writes the rest: a pack.
+void MakePack(const String& level, int64_t threads, bool bf16_products, TensorView k, TensorView v,
+              OptionalTensor key_lengths, TensorView words, TensorView stamp, TensorView sample) {
+  Translated([&] {
+    const stal::Kernels& kernels = FindKernels(level);
+    CheckThreads(threads);
+    const stal::Sizes sizes(k, v, key_lengths);
+    sizes.CheckPack(words, stamp, sample);
+    stal::BlendedAttentionParams params{};
+    SetSizes(sizes, DTypeOf(k), bf16_products, &params);
+    CheckWords(kernels, params, words);
+    stal::CheckApart("packed's words", words);
+    stal::CheckApart("packed's stamp", stamp);
+    stal::CheckApart("packed's sample", sample);
+    const stal::Pack pack = PackOf(true, words, stamp, sample);
+    std::vector<int32_t> ids(sizes.prompts);
+    std::iota(ids.begin(), ids.end(), 0);
+    const int32_t offsets[] = {0, static_cast<int32_t>(sizes.prompts)};
+    SetKeys(k, &params.k);
+    SetKeys(v, &params.v);
+    params.prompt_ids = ids.data();
+    params.offsets = offsets;
+    params.key_lengths = Indices(key_lengths);
+    params.packed = pack.words;
+    const stal::CallStorage storage(params, static_cast<int>(threads));
+    stal::WriteStamps(storage.call, kernels, pack);
+    if (params.packed.data) kernels.pack(storage.call);
   });
 }
 
@@ -237,6 +336,8 @@ void Dot(const String& level, TensorView sum, TensorView a, TensorView b, Tensor
 
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(forward, Forward);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(backward, Backward);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(packed_words, PackedWords);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(pack, MakePack);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(levels, LevelNames);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(why_not, WhyNot);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(level_order, LevelOrder);

@@ -14,6 +14,7 @@ struct Prompt {
   int64_t length;  // number of keys
   int64_t packed;  // which packed copy it reads; -1: no entry refers to it
   bool owner;      // writes that copy
+  int64_t given;   // offset of head 0 in a pack, in words
   int64_t begin, end;  // its range in Call::users
 };
 
@@ -51,6 +52,9 @@ struct Kernels {
   const char* name;
   void (*forward)(const Call&);
   void (*backward)(const Call&);  // of dq, dweight, dk and dv those that are asked for
+  // A pack: words of one prompt and head, a multiple of 16, and what writes those of all prompts.
+  int64_t (*packed_words)(const BlendedAttentionParams&);
+  void (*pack)(const Call&);
   void (*exp2)(const float* x, float* out, int64_t count);  // for tests of its accuracy
   // For tests of the instructions that multiply pairs of bfloat16, see DotAll; null: has none.
   void (*dot)(const float* sum, const uint32_t* a, const uint32_t* b, float* out,

@@ -108,6 +108,7 @@ CallStorage::CallStorage(const BlendedAttentionParams& p, int threads) {
     prompt.v = offset(p.v.strides);
     prompt.dk = offset(p.dk.strides);
     prompt.dv = offset(p.dv.strides);
+    prompt.given = offset(p.packed.strides);
     prompt.owner = prompt.end > 0 && !(shared && b > 0);
     prompt.packed = prompt.owner ? call.num_packed++ : shared ? i : -1;
     prompt.begin = used;

@@ -1,6 +1,6 @@
 // What the tensors of a call must be: shape, dtype, device, strides. Whoever calls the library, a
 // tensor that is wrong is an error here and never read or written. Values of index tensors and of
-// plans are checked by CallStorage, which copies them.
+// plans are checked by CallStorage, which copies them, those of packs in pack.h.
 #pragma once
 
 #include <tvm/ffi/container/tensor.h>
@@ -113,6 +113,9 @@ inline void CheckApart(const char* name, const TensorView& x) {
   }
 }
 
+// What a row of a pack's stamp holds: what the pack is made for, and the length of one prompt.
+enum StampField { kLevel, kElements, kRounded, kSeqlenK, kHeadDim, kLength, kStampSize };
+
 // The sizes of a call, which each of its tensors must have. Constructing them checks the inputs.
 struct Sizes {
   bool ragged;
@@ -145,14 +148,7 @@ struct Sizes {
     seqlen_k = k.size(-2);
     entries = ragged ? prompt_ids.value().size(0) : 0;
     dtype = q.dtype();
-    if (!IsSame(dtype, {kDLFloat, 16, 1}) && !IsSame(dtype, {kDLBfloat, 16, 1}) &&
-        !IsSame(dtype, kSingle)) {
-      Refuse("q", "be float16, bfloat16 or float32", Text(dtype));
-    }
-    if (heads < 1 || head_dim < 8 || head_dim > 256 || head_dim % 8) {
-      Refuse("q", "have heads and a head_dim that is a multiple of 8 and at most 256",
-             Text(q.shape().data(), 4));
-    }
+    CheckSupported("q", q);
     CheckRows("q", q);
     CheckKeys("k", k);
     CheckKeys("v", v);
@@ -183,6 +179,39 @@ struct Sizes {
     if (key_lengths.has_value()) CheckIndices("key_lengths", key_lengths.value(), prompts);
   }
 
+  // Those of a table alone: a call without rows, of one element that attends to all of it.
+  Sizes(const TensorView& k, const TensorView& v, const OptionalTensor& key_lengths)
+      : ragged(true), batch(1), seqlen_q(0) {
+    CheckDims("k", k, 4, "(table, heads, seqlen_k, head_dim)");
+    prompts = entries = k.size(0);
+    heads = k.size(1);
+    seqlen_k = k.size(2);
+    head_dim = k.size(3);
+    dtype = k.dtype();
+    CheckSupported("k", k);
+    CheckKeys("k", k);
+    CheckKeys("v", v);
+    if (key_lengths.has_value()) CheckIndices("key_lengths", key_lengths.value(), prompts);
+  }
+
+  // Of a pack: all but the number of its words and the values of its stamp.
+  void CheckPack(const TensorView& words, const TensorView& stamp, const TensorView& sample) const {
+    CheckDims("packed's words", words, ragged ? 3 : 4, "(.., heads, words)");
+    const int64_t count = words.size(-1);
+    if (ragged) {
+      CheckMemory("packed's words", words, {prompts, heads, count}, true);
+      CheckMemory("packed's stamp", stamp, {prompts, kStampSize}, true);
+      CheckMemory("packed's sample", sample, {prompts, heads, 2, head_dim}, true);
+    } else {
+      CheckMemory("packed's words", words, {batch, prompts, heads, count}, true);
+      CheckMemory("packed's stamp", stamp, {batch, prompts, kStampSize}, true);
+      CheckMemory("packed's sample", sample, {batch, prompts, heads, 2, head_dim}, true);
+    }
+    CheckDType("packed's words", words, kIndex);
+    CheckDType("packed's stamp", stamp, kIndex);
+    CheckDType("packed's sample", sample, dtype);
+  }
+
   // q, out and their gradients.
   void CheckRows(const char* name, const TensorView& x) const {
     CheckMemory(name, x, {batch, heads, seqlen_q, head_dim}, true);
@@ -209,6 +238,18 @@ struct Sizes {
   }
 
  private:
+  // Of the first tensor of a call, whose heads and head_dim are those of all.
+  void CheckSupported(const char* name, const TensorView& x) const {
+    if (!IsSame(dtype, {kDLFloat, 16, 1}) && !IsSame(dtype, {kDLBfloat, 16, 1}) &&
+        !IsSame(dtype, kSingle)) {
+      Refuse(name, "be float16, bfloat16 or float32", Text(dtype));
+    }
+    if (heads < 1 || head_dim < 8 || head_dim > 256 || head_dim % 8) {
+      Refuse(name, "have heads and a head_dim that is a multiple of 8 and at most 256",
+             Text(x.shape().data(), 4));
+    }
+  }
+
   static void CheckIndices(const char* name, const TensorView& x, int64_t count) {
     CheckMemory(name, x, {count}, true);
     CheckDType(name, x, kIndex);

@@ -222,23 +222,43 @@ struct Sizes {
         scores(keys * kMaxRows) {}
 };
 
+// Of one prompt and head: K by keys, then V by channels. A multiple of 16 floats keeps every tile
+// aligned.
+int64_t PackedWords(const BlendedAttentionParams& p) {
+  return RoundUp((Sizes(p).keys + p.seqlen_k) * p.head_dim, 16);
+}
+
+// What Forward reads of one prompt and head. `scratch` holds kLanes rows.
+void PackKeysAndValues(const BlendedAttentionParams& p, const Prompt& prompt, int64_t head,
+                       float* scratch, float* out) {
+  PackKeys(At(p.k, p.dtype, prompt.k + head * p.k.strides.head), p.k.strides.row, p.dtype,
+           prompt.length, p.head_dim, scratch, out);
+  PackChannels(At(p.v, p.dtype, prompt.v + head * p.v.strides.head), p.v.strides.row, p.dtype,
+               prompt.length, p.head_dim, scratch, out + Sizes(p).keys * p.head_dim);
+}
+
+void Pack(const Call& call) {
+  const BlendedAttentionParams& p = *call.params;
+  const int64_t per_thread = kLanes * Sizes(p).width;
+  float* scratch = stal::Scratch(call.threads * per_thread);
+  ForEachPack<float>(call, nullptr, PackedWords(p),
+                     [&](const Prompt& prompt, int64_t head, float* out, int thread) {
+                       PackKeysAndValues(p, prompt, head, scratch + thread * per_thread, out);
+                     });
+}
+
 void Forward(const Call& call) {
   const BlendedAttentionParams& p = *call.params;
   const Sizes sizes(p);
   const Headroom headroom(p.seqlen_k);
   const int64_t packed_k = sizes.keys * p.head_dim;
-  // Of one prompt and head; a multiple of 16 floats keeps every tile aligned.
-  const int64_t packed = RoundUp(packed_k + p.seqlen_k * p.head_dim, 16);
+  const int64_t packed = PackedWords(p);
   const int64_t per_thread = 2 * sizes.tile + sizes.scores;
   float* packs = stal::Scratch(NumPacks(call) * packed + call.threads * per_thread);
   float* tiles = packs + NumPacks(call) * packed;
 
   const auto write = [&](const Prompt& prompt, int64_t head, float* out, int thread) {
-    float* row = tiles + thread * per_thread;
-    PackKeys(At(p.k, p.dtype, prompt.k + head * p.k.strides.head), p.k.strides.row, p.dtype,
-             prompt.length, p.head_dim, row, out);
-    PackChannels(At(p.v, p.dtype, prompt.v + head * p.v.strides.head), p.v.strides.row, p.dtype,
-                 prompt.length, p.head_dim, row, out + packed_k);
+    PackKeysAndValues(p, prompt, head, tiles + thread * per_thread, out);
   };
   ForEachPackedBlock(call, packs, packed, kMaxRows, write, [&](RowBlock block, int thread) {
     float* q_t = tiles + thread * per_thread;

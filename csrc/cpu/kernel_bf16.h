@@ -245,21 +245,41 @@ struct PairSizes {
         scores(kBlockRows * RoundUp(p.seqlen_k, 2 * kTile)) {}
 };
 
+// Of one prompt and head: K, then V transposed.
+int64_t PackedWordsOfPairs(const BlendedAttentionParams& p) {
+  const PairSizes sizes(p);
+  return sizes.packed_rows + sizes.packed_columns;
+}
+
+// What ForwardPairs reads of one prompt and head.
+void PackKeysAndValuesInPairs(const BlendedAttentionParams& p, const Prompt& prompt, int64_t head,
+                              uint32_t* out) {
+  PackRowPairs(At(p.k, p.dtype, prompt.k + head * p.k.strides.head), p.k.strides.row, p.dtype,
+               prompt.length, p.head_dim, out);
+  PackColumnPairs(At(p.v, p.dtype, prompt.v + head * p.v.strides.head), p.v.strides.row, p.dtype,
+                  prompt.length, p.head_dim, out + PairSizes(p).packed_rows);
+}
+
+void PackPairs(const Call& call) {
+  const BlendedAttentionParams& p = *call.params;
+  ForEachPack<uint32_t>(call, nullptr, PackedWordsOfPairs(p),
+                        [&](const Prompt& prompt, int64_t head, uint32_t* out, int) {
+                          PackKeysAndValuesInPairs(p, prompt, head, out);
+                        });
+}
+
 void ForwardPairs(const Call& call) {
   const BlendedAttentionParams& p = *call.params;
   const PairSizes sizes(p);
   const Headroom headroom(p.seqlen_k);
-  const int64_t packed = sizes.packed_rows + sizes.packed_columns;
+  const int64_t packed = PackedWordsOfPairs(p);
   const int64_t per_thread = sizes.rows + 2 * sizes.tile + sizes.scores;
   float* memory = stal::Scratch(NumPacks(call) * packed + call.threads * per_thread);
   uint32_t* packs = reinterpret_cast<uint32_t*>(memory);
   float* tiles_of_threads = memory + NumPacks(call) * packed;
 
-  const auto write = [&](const Prompt& prompt, int64_t head, auto* out, int thread) {
-    PackRowPairs(At(p.k, p.dtype, prompt.k + head * p.k.strides.head), p.k.strides.row, p.dtype,
-                 prompt.length, p.head_dim, out);
-    PackColumnPairs(At(p.v, p.dtype, prompt.v + head * p.v.strides.head), p.v.strides.row, p.dtype,
-                    prompt.length, p.head_dim, out + sizes.packed_rows);
+  const auto write = [&](const Prompt& prompt, int64_t head, uint32_t* out, int) {
+    PackKeysAndValuesInPairs(p, prompt, head, out);
   };
   ForEachPackedBlock(call, packs, packed, kBlockRows, write, [&](RowBlock block, int thread) {
     float* scratch = tiles_of_threads + thread * per_thread;
@@ -542,6 +562,16 @@ void ForwardOrBase(const Call& call) {
 template <const stal::Kernels& kBase>
 void BackwardOrBase(const Call& call) {
   (AsPairs(*call.params) ? BackwardPairs : kBase.backward)(call);
+}
+
+template <const stal::Kernels& kBase>
+int64_t PackedWordsOrBase(const BlendedAttentionParams& p) {
+  return (AsPairs(p) ? PackedWordsOfPairs : kBase.packed_words)(p);
+}
+
+template <const stal::Kernels& kBase>
+void PackOrBase(const Call& call) {
+  (AsPairs(*call.params) ? PackPairs : kBase.pack)(call);
 }
 
 // Dot and Pairs, for tests: out[i] = Dot(sum[i], a[i], b[i]), rounded[i] = Pairs(sum[i], out[i]).

@@ -5,5 +5,7 @@
 const stal::Kernels stal::kAmx = {"amx",
                                   ForwardOrBase<stal::kAvx512>,
                                   BackwardOrBase<stal::kAvx512>,
+                                  PackedWordsOrBase<stal::kAvx512>,
+                                  PackOrBase<stal::kAvx512>,
                                   Exp2All,
                                   DotAll};

@@ -5,5 +5,7 @@
 const stal::Kernels stal::kAmxModel = {"amx_model",
                                        ForwardOrBase<stal::kPortable>,
                                        BackwardOrBase<stal::kPortable>,
+                                       PackedWordsOrBase<stal::kPortable>,
+                                       PackOrBase<stal::kPortable>,
                                        Exp2All,
                                        DotAll};

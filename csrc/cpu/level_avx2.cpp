@@ -1,4 +1,4 @@
 #define STAL_LEVEL_AVX2
 #include "cpu/kernel.h"
 
-const stal::Kernels stal::kAvx2 = {"avx2", Forward, Backward, Exp2All};
+const stal::Kernels stal::kAvx2 = {"avx2", Forward, Backward, PackedWords, Pack, Exp2All};

@@ -1,4 +1,4 @@
 #define STAL_LEVEL_NEON
 #include "cpu/kernel.h"
 
-const stal::Kernels stal::kNeon = {"neon", Forward, Backward, Exp2All};
+const stal::Kernels stal::kNeon = {"neon", Forward, Backward, PackedWords, Pack, Exp2All};

@@ -1,3 +1,3 @@
 #include "cpu/kernel.h"
 
-const stal::Kernels stal::kPortable = {"portable", Forward, Backward, Exp2All};
+const stal::Kernels stal::kPortable = {"portable", Forward, Backward, PackedWords, Pack, Exp2All};

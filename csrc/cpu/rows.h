@@ -299,10 +299,15 @@ void ForEachBlock(const Call& call, int64_t block_rows, const Body& body) {
   });
 }
 
-// The packed copy of one prompt and head, of which each has `size` elements.
+// The packed copy of one prompt and head, of which each has `size` elements: that of a pack, where
+// the call has one, else among `packs`.
 template <typename Element>
 STAL_INLINE Element* PackOf(const Call& call, Element* packs, int64_t size, const Prompt& prompt,
                             int64_t head) {
+  const stal::Strided<void*>& packed = call.params->packed;
+  if (packed.data) {
+    return static_cast<Element*>(packed.data) + prompt.given + head * packed.strides.head;
+  }
   return packs + (prompt.packed * call.params->heads + head) * size;
 }
 
@@ -333,12 +338,14 @@ bool HeadsAreTasks(const Call& call) {
 // (a third of a forward pass at 64 rows and 77 keys, AMD Zen 3), and packs of all prompts and heads
 // do not fit the caches: two threads then pack no faster than one.
 bool PacksInTasks(const Call& call) {
+  if (call.params->packed.data) return false;
   return call.params->seqlen_q <= 4 * call.params->seqlen_k && HeadsAreTasks(call);
 }
 
-// How many packed copies ForEachPackedBlock has at a time.
+// How many packed copies ForEachPackedBlock has at a time, beside those of a pack.
 int64_t NumPacks(const Call& call) {
   const BlendedAttentionParams& p = *call.params;
+  if (p.packed.data) return 0;
   if (!PacksInTasks(call)) return call.num_packed * p.heads;
   int64_t most = 0;
   for (int64_t b = 0; b < p.batch; ++b) most = Max(most, call.begin[b + 1] - call.begin[b]);
@@ -351,7 +358,7 @@ template <typename Element, typename Write, typename Body>
 void ForEachPackedBlock(const Call& call, Element* packs, int64_t size, int64_t block_rows,
                         const Write& write, const Body& body) {
   if (!PacksInTasks(call)) {
-    ForEachPack(call, packs, size, write);
+    if (!call.params->packed.data) ForEachPack(call, packs, size, write);
     ForEachBlock(call, block_rows, body);
     return;
   }

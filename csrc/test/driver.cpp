@@ -7,12 +7,13 @@
 //          --level NAME            this level alone
 //
 // For each case and each level that runs here: out and all gradients on one thread against double
-// precision, then some of them again on 1 to 3 threads and, where there are regions, with a plan of
-// any order, which must be equal bit for bit. Nothing may be written between the rows of a tensor;
-// what may not be read holds NaN; an index that is out of range is refused, and so is a plan that
-// names no row or one twice, or is of another region; rows are in the order that Call promises.
-// Prints a line for each level, and one that replays the case for each failure; returns 1 if there
-// was any, 2 for a wrong command line. Only the kernels need be compiled with a sanitizer.
+// precision, then some of them again on 1 to 3 threads, out with a pack of K and V and, where there
+// are regions, all with a plan of any order, which must be equal bit for bit. Nothing may be
+// written between the rows of a tensor; what may not be read holds NaN; an index that is out of
+// range is refused, and so is a plan that names no row or one twice, or is of another region; rows
+// are in the order that Call promises. Prints a line for each level, and one that replays the case
+// for each failure; returns 1 if there was any, 2 for a wrong command line. Only the kernels need
+// be compiled with a sanitizer.
 #include <atomic>
 #include <cmath>
 #include <cstdio>
@@ -291,12 +292,12 @@ void SetPlan(const std::map<std::string, Tensor>& inputs, const Order& order,
 }
 
 // Runs what `asked` names, and returns it. The thread is new, so that its scratch memory is too.
-// order: of a plan; null: without one.
+// order: of a plan; null: without one. with_pack: K and V are packed before the forward pass.
 std::map<std::string, Tensor> Run(const Case& c, const Kernels& kernels,
                                   const std::map<std::string, Tensor>& inputs,
                                   const std::set<std::string>& asked, int threads,
                                   bool bf16_products = false,
-                                  const Order* order = nullptr) {
+                                  const Order* order = nullptr, bool with_pack = false) {
   std::map<std::string, Tensor> outputs;
   for (const std::string& name : asked) outputs[name] = Allocate(c, name);
   BlendedAttentionParams p = ParamsOf(c);
@@ -313,10 +314,20 @@ std::map<std::string, Tensor> Run(const Case& c, const Kernels& kernels,
   Set(outputs, "dweight", &p.dweight);
   Set(outputs, "dk", &p.dk);
   Set(outputs, "dv", &p.dv);
+  std::unique_ptr<uint32_t[]> words;
+  if (with_pack) {
+    const bool shared = !c.ragged && p.k.strides.batch == 0 && p.v.strides.batch == 0;
+    const int64_t head = kernels.packed_words(p), prompt = c.heads * head;
+    words.reset(new uint32_t[prompt * c.prompts * (c.ragged || shared ? 1 : c.batch)]);
+    p.packed.data = words.get();
+    p.packed.strides = {shared ? 0 : c.prompts * prompt, prompt, head, 0};
+  }
   std::exception_ptr error;
   std::thread([&] {
     try {
+      if (with_pack) kernels.pack(CallStorage(p, threads).call);
       if (asked.count("out")) kernels.forward(CallStorage(p, threads).call);
+      p.packed.data = nullptr;
       kernels.backward(CallStorage(p, threads).call);
     } catch (...) {
       error = std::current_exception();
@@ -376,6 +387,10 @@ std::string Check(const Case& c, const Kernels& kernels,
       return name + " must be the same on 1 and " + std::to_string(threads) + " threads";
     }
     if (!tensor.GapsAreUntouched()) return name + " must be written in its rows alone";
+  }
+  const auto packed = Run(c, kernels, inputs, {"out"}, threads, false, nullptr, true);
+  if (!SameBits(one.at("out"), packed.at("out"), ElementSize(c.dtype))) {
+    return "out must be the same with and without a pack";
   }
   if (c.region) {
     const Order order = DrawOrder(c);

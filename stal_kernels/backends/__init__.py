@@ -5,7 +5,26 @@ choice.py: in `_AUTO_ORDER` and in `_module`. It is imported when it is first as
 neither another backend nor anything but torch, contract.py and what it calls.
 """
 
-from stal_kernels.backends.choice import VARIABLE, Choice, check_name, choose, names, why_not
-from stal_kernels.backends.contract import Backend, Inputs
+from stal_kernels.backends.choice import (
+    VARIABLE,
+    Choice,
+    check_name,
+    choose,
+    choose_for,
+    names,
+    why_not,
+)
+from stal_kernels.backends.contract import STAMP_SIZE, Backend, Inputs
 
-__all__ = ["VARIABLE", "Backend", "Choice", "Inputs", "check_name", "choose", "names", "why_not"]
+__all__ = [
+    "STAMP_SIZE",
+    "VARIABLE",
+    "Backend",
+    "Choice",
+    "Inputs",
+    "check_name",
+    "choose",
+    "choose_for",
+    "names",
+    "why_not",
+]

@@ -80,10 +80,17 @@ def choose(inputs: Inputs, backend: str) -> Choice:
         ValueError: the environment variable names no backend.
     """
     q, k = inputs.q, inputs.k
+    return choose_for(q.device, q.dtype, q.shape[-1], k.shape[-2], backend)
+
+
+def choose_for(
+    device: torch.device, dtype: torch.dtype, head_dim: int, seqlen_k: int, backend: str
+) -> Choice:
+    """As `choose`, of a call with such q and k."""
     if backend == "auto" and (value := os.environ.get(VARIABLE)):
         check_name(value, VARIABLE)
         backend = value
-    return _choose(backend, q.device, q.dtype, q.shape[-1], k.shape[-2])
+    return _choose(backend, device, dtype, head_dim, seqlen_k)
 
 
 # Kept by all that may decide; what is missing from a machine stays missing.

@@ -8,6 +8,7 @@ from torch import Tensor
 
 # What all fast backends compute; float64 has none by design.
 FAST_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+STAMP_SIZE = 6  # numbers by which a pack is told; csrc/cpu/check_arguments.h has their names
 
 
 class Inputs(NamedTuple):
@@ -32,6 +33,10 @@ class Inputs(NamedTuple):
     key_lengths: Tensor | None
     plan: Sequence[Tensor] | None
     scale: float
+    # words (.., heads, any) int32, stamp (.., STAMP_SIZE) int32 and sample (.., heads, 2, head_dim)
+    # of q's dtype as `stal_kernels.pack` returns them, .. as k's, or None; of a forward pass. A
+    # backend may make use of its own; no result depends on it.
+    packed: Sequence[Tensor] | None = None
 
 
 class Backend(Protocol):
@@ -56,6 +61,29 @@ class Backend(Protocol):
         """Reasons why it cannot run a call with such q and k; seqlen_k None: unknown.
 
         Nothing else may decide, since choices are kept.
+        """
+
+    def packed_words(self, dtype: torch.dtype, head_dim: int, seqlen_k: int, level: str) -> int:
+        """Words of 4 bytes that K and V of one prompt and head take in a pack; 0: it packs nothing.
+
+        Args:
+            level: as in `forward`.
+        """
+
+    def pack(
+        self,
+        k: Tensor,
+        v: Tensor,
+        key_lengths: Tensor | None,
+        level: str,
+        packed: Sequence[Tensor],
+    ) -> None:
+        """Writes K and V as `forward` reads them.
+
+        Args:
+            k, v, key_lengths: as in `Inputs`, ragged.
+            level: as in `forward`.
+            packed: as in `Inputs`, all zeros, with as many words as `packed_words` says.
         """
 
     def forward(self, inputs: Inputs, level: str, out: Tensor) -> None:

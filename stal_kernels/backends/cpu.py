@@ -2,6 +2,7 @@
 
 import functools
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ DEVICES: tuple[str, ...] = ("cpu",)
 CHECKS_ARGUMENTS = True
 
 _FOLDER = Path(__file__).parent.parent
-_NO_PLAN = (None, None, None)
+_NONE = (None, None, None)  # in place of a plan or a pack
 
 
 def missing(level: str) -> str:
@@ -48,11 +49,33 @@ def why_not(
     return elsewhere + fast_limits("cpu", dtype, head_dim)
 
 
+def packed_words(dtype: torch.dtype, head_dim: int, seqlen_k: int, level: str) -> int:
+    """As `Backend.packed_words`."""
+    level, name = level or _best_level(), str(dtype).removeprefix("torch.")
+    return int(_library().packed_words(level, name, _bf16_products(dtype), seqlen_k, head_dim))
+
+
+def pack(
+    k: Tensor, v: Tensor, key_lengths: Tensor | None, level: str, packed: Sequence[Tensor]
+) -> None:
+    """As `Backend.pack`, on torch's number of threads."""
+    _library().pack(
+        level or _best_level(),
+        torch.get_num_threads(),
+        _bf16_products(k.dtype),
+        k,
+        v,
+        key_lengths if key_lengths is None else key_lengths.contiguous(),
+        *packed,
+    )
+
+
 # Spelled out twice: unpacking what a third function returns would cost a small call 0.2 us of 10.
 def forward(inputs: Inputs, level: str, out: Tensor) -> None:
     """As `Backend.forward`, on torch's number of threads."""
-    q, k, v, weight, prompt_ids, offsets, region, key_lengths, plan, scale = inputs
-    order, tiles, planned = _NO_PLAN if plan is None else plan
+    q, k, v, weight, prompt_ids, offsets, region, key_lengths, plan, scale, packed = inputs
+    order, tiles, planned = _NONE if plan is None else plan
+    words, stamp, sample = _NONE if packed is None else packed
     _library().forward(
         level or _best_level(),
         torch.get_num_threads(),
@@ -69,6 +92,9 @@ def forward(inputs: Inputs, level: str, out: Tensor) -> None:
         order,
         tiles,
         planned,
+        words,
+        stamp,
+        sample,
         out,
     )
 
@@ -83,8 +109,8 @@ def backward(
     dv: Tensor | None,
 ) -> None:
     """As `Backend.backward`, on torch's number of threads."""
-    q, k, v, weight, prompt_ids, offsets, region, key_lengths, plan, scale = inputs
-    order, tiles, planned = _NO_PLAN if plan is None else plan
+    q, k, v, weight, prompt_ids, offsets, region, key_lengths, plan, scale, _ = inputs
+    order, tiles, planned = _NONE if plan is None else plan
     _library().backward(
         level or _best_level(),
         torch.get_num_threads(),

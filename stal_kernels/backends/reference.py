@@ -8,7 +8,7 @@ since it is what the fast backends implement:
     dq = scale * sum_p dS K      dk = scale * dS^T q      dv = (weight * A)^T dout
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -44,6 +44,17 @@ class _Prompt(NamedTuple):
     weight: Tensor  # (batch', 1, seqlen_q, 1)
     exists: Tensor  # as weight
     valid: Tensor | None  # (batch', 1, 1, seqlen_k)
+
+
+def packed_words(dtype: torch.dtype, head_dim: int, seqlen_k: int, level: str) -> int:
+    """None: it reads K and V as they are."""
+    return 0
+
+
+def pack(
+    k: Tensor, v: Tensor, key_lengths: Tensor | None, level: str, packed: Sequence[Tensor]
+) -> None:
+    """Writes nothing, as `packed_words` says."""
 
 
 def forward(inputs: Inputs, level: str, out: Tensor) -> None:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from stal.attention import Blend, Blended, Plain, Prompts, Recording
 from stal.layout import Layout, PlacedObject, masks
 from stal.model.unet import Attention
-from stal_kernels import plan
+from stal_kernels import pack, plan
 
 NAME = "down_blocks.0.attentions.0.transformer_blocks.0.attn2"
 HEADS, HEAD_DIM, WIDTH, SEQLEN_K, TABLE = 2, 8, 6, 11, 9
@@ -251,6 +251,62 @@ def test_regions_are_planned_once_a_resolution(rule, reference, guided, monkeypa
     monkeypatch.setattr("stal.attention.plan_of", counted)
     assert all(map(torch.equal, drawn(), expected))
     assert len(made) == len(SIZES)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_keys_are_packed_once_a_layer(dtype, monkeypatch):
+    module, _ = make(dtype)
+    blends, weights = make_blends("convex", False, torch.float32)
+    made = []
+
+    def drawn():
+        _, prompts = make(dtype)
+        blended = Blended(prompts, blends, unconditional=TABLE - 1, rule="convex")
+        plain = Plain(prompts, [0, 3])
+        torch.manual_seed(1)
+        for step in range(STEPS):
+            attention = blended.at(step, weights)
+            for height, width in SIZES:
+                q = make_q(6, height, width, dtype)
+                yield from (attention(name, q, module, height, width) for name in "ab")
+                yield plain("a", q[:2], module, height, width)
+
+    def counted(k, v):
+        made.append(pack(k, v))
+        return made[-1]
+
+    monkeypatch.setattr(Prompts, "pack", lambda *_: None)
+    expected = list(drawn())
+    monkeypatch.undo()
+    monkeypatch.setattr("stal.attention.pack", counted)
+    assert all(map(torch.equal, drawn(), expected))
+    assert len(made) == 2
+
+
+def test_keys_of_large_layers_are_not_packed():
+    module, prompts = make(torch.float32)
+    assert prompts.pack("small", module, 32 * 32) is not None
+    assert prompts.pack("large", module, 64 * 64) is None
+
+
+def test_what_calls_compute_with_may_change_between_them():
+    module, prompts = make(torch.float32)
+    attention = Plain(prompts, [3, 0])
+    q = make_q(2, 4, 6, torch.float32)
+
+    def out():
+        return attention(NAME, q, module, 4, 6)
+
+    expected = out()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert out().dtype == torch.bfloat16
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        torch.testing.assert_close(out(), expected, rtol=0.02, atol=0.02)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert torch.equal(out(), expected)
 
 
 @pytest.mark.parametrize(("rule", "reference", "guided"), CASES)

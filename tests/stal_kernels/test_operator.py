@@ -1,6 +1,7 @@
 """The operators of torch.ops, whose callers may have checked nothing, in both passes."""
 
 import multiprocessing
+import re
 import threading
 from contextlib import suppress
 
@@ -293,7 +294,7 @@ def test_fake_operator_refuses_what_the_real_one_does():
 def call_library(**changed):
     arguments = {"level": "portable", "threads": 1, "scale": 0.3, "bf16": False, **dense()}
     del arguments["plan"]
-    arguments |= {"order": None, "tiles": None, "planned": None}
+    arguments |= dict.fromkeys(("order", "tiles", "planned", "words", "stamp", "sample"))
     arguments |= {"out": torch.ones(2, 3, 4, 8), **changed}
     cpu._library().forward(*arguments.values())
 
@@ -320,11 +321,55 @@ def call_library(**changed):
             {"region": torch.ones(2, 5, 4).bool(), "order": torch.zeros(2, 4).int()},
             "plan must have order, tiles and region, got some of them",
         ),
+        (
+            {"words": torch.zeros(2, 5, 3, 96).int()},
+            "packed must have words, stamp and sample, got some of them",
+        ),
     ],
 )
 def test_library_checks_what_python_never_hands_it(changed, message):
     with pytest.raises(ValueError, match=message):
         call_library(**changed)
+
+
+def call_packing(**changed):
+    arguments = {"level": "portable", "threads": 1, "bf16": False}
+    arguments |= {"k": torch.ones(7, 3, 6, 8), "v": torch.ones(7, 3, 6, 8), "lengths": None}
+    arguments |= {"words": torch.zeros(7, 3, 112).int(), "stamp": torch.zeros(7, 6).int()}
+    arguments |= {"sample": torch.zeros(7, 3, 2, 8), **changed}
+    cpu._library().pack(*arguments.values())
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"threads": 0}, "threads must be a positive int, got 0"),
+        ({"level": "sse9"}, "level must be one that runs on this machine, got sse9"),
+        ({"k": torch.ones(7, 3, 6, 7)}, "k must have heads and a head_dim that is a multiple of 8"),
+        ({"k": torch.ones(7, 3, 6, 8).double()}, "k must be float16, bfloat16 or float32"),
+        ({"v": torch.ones(7, 3, 5, 8)}, "v must have shape (7, 3, 6, 8), got (7, 3, 5, 8)"),
+        ({"lengths": ints(*range(6))}, "key_lengths must have shape (7,), got (6,)"),
+        ({"lengths": ints(*range(1, 8))}, "key_lengths must be in 0 .. 6 (seqlen_k), got 7"),
+        ({"words": torch.zeros(7, 3, 96).int()}, "packed's words must be 112 of a prompt and head"),
+        ({"words": torch.zeros(7, 3, 112)}, "packed's words must be int32, got float32"),
+        ({"words": torch.zeros(1, 3, 112).int().expand(7, 3, 112)}, "packed's words must have ele"),
+        ({"stamp": torch.zeros(7, 5).int()}, "packed's stamp must have shape (7, 6), got (7, 5)"),
+        ({"stamp": torch.zeros(1, 6).int().expand(7, 6)}, "packed's stamp must have elements"),
+        ({"sample": torch.zeros(7, 3, 2, 9)}, "packed's sample must have shape (7, 3, 2, 8), got"),
+        ({"sample": torch.zeros(7, 3, 2, 8).half()}, "packed's sample must be float32, got float1"),
+    ],
+)
+def test_library_packs_nothing_that_is_wrong(changed, message):
+    call_packing()
+    with pytest.raises(ValueError, match=re.escape(message)):
+        call_packing(**changed)
+
+
+@pytest.mark.parametrize("wrong", [("sse9", 6, 8), ("portable", -1, 8), ("portable", 6, 1 << 40)])
+def test_library_tells_no_size_of_what_it_does_not_pack(wrong):
+    level, *sizes = wrong
+    with pytest.raises(ValueError, match="must"):
+        cpu._library().packed_words(level, "float32", False, *sizes)
 
 
 def test_library_takes_a_region_of_bytes():

@@ -1,6 +1,7 @@
 """Triton kernels on NVIDIA GPUs: launches.py, geometry.py and tiles.py say how, kernels.py what."""
 
 import functools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -39,6 +40,17 @@ def why_not(
             f"got {device}"
         )
     return reasons + fast_limits("triton", dtype, head_dim)
+
+
+def packed_words(dtype: torch.dtype, head_dim: int, seqlen_k: int, level: str) -> int:
+    """None: it reads K and V as they are."""
+    return 0
+
+
+def pack(
+    k: Tensor, v: Tensor, key_lengths: Tensor | None, level: str, packed: Sequence[Tensor]
+) -> None:
+    """Writes nothing, as `packed_words` says."""
 
 
 def forward(inputs: Inputs, level: str, out: Tensor) -> None:

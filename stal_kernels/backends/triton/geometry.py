@@ -81,7 +81,7 @@ def _full_precision() -> bool:
 
 def problem_of(inputs: Inputs) -> Problem:
     """What a launch takes from these inputs and from torch's float32 precision of now."""
-    q, k, v, weight, _, offsets, region, key_lengths, plan, scale = inputs
+    q, k, v, weight, _, offsets, region, key_lengths, plan, scale, _ = inputs
     precision = "half"
     if q.dtype == torch.float32:
         precision = "ieee" if _full_precision() else "tf32"

@@ -1,9 +1,9 @@
 // Every instruction that the kernels use and that is not plain C++, under a plain name.
 //
-// Kernel sources use from CUDA what this header declares, and besides it: __global__, __device__,
-// __forceinline__, __launch_bounds__, __grid_constant__, #pragma unroll, threadIdx.x, blockIdx.x,
-// gridDim.x, and fmaf and fmaxf of <cmath>. Shared memory is one dynamic array; it is
-// reached by 32-bit addresses only, never by pointers.
+// Kernel sources use from CUDA what this header declares, and besides it: STAL_DEVICE before each
+// function, __global__, __launch_bounds__, __grid_constant__, #pragma unroll, threadIdx.x,
+// blockIdx.x, gridDim.x, and fmaf and fmaxf of <cmath>. Shared memory is one dynamic array, reached
+// by 32-bit addresses only; global memory is read and written by functions of this header only.
 //
 // Without nvcc the same functions come from an emulator on the CPU.
 #pragma once
@@ -99,6 +99,16 @@ STAL_DEVICE uint32_t to_pairs(float low, float high) {
   return pairs;
 }
 
+// ---- global memory ----
+
+// Of memory that nobody writes while the kernel runs.
+template <typename X>
+STAL_DEVICE X load_global(const X* from) {
+  return __ldg(from);
+}
+// To a multiple of 16.
+STAL_DEVICE void store_global_16(void* to, Words x) { *static_cast<Words*>(to) = x; }
+
 // ---- shared memory ----
 
 // Where the block's dynamic shared memory begins, a multiple of 1024.
@@ -150,12 +160,6 @@ STAL_DEVICE void stmatrix_x4(uint32_t to, uint32_t m0, uint32_t m1, uint32_t m2,
                "r"(m0), "r"(m1), "r"(m2), "r"(m3)
                : "memory");
 }
-// The first two of them: lanes 0 to 15 say where rows lie.
-STAL_DEVICE void stmatrix_x2(uint32_t to, uint32_t m0, uint32_t m1) {
-  asm volatile("stmatrix.sync.aligned.m8n8.x2.shared.b16 [%0], {%1, %2};" ::"r"(to), "r"(m0),
-               "r"(m1)
-               : "memory");
-}
 
 // ---- asynchronous copies ----
 
@@ -189,19 +193,8 @@ STAL_DEVICE void mbarrier_init(uint32_t barrier, int count) {
 STAL_DEVICE void mbarrier_arrive(uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
-// Whether the phase of this parity has ended, of the one that is on and the one before it.
-STAL_DEVICE bool mbarrier_test(uint32_t barrier, uint32_t parity) {
-  uint32_t ended;
-  asm volatile(
-      "{\n.reg .pred p;\n"
-      "mbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2;\n"
-      "selp.u32 %0, 1, 0, p;\n}"
-      : "=r"(ended)
-      : "r"(barrier), "r"(parity)
-      : "memory");
-  return ended != 0;
-}
-// Until it has ended. A check build traps after some seconds: a kernel that hangs says so.
+// Until the phase of this parity has ended, of the one that is on and the one before it. A check
+// build traps after some seconds: a kernel that hangs says so.
 STAL_DEVICE void mbarrier_wait(uint32_t barrier, uint32_t parity) {
   uint32_t ended = 0;
 #if defined(STAL_CUDA_CHECK)

@@ -554,37 +554,30 @@ struct Consumer {
   // total += w / sum * (pairs v), in rows where the prompt exists.
   STAL_DEVICE void multiply_values(uint32_t (&pairs)[kKeys / 16][4], uint32_t values,
                                    const float (&w)[2], float (&sums)[2]) {
-    float product[X::kParts][kPart];
-    wgmma_fence();
+    float factor[2];
 #pragma unroll
     for (int part = 0; part < X::kParts; ++part) {
       const int panel = part * X::kPartColumns / X::kPanelColumns;
+      float product[kPart];
+      wgmma_fence();
 #pragma unroll
       for (int i = 0; i < kKeys / 16; ++i) {
         wgmma_m64nNk16<T, X::kPartColumns>(
-            product[part], pairs[i],
+            product, pairs[i],
             make_descriptor(values + (panel * kKeys + 16 * i) * X::kRowBytes / 16,
                             X::kDescriptorHigh),
             i > 0);
       }
       wgmma_commit();
-    }
-    float factor[2];
-    if (!X::kOnes) {
-      for (int i = 0; i < 2; ++i) factor[i] = w[i] * reciprocal_approx(sums[i]);
-    }
-#pragma unroll
-    for (int part = 0; part < X::kParts; ++part) {
-      if (X::kParts - 1 - part == 1) {
-        wgmma_wait<1>();
-      } else {
-        wgmma_wait<0>();
+      if (!X::kOnes && part == 0) {
+        for (int i = 0; i < 2; ++i) factor[i] = w[i] * reciprocal_approx(sums[i]);
       }
-      wgmma_pin(product[part]);
+      wgmma_wait<0>();
+      wgmma_pin(product);
       if (X::kOnes) {
         // Column head_dim lies in the first lane of the four that share a row.
         for (int i = 0; i < 2; ++i) {
-          const float sum = shuffle(product[0][(kTotal + 2 * i) % kPart], lane & ~3);
+          const float sum = shuffle(product[(kTotal + 2 * i) % kPart], lane & ~3);
           factor[i] = w[i] * reciprocal_approx(sum);
         }
       }
@@ -593,7 +586,7 @@ struct Consumer {
         const int row = i / 2 % 2;
         if (bits_of(w[row]) != kAbsent) {
           float& sum = total[part * kPart + i];
-          sum = fmaf(factor[row], product[part][i], sum);
+          sum = fmaf(factor[row], product[i], sum);
         }
       }
     }

@@ -51,7 +51,8 @@ struct Traits {
   static constexpr int kConsumerRegisters = kConsumers == 3 ? 144 : 216;
   static constexpr int kProducerRegisters = kConsumers == 3 ? 80 : 72;
 
-  // The second product is issued in parts of at most 128 columns, each with its own accumulator.
+  // The second product comes in parts of at most 128 columns, one after the other: at 160 the result
+  // and an accumulator of as many columns would not fit in registers.
   static constexpr int kParts = kColumns > 128 ? 2 : 1;
   static constexpr int kPartColumns = kColumns / kParts;
 

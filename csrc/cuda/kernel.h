@@ -86,9 +86,9 @@ STAL_DEVICE constexpr int groups_of(int rows) {
 
 // ---- the work of a block, in the order of all its warps ----
 
-// A residence: some entries of an element, whose keys and values lie in shared memory, and the tiles
-// that meet them meanwhile. A tile that meets them is an item; items are numbered through the whole
-// block, and so are the slots that entries take.
+// A residence: some entries of an element, whose keys and values lie in shared memory, and the
+// tiles that meet them meanwhile. A tile that meets them is an item; items are numbered through the
+// whole block, and so are the slots that entries take.
 //
 // An element that is not crowded is one residence for each head. A crowded one is a residence for
 // each kCrowdedEntries entries, one after the other, and again for the next kConsumers tiles.

@@ -97,18 +97,18 @@ struct Walk {
   using X = Traits<HeadDim>;
 
   int unit, last;  // of the block's units, those that no residence has begun with
-  // Items are dealt to warpgroups in turn, whose accumulators live through the residences of a
-  // tile. Without crowded elements they are free to take any.
+  // Warpgroups take items in turn, since their accumulators live through all residences of a tile.
+  // Where no element is crowded they take whichever is next.
   bool dealt;
 
   // Of the residence:
-  int begin = 0, end = 0;       // its items
-  int first_slot = 0;           // the number of its first entry's slot
-  int first = 0, entries = 0;   // its entries, of those of the element
+  int begin = 0, end = 0;      // its items
+  int first_slot = 0;          // the number of its first entry's slot
+  int first = 0, entries = 0;  // its entries, of those of the element
   int element_entries = 0;
-  int element_first = 0;        // ragged: the first entry of the element
+  int element_first = 0;  // ragged: the first entry of the element
   int batch = 0, head = 0;
-  int tile = 0, tiles = 0;      // the row tiles of items begin, begin + 1 ...; no row beyond them
+  int tile = 0, tiles = 0;  // the row tiles of items begin, begin + 1 ...; items beyond have no rows
 
   // Of this block; no residence yet.
   STAL_DEVICE explicit Walk(const ForwardParams& p) {
@@ -144,6 +144,8 @@ struct Walk {
       if (p.offsets) {
         element_first = shuffle(load_global(p.offsets + batch), 0);
         element_entries = shuffle(load_global(p.offsets + batch + 1), 0) - element_first;
+        // Nobody has looked at offsets: with those that descend a block must end, too.
+        if (element_entries < 0) element_entries = 0;
       }
       if (element_entries > X::kEntries) tiles = smaller(tiles, X::kConsumers);
       unit += tiles;
@@ -159,7 +161,7 @@ struct Walk {
   STAL_DEVICE bool last_of_tile() const { return first + entries >= element_entries; }
 };
 
-// ---- the producer ----
+// ---- loading warps ----
 
 // The rows of a tile that a lane looks after, -1 where there is none.
 struct LaneRows {
@@ -411,7 +413,7 @@ struct Loader {
   }
 };
 
-// ---- consumers ----
+// ---- computing warpgroups ----
 
 template <typename T, int HeadDim>
 struct Consumer {
@@ -717,7 +719,7 @@ __global__ void __launch_bounds__(Traits<HeadDim>::kThreads, 1)
   }
   sync_block();
   if (shuffle(static_cast<int>(threadIdx.x) / kWarpgroup, 0) == X::kConsumers) {
-    set_max_registers_down<X::kProducerRegisters>();
+    set_max_registers_down<X::kLoaderRegisters>();
     Loader<T, HeadDim>(p, shared).run();
   } else {
     set_max_registers_up<X::kConsumerRegisters>();

@@ -49,7 +49,7 @@ struct Traits {
   // Of a thread, multiples of 8. The block begins with 128 for each thread of 4 warpgroups, 168 for
   // each of 3, and its warpgroups share them so.
   static constexpr int kConsumerRegisters = kConsumers == 3 ? 144 : 216;
-  static constexpr int kProducerRegisters = kConsumers == 3 ? 80 : 72;
+  static constexpr int kLoaderRegisters = kConsumers == 3 ? 80 : 72;
 
   // The second product comes in parts of at most 128 columns, one after the other: at 160 columns
   // the result and an accumulator as large do not fit in registers.
@@ -70,7 +70,7 @@ struct Traits {
   static constexpr int kEntries = kSlots < 8 ? kSlots : 8;
   static constexpr int kCrowdedEntries = kSlots / 2;
   static constexpr int kStages = kConsumers == 3 ? 6 : 3;
-  // Warps of the producer that load; a tile is that of warp `tile % kLoaders`. Not more than
+  // Warps that load; a tile is that of warp `tile % kLoaders`. Not more than
   // stages, or a tile could wait for one that waits for keys that its loader has still to load.
   static constexpr int kLoaders = kStages < 4 ? kStages : 4;
 
@@ -110,7 +110,7 @@ struct Traits {
   static_assert(kMatrixBytes % (8 * kRowBytes) == 0 && kTileBytes % (8 * kRowBytes) == 0);
   static_assert(kSharedBytes <= 227 * 1024, "shared memory of a block on sm_90");
   static_assert((kConsumers - 1) * kShareBytes <= (kStages - 1) * kTileBytes);
-  static_assert(kConsumers * kConsumerRegisters + kProducerRegisters <=
+  static_assert(kConsumers * kConsumerRegisters + kLoaderRegisters <=
                 (kConsumers == 3 ? 4 * 128 : 3 * 168));
 };
 

@@ -1,9 +1,9 @@
 """Builds the native libraries of stal_kernels; everything else is in pyproject.toml.
 
-They are plain C++17 and CUDA bound with apache-tvm-ffi: they know neither Python's nor torch's ABI,
-so one wheel (py3-none-<platform>) serves every version of both. CXX chooses the compiler; CUDA_HOME,
-the PATH or NVIDIA's wheels hold nvcc, and CUDA_HOME=none leaves CUDA out. What cannot be built is
-left out, and the reason kept in its place; without either library the package is pure Python.
+They are plain C++17 and CUDA bound with apache-tvm-ffi: they know neither Python's nor torch's
+ABI, so one wheel (py3-none-<platform>) serves every version of both. CXX chooses the compiler;
+nvcc is that of CUDA_HOME, of the PATH or of NVIDIA's wheels, and CUDA_HOME=none leaves CUDA out.
+What cannot be built is left out and its reason kept; without both the package is pure Python.
 """
 
 import importlib.util

@@ -64,7 +64,8 @@ def blended_attention(
             CPU, in both passes; on a GPU its values are taken as they are, and must not change
             before the backward pass. Under `torch.vmap` it is not used.
         scale: multiplies q . k; head_dim ** -0.5 by default.
-        backend: "auto", "triton" (NVIDIA GPUs), "cpu" or one level of it such as "cpu:avx2", or
+        backend: "auto", "triton" (NVIDIA GPUs), "cuda" (Hopper GPUs; gradients by triton; not run
+            on a GPU yet, so auto leaves it out), "cpu" or one level of it such as "cpu:avx2", or
             "reference". auto takes the first one for q's device that `why_not` has no reason
             against; a named one runs or raises.
 

@@ -26,6 +26,7 @@ using stal::Refuse;
 using tvm::ffi::String;
 using tvm::ffi::TensorView;
 
+constexpr int64_t kHeadDims[] = {40, 64, 80, 128, 160};
 constexpr int64_t kMostKeys = 80;
 constexpr int kCapability = 90;
 constexpr int64_t kTileRows = 64;
@@ -99,13 +100,15 @@ void DropUnused(const stal::BlendedAttentionParams& params, int64_t prompts, int
   if (rows == 1) strides->row = 0;
 }
 
-// The kernel counts tiles and entries in 32 bits.
+// The kernel counts in 32 bits.
 void CheckCounts(const stal::BlendedAttentionParams& params) {
   constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
   const auto fits = [](const char* name, const char* rule, int64_t count) {
     if (count > kMost) Refuse(name, rule + std::string(" in 32 bits"), count);
   };
-  fits("q", "count its rows", params.seqlen_q);
+  for (int64_t size : {params.batch, params.heads, params.seqlen_q}) {
+    fits("q", "count its rows, heads and elements", size);
+  }
   fits("k", "count its prompts", params.prompts);
   fits("weight", "count its entries", params.entries);
   int64_t tiles = (params.seqlen_q + kTileRows - 1) / kTileRows;
@@ -120,18 +123,11 @@ void CheckKernel(const stal::BlendedAttentionParams& params, const TensorView& q
   if (params.dtype == stal::DType::kFloat32) {
     Refuse("q", "be float16 or bfloat16", stal::Text(q.dtype()));
   }
-  const int most = stal::cuda::most_entries(params.head_dim);
-  if (most == 0) Refuse("q", "have a head_dim of 40, 64, 80, 128 or 160", params.head_dim);
+  bool known = false;
+  for (int64_t head_dim : kHeadDims) known = known || head_dim == params.head_dim;
+  if (!known) Refuse("q", "have a head_dim of 40, 64, 80, 128 or 160", params.head_dim);
   if (params.seqlen_k > kMostKeys) {
     Refuse("k", "have a seqlen_k of at most " + std::to_string(kMostKeys), params.seqlen_k);
-  }
-  // Keys and values of all prompts of an element lie in shared memory. How many an element has is
-  // on the GPU; it has no more than there are.
-  const std::string rule = " of at most " + std::to_string(most) + " at head_dim " +
-                           std::to_string(params.head_dim) + "; use backend='triton'";
-  if (!params.ragged && params.prompts > most) Refuse("k", "have prompts" + rule, params.prompts);
-  if (params.ragged && params.entries > most) {
-    Refuse("prompt_ids", "have entries" + rule, params.entries);
   }
 }
 

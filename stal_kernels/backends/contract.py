@@ -34,18 +34,20 @@ class Inputs(NamedTuple):
     scale: float
 
 
-class Backend(Protocol):
-    """What a backend has.
+class ForwardBackend(Protocol):
+    """What a backend has; one without a backward pass has no more.
 
     LEVELS: names that may follow "<backend>:".
     DEVICES: types of device that auto uses it for; none: all.
-    CHECKS_ARGUMENTS: whether both passes refuse with a ValueError whatever breaks the rules of
-        `Inputs` and of the arguments below, values of index tensors too.
+    CHECKS_ARGUMENTS: whether its passes refuse with a ValueError whatever breaks the rules of
+        `Inputs` and of the arguments below, but for values of index tensors and plans.
+    CHECKS_VALUES: whether they refuse those too.
     """
 
     LEVELS: tuple[str, ...]
     DEVICES: tuple[str, ...]
     CHECKS_ARGUMENTS: bool
+    CHECKS_VALUES: bool
 
     def missing(self, level: str) -> str:
         """Why it, or one of its levels, cannot run on this machine; "" if it can."""
@@ -65,6 +67,10 @@ class Backend(Protocol):
             level: one of LEVELS that `missing` has nothing against; "": the best one.
             out: any strides with a contiguous last dimension.
         """
+
+
+class Backend(ForwardBackend, Protocol):
+    """A backend with a backward pass."""
 
     def backward(
         self,

@@ -23,6 +23,7 @@ LEVELS: tuple[str, ...] = (
 )
 DEVICES: tuple[str, ...] = ("cpu",)
 CHECKS_ARGUMENTS = True
+CHECKS_VALUES = True
 
 _FOLDER = Path(__file__).parent.parent
 _NO_PLAN = (None, None, None)

@@ -74,22 +74,6 @@ CurrentDevice::CurrentDevice(int device)
 
 CurrentDevice::~CurrentDevice() { machine.current = before_; }
 
-int most_entries(int64_t head_dim) {
-  switch (head_dim) {
-    case 40:
-    case 64:
-      return 8;
-    case 80:
-      return 6;
-    case 128:
-      return 4;
-    case 160:
-      return 3;
-    default:
-      return 0;
-  }
-}
-
 const char* launch_forward(const BlendedAttentionParams& p, int multiprocessors, void* stream) {
   ++calls;
   if (!keeps) return nullptr;

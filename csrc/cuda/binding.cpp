@@ -17,6 +17,7 @@
 
 #include "cuda/device.h"
 #include "cuda/launch.h"
+#include "cuda/traits.h"
 #include "read_tensors.h"
 
 namespace {
@@ -27,9 +28,7 @@ using tvm::ffi::String;
 using tvm::ffi::TensorView;
 
 constexpr int64_t kHeadDims[] = {40, 64, 80, 128, 160};
-constexpr int64_t kMostKeys = 80;
 constexpr int kCapability = 90;
-constexpr int64_t kTileRows = 64;
 constexpr int64_t kAlignment = 16;  // bytes
 
 std::string VersionText(int version) {
@@ -86,7 +85,7 @@ template <typename Pointer>
 void CheckAligned(const char* name, const stal::Strided<Pointer>& x, int64_t bytes) {
   CheckAddress(name, x.data, kAlignment);
   const stal::Strides& strides = x.strides;
-  for (int64_t stride : {strides.batch, strides.prompt, strides.head, strides.row}) {
+  for (int64_t stride : {strides.row, strides.head, strides.prompt, strides.batch}) {
     CheckStride(name, stride, bytes);
   }
 }
@@ -111,7 +110,7 @@ void CheckCounts(const stal::BlendedAttentionParams& params) {
   }
   fits("k", "count its prompts", params.prompts);
   fits("weight", "count its entries", params.entries);
-  int64_t tiles = (params.seqlen_q + kTileRows - 1) / kTileRows;
+  int64_t tiles = (params.seqlen_q + stal::cuda::kTileRows - 1) / stal::cuda::kTileRows;
   if (__builtin_mul_overflow(tiles, params.heads, &tiles) ||
       __builtin_mul_overflow(tiles, params.batch, &tiles)) {
     tiles = std::numeric_limits<int64_t>::max();
@@ -126,8 +125,8 @@ void CheckKernel(const stal::BlendedAttentionParams& params, const TensorView& q
   bool known = false;
   for (int64_t head_dim : kHeadDims) known = known || head_dim == params.head_dim;
   if (!known) Refuse("q", "have a head_dim of 40, 64, 80, 128 or 160", params.head_dim);
-  if (params.seqlen_k > kMostKeys) {
-    Refuse("k", "have a seqlen_k of at most " + std::to_string(kMostKeys), params.seqlen_k);
+  if (params.seqlen_k > stal::cuda::kKeys) {
+    Refuse("k", "have a seqlen_k of at most " + std::to_string(stal::cuda::kKeys), params.seqlen_k);
   }
 }
 

@@ -3,7 +3,6 @@
 import ctypes
 import json
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -81,26 +80,24 @@ class Fake:
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory):
+def cuda_host():
+    """bench/cuda_host.py."""
+    if not RESULTS.exists():
+        pytest.skip("needs a checkout")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "bench"))
+        import cuda_host
+
+        yield cuda_host
+
+
+@pytest.fixture(scope="module")
+def library(cuda_host, tmp_path_factory):
     """csrc/cuda/binding.cpp with a recorder in the place of the kernel and the machine."""
     compiler = shutil.which("c++") or shutil.which("g++")
-    if not compiler or not (ROOT / "csrc").exists():
-        pytest.skip("needs a C++ compiler and a checkout")
-    import tvm_ffi
-
-    installed = Path(tvm_ffi.__file__).parent
-    target = tmp_path_factory.mktemp("recorder") / "recorder.so"
-    subprocess.run(
-        [
-            *(compiler, "-std=c++17", "-O1", "-fPIC", "-shared", "-fvisibility=hidden"),
-            *(f"-I{ROOT / 'csrc'}", "-isystem", installed / "include"),
-            *(ROOT / "csrc" / "cuda" / "binding.cpp", ROOT / "csrc/test/cuda/recorder.cpp"),
-            *(f"-L{installed / 'lib'}", "-ltvm_ffi", f"-Wl,-rpath,{installed / 'lib'}"),
-            *("-o", target),
-        ],
-        check=True,
-    )
-    return tvm_ffi.load_module(target)
+    if not compiler:
+        pytest.skip("needs a C++ compiler")
+    return cuda_host.build_recorder(tmp_path_factory.mktemp("recorder"), compiler)
 
 
 @pytest.fixture
@@ -450,20 +447,10 @@ STREAM = 0xABC0
 
 
 @pytest.fixture
-def stub(recorder, monkeypatch):
+def stub(cuda_host, recorder):
     """The backend on the recorder; its tensors lie on the CPU."""
-    on(recorder, device_type=CPU)
-    monkeypatch.setattr(cuda, "_library", lambda: recorder)
-    monkeypatch.setattr(cuda, "_stream", lambda device: STREAM)
-    monkeypatch.setattr(cuda, "missing", lambda level: "")
-    against = cuda.why_not
-
-    def why_not(device, *others):
-        return against(torch.device("cuda", 0), *others)
-
-    monkeypatch.setattr(cuda, "_capability", lambda device: (9, 0))
-    monkeypatch.setattr(cuda, "why_not", why_not)
-    return recorder
+    with cuda_host.recorded(recorder, STREAM):
+        yield recorder
 
 
 def tensors(**sizes):

@@ -80,7 +80,9 @@ def main() -> int:
     recorder.keeps(False)
     # On a GPU values are checked only when asked for; here tensors are the CPU's.
     with recorded(recorder, stream=1), mock.patch.object(cuda, "CHECKS_VALUES", True):
-        times = interleave(calls(), rounds=50 * arguments.rounds, sample_s=2e-4, clock=time.thread_time)
+        times = interleave(
+            calls(), rounds=50 * arguments.rounds, sample_s=2e-4, clock=time.thread_time
+        )
     command = "python bench/cuda_host.py"
     report = Table({"call": 34, "us median (p20-p80)": 24}, command=command)
     for name, t in times.items():

@@ -2,6 +2,7 @@
 
 import ctypes
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -661,3 +662,27 @@ def test_auto_takes_cuda_only_by_a_result_in_which_it_passed():
     assert proof(of_triton) == []
     of_triton["checks"][0]["result"] = "failed"
     assert proof(of_triton)
+
+
+# ---- the recipe of kernel-builder ----
+
+
+@pytest.mark.skipif(not RESULTS.exists(), reason="needs a checkout")
+def test_recipe_lists_every_source_and_what_it_includes():
+    tomllib = pytest.importorskip("tomllib")
+    csrc = ROOT / "csrc"
+    recipe = tomllib.loads((csrc / "build.toml").read_text())
+    binding, kernel = recipe["tvm-ffi"]["src"], recipe["kernel"]["blended_attention_cuda"]["src"]
+    for sources in (binding, kernel):
+        for source in sources:
+            included = re.findall(r'^#include "(.*)"', (csrc / source).read_text(), re.MULTILINE)
+            assert set(included) <= set(sources), source
+    compiled = {str(p.relative_to(csrc)) for p in (csrc / "cuda").iterdir()} - set(binding)
+    assert {name for name in compiled if name.endswith((".cu", ".cpp"))} <= set(kernel)
+    assert (csrc / "tvm-ffi-ext" / recipe["general"]["name"].replace("-", "_")).is_dir()
+
+
+@pytest.mark.skipif(not RESULTS.exists(), reason="needs a checkout")
+def test_recipe_is_one_for_kernel_builder():
+    reader = pytest.importorskip("kernels._rust", reason="needs Hugging Face's kernels")
+    assert reader.Build.open(ROOT / "csrc").general.backends == [reader.Backend.CUDA]

@@ -10,14 +10,13 @@
 
 #include <cmath>
 #include <cstdint>
-#include <limits>
 #include <sstream>
 #include <stdexcept>
 #include <string>
 
 #include "cuda/device.h"
 #include "cuda/launch.h"
-#include "cuda/traits.h"
+#include "cuda/params.h"
 #include "read_tensors.h"
 
 namespace {
@@ -99,25 +98,6 @@ void DropUnused(const stal::BlendedAttentionParams& params, int64_t prompts, int
   if (rows == 1) strides->row = 0;
 }
 
-// The kernel counts in 32 bits.
-void CheckCounts(const stal::BlendedAttentionParams& params) {
-  constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
-  const auto fits = [](const char* name, const char* rule, int64_t count) {
-    if (count > kMost) Refuse(name, rule + std::string(" in 32 bits"), count);
-  };
-  for (int64_t size : {params.batch, params.heads, params.seqlen_q}) {
-    fits("q", "count its rows, heads and elements", size);
-  }
-  fits("k", "count its prompts", params.prompts);
-  fits("weight", "count its entries", params.entries);
-  int64_t tiles = (params.seqlen_q + stal::cuda::kTileRows - 1) / stal::cuda::kTileRows;
-  if (__builtin_mul_overflow(tiles, params.heads, &tiles) ||
-      __builtin_mul_overflow(tiles, params.batch, &tiles)) {
-    tiles = std::numeric_limits<int64_t>::max();
-  }
-  fits("q", "count its tiles of 64 rows", tiles);
-}
-
 void CheckKernel(const stal::BlendedAttentionParams& params, const TensorView& q) {
   if (params.dtype == stal::DType::kFloat32) {
     Refuse("q", "be float16 or bfloat16", stal::Text(q.dtype()));
@@ -160,7 +140,11 @@ bool Forward(int64_t stream, double scale, TensorView q, TensorView k, TensorVie
     for (int64_t size : {sizes.batch, sizes.seqlen_q, sizes.seqlen_k, sizes.prompts, entries}) {
       if (size == 0) return;
     }
-    CheckCounts(params);
+    if (const char* rule = stal::cuda::too_large(params)) {
+      throw std::invalid_argument(rule + std::string(", got ") +
+                                  stal::Text(q.shape().data(), q.ndim()) + " and " +
+                                  std::to_string(entries) + " entries");
+    }
 
     SetRows(q, &params.q);
     SetKeys(k, &params.k);

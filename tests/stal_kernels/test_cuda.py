@@ -260,6 +260,7 @@ def test_kernel_runs_on_the_tensors_device_and_the_current_one_is_restored(recor
 
 ROWS, KEYS = (2, 3, 100, 64), (2, 4, 3, 77, 64)
 HUGE = 2**31
+TOO_LARGE = r"batch \* heads \* ceil\(seqlen_q / 64\) must be below"
 REFUSED = {
     "wrong-device": (
         dense(k=Fake(KEYS, 0x2000, device=(GPU, 1))),
@@ -351,7 +352,7 @@ REFUSED = {
             v=Fake((1, 1, 1, 77, 64), 0x3000),
             weight=Fake((1, 1, HUGE), 0x4000, "float32"),
         ),
-        "q must count its rows, heads and elements in 32 bits, got 2147483648",
+        TOO_LARGE + r".*got \(1, 1, 2147483648, 64\)",
     ),
     "tiles": (
         dense(
@@ -361,14 +362,14 @@ REFUSED = {
             v=Fake((2**14, 1, 2**12, 77, 64), 0x3000, strides=(0, 0, 0, 64, 1)),
             weight=Fake((2**14, 1, 2000), 0x4000, "float32"),
         ),
-        "q must count its tiles of 64 rows in 32 bits, got 2147483648",
+        TOO_LARGE,
     ),
     "entries": (
         ragged(
             weight=Fake((HUGE, 100), 0x4000, "float32"),
             prompt_ids=Fake((HUGE,), 0x6000, "int32"),
         ),
-        "weight must count its entries in 32 bits, got 2147483648",
+        TOO_LARGE + ".*and 2147483648 entries",
     ),
 }
 
@@ -675,7 +676,9 @@ def test_recipe_lists_every_source_and_what_it_includes():
     binding, kernel = recipe["tvm-ffi"]["src"], recipe["kernel"]["blended_attention_cuda"]["src"]
     for sources in (binding, kernel):
         for source in sources:
-            included = re.findall(r'^#include "(.*)"', (csrc / source).read_text(), re.MULTILINE)
+            # g++ alone takes test/, where there is no nvcc.
+            pattern = r'^#include "(?!test/)(.*)"'
+            included = re.findall(pattern, (csrc / source).read_text(), re.MULTILINE)
             assert set(included) <= set(sources), source
     compiled = {str(p.relative_to(csrc)) for p in (csrc / "cuda").iterdir()} - set(binding)
     assert {name for name in compiled if name.endswith((".cu", ".cpp"))} <= set(kernel)

@@ -1,6 +1,6 @@
 """Blended attention's forward pass on Hopper GPUs, for any framework with DLPack.
 
-    out[b,h,n,:] = sum_p weight[b,p,n] * softmax_l(scale * q[b,h,n,:] . k[b,p,h,l,:]) @ v[b,p,h,:,:]
+out[b,h,n,:] = sum_p weight[b,p,n] * softmax_l(scale * q[b,h,n,:] . k[b,p,h,l,:]) @ v[b,p,h,:,:]
 """
 
 from typing import Any

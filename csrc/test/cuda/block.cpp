@@ -18,8 +18,8 @@ constexpr int kRegisters = 65536, kMostRegisters = 255;
 // Patterns for memory that nobody wrote: NaN in every format, and something large in each.
 constexpr uint8_t kPatterns[] = {0xff, 0x5b};
 
-// A run of so many lanes without any progress is a deadlock of lanes that poll.
-constexpr uint64_t kMostPolls = 100 * kMaxLanes;
+// Instructions after which a block counts as one that never ends.
+constexpr uint64_t kMostSteps = uint64_t{1} << 30;
 
 // What lanes wait for. Compared by address.
 constexpr char kMBarrier[] = "mbarrier", kNamedBarrier[] = "bar.sync",
@@ -99,7 +99,6 @@ void Block::RunBody() {
     error_ = error.what();
   }
   Running().state = State::kDone;
-  ++progress_;
 }
 
 void Block::RunLane(int lane) {
@@ -117,7 +116,6 @@ void Block::Run(const std::function<void()>& body) {
     fibers[lane].Start([](void* block) { static_cast<Block*>(block)->RunBody(); }, this);
   }
   const int warps = threads_ / kWarpLanes;
-  uint64_t polls = 0;
   const auto ready = [&](int lane) { return lanes_[lane].state == State::kReady; };
   for (;;) {
     // A warp by chance; its lanes in either direction.
@@ -129,13 +127,11 @@ void Block::Run(const std::function<void()>& body) {
         const int lane = warp * kWarpLanes + (backwards ? kWarpLanes - 1 - i : i);
         if (!ready(lane)) continue;
         found = true;
-        const uint64_t before = progress_;
         RunLane(lane);
         if (!error_.empty()) throw Error(error_);
-        polls = progress_ == before ? polls + 1 : 0;
       }
     }
-    if (!found || polls > kMostPolls) break;
+    if (!found) break;
   }
   const auto done = [](const Lane& lane) { return lane.state == State::kDone; };
   if (!std::all_of(lanes_.begin(), lanes_.begin() + threads_, done)) throw Error(Deadlock());
@@ -161,11 +157,10 @@ void Block::Check(const char* what, const std::string& said) const {
 
 std::string Block::Deadlock() const {
   std::map<Wait, std::vector<int>> waiting;
-  std::vector<int> done, polling;
+  std::vector<int> done;
   for (int lane = 0; lane < threads_; ++lane) {
     const State state = lanes_[lane].state;
     if (state == State::kDone) done.push_back(lane);
-    if (state == State::kReady) polling.push_back(lane);
     if (state == State::kWaiting) waiting[lanes_[lane].wait].push_back(lane);
   }
   std::string said = "block " + std::to_string(index_) + ": deadlock";
@@ -183,7 +178,6 @@ std::string Block::Deadlock() const {
               " of " + std::to_string(barrier.expected) + " threads";
     }
   }
-  if (!polling.empty()) said += "; lanes " + Ranges(polling) + " poll";
   if (!done.empty()) said += "; lanes " + Ranges(done) + " have finished";
   return said;
 }
@@ -196,7 +190,6 @@ void Block::WaitFor(const Wait& wait) {
 }
 
 void Block::Wake(const char* what, uint64_t about) {
-  ++progress_;
   for (int i = 0; i < threads_; ++i) {
     Lane& lane = lanes_[i];
     if (lane.state == State::kWaiting && lane.wait.what == what && lane.wait.about == about) {
@@ -205,11 +198,9 @@ void Block::Wake(const char* what, uint64_t about) {
   }
 }
 
-void Block::GiveWay() { Fiber::Leave(); }
-
-void Block::MayGiveWay() {
-  ++progress_;
-  if (Random() % 64 == 0) GiveWay();
+void Block::Step() {
+  if (++steps_ > kMostSteps) Fail("the block goes on and on");
+  if (Random() % 64 == 0) Fiber::Leave();
 }
 
 void Block::Meet(Meeting* meeting, const char* what, uint64_t uniform, void* operand,
@@ -230,7 +221,6 @@ void Block::Meet(Meeting* meeting, const char* what, uint64_t uniform, void* ope
   }
   meeting->arrived = 0;
   perform(meeting->first, meeting->operands.data());
-  ++progress_;
   for (int i = meeting->first; i < meeting->first + meeting->size; ++i) {
     if (i != lane) lanes_[i].state = State::kReady;
   }
@@ -361,17 +351,17 @@ void Block::GrantRegisters() {
 // ---- memory ----
 
 void Block::LoadShared(uint32_t from, void* to, uint32_t bytes) {
-  MayGiveWay();
+  Step();
   Check("load", shared_.Load(lane_, Running().knows, from, to, bytes));
 }
 
 void Block::StoreShared(uint32_t to, const void* from, uint32_t bytes) {
-  MayGiveWay();
+  Step();
   Check("store", shared_.Store(lane_, Running().knows, to, from, bytes));
 }
 
 uint32_t Block::AtomicAddShared(uint32_t at, uint32_t value) {
-  MayGiveWay();
+  Step();
   uint32_t before;
   Check("atomic add", shared_.AtomicAdd(lane_, Running().knows, at, value, &before));
   return before;
@@ -386,12 +376,12 @@ struct MatrixOperand {
 
 }  // namespace
 
-void Block::StoreMatrices(uint32_t to, const uint32_t* registers, int matrices) {
-  MayGiveWay();
+void Block::StoreMatrices(uint32_t to, const uint32_t* registers) {
+  Step();
   MatrixOperand operand = {to, registers};
-  Meet(&RunningWarp().meeting, "stmatrix", matrices, &operand, [&](int, void* const* operands) {
+  Meet(&RunningWarp().meeting, "stmatrix", 0, &operand, [&](int, void* const* operands) {
     const auto of = [&](int lane) { return static_cast<const MatrixOperand*>(operands[lane]); };
-    for (int matrix = 0; matrix < matrices; ++matrix) {
+    for (int matrix = 0; matrix < 4; ++matrix) {
       for (int row = 0; row < 8; ++row) {
         // Four lanes hold the row.
         std::array<uint32_t, 4> values;
@@ -426,13 +416,13 @@ size_t Block::FindRange(const void* p, uint32_t bytes, const char* what) const {
 }
 
 void Block::LoadGlobal(const void* from, void* to, uint32_t bytes) {
-  MayGiveWay();
+  Step();
   FindRange(from, bytes, "global load");
   std::memcpy(to, from, bytes);
 }
 
 void Block::StoreGlobal(void* to, const void* from, uint32_t bytes) {
-  MayGiveWay();
+  Step();
   const size_t range = FindRange(to, bytes, "global store");
   if (!grid_.memory[range].writable) Fail("global store: " + grid_.memory[range].name + " is input");
   const size_t first = static_cast<char*>(to) - static_cast<const char*>(grid_.memory[range].data);
@@ -447,7 +437,7 @@ void Block::StoreGlobal(void* to, const void* from, uint32_t bytes) {
 }
 
 void Block::CopyAsync(uint32_t to, const void* from, bool valid) {
-  MayGiveWay();
+  Step();
   Lane& lane = Running();
   if (valid) FindRange(from, 16, "cp.async");
   Check("cp.async", shared_.BeginCopy(lane_, lane.knows, to));
@@ -457,7 +447,7 @@ void Block::CopyAsync(uint32_t to, const void* from, bool valid) {
 void Block::CommitCopies() { ++Running().copy_group; }
 
 void Block::WaitForCopies(int groups) {
-  MayGiveWay();
+  Step();
   Lane& lane = Running();
   const auto landed = [&](const Copy& copy) {
     if (copy.group >= lane.copy_group - groups) return false;
@@ -470,7 +460,7 @@ void Block::WaitForCopies(int groups) {
 }
 
 void Block::FenceProxyAsync() {
-  MayGiveWay();
+  Step();
   Knowledge& knows = Running().knows;
   knows.fenced = knows.seen;
   knows.fenced_now = knows.now++;
@@ -479,7 +469,7 @@ void Block::FenceProxyAsync() {
 // ---- mbarriers ----
 
 void Block::InitBarrier(uint32_t address, int count) {
-  MayGiveWay();
+  Step();
   const Knowledge& knows = Running().knows;
   if (count <= 0) Fail("mbarrier.init: count must be positive, got " + std::to_string(count));
   Check("mbarrier.init", shared_.MakeBarrier(lane_, knows, address));
@@ -504,7 +494,7 @@ Block::MBarrier& Block::FindBarrier(uint32_t address, const char* what) {
 }
 
 void Block::Arrive(uint32_t address) {
-  MayGiveWay();
+  Step();
   MBarrier& barrier = FindBarrier(address, "mbarrier.arrive");
   Knowledge& knows = Running().knows;
   barrier.gathering.Add(lane_, knows);
@@ -516,19 +506,8 @@ void Block::Arrive(uint32_t address) {
   Wake(kMBarrier, address);
 }
 
-bool Block::TestBarrier(uint32_t address, uint32_t parity) {
-  const MBarrier& barrier = FindBarrier(address, "mbarrier.test_wait");
-  if ((barrier.phase & 1) == (parity & 1)) {
-    GiveWay();
-    return false;
-  }
-  ++progress_;
-  if (barrier.phase > 0) Acquire(lane_, barrier.last);
-  return true;
-}
-
 void Block::WaitForBarrier(uint32_t address, uint32_t parity) {
-  MayGiveWay();
+  Step();
   const MBarrier& barrier = FindBarrier(address, "mbarrier.try_wait");
   while ((barrier.phase & 1) == (parity & 1)) WaitFor({kMBarrier, address, parity & 1});
   if (barrier.phase > 0) Acquire(lane_, barrier.last);

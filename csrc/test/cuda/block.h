@@ -77,7 +77,7 @@ class Block {
   void LoadShared(uint32_t from, void* to, uint32_t bytes);
   void StoreShared(uint32_t to, const void* from, uint32_t bytes);
   uint32_t AtomicAddShared(uint32_t at, uint32_t value);
-  void StoreMatrices(uint32_t to, const uint32_t* registers, int matrices);
+  void StoreMatrices(uint32_t to, const uint32_t* registers);  // four
   void LoadGlobal(const void* from, void* to, uint32_t bytes);
   void StoreGlobal(void* to, const void* from, uint32_t bytes);
 
@@ -88,7 +88,6 @@ class Block {
 
   void InitBarrier(uint32_t barrier, int count);
   void Arrive(uint32_t barrier);
-  bool TestBarrier(uint32_t barrier, uint32_t parity);
   void WaitForBarrier(uint32_t barrier, uint32_t parity);
 
   void FenceProducts();
@@ -176,8 +175,8 @@ class Block {
   // Until somebody calls Wake with the same words.
   void WaitFor(const Wait& wait);
   void Wake(const char* what, uint64_t about);
-  void GiveWay();       // always
-  void MayGiveWay();    // by chance
+  // Begins an instruction; by chance others go first.
+  void Step();
   void RunLane(int lane);
   void RunBody();
   std::string Deadlock() const;
@@ -199,7 +198,7 @@ class Block {
   const int index_, threads_;
   uint64_t random_;
   int lane_ = -1;  // that runs
-  uint64_t progress_ = 0;
+  uint64_t steps_ = 0;
   std::string error_;
   const std::function<void()>* body_ = nullptr;
 

@@ -83,6 +83,16 @@ uint32_t to_pairs(float low, float high) {
   return round(high) << 16 | round(low);
 }
 
+// ---- global memory ----
+
+template <typename X>
+X load_global(const X* from) {
+  X x;
+  detail::block().LoadGlobal(from, &x, sizeof(x));
+  return x;
+}
+inline void store_global_16(void* to, Words x) { detail::block().StoreGlobal(to, &x, sizeof(x)); }
+
 // ---- shared memory ----
 
 inline uint32_t dynamic_shared() { return emulator::kSharedBase; }
@@ -115,11 +125,7 @@ inline uint32_t atomic_add_shared(uint32_t at, uint32_t x) {
 }
 inline void stmatrix_x4(uint32_t to, uint32_t m0, uint32_t m1, uint32_t m2, uint32_t m3) {
   const uint32_t registers[] = {m0, m1, m2, m3};
-  detail::block().StoreMatrices(to, registers, 4);
-}
-inline void stmatrix_x2(uint32_t to, uint32_t m0, uint32_t m1) {
-  const uint32_t registers[] = {m0, m1};
-  detail::block().StoreMatrices(to, registers, 2);
+  detail::block().StoreMatrices(to, registers);
 }
 
 // ---- asynchronous copies ----
@@ -140,9 +146,6 @@ inline void mbarrier_init(uint32_t barrier, int count) {
   detail::block().InitBarrier(barrier, count);
 }
 inline void mbarrier_arrive(uint32_t barrier) { detail::block().Arrive(barrier); }
-inline bool mbarrier_test(uint32_t barrier, uint32_t parity) {
-  return detail::block().TestBarrier(barrier, parity);
-}
 inline void mbarrier_wait(uint32_t barrier, uint32_t parity) {
   detail::block().WaitForBarrier(barrier, parity);
 }

@@ -96,7 +96,7 @@ void Block::CommitProducts() {
 }
 
 void Block::WaitForProducts(int groups) {
-  MayGiveWay();
+  Step();
   Meet(&RunningWarp().meeting, "wgmma.wait_group", groups, nullptr, [&](int first, void* const*) {
     for (int i = first; i < first + kWarpLanes; ++i) {
       Lane& lane = lanes_[i];
@@ -116,7 +116,7 @@ void Block::WaitForProducts(int groups) {
 }
 
 void Block::Multiply(const Product& product) {
-  MayGiveWay();
+  Step();
   Product operand = product;
   Meet(&warpgroups_[lane_ / kWarpgroupLanes], "wgmma", product.n, &operand,
        [&](int first, void* const* operands) { MultiplyAll(first, operands); });

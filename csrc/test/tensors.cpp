@@ -67,6 +67,11 @@ Tensor Allocate(const Case& c, const std::string& name, int64_t alignment) {
 
 namespace {
 
+double Weight(Random& random) {
+  if (random.Chance(0.1)) return random.Chance(0.5) ? 0.0 : -0.0;
+  return random.Bell();
+}
+
 // One value of q, k, v or dout.
 double Value(const std::string& values, const std::string& name, Random& random) {
   if (values == "normal") return random.Bell();
@@ -127,7 +132,7 @@ std::map<std::string, Tensor> Fill(const Case& c, int64_t alignment) {
     Random random(c.seed + std::hash<std::string>()(name));
     inputs[name].ForEach([&](char* p, int64_t) { Encode(std::nan(""), dtype, p); });
     inputs[name].ForEach([&](char* p, int64_t i) {
-      const double x = name == "weight" ? random.Bell() : Value(c.values, name, random);
+      const double x = name == "weight" ? Weight(random) : Value(c.values, name, random);
       if (present(name, i)) Encode(x, dtype, p);
     });
   }

@@ -424,12 +424,13 @@ void Block::LoadGlobal(const void* from, void* to, uint32_t bytes) {
 void Block::StoreGlobal(void* to, const void* from, uint32_t bytes) {
   Step();
   const size_t range = FindRange(to, bytes, "global store");
-  if (!grid_.memory[range].writable) Fail("global store: " + grid_.memory[range].name + " is input");
-  const size_t first = static_cast<char*>(to) - static_cast<const char*>(grid_.memory[range].data);
+  const Range& memory = grid_.memory[range];
+  if (!memory.writable) Fail("global store: " + memory.name + " is an input");
+  const size_t first = static_cast<char*>(to) - static_cast<const char*>(memory.data);
   for (size_t i = first; i < first + bytes; ++i) {
     if ((*written_)[range][i]) {
-      Fail("global store: two writers: byte " + std::to_string(i) + " of " +
-           grid_.memory[range].name + " has been written before");
+      Fail("global store: two writers: byte " + std::to_string(i) + " of " + memory.name +
+           " has been written before");
     }
     (*written_)[range][i] = true;
   }

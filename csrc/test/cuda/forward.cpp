@@ -58,6 +58,13 @@ void Run(const BlendedAttentionParams& params, int multiprocessors, uint64_t see
 
 template <typename T>
 void RunHeadDim(const BlendedAttentionParams& params, int multiprocessors, uint64_t seed) {
+#if defined(STAL_ONE_HEAD_DIM)  // a smaller program
+  if (params.head_dim == STAL_ONE_HEAD_DIM) {
+    return Run<T, STAL_ONE_HEAD_DIM>(params, multiprocessors, seed);
+  }
+  throw Error("head_dim must be " + std::to_string(STAL_ONE_HEAD_DIM) + " in this build, got " +
+              std::to_string(params.head_dim));
+#else
   switch (params.head_dim) {
     case 40:
       return Run<T, 40>(params, multiprocessors, seed);
@@ -71,6 +78,7 @@ void RunHeadDim(const BlendedAttentionParams& params, int multiprocessors, uint6
       return Run<T, 160>(params, multiprocessors, seed);
   }
   throw Error("head_dim must be 40, 64, 80, 128 or 160, got " + std::to_string(params.head_dim));
+#endif
 }
 
 }  // namespace

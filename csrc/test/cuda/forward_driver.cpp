@@ -1,8 +1,9 @@
 // Runs the CUDA forward kernel in the emulator (emulator.h), on random cases.
 //
-//   forward_driver --seed S --cases N     cases drawn from the seeds S .. S + N - 1
-//   forward_driver --table FILE           a case on each line (case.h)
-//                  --orders K             K orders in which lanes run, instead of 2
+//   forward_driver --seed S --cases N    cases drawn from the seeds S .. S + N - 1
+//   forward_driver --table FILE          a case on each line (case.h)
+//                  --head-dim D          of the cases that are drawn
+//                  --orders K            K orders in which lanes run, instead of 2
 //
 // For each case: out against double precision; the same bits in every order of lanes and, where
 // there are regions, with a plan in any order. What may not be read holds NaN, and nothing may be
@@ -74,17 +75,19 @@ int64_t DrawLength(Random& random, int64_t most) {
   return random.Chance(0.1) ? 0 : random.Integer(1, most);
 }
 
-Case DrawForwardCase(uint64_t seed) {
+// head_dim 0: any.
+Case DrawForwardCase(uint64_t seed, int64_t head_dim) {
   Random random(seed);
   Case c;
   c.name = "seed" + std::to_string(seed);
   c.seed = seed;
   c.dtype = random.Chance(0.5) ? DType::kBFloat16 : DType::kFloat16;
   const int64_t head_dims[] = {40, 64, 80, 128, 160};
-  c.head_dim = head_dims[seed % 5];
+  c.head_dim = head_dim ? head_dim : head_dims[seed % 5];
   c.batch = random.Integer(1, 3);
   c.heads = random.Integer(1, 2);
-  c.prompts = random.Chance(0.2) ? random.Integer(5, 14) : random.Integer(1, 4);
+  // More than 8 do not fit a block's shared memory at once.
+  c.prompts = random.Chance(0.3) ? random.Integer(5, 20) : random.Integer(1, 4);
   c.seqlen_q = random.Chance(0.3) ? 64 * random.Integer(1, 3) + random.Integer(-1, 1)
                                   : random.Integer(1, 200);
   c.seqlen_k = random.Chance(0.5) ? 77 : random.Integer(1, 80);
@@ -99,10 +102,11 @@ Case DrawForwardCase(uint64_t seed) {
   if (random.Chance(0.02)) c.scale = 0;
   c.ragged = random.Chance(0.5);
   if (c.ragged) {
-    const int64_t most = random.Chance(0.2) ? 14 : 4;
+    const int64_t most = random.Chance(0.3) ? 20 : 4;
     c.offsets.assign(c.batch + 1, 0);
     for (int64_t b = 0; b < c.batch; ++b) {
-      c.offsets[b + 1] = static_cast<int32_t>(c.offsets[b] + DrawLength(random, most));
+      const int64_t count = c.prompts == 0 ? 0 : DrawLength(random, most);
+      c.offsets[b + 1] = static_cast<int32_t>(c.offsets[b] + count);
     }
     c.prompt_ids = std::vector<int32_t>(c.offsets[c.batch]);
     for (int32_t& id : c.prompt_ids) id = static_cast<int32_t>(random.Integer(0, c.prompts - 1));
@@ -211,7 +215,8 @@ std::string Check(const Case& c, int orders) {
   const Exact exact = ComputeExact(c, values, region, unit).at("out");
 
   Random random(c.seed);
-  const int multiprocessors = static_cast<int>(random.Integer(1, 6));
+  // With as many blocks as tiles the warpgroups of a block share its tile.
+  const int multiprocessors = random.Chance(0.3) ? 132 : static_cast<int>(random.Integer(1, 6));
   const Tensor out = Run(c, inputs, nullptr, multiprocessors, c.seed);
   const std::string said = Compare("out", out, c.dtype, exact);
   if (!said.empty()) return said;
@@ -232,11 +237,12 @@ std::string Check(const Case& c, int orders) {
 
 int Main(int count, char** arguments) {
   std::map<std::string, std::string> options = {
-      {"--seed", "0"}, {"--cases", "100"}, {"--orders", "2"}, {"--table", ""}};
+      {"--seed", "0"}, {"--cases", "100"}, {"--head-dim", "0"}, {"--orders", "2"}, {"--table", ""}};
   for (int i = 1; i < count; i += 2) {
     if (options.count(arguments[i]) == 0 || i + 1 == count) {
       throw std::invalid_argument(
-          std::string("options are --seed, --cases, --orders and --table, each with a value, got ") +
+          std::string("options are --seed, --cases, --head-dim, --orders and --table, each with a "
+                      "value, got ") +
           arguments[i]);
     }
     options[arguments[i]] = arguments[i + 1];
@@ -245,7 +251,7 @@ int Main(int count, char** arguments) {
   if (options["--table"].empty()) {
     const uint64_t seed = std::stoull(options["--seed"]);
     for (uint64_t i = 0; i < std::stoull(options["--cases"]); ++i) {
-      cases.push_back(DrawForwardCase(seed + i));
+      cases.push_back(DrawForwardCase(seed + i, std::stoll(options["--head-dim"])));
     }
   } else {
     std::ifstream file(options["--table"]);

@@ -168,8 +168,8 @@ void Block::MultiplyAll(int first, void* const* operands) {
                         std::array<uint16_t, 8>* to) {
     const uint32_t warps = warp < 0 ? 15u << first_warp : 1u << (first_warp + warp);
     const uint32_t address = Swizzle(from.start + offset, from.width);
-    Check(factor, shared_.ReadFactor(address, warpgroup, warps, warp < 0 ? fenced_all : fenced[warp],
-                                     moments, to->data()));
+    const Clock& known = warp < 0 ? fenced_all : fenced[warp];
+    Check(factor, shared_.ReadFactor(address, warpgroup, warps, known, moments, to->data()));
   };
   std::array<uint16_t, 8> piece;
   if (one.a == nullptr) {

@@ -70,11 +70,10 @@ struct Walk {
     dealt = p.prompts > X::kEntries;
     if (p.offsets) {
       dealt = false;
-      const int lane = static_cast<int>(threadIdx.x) % 32;
-      for (int b = lane; b - lane < p.batch && !dealt; b += 32) {
-        const bool crowded = b < p.batch && load_global(p.offsets + b + 1) -
-                                                    load_global(p.offsets + b) > X::kEntries;
-        dealt = ballot(crowded) != 0;
+      for (int first_b = 0; first_b < p.batch && !dealt; first_b += 32) {
+        const int b = smaller(first_b + static_cast<int>(threadIdx.x) % 32, p.batch - 1);
+        const int count = load_global(p.offsets + b + 1) - load_global(p.offsets + b);
+        dealt = shuffle(ballot(count > X::kEntries), 0) != 0;
       }
     }
   }
@@ -94,8 +93,8 @@ struct Walk {
       tiles = smaller(p.row_tiles - tile, last - unit);
       element_entries = p.prompts;
       if (p.offsets) {
-        element_first = load_global(p.offsets + batch);
-        element_entries = load_global(p.offsets + batch + 1) - element_first;
+        element_first = shuffle(load_global(p.offsets + batch), 0);
+        element_entries = shuffle(load_global(p.offsets + batch + 1), 0) - element_first;
       }
       if (element_entries > X::kEntries) tiles = smaller(tiles, X::kConsumers);
       unit += tiles;
@@ -141,20 +140,25 @@ struct Loader {
   STAL_DEVICE void run() {
     if (loader >= X::kLoaders) return;
     while (walk.next(p)) {
-      // An item of this loader's is copied before keys and values, which may have to wait for room.
       int item = walk.begin + (loader - walk.begin % X::kLoaders + X::kLoaders) % X::kLoaders;
-      const bool mine = item < walk.end;
-      LaneRows rows = {};
-      if (mine) rows = copy_tile(item);
-      const uint32_t present = copy_entries();
-      if (mine) describe_tile(item, rows, present);
-      hand_over_entries(mine ? item : -1);
-      for (item += X::kLoaders; item < walk.end; item += X::kLoaders) {
-        rows = copy_tile(item);
-        describe_tile(item, rows, present);
-        cp_async_wait<0>();
-        hand_over(X::kTileFullAt + item % X::kStages * 8);
-      }
+      uint32_t present = 0;
+      bool copied = false;  // the residence's entries
+      do {
+        // The first item comes before keys and values, which may have to wait for room: consumers
+        // learn from items that others leave room.
+        const bool mine = item < walk.end;
+        LaneRows rows = {};
+        if (mine) rows = copy_tile(item);
+        if (!copied) present = copy_entries();
+        if (mine) {
+          describe_tile(item, rows, present);
+          wait_for_all_but(copied ? 0 : walk.entries);
+          hand_over(X::kTileFullAt + item % X::kStages * 8);
+        }
+        if (!copied) hand_over_entries();
+        copied = true;
+        item += X::kLoaders;
+      } while (item < walk.end);
     }
   }
 
@@ -186,7 +190,7 @@ struct Loader {
     const char* from =
         p.q + walk.batch * p.q_strides.batch + walk.head * p.q_strides.head + group_chunk * 16;
     const uint32_t to = shared + X::kTilesAt + stage * X::kTileBytes;
-#pragma unroll 4
+#pragma unroll 2
     for (int i = 0; i < groups_of<X>(kTileRows) / 4; ++i) {
       const int group = 4 * i + lane / 8, panel = group % X::kPanels;
       const int r = group / X::kPanels * X::kGroupRows + group_row;
@@ -226,7 +230,7 @@ struct Loader {
       region += walk.batch * p.region_strides.batch + entry * p.region_strides.prompt;
     }
     uint32_t mask = 0;
-    constexpr int kTogether = 4;  // entries whose loads are on their way at once
+    constexpr int kTogether = 2;  // entries whose loads are on their way at once
     for (int e = 0; e < walk.entries; e += kTogether) {
       float w[kTogether][2];
       bool exists[kTogether][2];
@@ -302,7 +306,7 @@ struct Loader {
   STAL_DEVICE void copy_matrix(uint32_t to, const char* from, int64_t stride, int keys,
                                bool values) {
     from += group_chunk * 16;
-#pragma unroll 4
+#pragma unroll 2
     for (int i = loader; i < groups_of<X>(kKeys) / 4; i += X::kLoaders) {
       const int group = 4 * i + lane / 8, panel = group % X::kPanels;
       const int row = group / X::kPanels * X::kGroupRows + group_row;
@@ -321,12 +325,8 @@ struct Loader {
     return matrix + panel * (kKeys * X::kRowBytes) + chunk_offset<X>(row, group_chunk);
   }
 
-  // Hands over an item first, or none where it is -1, then the entries as they arrive.
-  STAL_DEVICE void hand_over_entries(int item) {
-    if (item >= 0) {
-      wait_for_all_but(walk.entries);
-      hand_over(X::kTileFullAt + item % X::kStages * 8);
-    }
+  // Entry by entry, as they arrive.
+  STAL_DEVICE void hand_over_entries() {
     for (int e = 0; e < walk.entries; ++e) {
       const int slot = (walk.first_slot + e) % X::kSlots;
       wait_for_all_but(walk.entries - 1 - e);
@@ -394,7 +394,7 @@ struct Consumer {
 #pragma unroll
         for (int i = 0; i < kTotal; ++i) total[i] = 0;
       }
-      uint32_t mask = shuffle(load_shared_4(shared + X::kMasksAt + stage * 4), 0);
+      uint32_t mask = load_shared_4(shared + X::kMasksAt + stage * 4);
       if (split) mask &= (X::kConsumers == 3 ? 0x49249249u : 0x55555555u) << warpgroup;
       add_entries(stage, mask);
       if (split) add_shares();
@@ -435,6 +435,9 @@ struct Consumer {
 
   // total += weight * softmax(scale * q k^T) v, of the entries in the mask.
   STAL_DEVICE void add_entries(int stage, uint32_t mask) {
+    // All lanes have the same, and the shuffles tell it the compiler: descriptors are then computed
+    // in uniform registers.
+    mask = shuffle(mask, 0);
     const uint32_t q = shuffle(
         (shared + X::kTilesAt + stage * X::kTileBytes) / 16 + X::kLeadingOfRows, 0);
     const uint32_t slots = shuffle((shared + X::kSlotsAt) / 16, 0);
@@ -656,7 +659,7 @@ template <typename T, int HeadDim>
 __global__ void __launch_bounds__(Traits<HeadDim>::kThreads, 1)
     forward(const __grid_constant__ ForwardParams p) {
   using X = Traits<HeadDim>;
-  const uint32_t shared = dynamic_shared();
+  const uint32_t shared = shuffle(dynamic_shared(), 0);
   if (threadIdx.x == 0) {
     for (int i = 0; i < X::kStages; ++i) {
       mbarrier_init(shared + X::kTileFullAt + i * 8, 1);
@@ -670,7 +673,7 @@ __global__ void __launch_bounds__(Traits<HeadDim>::kThreads, 1)
     store_shared_4(shared + X::kNextAt, X::kConsumers);
   }
   sync_block();
-  if (threadIdx.x / kWarpgroup == X::kConsumers) {
+  if (shuffle(static_cast<int>(threadIdx.x) / kWarpgroup, 0) == X::kConsumers) {
     set_max_registers_down<X::kProducerRegisters>();
     Loader<T, HeadDim>(p, shared).run();
   } else {

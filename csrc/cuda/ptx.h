@@ -193,25 +193,26 @@ STAL_DEVICE void mbarrier_init(uint32_t barrier, int count) {
 STAL_DEVICE void mbarrier_arrive(uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
-// Until the phase of this parity has ended, of the one that is on and the one before it. A check
-// build traps after some seconds: a kernel that hangs says so.
-STAL_DEVICE void mbarrier_wait(uint32_t barrier, uint32_t parity) {
-  uint32_t ended = 0;
+// Until the phase of this parity has ended, of the one that is on and the one before it. All lanes
+// of the warp are here, which branches are told (.uni): what follows may use uniform registers.
+// A check build traps after some seconds: a kernel that hangs says so.
 #if defined(STAL_CUDA_CHECK)
-  for (int tries = 0; !ended; ++tries) {
-    if (tries == 10'000'000) trap();
+#define STAL_COUNT_TRIES                                                         \
+  "add.u32 tries, tries, 1;\nsetp.gt.u32 many, tries, 10000000;\n@many trap;\n"
 #else
-  while (!ended) {
+#define STAL_COUNT_TRIES
 #endif
-    asm volatile(
-        "{\n.reg .pred p;\n"
-        "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
-        "selp.u32 %0, 1, 0, p;\n}"
-        : "=r"(ended)
-        : "r"(barrier), "r"(parity)
-        : "memory");
-  }
+STAL_DEVICE void mbarrier_wait(uint32_t barrier, uint32_t parity) {
+  asm volatile(
+      "{\n.reg .pred ended, many;\n.reg .u32 tries;\nmov.u32 tries, 0;\n"
+      "again:\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 ended, [%0], %1;\n"
+      "@ended bra.uni done;\n" STAL_COUNT_TRIES
+      "bra.uni again;\n"
+      "done:\n}" ::"r"(barrier), "r"(parity)
+      : "memory");
 }
+#undef STAL_COUNT_TRIES
 
 // ---- wgmma: products of a warpgroup ----
 //

@@ -48,8 +48,8 @@ struct Traits {
   static constexpr int kThreads = kWarpgroup * (kConsumers + 1);
   // Multiples of 8; consumers and the producer together have what the block begins with:
   // 128 a thread of 4 warpgroups, 168 of 3.
-  static constexpr int kConsumerRegisters = kConsumers == 3 ? 152 : 224;
-  static constexpr int kProducerRegisters = 56;
+  static constexpr int kConsumerRegisters = kConsumers == 3 ? 144 : 216;
+  static constexpr int kProducerRegisters = kConsumers == 3 ? 80 : 72;
 
   // The second product is issued in parts of at most 128 columns, each with its own accumulator.
   static constexpr int kParts = kColumns > 128 ? 2 : 1;

@@ -1,9 +1,58 @@
 // Blended attention, forward, for Hopper (sm_90a):
 //
-//   out[b,h,n,:] = sum_e weight[e,n] * softmax_l(scale * q[b,h,n,:] . k[e,h,l,:]) @ v[e,h,:,:]
+//   out[b,h,n,:] = sum_e weight[e,n] * softmax_l(scale * q[b,h,n,:] . k[e,h,l,:]) @ v[e,h,l,:]
 //
-// over the entries e of element b; float16 and bfloat16, at most 80 keys, head_dim 40, 64, 80, 128
-// and 160. Compiled for sm_90a and run in an emulator; untested on a GPU.
+// over the entries e of element b. float16 and bfloat16, at most 80 keys, head_dim 40, 64, 80, 128
+// and 160, any number of entries. What runs in an emulator on the CPU is tested; nothing here has
+// run on a GPU, and all that is said of speed is predicted.
+//
+// Grid: a block for each multiprocessor. The work is units, (element, head, tile of 64 rows), and a
+// block has consecutive ones: keys and values of a head are loaded once and stay.
+//
+// Block: kConsumers warpgroups compute, one loads. Consumers take whichever tile is next, so that
+// regions, which make tiles cheap or dear, do not leave one waiting for another. A grid that is so
+// small that a block has one tile splits its entries among the warpgroups instead, which then add
+// up in a fixed order.
+//
+// Loading warp: every kLoaders-th tile is its own. It copies the rows of q, looks up weights and
+// regions, and says which entries exist at any of the rows. Of each entry it copies a share of keys
+// and values. Copies are cp.async, swizzled as wgmma wants them, zero beyond the last key and row.
+//
+// Computing warpgroup: a tile of 64 rows, 16 for each warp. For each entry that exists there
+//
+//   scores (64, 80)  = q k^T            wgmma, both from shared memory: 40 registers a thread
+//   pairs  (64, 80)  = exp2(scale * (scores - their maximum))     rounded: 20 registers
+//   product (64, d)  = pairs v          wgmma, pairs from registers: d / 2 registers
+//   total           += weight / sum * product, where the prompt exists: d / 2 registers
+//
+// The addition is predicated, not multiplied by 0: what an absent prompt's keys and values hold,
+// NaN too, reaches nothing. A thread holds columns 8 j + 2 (lane % 4) and the next one of rows
+// lane / 4 and lane / 4 + 8 of its warp's 16, of scores, product and total alike.
+//
+// Shared memory: slots for keys and values, a ring of stages for tiles of q with their weights, row
+// numbers and masks; out leaves by way of the stage its q came in. At d 64: 8 slots of 20 KB, 6
+// stages of 10 KB.
+//
+// mbarriers, each counted by phases: a stage is full (its loading warp arrives) and empty (the four
+// warps that read it), a slot is full (all loading warps) and empty (all computing warps, each when
+// it takes a tile of a later residence).
+//
+// Did not pay, counted in machine code: the next entry's scores issued before this one's softmax
+// (a second set of scores: spills at d 64 and 128); exp2 of two 16-bit numbers at once (two
+// instructions on sm_90); exp2 as a polynomial (from d 64 on there is no issue slot left for it).
+// Not taken: weight / sum multiplied into pairs, so that products add up in total by themselves. It
+// is 40 multiplications instead of d / 2 additions, but 0 times a NaN of an absent prompt would
+// reach total. Nor TMA: keys and values load once, and cp.async takes any stride.
+//
+// Would change:
+//   128 keys          scores are 64 registers and a slot 1.6 times as large: 2 consumers from d 64
+//                     on. Beyond 128 keys the maximum and the sum are carried from tile to tile.
+//   dq and dweight    a second tile, dout, in each stage; dout v^T with v as it lies (K-major);
+//                     dq += (weight * A * (dout v^T - r)) k with k as it lies (MN-major), straight
+//                     into total. r goes to (heads, entries, seqlen_q) and is summed over heads
+//                     afterwards, in order.
+//   sm_100            accumulators in tensor memory, tiles of 128 rows, one thread that issues;
+//                     the walk, the loading warps and the layouts stay.
 #pragma once
 
 #include <cmath>
@@ -37,8 +86,8 @@ STAL_DEVICE constexpr int groups_of(int rows) {
 
 // ---- the work of a block, in the order of all its warps ----
 
-// Residences: some entries of an element, whose keys and values lie in shared memory, and the tiles
-// that meet them meanwhile. A meeting of a tile with them is an item; items are numbered through the
+// A residence: some entries of an element, whose keys and values lie in shared memory, and the
+// tiles that meet them meanwhile. A tile that meets them is an item; items are numbered through the
 // whole block, and so are the slots that entries take.
 //
 // An element that is not crowded is one residence for each head. A crowded one is a residence for
@@ -288,7 +337,8 @@ struct Loader {
         present |= 1u << e;
         const uint32_t to = shared + X::kSlotsAt + slot * X::kSlotBytes;
         copy_matrix(to, matrix(p.k, p.k_strides, id), p.k_strides.row, keys, false);
-        copy_matrix(to + X::kMatrixBytes, matrix(p.v, p.v_strides, id), p.v_strides.row, keys, true);
+        copy_matrix(to + X::kMatrixBytes, matrix(p.v, p.v_strides, id), p.v_strides.row, keys,
+                    true);
       }
       if (loader == 0 && lane == 0) {
         store_shared_4(shared + X::kLengthsAt + slot * 4, static_cast<uint32_t>(keys));
@@ -554,37 +604,30 @@ struct Consumer {
   // total += w / sum * (pairs v), in rows where the prompt exists.
   STAL_DEVICE void multiply_values(uint32_t (&pairs)[kKeys / 16][4], uint32_t values,
                                    const float (&w)[2], float (&sums)[2]) {
-    float product[X::kParts][kPart];
-    wgmma_fence();
+    float factor[2];
 #pragma unroll
     for (int part = 0; part < X::kParts; ++part) {
       const int panel = part * X::kPartColumns / X::kPanelColumns;
+      float product[kPart];
+      wgmma_fence();
 #pragma unroll
       for (int i = 0; i < kKeys / 16; ++i) {
         wgmma_m64nNk16<T, X::kPartColumns>(
-            product[part], pairs[i],
+            product, pairs[i],
             make_descriptor(values + (panel * kKeys + 16 * i) * X::kRowBytes / 16,
                             X::kDescriptorHigh),
             i > 0);
       }
       wgmma_commit();
-    }
-    float factor[2];
-    if (!X::kOnes) {
-      for (int i = 0; i < 2; ++i) factor[i] = w[i] * reciprocal_approx(sums[i]);
-    }
-#pragma unroll
-    for (int part = 0; part < X::kParts; ++part) {
-      if (X::kParts - 1 - part == 1) {
-        wgmma_wait<1>();
-      } else {
-        wgmma_wait<0>();
+      if (!X::kOnes && part == 0) {
+        for (int i = 0; i < 2; ++i) factor[i] = w[i] * reciprocal_approx(sums[i]);
       }
-      wgmma_pin(product[part]);
+      wgmma_wait<0>();
+      wgmma_pin(product);
       if (X::kOnes) {
         // Column head_dim lies in the first lane of the four that share a row.
         for (int i = 0; i < 2; ++i) {
-          const float sum = shuffle(product[0][(kTotal + 2 * i) % kPart], lane & ~3);
+          const float sum = shuffle(product[(kTotal + 2 * i) % kPart], lane & ~3);
           factor[i] = w[i] * reciprocal_approx(sum);
         }
       }
@@ -593,7 +636,7 @@ struct Consumer {
         const int row = i / 2 % 2;
         if (bits_of(w[row]) != kAbsent) {
           float& sum = total[part * kPart + i];
-          sum = fmaf(factor[row], product[part][i], sum);
+          sum = fmaf(factor[row], product[i], sum);
         }
       }
     }

@@ -47,10 +47,32 @@ inline Strides in_bytes(Strides strides) {
   return {strides.batch * size, strides.prompt * size, strides.head * size, strides.row * size};
 }
 
-// For a grid of `blocks`; units must fit in 31 bits.
+inline int64_t row_tiles_of(const BlendedAttentionParams& params) {
+  return (params.seqlen_q + kTileRows - 1) / kTileRows;
+}
+
+// Why the kernel cannot count this call, or null.
+inline const char* too_large(const BlendedAttentionParams& params) {
+  const int64_t limit = INT32_MAX - kTileRows;
+  // batch * heads is below 2^62 then.
+  if (params.batch > limit || params.heads > limit || params.seqlen_q > limit ||
+      params.prompts > limit || params.entries > limit ||
+      (params.batch * params.heads > 0 &&
+       row_tiles_of(params) > limit / (params.batch * params.heads))) {
+    return "batch * heads * ceil(seqlen_q / 64) must be below 2**31, as must each size be";
+  }
+  return nullptr;
+}
+
+// The grid: a block for each multiprocessor that finds a row tile to work on.
+inline int blocks_of(const BlendedAttentionParams& params, int multiprocessors) {
+  const int64_t units = params.batch * params.heads * row_tiles_of(params);
+  return static_cast<int>(units < multiprocessors ? units : multiprocessors);
+}
+
+// For a grid of `blocks`, of a call that is not too large.
 inline ForwardParams to_device(const BlendedAttentionParams& params, int blocks) {
   const double log2_e = 1.4426950408889634;
-  const int64_t row_tiles = (params.seqlen_q + kTileRows - 1) / kTileRows;
   ForwardParams p = {};
   p.q = static_cast<const char*>(params.q.data);
   p.k = static_cast<const char*>(params.k.data);
@@ -78,15 +100,17 @@ inline ForwardParams to_device(const BlendedAttentionParams& params, int blocks)
     p.weight_strides.batch = p.region_strides.batch = 0;
   }
   const bool negative = params.scale < 0;
-  p.scale = static_cast<float>((negative ? -params.scale : params.scale) * log2_e);
+  const double magnitude = (negative ? -params.scale : params.scale) * log2_e;
+  // 0 would make NaN of the -inf of keys that are masked; this one makes 0 of every finite score.
+  p.scale = magnitude < 0x1p-126 ? 0x1p-126f : static_cast<float>(magnitude);
   p.flip = negative ? 0x80008000u : 0;
   p.prompts = static_cast<int>(params.prompts);
   p.batch = static_cast<int>(params.batch);
   p.heads = static_cast<int>(params.heads);
   p.seqlen_q = static_cast<int>(params.seqlen_q);
   p.seqlen_k = static_cast<int>(params.seqlen_k);
-  p.row_tiles = static_cast<int>(row_tiles);
-  p.units = static_cast<int>(params.batch * params.heads * row_tiles);
+  p.row_tiles = static_cast<int>(row_tiles_of(params));
+  p.units = static_cast<int>(params.batch * params.heads * row_tiles_of(params));
   p.split = p.units <= blocks && (params.ragged || params.prompts > 1);
   return p;
 }

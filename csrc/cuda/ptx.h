@@ -244,7 +244,7 @@ STAL_DEVICE void wgmma_pin(X (&x)[N]) {
 
 // A descriptor of a matrix in shared memory.
 //   low:  bits 0-13 its address / 16, bits 16-29 the leading offset / 16
-//   high: bits 0-13 the stride offset / 16, bits 30-31 the swizzle: of 128 (1), 64 (2), 32 (3) bytes
+//   high: bits 0-13 the stride offset / 16, bits 30-31 the swizzle: 1 is of 128 bytes, 3 of 32
 // A row of a panel is as long as the swizzle; 8 rows are a group, and groups are the stride offset
 // apart. K-major: rows are those of a or the columns of b, the leading offset is not used.
 // MN-major: rows are those of b, and panels are the leading offset apart.
@@ -277,7 +277,7 @@ STAL_DEVICE uint64_t make_descriptor(uint32_t low, uint32_t high) {
 #define STAL_D64 STAL_D40, STAL_D(40), STAL_D(48), STAL_D(56)
 #define STAL_R0_64 STAL_R0_40 ", " STAL_R40 ", " STAL_R48 ", " STAL_R56
 
-// The last operands are a (one of 64 bits, or four of 32), b and `accumulate`; `order` says for each
+// The last operands are a (one of 64 bits, or four of 32), b and `accumulate`; `order` says of each
 // operand in shared memory whether it is MN-major.
 #define STAL_WGMMA(n, type, registers, a, b, accumulate, order)                                   \
   "{\n.reg .pred p;\nsetp.ne.b32 p, " accumulate ", 0;\n"                                         \

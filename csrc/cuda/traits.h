@@ -44,14 +44,15 @@ struct Traits {
 
   // ---- who computes ----
 
-  static constexpr int kConsumers = HeadDim <= 64 ? 3 : 2;  // warpgroups
+  static constexpr int kConsumers = HeadDim <= 80 ? 3 : 2;  // warpgroups
   static constexpr int kThreads = kWarpgroup * (kConsumers + 1);
-  // Multiples of 8; consumers and the producer together have what the block begins with:
-  // 128 a thread of 4 warpgroups, 168 of 3.
+  // Of a thread, multiples of 8. The block begins with 128 for each thread of 4 warpgroups, 168 for
+  // each of 3, and its warpgroups share them so.
   static constexpr int kConsumerRegisters = kConsumers == 3 ? 144 : 216;
   static constexpr int kProducerRegisters = kConsumers == 3 ? 80 : 72;
 
-  // The second product is issued in parts of at most 128 columns, each with its own accumulator.
+  // The second product comes in parts of at most 128 columns, one after the other: at 160 columns
+  // the result and an accumulator as large do not fit in registers.
   static constexpr int kParts = kColumns > 128 ? 2 : 1;
   static constexpr int kPartColumns = kColumns / kParts;
 
@@ -61,14 +62,14 @@ struct Traits {
   // head already.
   static constexpr int kSlots = HeadDim == 40   ? 10
                                 : HeadDim == 64 ? 8
-                                : HeadDim == 80 ? 7
+                                : HeadDim == 80 ? 6
                                 : HeadDim == 128 ? 4
                                                  : 3;
   // Entries of an element that stay where they are for all its tiles. One that has more is crowded:
   // few entries at a time are loaded, anew for every kConsumers tiles.
   static constexpr int kEntries = kSlots < 8 ? kSlots : 8;
   static constexpr int kCrowdedEntries = kSlots / 2;
-  static constexpr int kStages = kConsumers == 3 ? 6 : HeadDim == 80 ? 4 : 3;
+  static constexpr int kStages = kConsumers == 3 ? 6 : 3;
   // Warps of the producer that load; a tile is that of warp `tile % kLoaders`. Not more than
   // stages, or a tile could wait for one that waits for keys that its loader has still to load.
   static constexpr int kLoaders = kStages < 4 ? kStages : 4;

@@ -37,16 +37,6 @@ struct Range {
   std::string name;
 };
 
-struct Grid {
-  int blocks, threads;
-  uint32_t shared_bytes;
-  uint64_t seed;
-  std::vector<Range> memory;
-};
-
-// Runs body() once in each lane of each block, one block after the other. Throws Error.
-void Launch(const Grid& grid, const std::function<void()>& body);
-
 // One product of a warpgroup, as one lane issues it.
 struct Product {
   float* d;
@@ -55,6 +45,17 @@ struct Product {
   uint64_t a_descriptor, b_descriptor;
   bool accumulate, b_is_mn_major, is_bfloat16;
 };
+
+struct Grid {
+  int blocks, threads;
+  uint32_t shared_bytes;
+  uint64_t seed;
+  std::vector<Range> memory;
+  std::vector<Product>* products = nullptr;  // gets what warpgroups multiply, in order
+};
+
+// Runs body() once in each lane of each block, one block after the other. Throws Error.
+void Launch(const Grid& grid, const std::function<void()>& body);
 
 class Block {
  public:

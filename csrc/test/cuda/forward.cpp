@@ -46,36 +46,36 @@ std::vector<Range> MemoryOf(const BlendedAttentionParams& p) {
 }
 
 template <typename T, int HeadDim>
-void Run(const BlendedAttentionParams& params, int multiprocessors, uint64_t seed) {
+void Run(const BlendedAttentionParams& params, int multiprocessors, uint64_t seed,
+         std::vector<Product>* products) {
   using X = cuda::Traits<HeadDim>;
-  const int64_t tiles = (params.seqlen_q + cuda::kTileRows - 1) / cuda::kTileRows;
-  const int64_t units = params.batch * params.heads * tiles;
-  const int blocks = static_cast<int>(std::min<int64_t>(units, multiprocessors));
+  const int blocks = cuda::blocks_of(params, multiprocessors);
   const cuda::ForwardParams p = cuda::to_device(params, blocks);
-  Launch({blocks, X::kThreads, X::kSharedBytes, seed, MemoryOf(params)},
+  Launch({blocks, X::kThreads, X::kSharedBytes, seed, MemoryOf(params), products},
          [&] { cuda::forward<T, HeadDim>(p); });
 }
 
 template <typename T>
-void RunHeadDim(const BlendedAttentionParams& params, int multiprocessors, uint64_t seed) {
+void RunHeadDim(const BlendedAttentionParams& params, int multiprocessors, uint64_t seed,
+                std::vector<Product>* products) {
 #if defined(STAL_ONE_HEAD_DIM)  // a smaller program
   if (params.head_dim == STAL_ONE_HEAD_DIM) {
-    return Run<T, STAL_ONE_HEAD_DIM>(params, multiprocessors, seed);
+    return Run<T, STAL_ONE_HEAD_DIM>(params, multiprocessors, seed, products);
   }
   throw Error("head_dim must be " + std::to_string(STAL_ONE_HEAD_DIM) + " in this build, got " +
               std::to_string(params.head_dim));
 #else
   switch (params.head_dim) {
     case 40:
-      return Run<T, 40>(params, multiprocessors, seed);
+      return Run<T, 40>(params, multiprocessors, seed, products);
     case 64:
-      return Run<T, 64>(params, multiprocessors, seed);
+      return Run<T, 64>(params, multiprocessors, seed, products);
     case 80:
-      return Run<T, 80>(params, multiprocessors, seed);
+      return Run<T, 80>(params, multiprocessors, seed, products);
     case 128:
-      return Run<T, 128>(params, multiprocessors, seed);
+      return Run<T, 128>(params, multiprocessors, seed, products);
     case 160:
-      return Run<T, 160>(params, multiprocessors, seed);
+      return Run<T, 160>(params, multiprocessors, seed, products);
   }
   throw Error("head_dim must be 40, 64, 80, 128 or 160, got " + std::to_string(params.head_dim));
 #endif
@@ -83,11 +83,13 @@ void RunHeadDim(const BlendedAttentionParams& params, int multiprocessors, uint6
 
 }  // namespace
 
-void Forward(const BlendedAttentionParams& params, int multiprocessors, uint64_t seed) {
+void Forward(const BlendedAttentionParams& params, int multiprocessors, uint64_t seed,
+             std::vector<Product>* products) {
+  if (const char* reason = cuda::too_large(params)) throw Error(reason);
   if (params.dtype == DType::kFloat16) {
-    RunHeadDim<cuda::Float16>(params, multiprocessors, seed);
+    RunHeadDim<cuda::Float16>(params, multiprocessors, seed, products);
   } else {
-    RunHeadDim<cuda::BFloat16>(params, multiprocessors, seed);
+    RunHeadDim<cuda::BFloat16>(params, multiprocessors, seed, products);
   }
 }
 

@@ -2,6 +2,8 @@
 //
 //   forward_driver --seed S --cases N    cases drawn from the seeds S .. S + N - 1
 //   forward_driver --table FILE          a case on each line (case.h)
+//   forward_driver --products D          instead: the wgmma of one tile and one prompt, of head_dim
+//                                        D, a line each: n and, in hexadecimal, the descriptors
 //                  --head-dim D          of the cases that are drawn
 //                  --orders K            K orders in which lanes run, instead of 2
 //
@@ -167,7 +169,8 @@ Plan DrawPlan(const Case& c, const Tensor& region) {
 // ---- checks ----
 
 Tensor Run(const Case& c, const std::map<std::string, Tensor>& inputs, const Plan* plan,
-           int multiprocessors, uint64_t order) {
+           int multiprocessors, uint64_t order,
+           std::vector<emulator::Product>* products = nullptr) {
   std::map<std::string, Tensor> outputs;
   outputs["out"] = Allocate(c, "out", kAlignment);
   BlendedAttentionParams p = ParamsOf(c);
@@ -183,7 +186,7 @@ Tensor Run(const Case& c, const std::map<std::string, Tensor>& inputs, const Pla
     p.order.strides = {c.seqlen_q, 0, 0, 1};
     p.tiles = plan->tiles.data();
   }
-  emulator::Forward(p, multiprocessors, order);
+  emulator::Forward(p, multiprocessors, order, products);
   return std::move(outputs["out"]);
 }
 
@@ -235,17 +238,43 @@ std::string Check(const Case& c, int orders) {
   return "";
 }
 
+void PrintProducts(int64_t head_dim) {
+  Case c;
+  c.dtype = DType::kBFloat16;
+  c.seqlen_q = 64;
+  c.seqlen_k = 77;
+  c.head_dim = head_dim;
+  for (const std::string name : kInputs) {
+    const int64_t rows = name == "k" || name == "v" ? c.seqlen_k : c.seqlen_q;
+    const bool weights = name == "weight" || name == "region";
+    c.strides[name] = weights ? Strides{0, 0, 0, 1} : Strides{0, 0, rows * head_dim, head_dim};
+  }
+  c.strides["out"] = c.strides["q"];
+  std::vector<emulator::Product> products;
+  Run(c, Fill(c, kAlignment), nullptr, 1, 0, &products);
+  for (const emulator::Product& product : products) {
+    std::printf("%d", product.n);
+    if (!product.a) std::printf(" %llx", static_cast<unsigned long long>(product.a_descriptor));
+    std::printf(" %llx\n", static_cast<unsigned long long>(product.b_descriptor));
+  }
+}
+
 int Main(int count, char** arguments) {
-  std::map<std::string, std::string> options = {
-      {"--seed", "0"}, {"--cases", "100"}, {"--head-dim", "0"}, {"--orders", "2"}, {"--table", ""}};
+  std::map<std::string, std::string> options = {{"--seed", "0"},     {"--cases", "100"},
+                                                {"--head-dim", "0"}, {"--orders", "2"},
+                                                {"--table", ""},     {"--products", ""}};
   for (int i = 1; i < count; i += 2) {
     if (options.count(arguments[i]) == 0 || i + 1 == count) {
       throw std::invalid_argument(
-          std::string("options are --seed, --cases, --head-dim, --orders and --table, each with a "
-                      "value, got ") +
+          std::string("options are --seed, --cases, --head-dim, --orders, --table and --products, "
+                      "each with a value, got ") +
           arguments[i]);
     }
     options[arguments[i]] = arguments[i + 1];
+  }
+  if (!options["--products"].empty()) {
+    PrintProducts(std::stoll(options["--products"]));
+    return 0;
   }
   std::vector<Case> cases;
   if (options["--table"].empty()) {

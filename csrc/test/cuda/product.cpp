@@ -140,6 +140,8 @@ void Block::MultiplyAll(int first, void* const* operands) {
     Fail("wgmma: n must be a multiple of 8 up to 256, got " + std::to_string(one.n));
   }
 
+  if (grid_.products) grid_.products->push_back(one);
+
   // What every lane of a warp, and of the warpgroup, knows to be fenced.
   const int first_warp = first / kWarpLanes, warpgroup = first / kWarpgroupLanes;
   std::array<Clock, 4> fenced;

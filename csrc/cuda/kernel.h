@@ -21,7 +21,7 @@
 // Computing warpgroup: a tile of 64 rows, 16 for each warp. For each entry that exists there
 //
 //   scores (64, 80)  = q k^T            wgmma, both from shared memory: 40 registers a thread
-//   pairs  (64, 80)  = exp2(scale * (scores - their maximum))     rounded: 20 registers
+//   pairs  (64, 80)  = exp2(scale * (scores - their maximum))  rounded: 20 registers
 //   product (64, d)  = pairs v          wgmma, pairs from registers: d / 2 registers
 //   total           += weight / sum * product, where the prompt exists: d / 2 registers
 //
@@ -57,6 +57,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <type_traits>
 
 #include "cuda/params.h"
 #include "cuda/ptx.h"
@@ -207,7 +208,7 @@ struct Loader {
           wait_for_all_but(copied ? 0 : walk.entries);
           hand_over(X::kTileFullAt + item % X::kStages * 8);
         }
-        if (!copied) hand_over_entries();
+        if (!copied) hand_over_entries(present);
         copied = true;
         item += X::kLoaders;
       } while (item < walk.end);
@@ -384,11 +385,11 @@ struct Loader {
   }
 
   // Entry by entry, as they arrive.
-  STAL_DEVICE void hand_over_entries() {
+  STAL_DEVICE void hand_over_entries(uint32_t present) {
     for (int e = 0; e < walk.entries; ++e) {
       const int slot = (walk.first_slot + e) % X::kSlots;
       wait_for_all_but(walk.entries - 1 - e);
-      if (p.flip) flip_keys(shared + X::kSlotsAt + slot * X::kSlotBytes);
+      if (p.flip && (present >> e & 1)) flip_keys(shared + X::kSlotsAt + slot * X::kSlotBytes);
       hand_over(X::kSlotFullAt + slot * 8);
     }
   }
@@ -576,8 +577,12 @@ struct Consumer {
     }
   }
 
-  // exp2(scale * (score - the row's maximum)), as the second product takes them, and their sums,
-  // unless that product makes them.
+  // Of exponentials, in units of log2: their sum is below 1, so that no product with values of
+  // bfloat16 exceeds float32 where out does not. Those of float16 are small.
+  static constexpr float kShift = std::is_same_v<T, BFloat16> ? -7 : 0;
+
+  // exp2(scale * (score - the row's maximum) + kShift), as the second product takes them, and their
+  // sums, unless that product makes them.
   STAL_DEVICE void softmax(float (&scores)[kKeys / 2], uint32_t (&pairs)[kKeys / 16][4],
                            float (&sums)[2]) {
     // Of even and of odd blocks of columns apart: chains half as long.
@@ -591,7 +596,7 @@ struct Consumer {
     float shift[2];
     for (int i = 0; i < 2; ++i) shift[i] = fmaxf(greatest[0][i], greatest[1][i]);
     join_lanes(shift, [](float x, float y) { return fmaxf(x, y); });
-    for (int i = 0; i < 2; ++i) shift[i] *= -p.scale;
+    for (int i = 0; i < 2; ++i) shift[i] = fmaf(shift[i], -p.scale, kShift);
 #pragma unroll
     for (int i = 0; i < kKeys / 2; ++i) {
       scores[i] = exp2_approx(fmaf(scores[i], p.scale, shift[i / 2 % 2]));

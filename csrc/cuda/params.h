@@ -38,7 +38,7 @@ struct ForwardParams {
   int seqlen_k;
   int row_tiles;     // of an element and head: ceil(seqlen_q / kTileRows)
   int units;         // batch * heads * row_tiles
-  // The warpgroups of a block share the entries of its only tile, instead of the tiles among them.
+  // A block has one tile, whose entries are shared among its warpgroups.
   bool split;
 };
 
@@ -53,13 +53,13 @@ inline int64_t row_tiles_of(const BlendedAttentionParams& params) {
 
 // Why the kernel cannot count this call, or null.
 inline const char* too_large(const BlendedAttentionParams& params) {
-  const int64_t limit = INT32_MAX - kTileRows;
+  const int64_t limit = INT32_MAX - 4 * kTileRows;
   // batch * heads is below 2^62 then.
   if (params.batch > limit || params.heads > limit || params.seqlen_q > limit ||
       params.prompts > limit || params.entries > limit ||
       (params.batch * params.heads > 0 &&
        row_tiles_of(params) > limit / (params.batch * params.heads))) {
-    return "batch * heads * ceil(seqlen_q / 64) must be below 2**31, as must each size be";
+    return "batch * heads * ceil(seqlen_q / 64) must be below 2**31 - 256, as must each size be";
   }
   return nullptr;
 }

@@ -107,6 +107,19 @@ void Block::RunLane(int lane) {
   fibers[lane].Resume();
 }
 
+bool Block::RunWarp(int warp) {
+  bool ran = false;
+  const bool backwards = Random() % 2;
+  for (int i = 0; i < kWarpLanes; ++i) {
+    const int lane = warp * kWarpLanes + (backwards ? kWarpLanes - 1 - i : i);
+    if (lanes_[lane].state != State::kReady) continue;
+    ran = true;
+    RunLane(lane);
+    if (!error_.empty()) throw Error(error_);
+  }
+  return ran;
+}
+
 void Block::Run(const std::function<void()>& body) {
   current = this;
   body_ = &body;
@@ -115,21 +128,19 @@ void Block::Run(const std::function<void()>& body) {
   for (int lane = 0; lane < threads_; ++lane) {
     fibers[lane].Start([](void* block) { static_cast<Block*>(block)->RunBody(); }, this);
   }
-  const int warps = threads_ / kWarpLanes;
-  const auto ready = [&](int lane) { return lanes_[lane].state == State::kReady; };
+  const int warps = threads_ / kWarpLanes, warpgroups = warps / 4;
+  // A warp by chance. By turns of the seed one warp, or one warpgroup, is slow: it runs only when
+  // nobody else can; then a barrier that does not hold the others shows.
+  const int turn = static_cast<int>(grid_.seed % (2 * (warps + warpgroups)));
+  const auto slow = [&](int warp) {
+    return turn < warps + warpgroups && (warp == turn || warp / 4 + warps == turn);
+  };
   for (;;) {
-    // A warp by chance; its lanes in either direction.
-    int warp = static_cast<int>(Random() % warps), tried = 0;
+    const int first = static_cast<int>(Random() % warps);
     bool found = false;
-    for (; tried < warps && !found; ++tried, warp = (warp + 1) % warps) {
-      const bool backwards = Random() % 2;
-      for (int i = 0; i < kWarpLanes; ++i) {
-        const int lane = warp * kWarpLanes + (backwards ? kWarpLanes - 1 - i : i);
-        if (!ready(lane)) continue;
-        found = true;
-        RunLane(lane);
-        if (!error_.empty()) throw Error(error_);
-      }
+    for (int tried = 0; tried < 2 * warps && !found; ++tried) {
+      const int warp = (first + tried) % warps;
+      if (slow(warp) == (tried >= warps)) found = RunWarp(warp);
     }
     if (!found) break;
   }

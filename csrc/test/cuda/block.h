@@ -179,6 +179,8 @@ class Block {
   // Begins an instruction; by chance others go first.
   void Step();
   void RunLane(int lane);
+  // Its lanes that can go on, in either direction. False: there are none.
+  bool RunWarp(int warp);
   void RunBody();
   std::string Deadlock() const;
 

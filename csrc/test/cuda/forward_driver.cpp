@@ -58,6 +58,15 @@ Strides DrawStrides(Random& random, const std::array<int64_t, 5>& sizes, int64_t
   return {strides[0], strides[1], strides[2], strides[3]};
 }
 
+// A first tile that takes longer than all others.
+std::string SlowBegin(int64_t entries, int64_t rows) {
+  std::string region;
+  for (int64_t e = 0; e < entries; ++e) {
+    for (int64_t n = 0; n < rows; ++n) region += e == 0 || n < 64 ? '1' : '0';
+  }
+  return region;
+}
+
 std::string DrawRegion(Random& random, int64_t entries, int64_t rows) {
   std::string region;
   const double share = random.Uniform();
@@ -120,6 +129,15 @@ Case DrawForwardCase(uint64_t seed, int64_t head_dim) {
     }
   }
   if (random.Chance(0.6)) c.region = DrawRegion(random, c.entries(), c.seqlen_q);
+  if (random.Chance(0.1)) {
+    // Many tiles in a block.
+    c.batch = c.heads = 1;
+    c.ragged = false;
+    c.key_lengths.reset();
+    c.prompts = random.Integer(1, 3);
+    c.seqlen_q = random.Integer(500, 1200);
+    c.region = SlowBegin(c.prompts, c.seqlen_q);
+  }
   const char* values[] = {"normal", "normal", "large", "tiny", "wide", "constant", "huge"};
   c.values = values[random.Integer(0, 6)];
   const bool plain = random.Chance(0.3);
@@ -219,7 +237,8 @@ std::string Check(const Case& c, int orders) {
 
   Random random(c.seed);
   // With as many blocks as tiles the warpgroups of a block share its tile.
-  const int multiprocessors = random.Chance(0.3) ? 132 : static_cast<int>(random.Integer(1, 6));
+  int multiprocessors = random.Chance(0.3) ? 132 : static_cast<int>(random.Integer(1, 6));
+  if (c.seqlen_q > 200) multiprocessors = 1;
   const Tensor out = Run(c, inputs, nullptr, multiprocessors, c.seed);
   const std::string said = Compare("out", out, c.dtype, exact);
   if (!said.empty()) return said;

@@ -21,7 +21,7 @@
 // Computing warpgroup: a tile of 64 rows, 16 for each warp. For each entry that exists there
 //
 //   scores (64, 80)  = q k^T            wgmma, both from shared memory: 40 registers a thread
-//   pairs  (64, 80)  = exp2(scale * (scores - their maximum))     rounded: 20 registers
+//   pairs  (64, 80)  = exp2(scale * (scores - their maximum))  rounded: 20 registers
 //   product (64, d)  = pairs v          wgmma, pairs from registers: d / 2 registers
 //   total           += weight / sum * product, where the prompt exists: d / 2 registers
 //
@@ -33,7 +33,7 @@
 // numbers and masks; out leaves by way of the stage its q came in. At d 64: 8 slots of 20 KB, 6
 // stages of 10 KB.
 //
-// mbarriers, each counted by phases: a stage is full (its loading warp arrives) and empty (the four
+// mbarriers, each counted by phases: a stage is full (its loading warp arrives) and empty (the
 // warps that read it), a slot is full (all loading warps) and empty (all computing warps, each when
 // it takes a tile of a later residence).
 //
@@ -57,6 +57,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <type_traits>
 
 #include "cuda/params.h"
 #include "cuda/ptx.h"
@@ -108,7 +109,7 @@ struct Walk {
   int element_entries = 0;
   int element_first = 0;  // ragged: the first entry of the element
   int batch = 0, head = 0;
-  int tile = 0, tiles = 0;  // the row tiles of items begin, begin + 1 ...; items beyond have no rows
+  int tile = 0, tiles = 0;  // the row tiles of items begin, begin + 1 ...; none of items beyond
 
   // Of this block; no residence yet.
   STAL_DEVICE explicit Walk(const ForwardParams& p) {
@@ -125,6 +126,7 @@ struct Walk {
         dealt = shuffle(ballot(count > X::kEntries), 0) != 0;
       }
     }
+    if (p.split) dealt = false;
   }
 
   // Steps to the next residence; false: there is none.
@@ -206,7 +208,7 @@ struct Loader {
           wait_for_all_but(copied ? 0 : walk.entries);
           hand_over(X::kTileFullAt + item % X::kStages * 8);
         }
-        if (!copied) hand_over_entries();
+        if (!copied) hand_over_entries(present);
         copied = true;
         item += X::kLoaders;
       } while (item < walk.end);
@@ -223,7 +225,12 @@ struct Loader {
   // A row tile of q, and the numbers of its rows.
   STAL_DEVICE LaneRows copy_tile(int item) {
     const int stage = item % X::kStages, round = item / X::kStages;
-    if (round > 0) mbarrier_wait(shared + X::kTileEmptyAt + stage * 8, (round - 1) & 1);
+    if (round > 0) {
+      // A wait cannot tell a phase from the one before the last, so each is asked for when the one
+      // before it is known to have ended. The last but one of this stage was this warp's own.
+      mbarrier_wait(shared + X::kTileFullAt + stage * 8, (round - 1) & 1);
+      mbarrier_wait(shared + X::kTileEmptyAt + stage * 8, (round - 1) & 1);
+    }
     const int within = item - walk.begin;
     const uint32_t rows_at = shared + X::kRowsAt + stage * X::kRowsBytes;
     LaneRows rows;
@@ -378,11 +385,11 @@ struct Loader {
   }
 
   // Entry by entry, as they arrive.
-  STAL_DEVICE void hand_over_entries() {
+  STAL_DEVICE void hand_over_entries(uint32_t present) {
     for (int e = 0; e < walk.entries; ++e) {
       const int slot = (walk.first_slot + e) % X::kSlots;
       wait_for_all_but(walk.entries - 1 - e);
-      if (p.flip) flip_keys(shared + X::kSlotsAt + slot * X::kSlotBytes);
+      if (p.flip && (present >> e & 1)) flip_keys(shared + X::kSlotsAt + slot * X::kSlotBytes);
       hand_over(X::kSlotFullAt + slot * 8);
     }
   }
@@ -437,25 +444,33 @@ struct Consumer {
   }
 
   STAL_DEVICE void run() {
-    const bool split = p.split && !walk.dealt;
-    int item = split ? 0 : warpgroup;
+    int item = p.split ? 0 : warpgroup;
     for (int turn = 1; step_to(item); ++turn) {
-      const int stage = item % X::kStages;
-      mbarrier_wait(shared + X::kTileFullAt + stage * 8, item / X::kStages & 1);
+      const int stage = item % X::kStages, round = item / X::kStages;
+      // As in copy_tile. Nobody is two rounds ahead of an item that another warpgroup is slow with.
+      if (round > 0) mbarrier_wait(shared + X::kTileEmptyAt + stage * 8, (round - 1) & 1);
+      mbarrier_wait(shared + X::kTileFullAt + stage * 8, round & 1);
       if (walk.first == 0) {
 #pragma unroll
         for (int i = 0; i < kTotal; ++i) total[i] = 0;
       }
       uint32_t mask = load_shared_4(shared + X::kMasksAt + stage * 4);
-      if (split) mask &= (X::kConsumers == 3 ? 0x49249249u : 0x55555555u) << warpgroup;
+      if (p.split) mask &= mine();
       add_entries(stage, mask);
-      if (split) add_shares();
-      const int next = split ? walk.end : walk.dealt ? item + X::kConsumers : take(turn);
-      if (walk.last_of_tile() && (!split || warpgroup == 0)) store(stage);
+      if (p.split && walk.last_of_tile()) add_shares();
+      const int next = p.split ? item + 1 : walk.dealt ? item + X::kConsumers : take(turn);
+      if (walk.last_of_tile() && (!p.split || warpgroup == 0)) store(stage);
       sync_warp();
       if (lane == 0) mbarrier_arrive(shared + X::kTileEmptyAt + stage * 8);
       item = next;
     }
+  }
+
+  // Where warpgroups share a tile: every kConsumers-th entry of the element, as bits of those in
+  // the residence.
+  STAL_DEVICE uint32_t mine() const {
+    constexpr uint32_t kEvery = X::kConsumers == 3 ? 0x49249249u : 0x55555555u;
+    return kEvery << (warpgroup + X::kConsumers - walk.first % X::kConsumers) % X::kConsumers;
   }
 
   // To the residence of an item; false: there is none. Slots that are left behind are free for
@@ -562,8 +577,12 @@ struct Consumer {
     }
   }
 
-  // exp2(scale * (score - the row's maximum)), as the second product takes them, and their sums,
-  // unless that product makes them.
+  // Of exponentials, in units of log2: their sum is below 1, so that no product with values of
+  // bfloat16 exceeds float32 where out does not. Those of float16 are small.
+  static constexpr float kShift = std::is_same_v<T, BFloat16> ? -7 : 0;
+
+  // exp2(scale * (score - the row's maximum) + kShift), as the second product takes them, and their
+  // sums, unless that product makes them.
   STAL_DEVICE void softmax(float (&scores)[kKeys / 2], uint32_t (&pairs)[kKeys / 16][4],
                            float (&sums)[2]) {
     // Of even and of odd blocks of columns apart: chains half as long.
@@ -577,7 +596,7 @@ struct Consumer {
     float shift[2];
     for (int i = 0; i < 2; ++i) shift[i] = fmaxf(greatest[0][i], greatest[1][i]);
     join_lanes(shift, [](float x, float y) { return fmaxf(x, y); });
-    for (int i = 0; i < 2; ++i) shift[i] *= -p.scale;
+    for (int i = 0; i < 2; ++i) shift[i] = fmaf(shift[i], -p.scale, kShift);
 #pragma unroll
     for (int i = 0; i < kKeys / 2; ++i) {
       scores[i] = exp2_approx(fmaf(scores[i], p.scale, shift[i / 2 % 2]));
@@ -644,15 +663,21 @@ struct Consumer {
     }
   }
 
-  // The first warpgroup adds what the others have, in their order. The block has one tile.
+  // The first warpgroup adds what the others have, in their order. The tile is the only one, so the
+  // slots are free when the last keys and values have come and everybody is here.
   STAL_DEVICE void add_shares() {
     constexpr int kBarrier = 1 + X::kConsumers;
-    const uint32_t mine = shared + X::kSharesAt + (warp * 32 + lane) * 4;
+    for (int e = 0; e < walk.entries; ++e) {
+      const int number = walk.first_slot + e;
+      mbarrier_wait(shared + X::kSlotFullAt + number % X::kSlots * 8, number / X::kSlots & 1);
+    }
+    named_barrier(kBarrier, X::kConsumers * kWarpgroup);
+    const uint32_t shares = shared + X::kSlotsAt + (warp * 32 + lane) * 4;
     if (warpgroup > 0) {
 #pragma unroll
       for (int i = 0; i < kTotal; ++i) {
         store_shared_float(
-            mine + (warpgroup - 1) * X::kShareBytes + i * (kWarpgroup * 4), total[i]);
+            shares + (warpgroup - 1) * X::kShareBytes + i * (kWarpgroup * 4), total[i]);
       }
     }
     named_barrier(kBarrier, X::kConsumers * kWarpgroup);
@@ -660,7 +685,7 @@ struct Consumer {
     for (int share = 0; share < X::kConsumers - 1; ++share) {
 #pragma unroll
       for (int i = 0; i < kTotal; ++i) {
-        total[i] += load_shared_float(mine + share * X::kShareBytes + i * (kWarpgroup * 4));
+        total[i] += load_shared_float(shares + share * X::kShareBytes + i * (kWarpgroup * 4));
       }
     }
   }
@@ -708,8 +733,7 @@ __global__ void __launch_bounds__(Traits<HeadDim>::kThreads, 1)
   if (threadIdx.x == 0) {
     for (int i = 0; i < X::kStages; ++i) {
       mbarrier_init(shared + X::kTileFullAt + i * 8, 1);
-      // A tile is read by one warpgroup, or by all of them where they share it.
-      mbarrier_init(shared + X::kTileEmptyAt + i * 8, 4);
+      mbarrier_init(shared + X::kTileEmptyAt + i * 8, p.split ? 4 * X::kConsumers : 4);
     }
     for (int i = 0; i < X::kSlots; ++i) {
       mbarrier_init(shared + X::kSlotFullAt + i * 8, X::kLoaders);

@@ -38,7 +38,7 @@ struct ForwardParams {
   int seqlen_k;
   int row_tiles;     // of an element and head: ceil(seqlen_q / kTileRows)
   int units;         // batch * heads * row_tiles
-  // The warpgroups of a block share the entries of its only tile, instead of the tiles among them.
+  // A block has one tile, whose entries are shared among its warpgroups.
   bool split;
 };
 

@@ -70,9 +70,18 @@ struct Traits {
   static constexpr int kEntries = kSlots < 8 ? kSlots : 8;
   static constexpr int kCrowdedEntries = kSlots / 2;
   static constexpr int kStages = kConsumers == 3 ? 6 : 3;
-  // Warps that load; a tile is that of warp `tile % kLoaders`. Not more than
-  // stages, or a tile could wait for one that waits for keys that its loader has still to load.
+  // Warps that load; an item is that of warp `item % kLoaders`. Not more than stages: an item would
+  // wait for one that waits for keys which its loader has still to load.
   static constexpr int kLoaders = kStages < 4 ? kStages : 4;
+  static_assert(kLoaders <= kStages);
+  // Waits for phases (see copy_tile) need these. Two rounds of the stages apart, items are the same
+  // loader's and, where they are dealt, the same warpgroup's. Where they are not, and one warpgroup
+  // is slow with item i, the next has to wait for i + kStages, whose stage is taken, and the third
+  // for the next item of that one's loader.
+  static_assert(2 * kStages % kLoaders == 0 && 2 * kStages % kConsumers == 0);
+  static_assert((kConsumers - 2) * kLoaders < kStages);
+  // Or its loader is slow, and each of the others has to wait for one more of that loader's items.
+  static_assert((kConsumers - 1) * kLoaders < 2 * kStages);
 
   static constexpr int kMatrixBytes = kPanels * kKeys * kRowBytes;
   static constexpr int kSlotBytes = 2 * kMatrixBytes;
@@ -102,14 +111,13 @@ struct Traits {
   static constexpr int kSlotEmptyAt = kSlotFullAt + kSlots * 8;
   static constexpr int kSharedBytes = kSlotEmptyAt + kSlots * 8;
 
-  // Accumulators of a tile that warpgroups share, in the stages that it leaves unused.
-  static constexpr int kSharesAt = kTilesAt + kTileBytes;
+  // Of a tile that warpgroups share: the result of one of them, in slots that are read no more.
   static constexpr int kShareBytes = kTileRows * HeadDim * 4;
 
   static_assert(kSlotBytes % 1024 == 0 || kRowBytes == 32, "swizzles repeat after 8 rows");
   static_assert(kMatrixBytes % (8 * kRowBytes) == 0 && kTileBytes % (8 * kRowBytes) == 0);
   static_assert(kSharedBytes <= 227 * 1024, "shared memory of a block on sm_90");
-  static_assert((kConsumers - 1) * kShareBytes <= (kStages - 1) * kTileBytes);
+  static_assert((kConsumers - 1) * kShareBytes <= kSlots * kSlotBytes);
   static_assert(kConsumers * kConsumerRegisters + kLoaderRegisters <=
                 (kConsumers == 3 ? 4 * 128 : 3 * 168));
 };

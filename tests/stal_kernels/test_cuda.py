@@ -95,10 +95,9 @@ def cuda_host():
 @pytest.fixture(scope="module")
 def library(cuda_host, tmp_path_factory):
     """csrc/cuda/binding.cpp with a recorder in the place of the kernel and the machine."""
-    compiler = shutil.which("c++") or shutil.which("g++")
-    if not compiler:
+    if not shutil.which("c++"):
         pytest.skip("needs a C++ compiler")
-    return cuda_host.build_recorder(tmp_path_factory.mktemp("recorder"), compiler)
+    return cuda_host.build(cuda_host.RECORDER, tmp_path_factory.mktemp("recorder"))
 
 
 @pytest.fixture
@@ -304,6 +303,8 @@ REFUSED = {
     ),
     "shape": (dense(v=Fake((2, 4, 3, 76, 64), 0x3000)), r"v must have shape \(2, 4, 3, 77, 64\)"),
     "address": (dense(q=Fake(ROWS, 0x1008)), "q must begin at a multiple of 16 bytes, got 0x1008"),
+    "address-of-k": (dense(k=Fake(KEYS, 0x2002)), "k must begin at a multiple of 16 bytes"),
+    "address-of-v": (dense(v=Fake(KEYS, 0x3002)), "v must begin at a multiple of 16 bytes"),
     "address-of-out": (dense(out=Fake(ROWS, 0x5002)), "out must begin at a multiple of 16 bytes"),
     "address-of-weight": (
         dense(weight=Fake((2, 4, 100), 0x4002, "float32")),
@@ -451,7 +452,8 @@ STREAM = 0xABC0
 @pytest.fixture
 def stub(cuda_host, recorder):
     """The backend on the recorder; its tensors lie on the CPU."""
-    with cuda_host.recorded(recorder, STREAM):
+    on(recorder, device_type=CPU)
+    with cuda_host.on_the_cpu(recorder, STREAM):
         yield recorder
 
 

@@ -23,8 +23,11 @@ void Check(cudaError_t error, const char* what) {
 int DeviceType() { return kDlpackCuda; }
 
 int DriverVersion() {
-  int version = 0;
-  return cudaDriverGetVersion(&version) == cudaSuccess ? version : 0;
+  static const int kVersion = [] {
+    int version = 0;
+    return cudaDriverGetVersion(&version) == cudaSuccess ? version : 0;
+  }();
+  return kVersion;
 }
 
 int ToolkitVersion() { return CUDART_VERSION; }

@@ -67,7 +67,6 @@ from timing import machine
 from stal_kernels import backends
 
 _NOT_GPU = ("reference", "cpu")
-_NOT_INTERPRETED = ("cuda",)  # which a dry run leaves out
 _TABLES = ("steps", "checks", "times", "host", "floors", "tiles", "profile")
 # Seconds that must be left for another step to begin.
 _LEAST = 3.0
@@ -368,8 +367,7 @@ def main() -> int:
     parser.add_argument("--backends", nargs="+", help="all that run on a GPU if absent")
     arguments = parser.parse_args()
     candidates = [n for n in backends.names() if n.split(":")[0] not in _NOT_GPU]
-    walked = [n for n in candidates if not (arguments.dry_run and n in _NOT_INTERPRETED)]
-    chosen = arguments.backends or walked
+    chosen = arguments.backends or candidates
     if unknown := [name for name in chosen if name not in candidates]:
         known = ", ".join(candidates) or "none"
         parser.error(f"--backends must be among {known}, got {', '.join(unknown)}")

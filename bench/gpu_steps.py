@@ -36,7 +36,7 @@ from step_batching import StepBatch, random_requests
 from timing import Timing, captured, gpu_times, interleave
 from tune_triton import neighbours, starting_tile, starts
 
-from stal_kernels import blended_attention, blended_attention_ragged, plan, why_not
+from stal_kernels import blended_attention, blended_attention_ragged, plan
 from stal_kernels.backends import Inputs
 from stal_kernels.backends.triton.compile import KERNELS, Compiled, Variant, compile_variant
 from stal_kernels.backends.triton.launches import Launch, forward_launch, pixel_launch, run
@@ -302,8 +302,7 @@ def correctness(work: Work) -> None:
     indices = small if work.dry_run else list(range(len(CASES)))
     numbers = ("float32",) if work.dry_run else tuple(NUMBERS)
     (backend,) = work.backends
-    taken = {name: [i for i in indices if not against(work, i, name)] for name in numbers}
-    tasks = [(name, index) for name in numbers for index in taken[name]]
+    tasks = [(name, index) for name in numbers for index in indices]
     failures: dict[str, list[str]] = {name: [] for name in numbers}
     done: Counter[str] = Counter()
     work.doing(f"{len(tasks)} cases")
@@ -326,26 +325,15 @@ def correctness(work: Work) -> None:
         except OutOfTime:
             processes.shutdown(wait=False, cancel_futures=True)
     for name in numbers:
-        count, others = len(taken[name]), len(indices) - len(taken[name])
-        result, detail = "ok", f"{count} cases, forward and all gradients"
-        detail += f"; {others} that {backend} does not take" if others else ""
-        if count == 0:
-            result, detail = "not run", "; ".join(against(work, indices[0], name))
-        elif failures[name]:
+        result, detail = "ok", f"{len(indices)} cases, forward and all gradients"
+        if failures[name]:
             result = "FAILED"
             detail = f"{len(failures[name])} of {done[name]} cases: {'; '.join(failures[name])}"
-        elif done[name] < count:
+        elif done[name] < len(indices):
             result = "FAILED"
-            detail = f"time for {done[name]} of {count} cases, which are right"
+            detail = f"time for {done[name]} of {len(indices)} cases, which are right"
         row = {"check": f"correctness {name}", "result": result, "detail": detail}
         work.row("checks", backend=backend, **row)
-
-
-def against(work: Work, index: int, numbers: str) -> list[str]:
-    """Reasons of the backend against a case of the table."""
-    case, (dtype, _) = CASES[index], NUMBERS[numbers]
-    q = torch.empty(case.head_dim, dtype=dtype, device=work.device)
-    return why_not(work.backends[0], q, q.expand(case.seqlen_k, -1))
 
 
 def _failure(job: Future[str]) -> str:
@@ -885,7 +873,7 @@ def _time_rivals(work: Work, name: str, case: Case) -> None:
 # ---- where the time goes ----
 
 # Kernels of a forward pass, as the profiler calls them.
-KERNEL_NAMES = {"triton": "forward", "cuda": "forward"}
+KERNEL_NAMES = {"triton": "forward"}
 _PROFILED = """
 import torch
 from gpu_steps import DTYPES, DTYPE_OF_TIMES, case_of, large_example

@@ -1,8 +1,9 @@
-"""Builds the native library of stal_kernels; everything else is in pyproject.toml.
+"""Builds the native libraries of stal_kernels; everything else is in pyproject.toml.
 
-The library is plain C++17 bound with apache-tvm-ffi: it knows neither Python's nor torch's ABI,
-so one wheel (py3-none-<platform>) serves every version of both. CXX chooses the compiler.
-Where it cannot be built, the package installs as pure Python and keeps the reason.
+They are plain C++17 and CUDA bound with apache-tvm-ffi: they know neither Python's nor torch's
+ABI, so one wheel (py3-none-<platform>) serves every version of both. CXX chooses the compiler;
+nvcc is that of CUDA_HOME, of the PATH or of NVIDIA's wheels, and CUDA_HOME=none leaves CUDA out.
+What cannot be built is left out and its reason kept; without both the package is pure Python.
 """
 
 import importlib.util
@@ -12,7 +13,10 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
@@ -20,9 +24,8 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
 SOURCES = ROOT / "csrc" / "cpu"
+CUDA_SOURCES = ROOT / "csrc" / "cuda"
 MACOS = sys.platform == "darwin"
-LIBRARY = "libstal_kernels.dylib" if MACOS else "libstal_kernels.so"
-REASON = "not_built.txt"  # read by stal_kernels/backends/cpu.py
 
 # GCC warns about the undefined registers inside its own intrinsics, clang about tvm_ffi's macros.
 CXXFLAGS = (
@@ -43,8 +46,15 @@ elif platform.machine() in ("aarch64", "arm64"):
     LEVELS["neon"] = ""  # every such CPU has it
 
 
+# Instructions of wgmma are in sm_90a alone: no other GPU could run a translation of them.
+NVCCFLAGS = (
+    "-std=c++17 -O3 -gencode arch=compute_90a,code=sm_90a --compiler-options "
+    "-fPIC,-fvisibility=hidden,-Wall,-Wextra,-Wno-unused-parameter"
+)
+
+
 class BuildError(Exception):
-    """Why the native library cannot be built here, in one line."""
+    """Why a native library cannot be built here, in one line."""
 
 
 def find_compiler() -> list[str]:
@@ -56,27 +66,53 @@ def find_compiler() -> list[str]:
     raise BuildError(f"no C++ compiler was found (tried {', '.join(candidates)}; set CXX)")
 
 
+def find_nvcc() -> list[str]:
+    """CUDA_HOME's, the one on the PATH, or that of NVIDIA's wheels beside this Python."""
+    home = os.environ.get("CUDA_HOME")
+    if home:
+        candidates = [str(Path(home, "bin", "nvcc"))]
+    else:
+        wheels = importlib.util.find_spec("nvidia")
+        folders = wheels.submodule_search_locations or [] if wheels else []
+        found = [str(nvcc) for folder in folders for nvcc in Path(folder).glob("cu*/bin/nvcc")]
+        candidates = ["nvcc", *found]
+    for candidate in candidates:
+        if nvcc := shutil.which(candidate):
+            return [nvcc]
+    where = f"in CUDA_HOME ({home})" if home else "in CUDA_HOME, on the PATH or in NVIDIA's wheels"
+    raise BuildError(f"no nvcc was found {where}")
+
+
 def run(command: list[str]) -> None:
     print("stal_kernels:", shlex.join(command))
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     sys.stderr.write(result.stderr)
     if result.returncode:
-        errors = [line for line in result.stderr.splitlines() if "error" in line]
-        message = (errors or result.stderr.splitlines() or ["no message"])[0]
+        lines = result.stderr.splitlines()
+        errors = [line for line in lines if "error" in line or "fatal" in line]
+        message = (errors or lines or ["no message"])[0]
         raise BuildError(f"{command[0]} failed: {message}")
 
 
-def build_library(target: Path, objects: Path) -> None:
-    """Compiles csrc/cpu into `target`. A level that the compiler refuses is left out."""
-    supported = {("linux", "x86_64"), ("linux", "aarch64"), ("darwin", "arm64")}
+def check_platform(*supported: tuple[str, str]) -> None:
     if (sys.platform, platform.machine()) not in supported:
         raise BuildError(f"{sys.platform} on {platform.machine()} is not supported")
-    compiler = find_compiler()
+
+
+def find_tvm_ffi() -> Path:
+    """The folder of the package, which has headers and a library."""
     tvm_ffi = importlib.util.find_spec("tvm_ffi")
     if tvm_ffi is None or tvm_ffi.origin is None:
         raise BuildError("apache-tvm-ffi is not installed in the build environment")
-    tvm_ffi_folder = Path(tvm_ffi.origin).parent
-    flags = [*CXXFLAGS.split(), f"-I{ROOT / 'csrc'}", "-isystem", str(tvm_ffi_folder / "include")]
+    return Path(tvm_ffi.origin).parent
+
+
+def build_cpu(target: Path, objects: Path) -> None:
+    """Compiles csrc/cpu into `target`. A level that the compiler refuses is left out."""
+    check_platform(("linux", "x86_64"), ("linux", "aarch64"), ("darwin", "arm64"))
+    compiler = find_compiler()
+    tvm_ffi = find_tvm_ffi()
+    flags = [*CXXFLAGS.split(), f"-I{ROOT / 'csrc'}", "-isystem", str(tvm_ffi / "include")]
     if MACOS:
         flags += ["-arch", "arm64"]
     objects.mkdir(parents=True, exist_ok=True)
@@ -112,36 +148,99 @@ def build_library(target: Path, objects: Path) -> None:
     # tvm_ffi has loaded libtvm_ffi by the time that it loads this library; the run path is for
     # tools that inspect the library on its own.
     origin = "@loader_path" if MACOS else "$ORIGIN"
-    link = ["-L" + str(tvm_ffi_folder / "lib"), "-ltvm_ffi", f"-Wl,-rpath,{origin}/../tvm_ffi/lib"]
+    link = ["-L" + str(tvm_ffi / "lib"), "-ltvm_ffi", f"-Wl,-rpath,{origin}/../tvm_ffi/lib"]
     run([*compiler, *flags, threads, "-shared", *linked, *link, "-o", str(target)])
 
 
+def build_cuda(target: Path, objects: Path) -> None:
+    """Compiles csrc/cuda into `target`, a file on each core.
+
+    CUDA's runtime is linked statically, and opens the driver when it is first called: the library
+    loads without a toolkit, a driver or a GPU.
+    """
+    check_platform(("linux", "x86_64"), ("linux", "aarch64"))
+    nvcc = find_nvcc()
+    compiler = find_compiler()
+    tvm_ffi = find_tvm_ffi()
+    if os.environ.get("CXX"):
+        nvcc += ["-ccbin", compiler[-1]]
+    includes = [f"-I{ROOT / 'csrc'}", "-isystem", str(tvm_ffi / "include")]
+    objects.mkdir(parents=True, exist_ok=True)
+
+    def compile_file(source: Path) -> str:
+        output = str(objects / f"cuda_{source.stem}.o")
+        command = nvcc + NVCCFLAGS.split()
+        if source.suffix == ".cpp":
+            command = compiler + CXXFLAGS.split()
+        run([*command, *includes, "-c", str(source), "-o", output])
+        return output
+
+    sources = sorted(p for p in CUDA_SOURCES.iterdir() if p.suffix in (".cu", ".cpp"))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        linked = list(pool.map(compile_file, sources))
+    link = ["-L" + str(tvm_ffi / "lib"), "-ltvm_ffi", "-Xlinker", "-rpath=$ORIGIN/../tvm_ffi/lib"]
+    run([*nvcc, "-shared", "-cudart", "static", *linked, *link, "-o", str(target)])
+
+
+class Library(NamedTuple):
+    """A library inside stal_kernels and the file that says why it is not there.
+
+    Both names are read by stal_kernels/native.py.
+    """
+
+    name: str
+    reason: str
+    build: Callable[[Path, Path], None]
+    without: str  # what is said then
+
+    @property
+    def file(self) -> str:
+        return f"{self.name}.dylib" if MACOS else f"{self.name}.so"
+
+
+LIBRARIES = {
+    library.name: library
+    for library in (
+        Library(
+            "libstal_kernels",
+            "not_built.txt",
+            build_cpu,
+            "{bar}\nstal_kernels: the cpu backend is NOT built: {error}.\n"
+            "The package works without it, slowly; `python -m stal_kernels` shows this reason."
+            "\n{bar}",
+        ),
+        Library(
+            "libstal_kernels_cuda",
+            "not_built_cuda.txt",
+            build_cuda,
+            "stal_kernels: the cuda backend is not built: {error}",
+        ),
+    )
+}
+
+
 class BuildNative(build_ext):
-    """build_ext whose one extension is a plain shared library inside stal_kernels."""
+    """build_ext whose extensions are plain shared libraries inside stal_kernels."""
 
     def get_ext_filename(self, fullname: str) -> str:
-        return str(Path(*fullname.split(".")[:-1], LIBRARY))
+        *package, name = fullname.split(".")
+        return str(Path(*package, LIBRARIES[name].file))
 
     def build_extension(self, ext: Extension) -> None:
+        library = LIBRARIES[ext.name.rpartition(".")[2]]
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
         target.unlink(missing_ok=True)
-        target.with_name(REASON).unlink(missing_ok=True)
+        target.with_name(library.reason).unlink(missing_ok=True)
         try:
-            build_library(target.resolve(), Path(self.build_temp).resolve())
+            library.build(target.resolve(), Path(self.build_temp).resolve())
         except BuildError as error:
-            target.with_name(REASON).write_text(f"{error}\n", encoding="utf-8")
-            bar = "*" * 100
-            print(
-                f"{bar}\nstal_kernels: the cpu backend is NOT built: {error}.\n"
-                f"The package works without it, slowly; `python -m stal_kernels` shows this reason."
-                f"\n{bar}",
-                file=sys.stderr,
-            )
+            target.with_name(library.reason).write_text(f"{error}\n", encoding="utf-8")
+            print(library.without.format(error=error, bar="*" * 100), file=sys.stderr)
 
     def copy_extensions_to_source(self) -> None:
         built = Path(self.build_lib, "stal_kernels")
-        for name in (LIBRARY, REASON):
+        for name in [x for library in LIBRARIES.values() for x in (library.file, library.reason)]:
             ROOT.joinpath("stal_kernels", name).unlink(missing_ok=True)
             if (built / name).exists():
                 self.copy_file(str(built / name), str(ROOT / "stal_kernels" / name))
@@ -152,7 +251,8 @@ class Wheel(bdist_wheel):
 
     def get_tag(self) -> tuple[str, str, str]:
         build = self.get_finalized_command("build_ext")
-        if Path(build.build_lib, "stal_kernels", REASON).exists():
+        built = Path(build.build_lib, "stal_kernels")
+        if not any((built / library.file).exists() for library in LIBRARIES.values()):
             self.root_is_pure = True
             return "py3", "none", "any"
         # A universal Python builds the library for one architecture only.
@@ -160,6 +260,8 @@ class Wheel(bdist_wheel):
 
 
 setup(
-    ext_modules=[Extension("stal_kernels.libstal_kernels", sources=[], optional=True)],
+    ext_modules=[
+        Extension(f"stal_kernels.{name}", sources=[], optional=True) for name in LIBRARIES
+    ],
     cmdclass={"build_ext": BuildNative, "bdist_wheel": Wheel},
 )

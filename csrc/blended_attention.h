@@ -50,6 +50,10 @@ struct BlendedAttentionParams {
   // the region that it was made of. Both or neither; no result depends on it.
   Strided<const int32_t*> order;    // strides: batch, row
   Strided<const uint8_t*> planned;  // as region
+  // Of the same plan, read by CUDA kernels, which do not read `planned`: bit i of the word of 32
+  // rows of `order` is set where entry i of the element exists at any of them. Contiguous,
+  // (batch, ceil(seqlen_q / 32)).
+  const int64_t* tiles = nullptr;
 
   // Of a pack: K and V as the forward pass of one level reads them, in words of 4 bytes; null: it
   // packs its own. Strides: batch, prompt, head. No result depends on it.

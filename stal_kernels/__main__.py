@@ -26,10 +26,15 @@ def main() -> None:
         ("gpu", torch.cuda.get_device_name() if torch.cuda.is_available() else "none"),
         (backends.VARIABLE, _variable()),
     ]
-    rows += [(name, "; ".join(backends.why_not(name)) or "available") for name in backends.names()]
+    rows += [(name, _state(name)) for name in backends.names()]
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         print(f"{name:{width}}  {value}")
+
+
+def _state(backend: str) -> str:
+    proven = "" if backends.is_proven(backend) else " (not run on a GPU yet: auto leaves it out)"
+    return ("; ".join(backends.why_not(backend)) or "available") + proven
 
 
 def _variable() -> str:

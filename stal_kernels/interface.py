@@ -71,7 +71,8 @@ def blended_attention(
             another level, dtype, head_dim, seqlen_k or length is refused, or of other keys or
             values as far as `pack` can tell.
         scale: multiplies q . k; head_dim ** -0.5 by default.
-        backend: "auto", "triton" (NVIDIA GPUs), "cpu" or one level of it such as "cpu:avx2", or
+        backend: "auto", "triton" (NVIDIA GPUs), "cuda" (Hopper GPUs; gradients by triton; not run
+            on a GPU yet, so auto leaves it out), "cpu" or one level of it such as "cpu:avx2", or
             "reference". auto takes the first one for q's device that `why_not` has no reason
             against; a named one runs or raises.
 

@@ -6,7 +6,7 @@ operator share it; prompt_ids and offsets are None in the dense one.
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -24,6 +24,8 @@ from stal_kernels.checks import (
     wrong_three,
 )
 from stal_kernels.sources import check_unchanged
+
+_Chosen = TypeVar("_Chosen", backends.Choice, backends.BackwardChoice)
 
 _ARGUMENTS = (
     "Tensor q, Tensor k, Tensor v, Tensor weight, Tensor? prompt_ids, Tensor? offsets, "
@@ -143,15 +145,19 @@ def _forward(
 ) -> Tensor:
     indices = prompt_ids, offsets, region, key_lengths
     inputs = backends.Inputs(q, k, v, weight, *indices, plan, scale, packed)
-    choice = _choose(inputs, backend, validate or not q.is_cuda)
+    choice = _checked(backends.choose, inputs, backend, validate or not q.is_cuda)
     out = _empty_like(q)
     choice.backend.forward(inputs, choice.level, out)
     return out
 
 
-def _choose(
-    inputs: backends.Inputs, backend: str, values: bool, dout: Tensor | None = None
-) -> backends.Choice:
+def _checked(
+    choose: Callable[[backends.Inputs, str], _Chosen],
+    inputs: backends.Inputs,
+    backend: str,
+    values: bool,
+    dout: Tensor | None = None,
+) -> _Chosen:
     """The backend of a call whose arguments nobody has checked, unless the backend does.
 
     values: whether values of index tensors and plans are checked too, in either pass, since they
@@ -162,11 +168,12 @@ def _choose(
     if inputs.packed is not None:
         check_three("packed", PACKED, inputs.packed, inputs.q)
     try:
-        choice = backends.choose(inputs, backend)
+        choice = choose(inputs, backend)
     except IndexError:  # it reads sizes that a tensor of few dimensions has not
         check_inputs(inputs, values=False)
         raise
-    if not choice.backend.CHECKS_ARGUMENTS:
+    chosen = choice.backend
+    if not chosen.CHECKS_ARGUMENTS or (values and not chosen.CHECKS_VALUES):
         check_inputs(inputs, values=values, dout=dout)
     return choice
 
@@ -242,7 +249,7 @@ def _backward(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     inputs = backends.Inputs(q, k, v, weight, prompt_ids, offsets, region, key_lengths, plan, scale)
-    choice = _choose(inputs, backend, not q.is_cuda, dout)
+    choice = _checked(backends.choose_backward, inputs, backend, not q.is_cuda, dout)
     dq, dk, dv, dweight = _empty_gradients(q, k, v, weight, need_q, need_weight, need_kv)
     # The gradient of a sum is an expanded scalar.
     if dout.stride()[-1:] != (1,):

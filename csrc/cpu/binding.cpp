@@ -9,74 +9,30 @@
 
 #include <cmath>
 #include <limits>
-#include <new>
 #include <numeric>
-#include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "cpu/call_storage.h"
-#include "cpu/check_arguments.h"
 #include "cpu/levels.h"
 #include "cpu/pack.h"
+#include "read_tensors.h"
 
 namespace {
 
+using stal::DTypeOf;
+using stal::Indices;
 using stal::OptionalTensor;
+using stal::Translated;
 using tvm::ffi::Array;
 using tvm::ffi::String;
 using tvm::ffi::TensorView;
-
-// Calls body(); what it throws becomes an error of Python.
-template <typename Body>
-void Translated(const Body& body) {
-  try {
-    body();
-  } catch (const std::invalid_argument& error) {
-    TVM_FFI_THROW(ValueError) << error.what();
-  } catch (const std::bad_alloc&) {
-    TVM_FFI_THROW(MemoryError) << "blended_attention needs more memory than there is";
-  }
-}
 
 const stal::Kernels& FindKernels(const String& name) {
   for (const stal::Level& level : stal::Levels()) {
     if (name == level.name && level.why_not.empty()) return *level.kernels;
   }
   TVM_FFI_THROW(ValueError) << "level must be one that runs on this machine, got " << name;
-}
-
-stal::DType DTypeOf(const TensorView& tensor) {
-  switch (tensor.dtype().code) {
-    case kDLBfloat:
-      return stal::DType::kBFloat16;
-    default:
-      return tensor.dtype().bits == 16 ? stal::DType::kFloat16 : stal::DType::kFloat32;
-  }
-}
-
-// q, out, dout, dq: (batch, heads, seqlen_q, head_dim).
-template <typename Pointer>
-void SetRows(const TensorView& tensor, stal::Strided<Pointer>* out) {
-  out->data = static_cast<Pointer>(tensor.data_ptr());
-  out->strides = {tensor.stride(0), 0, tensor.stride(1), tensor.stride(2)};
-}
-
-// k, v, dk, dv: (batch, prompts, heads, seqlen_k, head_dim), without batch in the ragged form.
-template <typename Pointer>
-void SetKeys(const TensorView& tensor, stal::Strided<Pointer>* out) {
-  const int first = tensor.ndim() - 4;
-  out->data = static_cast<Pointer>(tensor.data_ptr());
-  out->strides = {first ? tensor.stride(0) : 0, tensor.stride(first), tensor.stride(first + 1),
-                  tensor.stride(first + 2)};
-}
-
-// weight, region, dweight: (batch, prompts, seqlen_q), without batch in the ragged form.
-template <typename Pointer>
-void SetWeights(const TensorView& tensor, stal::Strided<Pointer>* out) {
-  const int first = tensor.ndim() - 2;
-  out->data = static_cast<Pointer>(tensor.data_ptr());
-  out->strides = {first ? tensor.stride(0) : 0, tensor.stride(first), 0, tensor.stride(first + 1)};
 }
 
 // A pack, whose tensors are (batch, prompts, ..), without batch in the ragged form.
@@ -96,10 +52,6 @@ void CheckThreads(int64_t threads) {
   if (threads < 1 || threads > std::numeric_limits<int>::max()) {
     stal::Refuse("threads", "be a positive int", threads);
   }
-}
-
-const int32_t* Indices(const OptionalTensor& tensor) {
-  return tensor.has_value() ? static_cast<const int32_t*>(tensor.value().data_ptr()) : nullptr;
 }
 
 void SetSizes(const stal::Sizes& sizes, stal::DType dtype, bool bf16_products,

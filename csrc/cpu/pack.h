@@ -10,7 +10,7 @@
 #include <string>
 
 #include "cpu/call.h"
-#include "cpu/check_arguments.h"
+#include "check_arguments.h"
 
 namespace stal {
 

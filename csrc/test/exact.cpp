@@ -43,7 +43,7 @@ struct Attention {
 
 std::map<std::string, Exact> ComputeExact(const Case& c,
                                           const std::map<std::string, std::vector<double>>& inputs,
-                                          const std::vector<uint8_t>& region) {
+                                          const std::vector<uint8_t>& region, double unit) {
   const std::vector<double>& q = inputs.at("q");
   const std::vector<double>& k = inputs.at("k");
   const std::vector<double>& v = inputs.at("v");
@@ -110,7 +110,7 @@ std::map<std::string, Exact> ComputeExact(const Case& c,
           double r = 0, r_slack = 0, r_size = 0;
           for (int64_t l = 0; l < length; ++l) {
             a.p[l] /= sum;
-            a.p_slack[l] = a.p[l] * relative + 2 * lowest;
+            a.p_slack[l] = a.p[l] * relative + 2 * lowest + unit / 2 / sum;
             r += a.p[l] * a.g[l];
             r_size += a.p[l] * a.g_size[l];
             r_slack += a.p_slack[l] * a.g_size[l] + a.p[l] * a.g_slack[l] + lowest;

@@ -21,9 +21,10 @@ struct Exact {
 // The slack is a bound for each element, not a guess: the kernel's scores, softmax and sums are
 // those of float32, and it may round probabilities, their gradient and the result to the dtype, and
 // flush what is smaller than the smallest normal float32 times the next power of two above the
-// number of keys. It is infinite where that says nothing.
+// number of keys. It is infinite where that says nothing. `unit`: a kernel may also round
+// exp(score - the row's greatest) to multiples of it.
 std::map<std::string, Exact> ComputeExact(const Case& c,
                                           const std::map<std::string, std::vector<double>>& inputs,
-                                          const std::vector<uint8_t>& region);
+                                          const std::vector<uint8_t>& region, double unit = 0);
 
 }  // namespace stal::test

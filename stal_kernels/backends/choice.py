@@ -8,15 +8,27 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from stal_kernels.backends.contract import FAST_DTYPES, Backend, Inputs
+from stal_kernels.backends.contract import FAST_DTYPES, Backend, ForwardBackend, Inputs
 
 # auto takes the first of these that is for the device and has no reason against it.
-_AUTO_ORDER = ("cpu", "triton", "reference")
+_ORDER = ("cpu", "cuda", "triton", "reference")
+# The file in bench/results of a run on a GPU in which every check of backend cuda passed; None:
+# there was none yet, and auto leaves cuda out.
+CUDA_RESULT: str | None = None
+# What computes the gradients of calls by a backend that has no backward pass.
+_GRADIENTS_BY = {"cuda": "triton"}
 VARIABLE = "STAL_KERNELS_BACKEND"
 
 
 class Choice(NamedTuple):
     """A backend and its level, "" for the best one."""
+
+    backend: ForwardBackend
+    level: str
+
+
+class BackwardChoice(NamedTuple):
+    """As `Choice`, for a backward pass."""
 
     backend: Backend
     level: str
@@ -26,14 +38,14 @@ class Choice(NamedTuple):
 def names() -> tuple[str, ...]:
     """All values of `backend` but "auto", levels included."""
     result: list[str] = []
-    for name in _AUTO_ORDER:
+    for name in _ORDER:
         result += [name, *(f"{name}:{level}" for level in _module(name).LEVELS)]
     return tuple(result)
 
 
 def check_name(backend: str, variable: str = "backend") -> None:
     """Raises ValueError unless `backend` is "auto" or one of `names()`."""
-    if backend == "auto" or backend in _AUTO_ORDER:
+    if backend == "auto" or backend in _ORDER:
         return
     # Levels are known to modules that a trace may not import; the call itself asks again.
     if not torch.compiler.is_compiling() and backend not in names():
@@ -44,7 +56,7 @@ def why_not(backend: str, q: Tensor | None = None, k: Tensor | None = None) -> l
     """Reasons why a backend cannot run; empty when it can.
 
     Args:
-        backend: "reference", "cpu", "triton", or a level such as "cpu:avx512".
+        backend: "reference", "cpu", "cuda", "triton", or a level such as "cpu:avx512".
         q, k: tensors of a call, of which the last dimensions count. Without them only the machine
             is asked.
 
@@ -72,6 +84,11 @@ def why_not(backend: str, q: Tensor | None = None, k: Tensor | None = None) -> l
     return _against(backend, q.device, q.dtype, q.shape[-1], None if k is None else k.shape[-2])
 
 
+def is_proven(backend: str) -> bool:
+    """Whether it ran where it is meant to run; auto chooses no other."""
+    return backend != "cuda" or CUDA_RESULT is not None
+
+
 def choose(inputs: Inputs, backend: str) -> Choice:
     """The backend and level that compute a call.
 
@@ -87,10 +104,20 @@ def choose_for(
     device: torch.device, dtype: torch.dtype, head_dim: int, seqlen_k: int, backend: str
 ) -> Choice:
     """As `choose`, of a call with such q and k."""
+    return _choose(_named(backend), device, dtype, head_dim, seqlen_k)
+
+
+def choose_backward(inputs: Inputs, backend: str) -> BackwardChoice:
+    """The backend and level that compute the gradients of a call; raises as `choose`."""
+    q, k = inputs.q, inputs.k
+    return _choose_backward(_named(backend), q.device, q.dtype, q.shape[-1], k.shape[-2])
+
+
+def _named(backend: str) -> str:
     if backend == "auto" and (value := os.environ.get(VARIABLE)):
         check_name(value, VARIABLE)
-        backend = value
-    return _choose(backend, device, dtype, head_dim, seqlen_k)
+        return value
+    return backend
 
 
 # Kept by all that may decide; what is missing from a machine stays missing.
@@ -104,16 +131,42 @@ def _choose(
             raise NotImplementedError(f"backend {backend} cannot run this: {'; '.join(reasons)}")
         name, _, level = backend.partition(":")
         return Choice(_module(name), level)
-    reasons = []
-    for name in _AUTO_ORDER:
-        module = _module(name)
-        if module.DEVICES and device.type not in module.DEVICES:
+    return Choice(_module(_first(_ORDER, device, dtype, head_dim, seqlen_k)), "")
+
+
+@functools.lru_cache(1024)
+def _choose_backward(
+    backend: str, device: torch.device, dtype: torch.dtype, head_dim: int, seqlen_k: int
+) -> BackwardChoice:
+    check_name(backend)
+    if backend == "auto":
+        order = tuple(name for name in _ORDER if name not in _GRADIENTS_BY)
+        return BackwardChoice(_differentiable(_first(order, device, dtype, head_dim, seqlen_k)), "")
+    name, _, level = backend.partition(":")
+    of = _GRADIENTS_BY.get(name)
+    computing = of or backend
+    if reasons := _against(computing, device, dtype, head_dim, seqlen_k):
+        role = f", which computes the gradients of {name}," if of else ""
+        raise NotImplementedError(
+            f"backend {computing}{role} cannot run this: {'; '.join(reasons)}"
+        )
+    return BackwardChoice(_differentiable(of or name), "" if of else level)
+
+
+def _first(
+    order: tuple[str, ...], device: torch.device, dtype: torch.dtype, head_dim: int, seqlen_k: int
+) -> str:
+    """The one that auto takes."""
+    reasons: list[str] = []
+    for name in order:
+        devices = _module(name).DEVICES
+        if not is_proven(name) or (devices and device.type not in devices):
             continue
         found = _against(name, device, dtype, head_dim, seqlen_k)
         if not found:
             if name == "reference" and dtype in FAST_DTYPES:
                 _warn_slow("; ".join(reasons) or f"no fast backend is for {device.type} tensors")
-            return Choice(module, "")
+            return name
         reasons += found
     raise NotImplementedError("; ".join(reasons))
 
@@ -133,7 +186,16 @@ def _missing(backend: str) -> str:
 
 
 @functools.cache
-def _module(name: str) -> Backend:
+def _module(name: str) -> ForwardBackend:
+    if name == "cuda":
+        from stal_kernels.backends import cuda
+
+        return cuda
+    return _differentiable(name)
+
+
+@functools.cache
+def _differentiable(name: str) -> Backend:
     # Spelled out, so that mypy compares each with the contract.
     if name == "cpu":
         from stal_kernels.backends import cpu

@@ -8,7 +8,7 @@ from torch import Tensor
 
 # What all fast backends compute; float64 has none by design.
 FAST_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-STAMP_SIZE = 6  # numbers by which a pack is told; csrc/cpu/check_arguments.h has their names
+STAMP_SIZE = 6  # numbers by which a pack is told; csrc/check_arguments.h has their names
 
 
 class Inputs(NamedTuple):
@@ -39,18 +39,20 @@ class Inputs(NamedTuple):
     packed: Sequence[Tensor] | None = None
 
 
-class Backend(Protocol):
-    """What a backend has.
+class ForwardBackend(Protocol):
+    """What a backend has; one without a backward pass has no more.
 
     LEVELS: names that may follow "<backend>:".
     DEVICES: types of device that auto uses it for; none: all.
-    CHECKS_ARGUMENTS: whether both passes refuse with a ValueError whatever breaks the rules of
-        `Inputs` and of the arguments below, values of index tensors too.
+    CHECKS_ARGUMENTS: whether its passes refuse with a ValueError whatever breaks the rules of
+        `Inputs` and of the arguments below, but for values of index tensors and plans.
+    CHECKS_VALUES: whether they refuse those too.
     """
 
     LEVELS: tuple[str, ...]
     DEVICES: tuple[str, ...]
     CHECKS_ARGUMENTS: bool
+    CHECKS_VALUES: bool
 
     def missing(self, level: str) -> str:
         """Why it, or one of its levels, cannot run on this machine; "" if it can."""
@@ -93,6 +95,10 @@ class Backend(Protocol):
             level: one of LEVELS that `missing` has nothing against; "": the best one.
             out: any strides with a contiguous last dimension.
         """
+
+
+class Backend(ForwardBackend, Protocol):
+    """A backend with a backward pass."""
 
     def backward(
         self,

@@ -1,7 +1,6 @@
 """The C++ library (csrc/cpu), one set of kernels per instruction level."""
 
 import functools
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stal_kernels import native
 from stal_kernels.backends.contract import Inputs, fast_limits
 
 LEVELS: tuple[str, ...] = (
@@ -24,6 +24,7 @@ LEVELS: tuple[str, ...] = (
 )
 DEVICES: tuple[str, ...] = ("cpu",)
 CHECKS_ARGUMENTS = True
+CHECKS_VALUES = True
 
 _FOLDER = Path(__file__).parent.parent
 _NONE = (None, None, None)  # in place of a plan or a pack
@@ -155,37 +156,4 @@ def _best_level() -> str:
 
 @functools.cache
 def _library() -> Any:
-    path = _library_in(_FOLDER)
-    if path is None:
-        raise RuntimeError(_why_there_is_none())
-    # Imported late: before torch 2.11 this import compiles an add-on.
-    import tvm_ffi
-
-    return tvm_ffi.load_module(path)
-
-
-def _library_in(package: Path) -> Path | None:
-    names = [package / f"libstal_kernels.{suffix}" for suffix in ("so", "dylib")]
-    return next((name for name in names if name.exists()), None)
-
-
-def _why_there_is_none() -> str:
-    """Why this package has no library, and what to do about it."""
-    reason = _FOLDER / "not_built.txt"
-    if reason.exists():
-        return f"it was not built: {reason.read_text(encoding='utf-8').strip()}"
-    source = _FOLDER.parent
-    if not (source / "setup.py").exists():
-        return f"{_FOLDER} has no library; install the package again"
-    where = f"stal_kernels was imported from the source folder {source}, whose library is not built"
-    for entry in sys.path:
-        package = Path(entry or ".") / "stal_kernels"
-        if package.resolve() != _FOLDER.resolve() and _library_in(package):
-            return (
-                f"{where}: go to another folder (cd) to use the installed copy in "
-                f"{package.parent}, or build it with `pip install -e .`"
-            )
-    return (
-        f"{where}: run `pip install -e .` in it (or `python setup.py build_ext --inplace`), or "
-        "`pip install .` and go to another folder (cd)"
-    )
+    return native.load(_FOLDER, "libstal_kernels")

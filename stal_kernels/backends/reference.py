@@ -19,6 +19,7 @@ from stal_kernels.backends.contract import Inputs
 LEVELS: tuple[str, ...] = ()
 DEVICES: tuple[str, ...] = ()
 CHECKS_ARGUMENTS = False
+CHECKS_VALUES = False
 
 
 def missing(level: str) -> str:

@@ -9,7 +9,7 @@ from stal_kernels.backends import choice, cpu
 # On the CPU Triton needs its interpreter, which it chooses for good when it is imported:
 # test_triton.py runs a process with it, and in that process the backend is triton alone.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-CPU_BACKENDS = tuple(name for name in backends.names() if name != "triton")
+CPU_BACKENDS = tuple(name for name in backends.names() if name not in ("cuda", "triton"))
 BACKENDS = ("triton",) if INTERPRETED else CPU_BACKENDS
 
 
@@ -43,7 +43,7 @@ def _restore_threads():
 @pytest.fixture(autouse=True)
 def _forget_choices():
     """Choices and warnings that a process keeps belong to one test."""
-    kept = (choice._choose, choice._missing, choice._warn_slow)
+    kept = (choice._choose, choice._choose_backward, choice._missing, choice._warn_slow)
     for function in kept:
         function.cache_clear()
     yield

@@ -11,9 +11,9 @@ import stal_kernels
 
 PACKAGE = Path(stal_kernels.__file__).parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
-BACKENDS = {"cpu", "reference", "triton"}
+BACKENDS = {"cpu", "cuda", "reference", "triton"}
 CSRC = Path(__file__).parents[2] / "csrc"  # of the checkout: an installed package has none
-KERNELS = sorted(p for p in CSRC.rglob("*") if p.suffix in (".h", ".cpp"))
+KERNELS = sorted(p for p in CSRC.rglob("*") if p.suffix in (".h", ".cpp", ".cu"))
 
 
 def imports(path):

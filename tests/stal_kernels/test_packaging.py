@@ -1,7 +1,8 @@
-"""What pip builds and installs, with and without a compiler."""
+"""What pip builds and installs, with and without a compiler, with and without CUDA's."""
 
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import tarfile
@@ -57,11 +58,16 @@ def run(
     return result.stdout + result.stderr
 
 
+# What concerns the other library leaves this one out, which takes its time.
+WITHOUT_CUDA = {"CUDA_HOME": "none"}
+HAS_NVCC = shutil.which("nvcc") is not None
+
+
 def build(
     python: Path, source: Path, output: Path, environment: dict[str, str] | None = None
 ) -> tuple[Path, str]:
     command = (python, "-m", "build", "--wheel", "--no-isolation", "--outdir", output, source)
-    log = run(*command, environment=environment)
+    log = run(*command, environment={**WITHOUT_CUDA, **(environment or {})})
     (wheel,) = output.glob("*.whl")
     return wheel, log
 
@@ -71,33 +77,139 @@ def names_in(wheel: Path) -> set[str]:
         return set(archive.namelist())
 
 
-def test_wheel_holds_the_library_and_serves_every_python(source, builder, tmp_path):
-    wheel, _ = build(builder, source, tmp_path)
+def program(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return path
+
+
+def compiler_that_writes(path: Path, name: str) -> Path:
+    """A compiler whose every output is its own name."""
+    find = 'while [ "$1" != -o ]; do shift; done'
+    return program(path, f'{find}\necho {name} > "$2"')
+
+
+def gpu_code(library: bytes) -> list[tuple[int, int]]:
+    """Kind (1: PTX, 2: machine code) and architecture of what a library holds for GPUs."""
+    found, at = [], 0
+    while (at := library.find(struct.pack("<IHH", 0xBA55ED50, 1, 16), at)) >= 0:
+        (size,) = struct.unpack_from("<Q", library, at + 8)
+        entry, end = at + 16, at + 16 + size
+        while entry < end:
+            kind, _, header, payload = struct.unpack_from("<HHIQ", library, entry)
+            found.append((kind, struct.unpack_from("<I", library, entry + 28)[0]))
+            entry += header + payload
+        at = end
+    return found
+
+
+@pytest.fixture(scope="module")
+def wheel(source, builder, tmp_path_factory) -> Path:
+    """With all that can be built here; unpacked beside it in `installed`."""
+    folder = tmp_path_factory.mktemp("wheel")
+    built, _ = build(builder, source, folder, {"CUDA_HOME": ""})
+    with zipfile.ZipFile(built) as archive:
+        archive.extractall(folder / "installed")
+    return built
+
+
+def test_wheel_holds_the_libraries_and_serves_every_python(wheel, source, tmp_path):
     assert wheel.name.startswith("stal-")
     assert "-py3-none-" in wheel.name
     assert not wheel.name.endswith("-any.whl")
     names = names_in(wheel)
-    (library,) = (name for name in names if name.endswith((".so", ".dylib")))
-    assert Path(library).parent.name == "stal_kernels"
+    libraries = [Path(name) for name in names if name.endswith((".so", ".dylib"))]
+    assert {library.parent.name for library in libraries} == {"stal_kernels"}
+    assert {library.stem for library in libraries} >= {"libstal_kernels"}
     assert {"stal/__init__.py", "stal_kernels/__init__.py", "stal_kernels/py.typed"} <= names
     assert "stal_kernels/backends/triton/tiles.json" in names
     assets = {p.relative_to(source) for p in (source / "stal" / "assets").rglob("*") if p.is_file()}
     assert {str(p) for p in assets} <= names
     assert {name.partition("/")[0].partition("-")[0] for name in names} == {"stal", "stal_kernels"}
     # An unpacked wheel works beside the torch of this environment.
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(tmp_path / "installed")
-    environment = {"PYTHONPATH": str(tmp_path / "installed")}
+    installed = wheel.parent / "installed"
+    environment = {"PYTHONPATH": str(installed)}
     code = "import stal_kernels; print(stal_kernels.__file__, stal_kernels.why_not('cpu'))"
     said = run(sys.executable, "-c", code, cwd=tmp_path, environment=environment)
-    assert str(tmp_path / "installed") in said
+    assert str(installed) in said
     assert said.strip().endswith("[]")
+
+
+@pytest.mark.skipif(not HAS_NVCC, reason="needs nvcc on the PATH")
+def test_wheel_holds_the_cuda_library_which_loads_without_a_gpu(wheel, tmp_path):
+    installed = wheel.parent / "installed"
+    library = installed / "stal_kernels" / "libstal_kernels_cuda.so"
+    code = gpu_code(library.read_bytes())
+    assert {kind for kind, _ in code} == {2}
+    assert [architecture for _, architecture in code].count(90) >= 5  # a head_dim each
+    assert library.stat().st_size <= 5 * 2**20
+    needed = run("ldd", library)
+    assert "libcuda.so" not in needed
+    assert "libcudart.so" not in needed
+    loads = "from stal_kernels.backends import cuda; print(repr(cuda._library().missing()))"
+    environment = {"PYTHONPATH": str(installed)}
+    said = run(sys.executable, "-c", loads, cwd=tmp_path, environment=environment).strip()
+    assert said == "''" or "NVIDIA driver" in said
+
+
+def test_package_builds_without_nvcc_and_says_so(source, builder, tmp_path):
+    environment = {"CXX": str(compiler_that_writes(tmp_path / "c++", "cpu"))}
+    wheel, log = build(builder, source, tmp_path / "wheels", environment)
+    assert "stal_kernels: the cuda backend is not built: no nvcc was found in CUDA_HOME" in log
+    assert not wheel.name.endswith("-any.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        reason = archive.read("stal_kernels/not_built_cuda.txt").decode()
+    assert reason == "no nvcc was found in CUDA_HOME (none)\n"
+    assert not any("libstal_kernels_cuda" in name for name in names_in(wheel))
+
+
+def test_package_builds_with_an_nvcc_that_is_too_old_and_says_so(source, builder, tmp_path):
+    said = "nvcc fatal   : Unsupported gpu architecture 'compute_90a'"
+    program(tmp_path / "cuda" / "bin" / "nvcc", f'echo "{said}" >&2; exit 1')
+    environment = {
+        "CXX": str(compiler_that_writes(tmp_path / "c++", "cpu")),
+        "CUDA_HOME": str(tmp_path / "cuda"),
+    }
+    wheel, log = build(builder, source, tmp_path / "wheels", environment)
+    assert f"nvcc failed: {said}" in log
+    with zipfile.ZipFile(wheel) as archive:
+        assert said in archive.read("stal_kernels/not_built_cuda.txt").decode()
+        assert archive.read("stal_kernels/libstal_kernels.so") == b"cpu\n"
+
+
+@pytest.mark.parametrize("place", ["CUDA_HOME", "PATH", "wheels"])
+def test_nvcc_is_found(place, source, builder, tmp_path):
+    folders = {
+        "CUDA_HOME": tmp_path / "home",
+        "PATH": tmp_path / "path",
+        "wheels": tmp_path / "site" / "nvidia" / "cu13",
+    }
+    # Those that come later are there too, and those that come first are not.
+    for name in list(folders)[list(folders).index(place) :]:
+        below = "nvcc" if name == "PATH" else "bin/nvcc"
+        compiler_that_writes(folders[name] / below, name)
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for tool in ("sh", "echo"):
+        (tools / tool).symlink_to(shutil.which(tool) or tool)
+    environment = {
+        "CXX": str(compiler_that_writes(tmp_path / "c++", "cpu")),
+        "CUDA_HOME": str(folders["CUDA_HOME"]) if place == "CUDA_HOME" else "",
+        "PATH": f"{folders['PATH']}:{tools}",
+        "PYTHONPATH": str(tmp_path / "site"),
+    }
+    wheel, _ = build(builder, source, tmp_path / "wheels", environment)
+    with zipfile.ZipFile(wheel) as archive:
+        assert archive.read("stal_kernels/libstal_kernels_cuda.so").decode() == f"{place}\n"
+    assert not any("not_built" in name for name in names_in(wheel))
 
 
 def test_package_builds_without_a_compiler_and_says_so(source, builder, tmp_path):
     wheel, log = build(builder, source, tmp_path, {"CXX": "/nonexistent"})
     assert wheel.name.endswith("-py3-none-any.whl")
     assert "the cpu backend is NOT built: no C++ compiler was found" in log
+    assert "the cuda backend is not built: no nvcc was found" in log
     assert not any(name.endswith((".so", ".dylib")) for name in names_in(wheel))
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "installed")
@@ -137,7 +249,9 @@ def test_source_archive_builds_the_same_wheel(source, builder, tmp_path):
         content.extractall(tmp_path / "unpacked")
     (unpacked,) = (tmp_path / "unpacked").iterdir()
     assert (unpacked / "csrc" / "cpu" / "kernel.h").exists()
-    assert (unpacked / "csrc" / "cpu" / "check_arguments.h").exists()
+    assert (unpacked / "csrc" / "check_arguments.h").exists()
+    assert (unpacked / "csrc" / "cuda" / "launch.cu").exists()
+    assert (unpacked / "csrc" / "build.toml").exists()
     assert (unpacked / "examples" / "step_batching.py").exists()  # bench/gpu_check.py imports it
     from_archive, _ = build(builder, unpacked, tmp_path / "archive")
     from_checkout, _ = build(builder, source, tmp_path / "checkout")
@@ -151,6 +265,7 @@ def test_editable_install_builds_the_library_in_place(source, builder, tmp_path)
     run(
         *(builder, "-m", "pip", "install", "-q", "--no-build-isolation", "--no-deps"),
         *("--editable", checkout),
+        environment=WITHOUT_CUDA,
     )
     built = [p.name for p in (checkout / "stal_kernels").glob("libstal_kernels.*")]
     assert len(built) == 1

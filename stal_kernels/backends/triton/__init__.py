@@ -12,6 +12,7 @@ from stal_kernels.backends.triton import launches
 LEVELS: tuple[str, ...] = ()
 DEVICES: tuple[str, ...] = ("cuda",)
 CHECKS_ARGUMENTS = False
+CHECKS_VALUES = False
 
 _CAPABILITY = (8, 0)
 

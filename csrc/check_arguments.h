@@ -46,6 +46,14 @@ inline std::string Text(DLDataType dtype) {
   return dtype.code == kDLBool ? "bool" : kind + std::to_string(dtype.bits);
 }
 
+inline std::string Text(DLDevice device) {
+  const char* names[] = {"?", "cpu", "cuda", "cuda_host"};
+  const bool known = device.device_type >= kDLCPU && device.device_type <= kDLCUDAHost;
+  const std::string id = std::to_string(device.device_id);
+  if (known) return names[device.device_type] + (":" + id);
+  return "device type " + std::to_string(device.device_type) + ", number " + id;
+}
+
 inline bool IsSame(DLDataType a, DLDataType b) {
   return a.code == b.code && a.bits == b.bits && a.lanes == b.lanes;
 }
@@ -60,18 +68,30 @@ inline void CheckDims(const char* name, const TensorView& x, int dims, const cha
   }
 }
 
+constexpr DLDevice kHost = {kDLCPU, 0};
+
+// `place`: a GPU, or kHost, which pinned memory is part of.
+inline void CheckPlace(const char* name, const TensorView& x, DLDevice place) {
+  const DLDevice device = x.device();
+  if (place.device_type == kDLCPU) {
+    const DLDeviceType type = device.device_type;
+    if (type != kDLCPU && type != kDLCUDAHost && type != kDLROCMHost) {
+      Refuse(name, "be on the CPU", "device type " + std::to_string(type));
+    }
+  } else if (device.device_type != place.device_type || device.device_id != place.device_id) {
+    Refuse(name, "be on " + Text(place), Text(device));
+  }
+}
+
 // Shape, device and strides. `contiguous`: the last dimension must be.
 inline void CheckMemory(const char* name, const TensorView& x, std::initializer_list<int64_t> shape,
-                        bool contiguous) {
+                        bool contiguous, DLDevice place = kHost) {
   const int64_t dims = x.ndim(), count = static_cast<int64_t>(shape.size());
   const int64_t* sizes = x.shape().data();
   bool same = dims == count;
   for (int64_t i = 0; same && i < dims; ++i) same = sizes[i] == shape.begin()[i];
   if (!same) Refuse(name, "have shape " + Text(shape.begin(), count), Text(sizes, dims));
-  const DLDeviceType device = x.device().device_type;
-  if (device != kDLCPU && device != kDLCUDAHost && device != kDLROCMHost) {
-    Refuse(name, "be on the CPU", "device type " + std::to_string(device));
-  }
+  CheckPlace(name, x, place);
   if (x.byte_offset() != 0) Refuse(name, "begin at its address", x.byte_offset());
   const int64_t* strides = x.strides().data();
   if (contiguous && sizes[dims - 1] > 1 && strides[dims - 1] != 1) {
@@ -123,12 +143,14 @@ struct Sizes {
   int64_t prompts;  // ragged: rows of the table
   int64_t entries;  // ragged only
   DLDataType dtype;
+  DLDevice place = kHost;  // of all tensors
 
   Sizes(const TensorView& q, const TensorView& k, const TensorView& v, const TensorView& weight,
         const OptionalTensor& prompt_ids, const OptionalTensor& offsets,
         const OptionalTensor& region, const OptionalTensor& key_lengths,
-        const OptionalTensor& order, const OptionalTensor& tiles, const OptionalTensor& planned)
-      : ragged(prompt_ids.has_value()) {
+        const OptionalTensor& order, const OptionalTensor& tiles, const OptionalTensor& planned,
+        DLDevice place = kHost)
+      : ragged(prompt_ids.has_value()), place(place) {
     if (ragged != offsets.has_value()) {
       Refuse("prompt_ids", "come with offsets", ragged ? "it alone" : "offsets alone");
     }
@@ -166,9 +188,9 @@ struct Sizes {
       if (!order.has_value() || !tiles.has_value() || !planned.has_value()) {
         Refuse("plan", "have order, tiles and region", "some of them");
       }
-      CheckMemory("plan's order", order.value(), {batch, seqlen_q}, false);
+      CheckMemory("plan's order", order.value(), {batch, seqlen_q}, false, place);
       CheckDType("plan's order", order.value(), kIndex);
-      CheckMemory("plan's tiles", tiles.value(), {batch, (seqlen_q + 31) / 32}, false);
+      CheckMemory("plan's tiles", tiles.value(), {batch, (seqlen_q + 31) / 32}, false, place);
       CheckDType("plan's tiles", tiles.value(), {kDLInt, 64, 1});
       CheckWeights("plan's region", planned.value());
       CheckDType("plan's region", planned.value(), {kDLBool, 8, 1});
@@ -214,16 +236,16 @@ struct Sizes {
 
   // q, out and their gradients.
   void CheckRows(const char* name, const TensorView& x) const {
-    CheckMemory(name, x, {batch, heads, seqlen_q, head_dim}, true);
+    CheckMemory(name, x, {batch, heads, seqlen_q, head_dim}, true, place);
     CheckDType(name, x, dtype);
   }
 
   // k, v and their gradients.
   void CheckKeys(const char* name, const TensorView& x) const {
     if (ragged) {
-      CheckMemory(name, x, {prompts, heads, seqlen_k, head_dim}, true);
+      CheckMemory(name, x, {prompts, heads, seqlen_k, head_dim}, true, place);
     } else {
-      CheckMemory(name, x, {batch, prompts, heads, seqlen_k, head_dim}, true);
+      CheckMemory(name, x, {batch, prompts, heads, seqlen_k, head_dim}, true, place);
     }
     CheckDType(name, x, dtype);
   }
@@ -231,9 +253,9 @@ struct Sizes {
   // weight, region, dweight; not their dtype.
   void CheckWeights(const char* name, const TensorView& x) const {
     if (ragged) {
-      CheckMemory(name, x, {entries, seqlen_q}, false);
+      CheckMemory(name, x, {entries, seqlen_q}, false, place);
     } else {
-      CheckMemory(name, x, {batch, prompts, seqlen_q}, false);
+      CheckMemory(name, x, {batch, prompts, seqlen_q}, false, place);
     }
   }
 
@@ -250,8 +272,8 @@ struct Sizes {
     }
   }
 
-  static void CheckIndices(const char* name, const TensorView& x, int64_t count) {
-    CheckMemory(name, x, {count}, true);
+  void CheckIndices(const char* name, const TensorView& x, int64_t count) const {
+    CheckMemory(name, x, {count}, true, place);
     CheckDType(name, x, kIndex);
   }
 };

@@ -1,0 +1,7 @@
+#include "cuda/instance.h"
+
+namespace stal::cuda {
+
+STAL_INSTANCES(, 40)
+
+}  // namespace stal::cuda

@@ -1,0 +1,169 @@
+"""The CUDA kernels on a CPU: their sources, unchanged, in an emulator of Hopper's instructions.
+
+csrc/test/cuda says what it models. Here its programs are built and run: each instruction against
+the manual, the forward kernel on random cases against double precision, and mistakes, planted in a
+small kernel and in the real one, each of which must be caught.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SOURCES = ROOT / "csrc"
+EMULATOR = ("cuda/fiber", "cuda/shared_memory", "cuda/block", "cuda/product")
+DRIVER = (*EMULATOR, "case", "exact", "tensors", "cuda/forward", "cuda/forward_driver")
+FLAGS = "-std=c++17 -Wall -Wextra -Werror -Wno-unknown-pragmas -g"
+
+INSTRUCTIONS = (
+    *("rounding", "functions", "shuffles", "barriers", "registers", "shared_memory"),
+    *("stmatrix", "copies", "mbarriers", "scores", "values", "product_rules"),
+)
+HEAD_DIMS = (40, 64, 80, 128, 160)
+
+# What must be said of each mistake in csrc/test/cuda/bugs.cpp, in whatever order lanes run.
+BUGS = {
+    "no_proxy_fence": "no fence.proxy.async and barrier between the write",
+    "wrong_parity": "has not been waited for|no fence.proxy.async|uninitialised|not published",
+    "wrong_leading_offset": "wrong numbers",
+    "wrong_stride_offset": "wrong numbers|a wgmma of warp 1 may still read",
+    "scores_read_before_wait": "wrong numbers",
+    "values_read_before_wait": "wrong numbers|was written before wgmma.wait_group",
+    "no_product_fence": "no wgmma.fence since the registers",
+    "no_product_commit": "wrong numbers|finished with a wgmma",
+    "factor_changed_before_wait": "a register of the first factor of lane",
+    "swizzle_off_by_one": "wrong numbers",
+    "lane_skips_shuffle": "lane 77 .*divergent: it is at syncwarp .* at shuffle|"
+    "divergent: it is at shuffle .* at syncwarp",
+    "copy_groups_off_by_one": "has not been waited for|no fence.proxy.async",
+    "barrier_count_too_high": "deadlock; lanes 0-127 wait for mbarrier .* lacks 1 of 5 arrivals",
+    "barrier_count_too_low": "no fence.proxy.async and barrier|has not been waited for|"
+    "not published|uninitialised",
+    "barriers_used_before_made": "there is no mbarrier|not published: .* mbarrier.init",
+    "two_warps_write_one_stage": "two writers: no barrier between",
+    "stage_reused_early": "written too early|has not been waited for|no fence.proxy.async|"
+    "two writers",
+    "stage_left_early": "written too early|not published",
+    "stage_never_left": "deadlock; .* lanes 128-255 wait for mbarrier",
+    "no_warp_barrier_before_load": "not published: no barrier between|uninitialised",
+    "copy_out_of_bounds": "cp.async: out of bounds: 16 bytes",
+    "copy_misaligned": "cp.async: misaligned: 16 bytes",
+    "store_out_of_bounds": "store: out of bounds: 4 bytes at shared address",
+    "factors_never_written": "load: uninitialised",
+    "q_partly_written": "wrong numbers",
+    "out_written_twice": "global store: two writers",
+    "other_barrier_in_half_a_warp": "divergent: it is at bar.sync",
+}
+
+pytestmark = [
+    pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="needs a checkout"),
+    pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++"),
+]
+
+
+def run(*command: str | Path, timeout: float | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        list(map(str, command)), capture_output=True, text=True, timeout=timeout, check=False
+    )
+
+
+def compile_all(folder: Path, names: tuple[str, ...], flags: str, sources: Path = SOURCES) -> None:
+    """Objects of csrc/test/<name>.cpp in the folder, but for those that are there."""
+
+    def compile_one(name: str) -> None:
+        target = folder / f"{Path(name).name}.o"
+        if target.exists():
+            return
+        source = ["-I", sources, "-c", sources / "test" / f"{name}.cpp", "-o", target]
+        result = run("g++", *FLAGS.split(), *flags.split(), *source)
+        assert result.returncode == 0, result.stderr
+
+    # The longest first.
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(compile_one, reversed(names)))
+
+
+def link(folder: Path, names: tuple[str, ...], flags: str) -> Path:
+    target = folder / Path(names[-1]).name
+    objects = [folder / f"{Path(name).name}.o" for name in names]
+    result = run("g++", *flags.split(), "-pthread", *objects, "-o", target)
+    assert result.returncode == 0, result.stderr
+    return target
+
+
+@pytest.fixture(scope="module")
+def build(tmp_path_factory) -> Callable[..., Path]:
+    """build(DRIVER, flags): the program of these sources, named as the last of them."""
+    folders: dict[str, Path] = {}
+
+    def build(names: tuple[str, ...], flags: str = "-O2") -> Path:
+        folder = folders.setdefault(flags, tmp_path_factory.mktemp("emulator"))
+        compile_all(folder, names, flags)
+        return link(folder, names, flags)
+
+    return build
+
+
+@pytest.fixture(scope="module")
+def forward_driver(build) -> Path:
+    return build(DRIVER)
+
+
+def check(result: subprocess.CompletedProcess[str]) -> None:
+    assert result.returncode == 0, (result.stdout + result.stderr)[:10000]
+
+
+# ---- the emulator ----
+
+
+@pytest.mark.xdist_group("emulator")
+@pytest.mark.parametrize("name", INSTRUCTIONS)
+def test_instruction_does_what_its_manual_says(name, build):
+    check(run(build((*EMULATOR, "cuda/instructions")), name))
+
+
+@pytest.mark.xdist_group("emulator")
+def test_every_instruction_and_bug_is_run(build):
+    assert run(build((*EMULATOR, "cuda/instructions"))).stdout.split() == sorted(INSTRUCTIONS)
+    assert run(build((*EMULATOR, "cuda/bugs"))).stdout.split() == ["none", *BUGS]
+
+
+@pytest.mark.xdist_group("emulator")
+def test_kernel_without_a_bug_is_right(build):
+    assert run(build((*EMULATOR, "cuda/bugs")), "none").stdout.split() == ["right"] * 8
+
+
+@pytest.mark.xdist_group("emulator")
+@pytest.mark.parametrize("bug", BUGS)
+def test_planted_bug_is_caught(bug, build):
+    said = run(build((*EMULATOR, "cuda/bugs")), bug).stdout.splitlines()
+    assert len(said) == 8
+    assert [line for line in said if not re.search(BUGS[bug], line)] == []
+
+
+# ---- the forward kernel ----
+
+
+@pytest.mark.xdist_group("emulated_forward")
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+def test_forward_equals_double_precision(head_dim, forward_driver):
+    options = ["--head-dim", str(head_dim), "--seed", str(1000 * head_dim)]
+    check(run(forward_driver, *options, "--cases", "40"))
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("emulated_forward_sanitized")
+def test_forward_is_clean_under_sanitizers(build):
+    sanitize = "-fsanitize=address,undefined"
+    probe = run("g++", sanitize, "-x", "c++", "-", "-o", os.devnull)
+    if "cannot find" in probe.stderr:
+        pytest.skip(f"g++ has no runtime for {sanitize}: {probe.stderr}")
+    flags = f"-O1 {sanitize} -fno-sanitize-recover=all -fno-omit-frame-pointer"
+
+    check(run(build(DRIVER, flags), "--seed", "5", "--cases", "30", "--orders", "1"))

@@ -29,6 +29,7 @@ from rivals import COMPILED, READY, Reference, prepared
 from timing import Timing
 
 from stal_kernels import plan
+from stal_kernels.backends.triton import direct
 from stal_kernels.testing import Case, Example, example
 
 # After the name of a backend that is given a plan of the regions.
@@ -232,4 +233,7 @@ def _host_time(work: Work, backend: str) -> str:
         micros = statistics.median(samples) * 1e6
         work.row("host", call=name, **{"host us": f"{micros:.1f}"})
         shown.append(f"{name} {micros:.1f} us")
+    if backend == "triton" and work.device == "cuda":
+        left = direct.left_to_triton()
+        assert not left, f"launches that Triton makes: {'; '.join(left)}"
     return ", ".join(shown)

@@ -307,7 +307,7 @@ def test_first_kernel_of_wide_numbers_is_left_to_triton(through_triton):
         run(wide)
     assert len(through_triton) == 3
     (known,) = direct._known.values()
-    assert list(known.kernels.values()) == ["stride_qb is i64"]
+    assert list(known.kernels.values()) == direct.left_to_triton() == ["stride_qb is i64"]
     assert known.options is launch.options
 
 

@@ -108,6 +108,12 @@ def launch(
         kernel[(programs,)](*arguments, **options)
 
 
+def left_to_triton() -> list[str]:
+    """Why kernels that were launched here are left to Triton; empty if none is."""
+    kernels = [kernel for known in list(_known.values()) for kernel in list(known.kernels.values())]
+    return sorted({kernel for kernel in kernels if isinstance(kernel, str)})
+
+
 def _launch(
     driver: Any,
     kernel: Any,

@@ -77,7 +77,7 @@ class Kernel:
     instructions, wgmmas: of a warp, for one prompt.
     waits: how often it waits for loads of keys, which a pipeline hides.
     finds: whether it looks at each prompt of an element to learn whether it exists.
-    persistent: programs walk all tiles; K and V of all prompts stay in shared memory.
+    persistent: programs walk all tiles, the next one's q under way; K and V come from L2 once.
     """
 
     rows: int
@@ -112,10 +112,14 @@ TODAY: dict[tuple[str, int, int, bool], Kernel] = {
     ("pixels", 40, 77, True): Kernel(64, 4, 2, 826, 22, waits=3, finds=True),
     ("pixels", 64, 77, True): Kernel(64, 4, 2, 784, 21, waits=3, finds=True),
 }
-# Other forward kernels at head_dim 64, which were compiled and never ran.
+# Other forward kernels at head_dim 64. None of them ran, and the persistent ones with two programs a
+# multiprocessor were not compiled.
 TRIALS: dict[str, Kernel] = {
     "128 rows, 8 warps, 128 registers": Kernel(128, 8, 2, 506, 13),
-    "loop over the bits of a plan": Kernel(64, 4, 3, 462, 13),
+    "masks on the last keys alone": Kernel(64, 4, 3, 417, 13),
+    "the same, 128 rows, 8 warps": Kernel(128, 8, 2, 417, 13),
+    "the same, persistent": Kernel(128, 8, 2, 417, 13, persistent=True),
+    "prompts of a bit mask": Kernel(64, 4, 2, 479, 22),
     "keys of 4 prompts resident": Kernel(128, 8, 1, 360, 13, persistent=True),
     "keys of 5 prompts resident, a branch for regions": Kernel(128, 8, 1, 466, 13, persistent=True),
 }

@@ -112,8 +112,7 @@ TODAY: dict[tuple[str, int, int, bool], Kernel] = {
     ("pixels", 40, 77, True): Kernel(64, 4, 2, 826, 22, waits=3, finds=True),
     ("pixels", 64, 77, True): Kernel(64, 4, 2, 784, 21, waits=3, finds=True),
 }
-# Other forward kernels at head_dim 64. None of them ran, and the persistent ones with two programs a
-# multiprocessor were not compiled.
+# Other forward kernels at head_dim 64. None of them ran; "the same, persistent" was not compiled.
 TRIALS: dict[str, Kernel] = {
     "128 rows, 8 warps, 128 registers": Kernel(128, 8, 2, 506, 13),
     "masks on the last keys alone": Kernel(64, 4, 3, 417, 13),

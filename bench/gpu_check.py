@@ -10,6 +10,8 @@ and for each step as many as `programme` says (--seconds NAME=SECONDS ...). --st
     correctness        every backend over the whole case table in three dtypes, gradients included,
                        float32 also with tf32 products (twice-eager rule of stal_kernels.testing)
     tiles              other tiles for the Triton kernels (bench/tune_triton.py), timed
+    cuda               the CUDA kernels: tiny calls, compute-sanitizer, the case table, then times
+                       beside Triton and SDPA; later steps take them only if all of it passed
     cuda graph         capture, with gradients, and replay on other values
     step batching      examples/step_batching.py captured, while rows join and leave
     determinism        bit-identical repeats
@@ -60,13 +62,22 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import gpu_steps
-from gpu_steps import Work
+import gpu_capture
+import gpu_correctness
+import gpu_cuda
+import gpu_device
+import gpu_nvidia_tools
+import gpu_times
+import gpu_triton
+from gpu_work import Work, case_of, nvidia_smi
+from rivals import first_line
 from timing import machine
 
 from stal_kernels import backends
 
 _NOT_GPU = ("reference", "cpu")
+# A backend with steps of its own: other steps are about it only once all of those have passed.
+_OWN_STEPS = gpu_cuda.BACKEND
 _TABLES = ("steps", "checks", "times", "host", "floors", "tiles", "profile")
 # Seconds that must be left for another step to begin.
 _LEAST = 3.0
@@ -76,7 +87,8 @@ class Step(NamedTuple):
     """A step of the programme.
 
     seconds: it is stopped after so many.
-    share: "each": once for every backend; "all": once; "none": once, even without a backend.
+    share: "each": once for every backend; "all": once; "none": once, even without a backend;
+        the name of a backend: once, for that one.
     """
 
     name: str
@@ -95,32 +107,36 @@ def programme(dry_run: bool) -> list[Step]:
     Their times are what none should need: together they are more than there is. A kernel that is
     new gets its steps here, beside those of the backends, which need no more than its name.
     """
-    rivals = gpu_steps.TINY_RIVALS if dry_run else gpu_steps.RIVALS
+    rivals = gpu_times.TINY_RIVALS if dry_run else gpu_times.RIVALS
     steps = [
-        Step("device", 30, gpu_steps.device, "none"),
-        Step("correctness", 120, gpu_steps.correctness),
-        Step("tiles", 60, gpu_steps.tiles),
-        Step("cuda graph", 20, gpu_steps.cuda_graph),
-        Step("step batching", 20, gpu_steps.step_batching),
-        Step("determinism", 25, gpu_steps.determinism),
-        Step("torch.compile", 45, gpu_steps.compiled),
-        Step("compute-sanitizer", 100, gpu_steps.sanitizer),
-        Step("times", 120, gpu_steps.times, "all"),
+        Step("device", 30, gpu_device.device, "none"),
+        Step("correctness", 120, gpu_correctness.correctness),
+        Step("tiles", 60, gpu_triton.tiles),
+        Step("cuda: tiny", 60, gpu_cuda.correctness, _OWN_STEPS),
+        Step("cuda: compute-sanitizer", 60, gpu_cuda.sanitizer, _OWN_STEPS),
+        Step("cuda: case table", 60, gpu_correctness.correctness, _OWN_STEPS),
+        Step("cuda: times", 60, gpu_cuda.times, _OWN_STEPS),
+        Step("cuda graph", 20, gpu_capture.cuda_graph),
+        Step("step batching", 20, gpu_capture.step_batching),
+        Step("determinism", 25, gpu_correctness.determinism),
+        Step("torch.compile", 45, gpu_capture.compiled),
+        Step("compute-sanitizer", 100, gpu_nvidia_tools.sanitizer),
+        Step("times", 120, gpu_times.times, "all"),
         *(
-            Step(f"rivals: {case_name(*case)}", 40, partial(gpu_steps.rivals, *case), "all")
+            Step(f"rivals: {case_name(*case)}", 40, partial(gpu_times.rivals, *case), "all")
             for case in rivals
         ),
-        Step("profile", 45, gpu_steps.profile),
-        Step("machine code", 60, gpu_steps.machine_code),
-        Step("host time", 15, gpu_steps.host_time),
-        Step("rest", math.inf, gpu_steps.rest, "all"),
+        Step("profile", 45, gpu_nvidia_tools.profile),
+        Step("machine code", 60, gpu_triton.machine_code),
+        Step("host time", 15, gpu_times.host_time),
+        Step("rest", math.inf, gpu_times.rest, "all"),
     ]
     # Triton's interpreter takes its time.
     return [s._replace(seconds=3 * s.seconds) for s in steps] if dry_run else steps
 
 
 def case_name(label: str, prompts: int, region: str) -> str:
-    return gpu_steps.case_of(label, prompts, region)[0]
+    return case_of(label, prompts, region)[0]
 
 
 class Report:
@@ -212,7 +228,7 @@ def _serve(run: Callable[[Work], None], work: Work) -> None:
         error = ""
     except BaseException as raised:  # The report tells it.
         traceback.print_exc()
-        error = f"{type(raised).__name__}: {gpu_steps.first_line(raised, 600)}"
+        error = f"{type(raised).__name__}: {first_line(raised, 600)}"
     work.sender.send(("end", {"error": error}))
 
 
@@ -299,8 +315,16 @@ def run_all(
     multiprocessing.get_context("forkserver").set_forkserver_preload(["torch", "triton"])
     report.write()
     for step in steps:
-        shares = [(name,) for name in ready] if step.share == "each" else [tuple(ready)]
-        if not ready and step.share != "none":
+        if step.share == _OWN_STEPS:
+            if _OWN_STEPS not in ready:
+                reasons = "; ".join(gpu_cuda.against()) or "not among --backends"
+                report.add("steps", step_row(step, (_OWN_STEPS,), "not run", reasons))
+                continue
+            about = [_OWN_STEPS]
+        else:
+            about = [n for n in ready if n != _OWN_STEPS or proven(n, steps, report)]
+        shares = [(name,) for name in about] if step.share == "each" else [tuple(about)]
+        if not about and step.share != "none":
             report.add("steps", step_row(step, (), "not run", "no GPU backend can run here"))
             continue
         for names in shares:
@@ -312,11 +336,23 @@ def run_all(
             else:
                 run_step(step, names, report, left, stop, device)
     if device == "cuda":
-        clocks = gpu_steps.nvidia_smi("clocks.sm,clocks.mem,temperature.gpu")
+        clocks = nvidia_smi("clocks.sm,clocks.mem,temperature.gpu")
         report.facts["clocks after"] = clocks
     report.end = f"stopped by {stop.name}" if stop.name else "complete"
     report.write()
     return 128 + stop.number if stop.name else int(report.failed)
+
+
+def proven(backend: str, steps: Sequence[Step], report: Report) -> bool:
+    """Whether a backend has passed all of its own steps among these."""
+    own = {step.name for step in steps if step.share == backend}
+    passed = {row["step"] for row in report.tables["steps"] if row["result"] == "ok"}
+    failed = [
+        row
+        for row in report.tables["checks"]
+        if row["backend"] == backend and row["result"] not in ("ok", "not run")
+    ]
+    return own <= passed and not failed
 
 
 def facts() -> dict[str, Any]:
@@ -367,7 +403,8 @@ def main() -> int:
     parser.add_argument("--backends", nargs="+", help="all that run on a GPU if absent")
     arguments = parser.parse_args()
     candidates = [n for n in backends.names() if n.split(":")[0] not in _NOT_GPU]
-    chosen = arguments.backends or candidates
+    usual = [n for n in candidates if n != _OWN_STEPS or not gpu_cuda.against()]
+    chosen = arguments.backends or usual
     if unknown := [name for name in chosen if name not in candidates]:
         known = ", ".join(candidates) or "none"
         parser.error(f"--backends must be among {known}, got {', '.join(unknown)}")

@@ -105,6 +105,42 @@ def test_cost_model_prints_a_prediction_for_each_chip():
     assert len(done.stdout.splitlines()) > 2
 
 
+def test_kernel_model_is_within_a_quarter_of_the_run_on_an_h200(monkeypatch):
+    for folder in (ROOT / "bench", ROOT / "examples"):
+        monkeypatch.syspath_prepend(str(folder))
+    import kernel_model
+
+    record = json.loads(kernel_model.MEASURED.read_text())
+    rows = kernel_model.compared(record, kernel_model.Constants())
+    assert len(rows) == sum(row["backend"] == "triton" for row in record["times"])
+    claimed = [row for row in rows if row.model is not None]
+    assert len(claimed) >= 0.8 * len(rows)
+    far = [row for row in claimed if not 0.75 <= row.ratio <= 1.25]
+    assert not far
+    # Each constant is needed: a model of none of what it stands for is not near.
+    for name, value in vars(kernel_model.Constants()).items():
+        without = kernel_model.compared(record, kernel_model.Constants(**{name: 0.0}))
+        error, worse = (
+            sum(abs(row.ratio - 1) for row in each if row.model) for each in (rows, without)
+        )
+        assert value > 0
+        assert worse > 1.05 * error
+
+
+def test_prompts_met_are_those_of_a_tile(monkeypatch):
+    for folder in (ROOT / "bench", ROOT / "examples"):
+        monkeypatch.syspath_prepend(str(folder))
+    import kernel_model
+
+    strips = Case(seqlen_q=256, prompts=4, region="disjoint")
+    assert kernel_model.prompts_met(strips, 64) == 1
+    assert kernel_model.prompts_met(strips, 128) == 2
+    bands = Case(seqlen_q=256, prompts=4, region="bands")
+    assert kernel_model.prompts_met(bands, 64) == 4
+    assert kernel_model.prompts_met(bands, 64, planned=True) == 1
+    assert kernel_model.prompts_met(Case(seqlen_q=100, prompts=3), 64) == 3
+
+
 @pytest.mark.skipif(shutil.which("c++") is None, reason="compiles the measurement")
 @pytest.mark.skipif(bool(why_not("cpu")), reason="measures the cpu backend")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from stal_kernels.backends.triton.tiles import rows
-from stal_kernels.testing import Case, example, results
+from stal_kernels.testing import Case, Example, example, results
 
 ROOT = Path(__file__).parents[2]
 BENCH = ROOT / "bench"
@@ -167,7 +167,60 @@ def test_killed_programme_leaves_a_report_and_no_process(tmp_path):
     wait_for(lambda: ended(int(child.read_text())))
 
 
+OWN = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {bench!r})
+from gpu_check import Report, Step, run_all
+
+def good(work):
+    for backend in work.backends:
+        work.check("own", backend, lambda: "fine")
+
+def own(work):
+    def run():
+        assert {right}, "wrong"
+        return "fine"
+    work.check("own", *work.backends, run)
+
+STEPS = [Step("early", 60, good), Step("cuda: tiny", 60, own, "cuda"),
+         Step("cuda: times", 60, good, "cuda"), Step("late", 60, good)]
+if __name__ == "__main__":
+    report = Report(Path({output!r}), {{}}, dry_run=True)
+    run_all(STEPS, {ready!r}, report, 500, "cpu")
+"""
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_backend_with_steps_of_its_own_joins_others_once_they_passed(tmp_path, right):
+    script = tmp_path / "planted.py"
+    fields = {"bench": str(BENCH), "output": str(tmp_path), "right": right}
+    script.write_text(OWN.format(**fields, ready=("triton", "cuda")))
+    subprocess.run([sys.executable, str(script)], check=True, env=environment())
+    steps = [(row["step"], row["backend"]) for row in read(tmp_path)["steps"]]
+    late = [("late", "triton"), *[("late", "cuda")] * right]
+    assert steps == [("early", "triton"), ("cuda: tiny", "cuda"), ("cuda: times", "cuda"), *late]
+
+
+def test_steps_of_a_backend_that_is_missing_tell_its_reason(tmp_path):
+    script = tmp_path / "planted.py"
+    fields = {"bench": str(BENCH), "output": str(tmp_path), "right": True}
+    script.write_text(OWN.format(**fields, ready=("triton",)))
+    subprocess.run([sys.executable, str(script)], check=True, env=environment())
+    rows = [(r["backend"], r["result"], r["detail"]) for r in read(tmp_path)["steps"]]
+    missing = ("cuda", "not run", cuda_is_missing())
+    assert rows == [("triton", "ok", ""), missing, missing, ("triton", "ok", "")]
+
+
 # ---- the programme ----
+
+
+def cuda_is_missing():
+    import gpu_cuda
+
+    reasons = gpu_cuda.against()
+    assert reasons
+    return "; ".join(reasons)
 
 
 def run(*arguments, **changed):
@@ -188,12 +241,13 @@ def test_programme_is_that_of_the_help():
 
 
 def test_every_shape_is_timed_once():
-    import gpu_steps
+    import gpu_times
+    from gpu_work import SHAPES
 
-    names = [name for name, _ in gpu_steps.timed_cases(list(gpu_steps.SHAPES))]
+    names = [name for name, _ in gpu_times.timed_cases(list(SHAPES))]
     assert len(set(names)) == len(names)
-    assert {name.split()[0] for name in names} == gpu_steps.SHAPES.keys()
-    assert {*gpu_steps.COMPILED_FORMULA} <= {*names}
+    assert {name.split()[0] for name in names} == SHAPES.keys()
+    assert {*gpu_times.COMPILED_FORMULA} <= {*names}
     assert {"sd15-64x64 p8 global+layout", "large-d64 p4 bands"} <= {*names}
 
 
@@ -248,7 +302,10 @@ def test_dry_run_walks_every_step(tmp_path):
     assert [row["step"] for row in record["steps"]] == [
         step.name for step in gpu_check.programme(True)
     ]
-    assert {row["result"] for row in record["steps"]} == {"ok"}
+    assert {row["result"] for row in record["steps"] if row["backend"] != "cuda"} == {"ok"}
+    own = [row for row in record["steps"] if row["backend"] == "cuda"]
+    assert [row["step"] for row in own][:2] == ["cuda: tiny", "cuda: compute-sanitizer"]
+    assert {(row["result"], row["detail"]) for row in own} == {("not run", cuda_is_missing())}
     results = {row["check"]: row["result"] for row in record["checks"]}
     walked = {"correctness float32", "determinism", "torch.compile", "step batching", "host time"}
     assert {results[name] for name in walked} == {"ok"}
@@ -379,11 +436,11 @@ def test_reference_is_the_first_head():
 @pytest.mark.parametrize("prompts", [2, 4])
 @pytest.mark.parametrize("region", ["none", "disjoint", "bands", "layout"])
 def test_large_example_has_the_regions_of_its_case(region, prompts):
-    import gpu_steps
+    from gpu_work import large_example
     from regions import with_regions
 
     ((_, case),) = with_regions(Case(batch=2, seqlen_q=64), prompts, [region])
-    made, like = gpu_steps.large_example(case, torch.float32, "cpu"), example(case, torch.float32)
+    made, like = large_example(case, torch.float32, "cpu"), example(case, torch.float32)
     for name in ("q", "k", "v", "weight", "dout"):
         assert getattr(made, name).shape == getattr(like, name).shape
     if region == "none":
@@ -393,19 +450,18 @@ def test_large_example_has_the_regions_of_its_case(region, prompts):
 
 
 def test_tiles_of_the_check_begin_with_the_tables():
-    import gpu_steps
+    from gpu_triton import TILED, candidate_tiles, tile_row
+    from gpu_work import case_of
 
-    for kernel, *rest in gpu_steps.TILED:
-        _, case = gpu_steps.case_of(*rest)
-        first, *others = gpu_steps.candidate_tiles(kernel, case, 9)
-        row = gpu_steps.tile_row(kernel, case, 9)
+    for kernel, *rest in TILED:
+        _, case = case_of(*rest)
+        first, *others = candidate_tiles(kernel, case, 9)
+        row = tile_row(kernel, case, 9)
         assert first in row.tiles
         assert first not in others
         assert len(set(others)) == len(others)
-    _, case = gpu_steps.case_of("large-d64", 4, "none")
-    tried = [
-        (t.block_q, t.warps, t.registers) for t in gpu_steps.candidate_tiles("forward", case, 9)
-    ]
+    _, case = case_of("large-d64", 4, "none")
+    tried = [(t.block_q, t.warps, t.registers) for t in candidate_tiles("forward", case, 9)]
     assert {(128, 8, 128), (128, 8, 168)} <= set(tried)
 
 
@@ -454,20 +510,32 @@ RAW = """==PROF== Connected to process 7
 
 
 def test_counters_of_the_profiler_are_read():
-    import gpu_steps
+    from gpu_nvidia_tools import profiled
 
-    assert gpu_steps.profiled(RAW) == {
+    assert profiled(RAW) == {
         "gpu__time_duration.sum": ("us", "12.5"),
         "launch__registers_per_thread": ("register/thread", "128"),
     }
-    assert gpu_steps.profiled("==ERROR== no permission") == {}
+    assert profiled("==ERROR== no permission") == {}
+
+
+def test_tiny_calls_of_the_cuda_kernels_are_compared_with_plain_torch(monkeypatch):
+    import gpu_cuda
+
+    cases = [gpu_cuda.replace(case, head_dim=40) for case in gpu_cuda.TINY]
+    assert any(case.ragged and case.planned for case in cases)
+    for case in cases:
+        assert 0 <= gpu_cuda.share_used(case, torch.float16, "cpu", "cpu") <= 1
+    original = Example.run
+    monkeypatch.setattr(Example, "run", lambda e, backend: 1.01 * original(e, backend))
+    assert all(gpu_cuda.share_used(c, torch.float16, "cpu", "cpu") > 1 for c in cases)
 
 
 def test_times_that_fail_are_a_row_and_the_next_are_run():
-    import gpu_steps
+    import gpu_work
 
     sent = []
-    work = gpu_steps.Work(
+    work = gpu_work.Work(
         ("triton",),
         "cpu",
         True,
@@ -483,7 +551,7 @@ def test_times_that_fail_are_a_row_and_the_next_are_run():
         raise RuntimeError("launch failed")
 
     for name in ("memory", "launch"):
-        gpu_steps.guarded(work, f"times of {name}", breaks, name)
+        gpu_work.guarded(work, f"times of {name}", breaks, name)
     assert [table for table, _ in sent] == ["checks", "checks"]
     assert [row["result"] for _, row in sent] == ["not run", "FAILED"]
     assert sent[1][1]["detail"] == "RuntimeError: launch failed"

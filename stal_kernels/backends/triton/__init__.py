@@ -1,4 +1,7 @@
-"""Triton kernels on NVIDIA GPUs: launches.py, geometry.py and tiles.py say how, kernels.py what."""
+"""Triton kernels on NVIDIA GPUs: launches.py, geometry.py and tiles.py say how, kernels.py what.
+
+direct.py hands them to the driver.
+"""
 
 import functools
 from collections.abc import Sequence

@@ -4,7 +4,6 @@ Everything here depends on shapes, dtypes and strides alone, so that a call wait
 be captured in a CUDA graph, and gives the same bits every time.
 """
 
-import contextlib
 import functools
 import importlib
 import itertools
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from stal_kernels.backends.contract import Inputs
+from stal_kernels.backends.triton import direct
 from stal_kernels.backends.triton.geometry import (
     Problem,
     View,
@@ -256,9 +256,7 @@ def _prompt_drafts(
 
 def run(launch: Launch, device: torch.device) -> None:
     """Launches on the current stream of `device`, where the tensors are, and does not wait."""
-    # Triton launches on the current device.
-    with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-        launch.kernel[(launch.programs,)](*launch.arguments, **launch.options)
+    direct.launch(*launch, device)
 
 
 def _plan(inputs: Inputs) -> tuple[Tensor, Tensor]:

@@ -29,11 +29,10 @@ VARIANTS = [
     for kernel, head_dims, keys, forms in (
         ("forward", HEAD_DIMS, 77, FORMS),
         ("forward", (64, 128), 256, FORMS),
-        ("forward", HEAD_DIMS, 300, FORMS[:1]),
+        ("forward", (64, 128, 160), 300, FORMS[:1]),
         ("pixels", HEAD_DIMS, 77, FORMS),
-        ("pixels", (64, 128), 300, FORMS[:2]),
+        ("pixels", (64,), 300, FORMS[:1]),
         ("prompts", HEAD_DIMS, 77, FORMS[:2]),
-        ("prompts", (64,), 300, FORMS[:1]),
     )
     for d in head_dims
     for region, plan in forms

@@ -43,6 +43,7 @@ Arguments that several kernels share:
                         factor = weight / rowsum(exp2(scale * scores - m)), each of one row
     scale               of the scores, with log2(e) folded in, positive; NEGATIVE flips the scores
     STRIDE              a factor of the strides of all head_dim matrices, divided out by the host
+    SAME                stride_vl is stride_kl: one set of registers serves the rows of both
     WIDE                offsets within the keys of one head, or a tile of pixels, need 64 bits
     D_PIECES            how head_dim is cut; K_PIECES how one tile of keys is
     TILED               keys come in tiles of sum(K_PIECES) instead of all at once
@@ -632,8 +633,8 @@ def forward(
     stride_rn, stride_ob, stride_oh, stride_on,
     HEAD_DIM: tl.constexpr, D_PIECES: tl.constexpr, K_PIECES: tl.constexpr, FULL: tl.constexpr,
     TILED: tl.constexpr, RAGGED: tl.constexpr, HAS_REGION: tl.constexpr, HAS_LENGTHS: tl.constexpr,
-    HAS_PLAN: tl.constexpr, NEGATIVE: tl.constexpr, STRIDE: tl.constexpr, WIDE: tl.constexpr,
-    PRECISION: tl.constexpr, FOLD: tl.constexpr, BLOCK_Q: tl.constexpr,
+    HAS_PLAN: tl.constexpr, NEGATIVE: tl.constexpr, STRIDE: tl.constexpr, SAME: tl.constexpr,
+    WIDE: tl.constexpr, PRECISION: tl.constexpr, FOLD: tl.constexpr, BLOCK_Q: tl.constexpr,
 ):
     """out = sum_p weight_p * softmax(q @ k_p.T) @ v_p for BLOCK_Q pixels of one head."""
     tile, h, b, n, inside = _tile_of(order, tiles, heads, seqlen_q, HAS_PLAN, BLOCK_Q)
@@ -641,6 +642,7 @@ def forward(
         b, k, v, weight, region, prompt_ids, offsets, prompts,
         stride_kb * STRIDE, stride_vb * STRIDE, stride_wb, stride_wp, stride_rb, stride_rp, RAGGED,
     )
+    stride_vl = stride_kl if SAME else stride_vl
     q += (b * stride_qb + h * stride_qh) * STRIDE
     k += h * stride_kh * STRIDE
     v += h * stride_vh * STRIDE
@@ -783,9 +785,9 @@ def pixel_gradients(
     stride_rn, stride_gb, stride_gh, stride_gn, stride_dqb, stride_dqh, stride_dqn,
     HEAD_DIM: tl.constexpr, D_PIECES: tl.constexpr, K_PIECES: tl.constexpr, FULL: tl.constexpr,
     TILED: tl.constexpr, RAGGED: tl.constexpr, HAS_REGION: tl.constexpr, HAS_LENGTHS: tl.constexpr,
-    HAS_PLAN: tl.constexpr, NEGATIVE: tl.constexpr, STRIDE: tl.constexpr, WIDE: tl.constexpr,
-    PRECISION: tl.constexpr, WANT_DQ: tl.constexpr, WANT_R: tl.constexpr, WANT_ROWS: tl.constexpr,
-    BLOCK_Q: tl.constexpr,
+    HAS_PLAN: tl.constexpr, NEGATIVE: tl.constexpr, STRIDE: tl.constexpr, SAME: tl.constexpr,
+    WIDE: tl.constexpr, PRECISION: tl.constexpr, WANT_DQ: tl.constexpr, WANT_R: tl.constexpr,
+    WANT_ROWS: tl.constexpr, BLOCK_Q: tl.constexpr,
 ):
     """dq, r, and m and factor, as far as wanted, for BLOCK_Q pixels of one head.
 
@@ -798,6 +800,7 @@ def pixel_gradients(
         b, k, v, weight, region, prompt_ids, offsets, prompts,
         stride_kb * STRIDE, stride_vb * STRIDE, stride_wb, stride_wp, stride_rb, stride_rp, RAGGED,
     )
+    stride_vl = stride_kl if SAME else stride_vl
     q += (b * stride_qb + h * stride_qh) * STRIDE
     dout += (b * stride_gb + h * stride_gh) * STRIDE
     k += h * stride_kh * STRIDE

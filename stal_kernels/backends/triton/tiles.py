@@ -17,7 +17,7 @@ class Tile(NamedTuple):
     stages: of the compiler's software pipeline.
     widest: pieces of head_dim, of keys.
     whole_row: more keys than this come in tiles, of key_tile keys each.
-    registers: of a thread; None: the compiler weighs them against occupancy.
+    registers: of a thread, with keys all at once; None: the compiler weighs them against occupancy.
     fold: of "forward", with keys all at once: the weight goes into the factors of the second
         product, instead of its result, which needs an accumulator of its own.
     """
@@ -119,14 +119,15 @@ def options_of(
         "BLOCK_Q": tile.block_q,
         "num_warps": tile.warps,
         "num_stages": tile.stages,
-        # With a plan the compiler's own choice spills a few.
-        "maxnreg": tile.registers or (255 if planned else None),
+        # With a plan the compiler's own choice spills a few, and keys in tiles need the more.
+        "maxnreg": 255 if planned or (tiled and tile.registers) else tile.registers,
     }
     if kernel == "prompts":
         return options
     if kernel == "forward":
         options["FOLD"] = tile.fold
-    return {**options, "TILED": tiled, "HAS_PLAN": planned}
+    same = problem.k.strides[-2] == problem.v.strides[-2]
+    return {**options, "TILED": tiled, "SAME": same, "HAS_PLAN": planned}
 
 
 def full_pieces(keys: int, k_pieces: tuple[int, ...]) -> int:

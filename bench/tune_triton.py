@@ -63,11 +63,11 @@ _OWN = {"fold": False}
 # program's fixed cost, and compiled for compute capability 9.0 nothing of them is spilled.
 STARTS: dict[tuple[str, int], tuple[dict[str, Any], ...]] = {
     ("forward", 40): tuple(
-        {"block_q": q, "warps": q // 16, "stages": 2, "widest": (128, 64), "registers": n} | own
-        for q, n, own in ((128, 128, _OWN), (128, 168, {}), (64, 128, _OWN))
+        {"block_q": 128, "warps": 8, "stages": 2, "widest": (128, 64), "registers": n, "fold": f}
+        for n, f in ((128, True), (168, True), (168, False))
     ),
     ("forward", 64): tuple(
-        {"block_q": 128, "warps": 8, "stages": s, "widest": (128, 64), "registers": n} | _OWN
+        {"block_q": 128, "warps": 8, "stages": s, "widest": (128, 64), "registers": n, **_OWN}
         for s, n in ((2, 128), (3, 128), (2, 168))
     ),
     ("forward", 128): (
@@ -75,9 +75,8 @@ STARTS: dict[tuple[str, int], tuple[dict[str, Any], ...]] = {
     ),
     ("forward", 160): ({"block_q": 128, "warps": 8, "stages": 2, "widest": (64, 64)},),
     ("pixels", 128): ({"block_q": 128, "warps": 8, "widest": (64, 64), "whole_row": 128},),
-    ("pixels", 160): tuple(
-        {"block_q": q, "warps": q // 16, "stages": 2, "widest": (64, 64), "whole_row": 128}
-        for q in (64, 128)
+    ("pixels", 160): (
+        {"block_q": 128, "warps": 8, "stages": 2, "widest": (64, 64), "whole_row": 128},
     ),
 }
 # A tile that is this much faster replaces the table's: less is noise.

@@ -22,17 +22,18 @@ from stal_kernels.backends.triton.compile import (
 )
 
 TABLE = Path(__file__).with_name("triton_instructions.json")
-HEAD_DIMS = (40, 64, 80, 128, 160)
 FORMS = ((False, False), (True, False), (True, True))  # region, plan
 VARIANTS = [
     Variant(kernel, 90, d, keys, "bfloat16", region, plan=plan)
     for kernel, head_dims, keys, forms in (
-        ("forward", HEAD_DIMS, 77, FORMS),
+        ("forward", (40, 64, 80), 77, FORMS),
+        ("forward", (128,), 77, FORMS[::2]),
+        ("forward", (160,), 77, FORMS[:1]),
         ("forward", (64, 128), 256, FORMS),
-        ("forward", (64, 128, 160), 300, FORMS[:1]),
-        ("pixels", HEAD_DIMS, 77, FORMS),
-        ("pixels", (64,), 300, FORMS[:1]),
-        ("prompts", HEAD_DIMS, 77, FORMS[:2]),
+        ("forward", (64, 160), 300, FORMS[:1]),
+        ("forward", (128,), 300, FORMS[1:2]),
+        ("pixels", (80, 128), 77, FORMS[1:]),
+        ("pixels", (160,), 77, FORMS[:2]),
     )
     for d in head_dims
     for region, plan in forms

@@ -4,18 +4,18 @@ Importing this module imports triton, so it is imported when the backend is firs
 
 One program of `forward` and `pixel_gradients` owns BLOCK_Q pixels of one head of one batch
 element. It reads its rows of q (and dout) once and walks the prompts of its batch element: the
-scores of a row live in registers as float32, the row is divided by its sum and multiplied by its
-weight before the second product, and all prompts add into one float32 accumulator, which is
-stored once. Where regions or lengths leave prompts out, the program first makes a word of bits for
-each of its pixels, a bit for each prompt that exists there, and walks the bits that are set for any
-of them: of other prompts no keys and values are read, and the walk has no branch, so that its loads
-are pipelined. One program of `prompt_gradients` owns one head of one prompt and walks pixels.
+scores of a row live in registers as float32, its weight over its sum goes into the second product
+or its result, and all prompts add into one float32 accumulator, which is stored once. Where regions
+or lengths leave prompts out, the program first makes a word of bits for each of its pixels, a bit
+for each prompt that exists there, and walks the bits that are set for any of them: of other prompts
+no keys and values are read, and the walk has no branch, so that its loads are pipelined. One
+program of `prompt_gradients` owns one head of one prompt and walks pixels.
 
 With a plan the pixels of a tile follow one another in its order, not in memory, and the plan has
 the bits of the tile: the walk waits for no region, and regions of other prompts are not read.
-`prompt_gradients` makes no use of a plan:
-the optimiser of weights, which has the same regions at every step, asks for neither dk nor dv. Nor
-does `pixel_gradients` where tiles.py finds no registers for one.
+`prompt_gradients` makes no use of a plan: the optimiser of weights, which has the same regions at
+every step, asks for neither dk nor dv. Nor does `pixel_gradients` where tiles.py finds no registers
+for one.
 
 Programs are numbered tile first, then head, then batch element: programs that run at the same
 time share keys and values, which then come from L2. `prompt_gradients` counts prompts first, since
@@ -48,7 +48,8 @@ Arguments that several kernels share:
     D_PIECES            how head_dim is cut; K_PIECES how one tile of keys is
     TILED               keys come in tiles of sum(K_PIECES) instead of all at once
     FULL                so many of K_PIECES, from the first on, have all their keys in every tile
-    FOLD                weight / rowsum goes into the factors of the second product, not its result
+    FOLD                without regions and TILED, weight / rowsum goes into the factors of the
+                        second product, not its result
     PRECISION           of float32 products: "ieee" or "tf32"
 """
 
@@ -215,6 +216,14 @@ def _bits_of(met, tile, words, BLOCK_Q: tl.constexpr):
 
 
 @triton.jit
+def _exists(region, n, stride_rn, possible, HAS_REGION: tl.constexpr):
+    """At which of the pixels n a prompt exists."""
+    if HAS_REGION:
+        possible = tl.load(region + n.to(tl.int64) * stride_rn, mask=possible, other=0) != 0
+    return possible
+
+
+@triton.jit
 def _or(a, b):
     return a | b
 
@@ -245,9 +254,7 @@ def _present(
             if HAS_LENGTHS:
                 row = tl.load(prompt_ids + p, mask=bit < count, other=0) if RAGGED else p
                 exists &= tl.load(key_lengths + row, mask=bit < count, other=0) > 0
-            if HAS_REGION:
-                marks = region + p * stride_rp + n.to(tl.int64) * stride_rn
-                exists = tl.load(marks, mask=exists, other=0) != 0
+            exists = _exists(region + p * stride_rp, n, stride_rn, exists, HAS_REGION)
             here |= exists.to(tl.int32) << bit
     return walked if HAS_PLAN else tl.reduce(here, 0, _or), here
 
@@ -531,17 +538,8 @@ def _attend(
 
 
 @triton.jit
-def _exists(region, n, stride_rn, possible, HAS_REGION: tl.constexpr):
-    """At which of the pixels n a prompt exists."""
-    if HAS_REGION:
-        possible = tl.load(region + n.to(tl.int64) * stride_rn, mask=possible, other=0) != 0
-    return possible
-
-
-@triton.jit
 def _tile_of(
-    order, tiles, heads, seqlen_q,
-    HAS_PLAN: tl.constexpr, BLOCK_Q: tl.constexpr,
+    order, tiles, heads, seqlen_q, HAS_PLAN: tl.constexpr, BLOCK_Q: tl.constexpr
 ):
     """Of this program: its tile, head and batch element, the tile's pixels and which are there.
 
@@ -666,7 +664,8 @@ def forward(
                 q_tiles, k + row * stride_kp * STRIDE, v + row * stride_vp * STRIDE,
                 stride_kl * STRIDE, stride_vl * STRIDE,
                 w, exists, total, scale, length,
-                HEAD_DIM, D_PIECES, K_PIECES, FULL, TILED, WIDE, NEGATIVE, PRECISION, SKIPS, FOLD,
+                HEAD_DIM, D_PIECES, K_PIECES, FULL, TILED, WIDE, NEGATIVE, PRECISION, HAS_REGION,
+                FOLD,
             )
     out += (b * stride_ob + h * stride_oh) * STRIDE
     _store_pixels(
@@ -833,7 +832,7 @@ def pixel_gradients(
                 q_tiles, dout_tiles, k + row * stride_kp * STRIDE, v + row * stride_vp * STRIDE,
                 stride_kl * STRIDE, stride_vl * STRIDE,
                 w, exists, total, scale, length,
-                HEAD_DIM, D_PIECES, K_PIECES, FULL, TILED, WIDE, NEGATIVE, PRECISION, SKIPS,
+                HEAD_DIM, D_PIECES, K_PIECES, FULL, TILED, WIDE, NEGATIVE, PRECISION, HAS_REGION,
                 WANT_DQ,
             )
             stat = (h * entries + first + p) * seqlen_q + n

@@ -18,8 +18,8 @@ class Tile(NamedTuple):
     widest: pieces of head_dim, of keys.
     whole_row: more keys than this come in tiles, of key_tile keys each.
     registers: of a thread, with keys all at once; None: the compiler weighs them against occupancy.
-    fold: of "forward", with keys all at once: the weight goes into the factors of the second
-        product, instead of its result, which needs an accumulator of its own.
+    fold: of "forward" without regions, with keys all at once: the weight goes into the factors of
+        the second product, instead of its result, which needs an accumulator of its own.
     """
 
     head_dim: int

@@ -61,6 +61,135 @@ BUGS = {
     "other_barrier_in_half_a_warp": "divergent: it is at bar.sync",
 }
 
+RACES = "has not been waited for|no fence.proxy.async|not published|uninitialised|written too early"
+RACES += "|two writers|deadlock"
+WRONG = r"out\[\d+\] must be"
+# The same in the real kernel: a file of csrc/cuda, what it has, what stands there instead, and what
+# must be said of it.
+KERNEL_BUGS = {
+    "no_proxy_fence": (
+        "kernel.h",
+        "    fence_proxy_async();\n    sync_warp();\n    if (lane == 0) mbarrier_arrive(",
+        "    sync_warp();\n    if (lane == 0) mbarrier_arrive(",
+        "no fence.proxy.async and barrier",
+    ),
+    "wrong_parity": ("kernel.h", "(round + wraps) & 1", "(round + wraps + 1) & 1", RACES),
+    "phases_mistaken": (
+        "kernel.h",
+        "if (round > 0) mbarrier_wait(shared + X::kTileEmptyAt + stage * 8, (round - 1) & 1);",
+        "",
+        RACES,
+    ),
+    "wrong_leading_offset": (
+        "traits.h",
+        "(kKeys * kRowBytes / 16) << 16",
+        "(kTileRows * kRowBytes / 16) << 16",
+        WRONG,
+    ),
+    "scores_read_before_wait": (
+        "kernel.h",
+        "      wgmma_wait<0>();\n      wgmma_pin(scores);",
+        "      wgmma_pin(scores);",
+        f"{WRONG}|was written before wgmma.wait_group|finished with a wgmma",
+    ),
+    "no_product_fence": (
+        "kernel.h",
+        "      float product[kPart];\n      wgmma_fence();",
+        "      float product[kPart];",
+        "no wgmma.fence since the registers",
+    ),
+    "chunks_of_q_off_by_one": (
+        "kernel.h",
+        "+ chunk_offset<X>(r, group_chunk)",
+        "+ chunk_offset<X>(r, group_chunk ^ 1)",
+        WRONG,
+    ),
+    "lane_skips_shuffle": (
+        "kernel.h",
+        "rows[i] = join(rows[i], shuffle_xor(rows[i], distance));",
+        "if (threadIdx.x != 77) rows[i] = join(rows[i], shuffle_xor(rows[i], distance));",
+        "divergent|wait for shuffle",
+    ),
+    "copy_groups_off_by_one": (
+        "kernel.h",
+        "wait_for_all_but(walk.entries - 1 - e);",
+        "wait_for_all_but(walk.entries - e);",
+        RACES,
+    ),
+    "barrier_count_too_high": (
+        "kernel.h",
+        "mbarrier_init(shared + X::kTileFullAt + i * 8, 1);",
+        "mbarrier_init(shared + X::kTileFullAt + i * 8, 2);",
+        "deadlock; .* wait for mbarrier .* lacks 1 of 2 arrivals",
+    ),
+    "barrier_count_too_low": (
+        "kernel.h",
+        "mbarrier_init(shared + X::kSlotFullAt + i * 8, X::kLoaders);",
+        "mbarrier_init(shared + X::kSlotFullAt + i * 8, X::kLoaders - 1);",
+        RACES,
+    ),
+    "two_warps_write_one_stage": (
+        "kernel.h",
+        "(loader - walk.begin % X::kLoaders + X::kLoaders)",
+        "(loader / 2 - walk.begin % X::kLoaders + X::kLoaders)",
+        RACES,
+    ),
+    "stage_reused_early": (
+        "kernel.h",
+        "      mbarrier_wait(shared + X::kTileEmptyAt + stage * 8, (round - 1) & 1);\n    }\n",
+        "    }\n",
+        RACES,
+    ),
+    "slot_reused_early": (
+        "kernel.h",
+        "if (round > 0) mbarrier_wait(shared + X::kSlotEmptyAt + slot * 8, (round - 1) & 1);",
+        "",
+        RACES,
+    ),
+    "no_warp_barrier_before_leaving": (
+        "kernel.h",
+        "      sync_warp();\n      if (lane == 0) mbarrier_arrive(shared + X::kTileEmptyAt",
+        "      if (lane == 0) mbarrier_arrive(shared + X::kTileEmptyAt",
+        "written too early",
+    ),
+    "no_warp_barrier_before_load": (
+        "kernel.h",
+        "    sync_warp();\n    char* out",
+        "    char* out",
+        "not published",
+    ),
+    "row_beyond_the_last": (
+        "kernel.h",
+        "place < p.seqlen_q ?",
+        "place <= p.seqlen_q ?",
+        f"out of bounds|{WRONG}|two writers",
+    ),
+    "key_beyond_the_last": (
+        "kernel.h",
+        "const bool valid = row < keys &&",
+        "const bool valid = row <= keys &&",
+        f"out of bounds|{WRONG}",
+    ),
+    "mask_off_by_one": (
+        "kernel.h",
+        "i < kKeys / 2; ++i) {\n      if (i / 4 * 8 + column + i % 2 >= length)",
+        "i < kKeys / 2; ++i) {\n      if (i / 4 * 8 + column + i % 2 > length)",
+        WRONG,
+    ),
+    "absent_prompt_is_added": (
+        "kernel.h",
+        "if (bits_of(w[row]) != kAbsent) {",
+        "if (kAbsent) {",
+        f"{WRONG}.*nan",
+    ),
+    "weight_of_minus_zero_counts_as_absent": (
+        "kernel.h",
+        "bits_of(w[j][i] + 0.0f)",
+        "bits_of(w[j][i])",
+        WRONG,
+    ),
+}
+
 pytestmark = [
     pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="needs a checkout"),
     pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++"),
@@ -155,6 +284,28 @@ def test_planted_bug_is_caught(bug, build):
 def test_forward_equals_double_precision(head_dim, forward_driver):
     options = ["--head-dim", str(head_dim), "--seed", str(1000 * head_dim)]
     check(run(forward_driver, *options, "--cases", "40"))
+
+
+@pytest.mark.xdist_group("emulated_bugs")
+@pytest.mark.parametrize("bug", KERNEL_BUGS)
+def test_bug_in_the_forward_kernel_is_caught(bug, forward_driver, tmp_path):
+    name, right, wrong, words = KERNEL_BUGS[bug]
+    kernels = tmp_path / "cuda"
+    shutil.copytree(SOURCES / "cuda", kernels)
+    text = (kernels / name).read_text()
+    assert text.count(right) == 1
+    (kernels / name).write_text(text.replace(right, wrong))
+    # The copy is found before csrc; one head_dim keeps it small.
+    flags = f"-O1 -DSTAL_ONE_HEAD_DIM=128 -I {tmp_path}"
+    for path in forward_driver.parent.glob("*.o"):
+        if path.stem != "forward":
+            (tmp_path / path.name).symlink_to(path)
+    compile_all(tmp_path, DRIVER, flags)
+    driver = link(tmp_path, DRIVER, flags)
+    options = ["--head-dim", "128", "--seed", "128000", "--cases", "60", "--failures", "1"]
+    result = run(driver, *options)
+    assert result.returncode == 1, result.stderr
+    assert re.search(words, result.stdout), result.stdout[:2000]
 
 
 @pytest.mark.slow

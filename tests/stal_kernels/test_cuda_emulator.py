@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 SOURCES = ROOT / "csrc"
 EMULATOR = ("cuda/fiber", "cuda/shared_memory", "cuda/block", "cuda/product")
 DRIVER = (*EMULATOR, "case", "exact", "tensors", "cuda/forward", "cuda/forward_driver")
-FLAGS = "-std=c++17 -Wall -Wextra -Werror -Wno-unknown-pragmas -g"
+FLAGS = "-std=c++17 -Wall -Wextra -Werror -Wno-unknown-pragmas"
 
 INSTRUCTIONS = (
     *("rounding", "functions", "shuffles", "barriers", "registers", "shared_memory"),
@@ -315,6 +315,6 @@ def test_forward_is_clean_under_sanitizers(build):
     probe = run("g++", sanitize, "-x", "c++", "-", "-o", os.devnull)
     if "cannot find" in probe.stderr:
         pytest.skip(f"g++ has no runtime for {sanitize}: {probe.stderr}")
-    flags = f"-O1 {sanitize} -fno-sanitize-recover=all -fno-omit-frame-pointer"
+    flags = f"-O1 -g {sanitize} -fno-sanitize-recover=all -fno-omit-frame-pointer"
 
     check(run(build(DRIVER, flags), "--seed", "5", "--cases", "30", "--orders", "1"))

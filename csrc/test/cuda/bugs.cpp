@@ -5,7 +5,8 @@
 //   bugs          prints the names; the first is no mistake
 //
 // One warpgroup copies q tile by tile into a ring of two stages, k and v before the first; the
-// other computes out = factor (q k^T) v with v twice as wide as a panel, all in small whole numbers.
+// other computes out = factor (q k^T) v with v twice as wide as a panel, all in small whole
+// numbers.
 #include <cstdio>
 #include <string>
 #include <vector>

@@ -182,12 +182,6 @@ KERNEL_BUGS = {
         "if (kAbsent) {",
         f"{WRONG}.*nan",
     ),
-    "weight_of_minus_zero_counts_as_absent": (
-        "kernel.h",
-        "bits_of(w[j][i] + 0.0f)",
-        "bits_of(w[j][i])",
-        WRONG,
-    ),
 }
 
 pytestmark = [
@@ -296,7 +290,7 @@ def test_bug_in_the_forward_kernel_is_caught(bug, forward_driver, tmp_path):
     assert text.count(right) == 1
     (kernels / name).write_text(text.replace(right, wrong))
     # The copy is found before csrc; one head_dim keeps it small.
-    flags = f"-O1 -DSTAL_ONE_HEAD_DIM=128 -I {tmp_path}"
+    flags = f"-O1 -Wno-error -DSTAL_ONE_HEAD_DIM=128 -I {tmp_path}"
     for path in forward_driver.parent.glob("*.o"):
         if path.stem != "forward":
             (tmp_path / path.name).symlink_to(path)

@@ -308,8 +308,9 @@ int Main(int count, char** arguments) {
     for (std::string line; std::getline(file, line);) cases.push_back(ParseCase(line));
   }
   if (cases.empty()) throw std::invalid_argument("there must be a case, got none");
-  int failures = 0;
+  int failures = 0, ran = 0;
   for (const Case& c : cases) {
+    ++ran;
     std::string said;
     try {
       said = Check(c, std::stoi(options["--orders"]));
@@ -321,7 +322,7 @@ int Main(int count, char** arguments) {
     std::printf("FAILED %s\n  %s\n", said.c_str(), FormatCase(c).c_str());
     if (failures == std::stoi(options["--failures"])) break;
   }
-  std::printf("%zu cases, %d failures\n", cases.size(), failures);
+  std::printf("%d cases, %d failures\n", ran, failures);
   return failures == 0 ? 0 : 1;
 }
 

@@ -288,7 +288,7 @@ struct Loader {
       region += walk.batch * p.region_strides.batch + entry * p.region_strides.prompt;
     }
     uint32_t mask = 0;
-    constexpr int kTogether = 2;  // entries whose loads are on their way at once
+    constexpr int kTogether = X::kTogether;
     for (int e = 0; e < walk.entries; e += kTogether) {
       float w[kTogether][2];
       bool exists[kTogether][2];

@@ -51,6 +51,7 @@ BUGS = {
     "two writers",
     "stage_left_early": "written too early|not published",
     "stage_never_left": "deadlock; .* lanes 128-255 wait for mbarrier",
+    "no_warpgroup_barrier_before_store": "written too early: a wgmma of warp",
     "no_warp_barrier_before_load": "not published: no barrier between|uninitialised",
     "copy_out_of_bounds": "cp.async: out of bounds: 16 bytes",
     "copy_misaligned": "cp.async: misaligned: 16 bytes",
@@ -151,6 +152,12 @@ KERNEL_BUGS = {
         "      sync_warp();\n      if (lane == 0) mbarrier_arrive(shared + X::kTileEmptyAt",
         "      if (lane == 0) mbarrier_arrive(shared + X::kTileEmptyAt",
         "written too early",
+    ),
+    "no_warpgroup_barrier_before_store": (
+        "kernel.h",
+        "      named_barrier(1 + warpgroup, kWarpgroup);\n",
+        "",
+        RACES,
     ),
     "no_warp_barrier_before_load": (
         "kernel.h",

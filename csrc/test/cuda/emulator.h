@@ -66,8 +66,6 @@ void set_max_registers_up() {
   detail::block().SetRegisters(N, true);
 }
 
-inline void trap() { detail::block().Fail("trap"); }
-
 // ---- numbers ----
 
 inline uint32_t bits_of(float x) { return emulator::BitsOf(x); }
@@ -161,8 +159,8 @@ template <int N>
 void wgmma_wait() {
   detail::block().WaitForProducts(N);
 }
-template <typename X, int N>
-void wgmma_pin(X (&)[N]) {}
+template <int N>
+void wgmma_pin(float (&)[N]) {}
 
 inline uint64_t make_descriptor(uint32_t low, uint32_t high) {
   return static_cast<uint64_t>(high) << 32 | low;

@@ -39,8 +39,8 @@ BUGS = {
     "no_product_commit": "wrong numbers|finished with a wgmma",
     "factor_changed_before_wait": "a register of the first factor of lane",
     "swizzle_off_by_one": "wrong numbers",
-    "lane_skips_shuffle": "lane 77 .*divergent: it is at syncwarp .* at shuffle|"
-    "divergent: it is at shuffle .* at syncwarp",
+    "lane_skips_shuffle": "lane 77 .*divergent: it is at bar.sync of its warp .* at shuffle|"
+    "divergent: it is at shuffle .* at bar.sync",
     "copy_groups_off_by_one": "has not been waited for|no fence.proxy.async",
     "barrier_count_too_high": "deadlock; lanes 0-127 wait for mbarrier .* lacks 1 of 5 arrivals",
     "barrier_count_too_low": "no fence.proxy.async and barrier|has not been waited for|"
@@ -48,7 +48,7 @@ BUGS = {
     "barriers_used_before_made": "there is no mbarrier|not published: .* mbarrier.init",
     "two_warps_write_one_stage": "two writers: no barrier between",
     "stage_reused_early": "written too early|has not been waited for|no fence.proxy.async|"
-    "two writers",
+    "two writers|deadlock; .* wait for mbarrier",
     "stage_left_early": "written too early|not published",
     "stage_never_left": "deadlock; .* lanes 128-255 wait for mbarrier",
     "no_warpgroup_barrier_before_store": "written too early: a wgmma of warp",

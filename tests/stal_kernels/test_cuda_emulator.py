@@ -30,7 +30,8 @@ HEAD_DIMS = (40, 64, 80, 128, 160)
 # What must be said of each mistake in csrc/test/cuda/bugs.cpp, in whatever order lanes run.
 BUGS = {
     "no_proxy_fence": "no fence.proxy.async and barrier between the write",
-    "wrong_parity": "has not been waited for|no fence.proxy.async|uninitialised|not published",
+    "wrong_parity": "has not been waited for|no fence.proxy.async|uninitialised|not published|"
+    "deadlock; .* wait for mbarrier",
     "wrong_leading_offset": "wrong numbers",
     "wrong_stride_offset": "wrong numbers|a wgmma of warp 1 may still read",
     "scores_read_before_wait": "wrong numbers",
@@ -44,7 +45,7 @@ BUGS = {
     "copy_groups_off_by_one": "has not been waited for|no fence.proxy.async",
     "barrier_count_too_high": "deadlock; lanes 0-127 wait for mbarrier .* lacks 1 of 5 arrivals",
     "barrier_count_too_low": "no fence.proxy.async and barrier|has not been waited for|"
-    "not published|uninitialised",
+    "not published|uninitialised|deadlock; .* wait for mbarrier",
     "barriers_used_before_made": "there is no mbarrier|not published: .* mbarrier.init",
     "two_warps_write_one_stage": "two writers: no barrier between",
     "stage_reused_early": "written too early|has not been waited for|no fence.proxy.async|"

@@ -79,7 +79,7 @@ def oracle(width: int, columns: int, keys: int) -> list[list[int]]:
     """Triton's descriptors of q, k and v, one for each product, as if each began at address 0."""
     pointers = {"q": "*bf16", "k": "*bf16", "v": "*bf16", "out": "*fp32"}
     constants = {"KEYS": keys, "D": columns, "WIDTH": width}
-    signature = pointers | {name: "constexpr" for name in constants}
+    signature = pointers | dict.fromkeys(constants, "constexpr")
     positions = {(len(pointers) + i,): value for i, value in enumerate(constants.values())}
     source = GluonASTSource(_two_products, signature, positions)
     target = GPUTarget("cuda", 90, 32)
@@ -108,7 +108,7 @@ def products(tmp_path_factory):
     """products(head_dim): (n, descriptors) of each wgmma of one tile and prompt, in order."""
     target = tmp_path_factory.mktemp("descriptors") / "driver"
     sources = [SOURCES / "test" / f"{name}.cpp" for name in PROGRAM]
-    flags = "-std=c++17 -O1 -Wno-unknown-pragmas".split()
+    flags = ["-std=c++17", "-O1", "-Wno-unknown-pragmas"]
     subprocess.run(["g++", *flags, "-I", SOURCES, *sources, "-o", target], check=True)
 
     @cache

@@ -1,6 +1,6 @@
 """Microseconds from the call in Python to the launch of the CUDA kernel, without a GPU.
 
-    python bench/cuda_host.py [--output FILE]
+    python bench/cuda_host.py [--output FILE.json]
 
 The kernel and the machine are those of csrc/test/cuda/recorder.cpp, whose launch does nothing, and
 tensors lie on the CPU. Not in these figures: torch's current stream (a look-up), cudaGetDevice,
@@ -77,7 +77,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=100)
-    parser.add_argument("--output", type=Path, help="Markdown file; JSON goes beside it")
+    parser.add_argument("--output", type=Path, help="JSON file; Markdown goes beside it")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:

@@ -288,7 +288,7 @@ struct Loader {
       region += walk.batch * p.region_strides.batch + entry * p.region_strides.prompt;
     }
     uint32_t mask = 0;
-    constexpr int kTogether = 2;  // entries whose loads are on their way at once
+    constexpr int kTogether = X::kTogether;
     for (int e = 0; e < walk.entries; e += kTogether) {
       float w[kTogether][2];
       bool exists[kTogether][2];
@@ -426,8 +426,8 @@ template <typename T, int HeadDim>
 struct Consumer {
   using X = Traits<HeadDim>;
 
-  static constexpr int kTotal = HeadDim / 2;          // registers of a row tile's result
-  static constexpr int kPart = X::kPartColumns / 2;   // ... of a part of one product
+  static constexpr int kTotal = HeadDim / 2;         // registers of a row tile's result
+  static constexpr int kPart = X::kPartColumns / 2;  // ... of a part of one product
 
   const ForwardParams& p;
   Walk<HeadDim> walk;
@@ -458,7 +458,11 @@ struct Consumer {
       if (p.split) mask &= mine();
       add_entries(stage, mask);
       if (p.split && walk.last_of_tile()) add_shares();
-      const int next = p.split ? item + 1 : walk.dealt ? item + X::kConsumers : take(turn);
+      const bool takes = !p.split && !walk.dealt;
+      if (takes) take(turn);
+      // Of the warpgroup: its next item is known, and none of its products reads q any more.
+      named_barrier(1 + warpgroup, kWarpgroup);
+      const int next = takes ? taken(turn) : item + (p.split ? 1 : X::kConsumers);
       if (walk.last_of_tile() && (!p.split || warpgroup == 0)) store(stage);
       sync_warp();
       if (lane == 0) mbarrier_arrive(shared + X::kTileEmptyAt + stage * 8);
@@ -490,20 +494,24 @@ struct Consumer {
     return true;
   }
 
-  // The first item that nobody has taken. All threads of the warpgroup are here at once.
-  STAL_DEVICE int take(int turn) {
-    const uint32_t taken = shared + X::kTakenAt + (2 * warpgroup + (turn & 1)) * 4;
+  // The first item that nobody has taken, for the warpgroup; twice as much room as it needs keeps
+  // it from being overwritten before all its warps have read it.
+  STAL_DEVICE void take(int turn) {
     if (threadIdx.x % kWarpgroup == 0) {
-      store_shared_4(taken, atomic_add_shared(shared + X::kNextAt, 1));
+      store_shared_4(taken_at(turn), atomic_add_shared(shared + X::kNextAt, 1));
     }
-    named_barrier(1 + warpgroup, kWarpgroup);
-    return shuffle(static_cast<int>(load_shared_4(taken)), 0);
+  }
+  STAL_DEVICE int taken(int turn) const {
+    return shuffle(static_cast<int>(load_shared_4(taken_at(turn))), 0);
+  }
+  STAL_DEVICE uint32_t taken_at(int turn) const {
+    return shared + X::kTakenAt + (2 * warpgroup + (turn & 1)) * 4;
   }
 
   // total += weight * softmax(scale * q k^T) v, of the entries in the mask.
   STAL_DEVICE void add_entries(int stage, uint32_t mask) {
-    // All lanes have the same, and the shuffles tell it the compiler: descriptors are then computed
-    // in uniform registers.
+    // All lanes have the same, and the shuffles tell the compiler so, which then computes
+    // descriptors in uniform registers.
     mask = shuffle(mask, 0);
     const uint32_t q = shuffle(
         (shared + X::kTilesAt + stage * X::kTileBytes) / 16 + X::kLeadingOfRows, 0);

@@ -64,8 +64,6 @@ STAL_DEVICE void set_max_registers_up() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N));
 }
 
-STAL_DEVICE void trap() { asm volatile("trap;"); }
-
 // ---- numbers ----
 
 STAL_DEVICE uint32_t bits_of(float x) { return __float_as_uint(x); }
@@ -230,16 +228,10 @@ STAL_DEVICE void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
 }
 // Keeps the compiler from reading an accumulator before the wait above, or writing it after.
-template <typename X, int N>
-STAL_DEVICE void wgmma_pin(X (&x)[N]) {
+template <int N>
+STAL_DEVICE void wgmma_pin(float (&x)[N]) {
 #pragma unroll
-  for (int i = 0; i < N; ++i) {
-    if constexpr (std::is_same_v<X, float>) {
-      asm volatile("" : "+f"(x[i])::"memory");
-    } else {
-      asm volatile("" : "+r"(x[i])::"memory");
-    }
-  }
+  for (int i = 0; i < N; ++i) asm volatile("" : "+f"(x[i])::"memory");
 }
 
 // A descriptor of a matrix in shared memory.

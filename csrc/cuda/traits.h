@@ -51,6 +51,9 @@ struct Traits {
   static constexpr int kConsumerRegisters = kConsumers == 3 ? 144 : 216;
   static constexpr int kLoaderRegisters = kConsumers == 3 ? 80 : 72;
 
+  // Entries whose weights a loading warp fetches at once, as many as it has registers for.
+  static constexpr int kTogether = kConsumers == 3 ? 4 : 2;
+
   // The second product comes in parts of at most 128 columns, one after the other: at 160 columns
   // the result and an accumulator as large do not fit in registers.
   static constexpr int kParts = kColumns > 128 ? 2 : 1;

@@ -27,7 +27,7 @@ def driver(tmp_path_factory) -> Path:
     target = tmp_path_factory.mktemp("aarch64") / "driver"
     names = [f"cpu/level_{level}" for level in LEVELS]
     names += ["cpu/call_storage", "cpu/levels", "cpu/parallel"]
-    names += ["test/driver", "test/case", "test/exact"]
+    names += ["test/driver", "test/case", "test/exact", "test/tensors"]
     objects = []
     for name in names:
         objects.append(str(target.with_name(f"{Path(name).name}.o")))

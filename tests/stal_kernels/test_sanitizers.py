@@ -97,7 +97,10 @@ def driver(sanitizer, setup_script, tmp_path_factory) -> Path:
         (kernels / f"{name}.cpp", [*instrumented, *defines])
         for name in ("call_storage", "levels", "parallel")
     ]
-    jobs += [(program / f"{name}.cpp", [*flags, "-O2"]) for name in ("driver", "case", "exact")]
+    jobs += [
+        (program / f"{name}.cpp", [*flags, "-O2"])
+        for name in ("driver", "case", "exact", "tensors")
+    ]
 
     def compile_file(job: tuple[Path, list[str]]) -> str:
         source, options = job

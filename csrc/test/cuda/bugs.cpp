@@ -5,7 +5,8 @@
 //   bugs          prints the names; the first is no mistake
 //
 // One warpgroup copies q tile by tile into a ring of two stages, k and v before the first; the
-// other computes out = factor (q k^T) v with v twice as wide as a panel, all in small whole numbers.
+// other computes out = factor (q k^T) v with v twice as wide as a panel, all in small whole
+// numbers.
 #include <cstdio>
 #include <string>
 #include <vector>
@@ -38,6 +39,7 @@ const std::vector<std::string> kBugs = {
     "stage_reused_early",
     "stage_left_early",
     "stage_never_left",
+    "no_warpgroup_barrier_before_store",
     "no_warp_barrier_before_load",
     "copy_out_of_bounds",
     "copy_misaligned",
@@ -173,7 +175,8 @@ void Multiply(Memory& m, const std::string& bug, uint32_t shared) {
     }
     if (bug == "other_barrier_in_half_a_warp") named_barrier(lane < 16 ? 1 : 2, 128);
 
-    // Out by way of the tile's own place, a panel after the other.
+    // Out by way of the tile's own place, a panel after the other, when no product reads q.
+    if (bug != "no_warpgroup_barrier_before_store") named_barrier(3, 128);
     for (int panel = 0; panel < 2; ++panel) {
       sync_warp();
       for (int i = 0; i < 4; ++i) {

@@ -5,6 +5,9 @@
 // Different from a GPU are the last bits: exp2_approx and reciprocal_approx round correctly, where
 // the GPU errs by up to 2 units in the last place, and the 16 products that wgmma adds to an
 // accumulator are summed exactly and rounded once to nearest.
+//
+// Not seen are a register that is written between wgmma_fence and the product, bank conflicts, what
+// a compiler makes of the source, and time.
 #pragma once
 
 #include <cmath>
@@ -62,8 +65,6 @@ template <int N>
 void set_max_registers_up() {
   detail::block().SetRegisters(N, true);
 }
-
-inline void trap() { detail::block().Fail("trap"); }
 
 // ---- numbers ----
 
@@ -158,8 +159,8 @@ template <int N>
 void wgmma_wait() {
   detail::block().WaitForProducts(N);
 }
-template <typename X, int N>
-void wgmma_pin(X (&)[N]) {}
+template <int N>
+void wgmma_pin(float (&)[N]) {}
 
 inline uint64_t make_descriptor(uint32_t low, uint32_t high) {
   return static_cast<uint64_t>(high) << 32 | low;

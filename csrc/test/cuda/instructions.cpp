@@ -732,8 +732,8 @@ void ProductRules() {
     sync_block();
     if (Lane() == 32) store_shared_4(b_at, 1);
   });
-  // A warp reads its own rows of a.
-  RunLanes(128, [&] {
+  // Nobody says that a warp reads its own rows of a alone.
+  ExpectRefused(128, "written too early: a wgmma of warp", [&] {
     float d[40];
     ready();
     wgmma_m64n80k16<T>(d, descriptor(a_at), descriptor(b_at), false);

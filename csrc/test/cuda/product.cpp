@@ -142,22 +142,19 @@ void Block::MultiplyAll(int first, void* const* operands) {
 
   if (grid_.products) grid_.products->push_back(one);
 
-  // What every lane of a warp, and of the warpgroup, knows to be fenced.
+  // What every lane knows to be fenced.
   const int first_warp = first / kWarpLanes, warpgroup = first / kWarpgroupLanes;
-  std::array<Clock, 4> fenced;
-  Clock fenced_all;
+  const Clock* last = lanes_[first].knows.fenced.get();
+  Clock fenced = *last;
+  for (int i = 1; i < kWarpgroupLanes; ++i) {
+    const Clock* next = lanes_[first + i].knows.fenced.get();
+    if (next != last) fenced.Intersect(*next);
+    last = next;
+  }
+  // Any warp may read any part of both factors.
   std::array<Moment, kMaxWarps> moments = {};
-  for (int warp = 0; warp < 4; ++warp) {
-    const Clock* last = nullptr;
-    for (int i = 0; i < kWarpLanes; ++i) {
-      const Clock* next = lanes_[first + warp * kWarpLanes + i].knows.fenced.get();
-      if (i == 0) fenced[warp] = *next;
-      if (next != last && i > 0) fenced[warp].Intersect(*next);
-      last = next;
-    }
-    if (warp == 0) fenced_all = fenced[0];
-    fenced_all.Intersect(fenced[warp]);
-    moments[first_warp + warp] = ++warps_[first_warp + warp].products;
+  for (int warp = first_warp; warp < first_warp + 4; ++warp) {
+    moments[warp] = ++warps_[warp].products;
   }
 
   // a by row, b by its k.
@@ -166,12 +163,10 @@ void Block::MultiplyAll(int first, void* const* operands) {
   const auto number = [&](uint16_t bits) {
     return one.is_bfloat16 ? FromBFloat16(bits) : FromFloat16(bits);
   };
-  const auto read = [&](const char* factor, const Descriptor& from, uint32_t offset, int warp,
+  const auto read = [&](const char* factor, const Descriptor& from, uint32_t offset,
                         std::array<uint16_t, 8>* to) {
-    const uint32_t warps = warp < 0 ? 15u << first_warp : 1u << (first_warp + warp);
     const uint32_t address = Swizzle(from.start + offset, from.width);
-    const Clock& known = warp < 0 ? fenced_all : fenced[warp];
-    Check(factor, shared_.ReadFactor(address, warpgroup, warps, known, moments, to->data()));
+    Check(factor, shared_.ReadFactor(address, warpgroup, fenced, moments, to->data()));
   };
   std::array<uint16_t, 8> piece;
   if (one.a == nullptr) {
@@ -181,7 +176,7 @@ void Block::MultiplyAll(int first, void* const* operands) {
     for (int row = 0; row < kRows; ++row) {
       for (int half = 0; half < 2; ++half) {
         const uint32_t offset = row / 8 * from.stride + row % 8 * from.width + half * 16;
-        read("wgmma, first factor", from, offset, row / 16, &piece);
+        read("wgmma, first factor", from, offset, &piece);
         for (int i = 0; i < 8; ++i) a[row][half * 8 + i] = number(piece[i]);
       }
     }
@@ -208,7 +203,7 @@ void Block::MultiplyAll(int first, void* const* operands) {
         const int panel = column / 8 / pieces_a_row;
         const uint32_t offset = panel * from.leading + k / 8 * from.stride + k % 8 * from.width +
                                 column / 8 % pieces_a_row * 16;
-        read("wgmma, second factor", from, offset, -1, &piece);
+        read("wgmma, second factor", from, offset, &piece);
         for (int i = 0; i < 8; ++i) b[k][column + i] = number(piece[i]);
       }
     }
@@ -217,7 +212,7 @@ void Block::MultiplyAll(int first, void* const* operands) {
     for (int column = 0; column < one.n; ++column) {
       for (int half = 0; half < 2; ++half) {
         const uint32_t offset = column / 8 * from.stride + column % 8 * from.width + half * 16;
-        read("wgmma, second factor", from, offset, -1, &piece);
+        read("wgmma, second factor", from, offset, &piece);
         for (int i = 0; i < 8; ++i) b[half * 8 + i][column] = number(piece[i]);
       }
     }

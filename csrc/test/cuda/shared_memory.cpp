@@ -198,8 +198,7 @@ std::string SharedMemory::MakeBarrier(int lane, const Knowledge& knows, uint32_t
   return "";
 }
 
-std::string SharedMemory::ReadFactor(uint32_t address, int warpgroup, uint32_t warps,
-                                     const Clock& fenced,
+std::string SharedMemory::ReadFactor(uint32_t address, int warpgroup, const Clock& fenced,
                                      const std::array<Moment, kMaxWarps>& products, void* to) {
   const std::string said = OutOfBounds(address, kLine);
   if (!said.empty()) return said;
@@ -223,8 +222,8 @@ std::string SharedMemory::ReadFactor(uint32_t address, int warpgroup, uint32_t w
     }
     line.checked[warpgroup] = line.version;
   }
-  for (int warp = 0; warp < kMaxWarps; ++warp) {
-    if (warps >> warp & 1) line.products[warp] = products[warp];
+  for (int warp = 4 * warpgroup; warp < 4 * warpgroup + 4; ++warp) {
+    line.products[warp] = products[warp];
   }
   std::memcpy(to, &data_[first], kLine);
   return "";

@@ -41,9 +41,9 @@ class SharedMemory {
   // Bytes that from now on belong to an mbarrier.
   std::string MakeBarrier(int lane, const Knowledge& knows, uint32_t address);
 
-  // 16 bytes of a factor, read by the warps of the set (one bit each) in their product of the
-  // moment that `products` names by warp. `fenced`: what all lanes that take part know of.
-  std::string ReadFactor(uint32_t address, int warpgroup, uint32_t warps, const Clock& fenced,
+  // 16 bytes of a factor, read by the warps of a warpgroup in their product of the moment that
+  // `products` names by warp. `fenced`: what all lanes that take part know of.
+  std::string ReadFactor(uint32_t address, int warpgroup, const Clock& fenced,
                          const std::array<Moment, kMaxWarps>& products, void* to);
 
  private:

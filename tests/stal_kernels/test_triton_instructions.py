@@ -31,7 +31,7 @@ VARIANTS = [
         ("forward", (160,), 77, FORMS[:1]),
         ("forward", (64, 128), 256, FORMS),
         ("forward", (64, 160), 300, FORMS[:1]),
-        ("forward", (128,), 300, FORMS[1:2]),
+        ("forward", (128,), 300, FORMS[:2]),
         ("pixels", (80, 128), 77, FORMS[1:]),
         ("pixels", (160,), 77, FORMS[:2]),
     )

@@ -45,7 +45,7 @@ PLANNED = (
     Case(heads=2, seqlen_q=150, seqlen_k=3, head_dim=8, prompts=4, region="boxes", planned=True),
     Case(heads=1, seqlen_q=70, seqlen_k=3, head_dim=16, prompts=3, region="empty", planned=True),
     # The last bit is the sign of a word.
-    Case(heads=1, seqlen_q=33, seqlen_k=1, head_dim=8, prompts=64, region="blobs", planned=True),
+    Case(heads=1, seqlen_q=33, seqlen_k=3, head_dim=8, prompts=64, region="blobs", planned=True),
     # More than a plan has bits for; three words of 32.
     Case(heads=1, seqlen_q=33, seqlen_k=3, head_dim=8, prompts=70, region="blobs", planned=True),
 )

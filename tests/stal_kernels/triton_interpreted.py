@@ -44,6 +44,7 @@ PLANNED = (
     *(replace(case, planned=True) for case in CASES if case.region),
     Case(heads=2, seqlen_q=150, seqlen_k=3, head_dim=8, prompts=4, region="boxes", planned=True),
     Case(heads=1, seqlen_q=70, seqlen_k=3, head_dim=16, prompts=3, region="empty", planned=True),
+    # The last bit is the sign of a word.
     Case(heads=1, seqlen_q=33, seqlen_k=3, head_dim=8, prompts=64, region="blobs", planned=True),
 )
 

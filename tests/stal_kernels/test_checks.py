@@ -196,8 +196,8 @@ TABLE = "(table, heads, seqlen_k, head_dim)"
         pytest.param(
             {"backend": "gpu"},
             "backend must be one of auto, cpu, cpu:amx, cpu:avx512_bf16, cpu:avx512, cpu:avx2, "
-            "cpu:neon, cpu:portable, cpu:avx512_bf16_model, cpu:amx_model, triton, reference, "
-            "got 'gpu'",
+            "cpu:neon, cpu:portable, cpu:avx512_bf16_model, cpu:amx_model, cuda, triton, "
+            "reference, got 'gpu'",
             id="backend",
         ),
         pytest.param({"backend": "cpu:sse9"}, "got 'cpu:sse9'", id="level"),

@@ -25,8 +25,6 @@ namespace {
 // A sum is added up in pieces of this many terms. Shorter sums round less, and the tile of P that
 // a piece reads stays in the first cache level.
 constexpr int64_t kDepth = 64;
-// Of products with V: 77 keys in one piece.
-constexpr int64_t kKeyDepth = 96;
 
 // A (rows, head_dim) matrix by blocks of rows, (ceil(rows / kBlock), head_dim, kBlock), with copies
 // of the last row after it. `scratch` holds kLanes rows.
@@ -127,11 +125,11 @@ template <int kVectors>
 void AddValues(const float* p, const float* packed, int64_t keys, int64_t head_dim,
                const Vec (&factor)[kVectors], const IVec (&mask)[kVectors], bool add, float* out) {
   constexpr int64_t kRows = kVectors * kLanes;
-  for (int64_t key = 0; key < keys; key += kKeyDepth) {
+  for (int64_t key = 0; key < keys; key += kDepth) {
     for (int64_t c = 0; c < head_dim; c += kBlock) {
       Vec acc[kBlock][kVectors];
       Multiply<kBlock, 1, kVectors>(p + key * kRows, kRows, packed + c * keys + key * kBlock,
-                                    Min(kKeyDepth, keys - key), acc);
+                                    Min(kDepth, keys - key), acc);
 #pragma GCC unroll 8
       for (int i = 0; i < kBlock; ++i) {
 #pragma GCC unroll 4

@@ -59,6 +59,20 @@ void SetWeights(const TensorView& tensor, Strided<Pointer>* out) {
   out->strides = {first ? tensor.stride(0) : 0, tensor.stride(first), 0, tensor.stride(first + 1)};
 }
 
+inline void SetSizes(const Sizes& sizes, DType dtype, bool bf16_products,
+                     BlendedAttentionParams* params) {
+  params->dtype = dtype;
+  params->bf16_products = bf16_products;
+  params->ragged = sizes.ragged;
+  params->batch = sizes.batch;
+  params->heads = sizes.heads;
+  params->seqlen_q = sizes.seqlen_q;
+  params->head_dim = sizes.head_dim;
+  params->seqlen_k = sizes.seqlen_k;
+  params->prompts = sizes.prompts;
+  params->entries = sizes.entries;
+}
+
 inline const int32_t* Indices(const OptionalTensor& tensor) {
   return tensor.has_value() ? static_cast<const int32_t*>(tensor.value().data_ptr()) : nullptr;
 }

@@ -23,6 +23,7 @@ namespace {
 using stal::DTypeOf;
 using stal::Indices;
 using stal::OptionalTensor;
+using stal::SetSizes;
 using stal::Translated;
 using tvm::ffi::Array;
 using tvm::ffi::String;
@@ -52,20 +53,6 @@ void CheckThreads(int64_t threads) {
   if (threads < 1 || threads > std::numeric_limits<int>::max()) {
     stal::Refuse("threads", "be a positive int", threads);
   }
-}
-
-void SetSizes(const stal::Sizes& sizes, stal::DType dtype, bool bf16_products,
-              stal::BlendedAttentionParams* params) {
-  params->dtype = dtype;
-  params->bf16_products = bf16_products;
-  params->ragged = sizes.ragged;
-  params->batch = sizes.batch;
-  params->heads = sizes.heads;
-  params->seqlen_q = sizes.seqlen_q;
-  params->head_dim = sizes.head_dim;
-  params->seqlen_k = sizes.seqlen_k;
-  params->prompts = sizes.prompts;
-  params->entries = sizes.entries;
 }
 
 // The arguments that both passes have in common, checked.

@@ -126,15 +126,7 @@ bool Forward(int64_t stream, double scale, TensorView q, TensorView k, TensorVie
     stal::BlendedAttentionParams params{};
     params.scale = static_cast<float>(scale);
     if (!std::isfinite(params.scale)) Refuse("scale", "be finite in float32", scale);
-    params.dtype = stal::DTypeOf(q);
-    params.ragged = sizes.ragged;
-    params.batch = sizes.batch;
-    params.heads = sizes.heads;
-    params.seqlen_q = sizes.seqlen_q;
-    params.head_dim = sizes.head_dim;
-    params.seqlen_k = sizes.seqlen_k;
-    params.prompts = sizes.prompts;
-    params.entries = sizes.entries;
+    SetSizes(sizes, stal::DTypeOf(q), false, &params);
     CheckKernel(params, q);
     const int64_t entries = sizes.ragged ? sizes.entries : sizes.prompts;
     for (int64_t size : {sizes.batch, sizes.seqlen_q, sizes.seqlen_k, sizes.prompts, entries}) {

@@ -43,11 +43,12 @@ def loop(
     region: Tensor | None = None,
     key_lengths: Tensor | None = None,
     plan: object = None,
+    packed: object = None,
     scale: float | None = None,
 ) -> Tensor:
     """The op as a user of torch would write it; the weight is 0 where a region is not.
 
-    plan: not used, for no result depends on it.
+    plan, packed: not used, for no result depends on them.
     """
     if key_lengths is not None:
         raise ValueError("key_lengths must be None: the prompts of these UNets have no padding")

@@ -121,6 +121,8 @@ void ScoresAndMax(const float* q_t, const float* packed, int64_t keys, int64_t h
 }
 
 // out (head_dim, rows) = or += factor * p^T (keys, rows) times packed channels, where mask is set.
+// What comes first is added to zero, which turns -0 into +0: the sign of a zero must not tell which
+// prompts the other rows of a block have.
 template <int kVectors>
 void AddValues(const float* p, const float* packed, int64_t keys, int64_t head_dim,
                const Vec (&factor)[kVectors], const IVec (&mask)[kVectors], bool add, float* out) {
@@ -136,7 +138,7 @@ void AddValues(const float* p, const float* packed, int64_t keys, int64_t head_d
         for (int r = 0; r < kVectors; ++r) {
           float* sum = out + (c + i) * kRows + r * kLanes;
           const Vec x = And(acc[i][r] * factor[r], mask[r]);
-          Store(sum, add || key > 0 ? Load(sum) + x : x);
+          Store(sum, (add || key > 0 ? Load(sum) : Vec{}) + x);
         }
       }
     }

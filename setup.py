@@ -6,6 +6,8 @@ nvcc is that of CUDA_HOME, of the PATH or of NVIDIA's wheels, and CUDA_HOME=none
 What cannot be built is left out and its reason kept; without both the package is pure Python.
 """
 
+import hashlib
+import importlib.metadata
 import importlib.util
 import os
 import platform
@@ -25,6 +27,7 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).parent
 SOURCES = ROOT / "csrc" / "cpu"
 CUDA_SOURCES = ROOT / "csrc" / "cuda"
+SUFFIXES = (".h", ".cpp", ".cu")
 MACOS = sys.platform == "darwin"
 
 # GCC warns about the undefined registers inside its own intrinsics, clang about tvm_ffi's macros.
@@ -94,6 +97,28 @@ def run(command: list[str]) -> None:
         raise BuildError(f"{command[0]} failed: {message}")
 
 
+def compile_once(command: list[str], includes: list[str], source: Path, target: Path) -> str:
+    """Compiles `source` into `target`, unless that is what the same compiler made of the same files
+    with the same options; pip builds where the sources lie, and the next `pip install .` finds it.
+    """
+    program = Path(shutil.which(command[0]) or command[0]).resolve()
+    state = program.stat()
+    made_of = [shlex.join(command), f"{program} {state.st_size} {state.st_mtime_ns}", str(source)]
+    # The headers of a build environment lie at another path each time.
+    made_of += [importlib.metadata.version("apache-tvm-ffi")]
+    digest = hashlib.sha256("\0".join(made_of).encode())
+    for path in sorted(p for p in (ROOT / "csrc").rglob("*") if p.suffix in SUFFIXES):
+        digest.update(str(path).encode() + b"\0" + path.read_bytes() + b"\0")
+    note = target.with_suffix(".sha256")
+    if target.exists() and note.exists() and note.read_text() == digest.hexdigest():
+        return str(target)
+    note.unlink(missing_ok=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    run([*command, *includes, "-c", str(source), "-o", str(target)])
+    note.write_text(digest.hexdigest())
+    return str(target)
+
+
 def check_platform(*supported: tuple[str, str]) -> None:
     if (sys.platform, platform.machine()) not in supported:
         raise BuildError(f"{sys.platform} on {platform.machine()} is not supported")
@@ -112,38 +137,46 @@ def build_cpu(target: Path, objects: Path) -> None:
     check_platform(("linux", "x86_64"), ("linux", "aarch64"), ("darwin", "arm64"))
     compiler = find_compiler()
     tvm_ffi = find_tvm_ffi()
-    flags = [*CXXFLAGS.split(), f"-I{ROOT / 'csrc'}", "-isystem", str(tvm_ffi / "include")]
+    flags = CXXFLAGS.split()
     if MACOS:
         flags += ["-arch", "arm64"]
-    objects.mkdir(parents=True, exist_ok=True)
+    includes = [f"-I{ROOT / 'csrc'}", "-isystem", str(tvm_ffi / "include")]
 
-    def compile_file(source: Path, *extra: str) -> str:
-        output = str(objects / f"{source.stem}.o")
-        run([*compiler, *flags, *extra, "-c", str(source), "-o", output])
-        return output
+    def compile_file(name: str, *extra: str) -> str:
+        command = [*compiler, *flags, *extra]
+        return compile_once(command, includes, SOURCES / f"{name}.cpp", objects / f"{name}.o")
 
+    def compile_level(level: str) -> str | BuildError:
+        try:
+            return compile_file(f"level_{level}", *LEVELS[level].split())
+        except BuildError as error:
+            return error
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        levels = dict(zip(LEVELS, pool.map(compile_level, LEVELS), strict=True))
+    if isinstance(levels.get("avx512"), BuildError):
+        for level in ("avx512_bf16", "amx"):
+            levels[level] = BuildError("level avx512, which it refers to, was left out")
     linked = []
     defines = []
-    for level, level_flags in LEVELS.items():
-        try:
-            if level in ("avx512_bf16", "amx") and "-DSTAL_LEVEL_AVX512" not in defines:
-                raise BuildError("level avx512, which it refers to, was left out")
-            linked.append(compile_file(SOURCES / f"level_{level}.cpp", *level_flags.split()))
+    for level, made in levels.items():
+        if isinstance(made, str):
+            linked.append(made)
             defines.append(f"-DSTAL_LEVEL_{level.upper()}")
-        except BuildError as error:
-            if level == "portable":
-                raise
-            print(f"stal_kernels: level {level} is left out: {error}", file=sys.stderr)
+        elif level == "portable":
+            raise made
+        else:
+            print(f"stal_kernels: level {level} is left out: {made}", file=sys.stderr)
     # OpenMP shares torch's threads; without it (macOS, clang without libomp) calls start their own.
     threads = "-pthread" if MACOS else "-fopenmp"
     try:
-        linked.append(compile_file(SOURCES / "parallel.cpp", threads))
+        linked.append(compile_file("parallel", threads))
     except BuildError as error:
         print(f"stal_kernels: OpenMP is left out: {error}", file=sys.stderr)
         threads = "-pthread"
-        linked.append(compile_file(SOURCES / "parallel.cpp", threads))
+        linked.append(compile_file("parallel", threads))
     for name in ("binding", "call_storage", "levels"):
-        linked.append(compile_file(SOURCES / f"{name}.cpp", *defines))
+        linked.append(compile_file(name, *defines))
 
     # tvm_ffi has loaded libtvm_ffi by the time that it loads this library; the run path is for
     # tools that inspect the library on its own.
@@ -165,15 +198,12 @@ def build_cuda(target: Path, objects: Path) -> None:
     if os.environ.get("CXX"):
         nvcc += ["-ccbin", compiler[-1]]
     includes = [f"-I{ROOT / 'csrc'}", "-isystem", str(tvm_ffi / "include")]
-    objects.mkdir(parents=True, exist_ok=True)
 
     def compile_file(source: Path) -> str:
-        output = str(objects / f"cuda_{source.stem}.o")
         command = nvcc + NVCCFLAGS.split()
         if source.suffix == ".cpp":
             command = compiler + CXXFLAGS.split()
-        run([*command, *includes, "-c", str(source), "-o", output])
-        return output
+        return compile_once(command, includes, source, objects / f"cuda_{source.stem}.o")
 
     sources = sorted(p for p in CUDA_SOURCES.iterdir() if p.suffix in (".cu", ".cpp"))
     with ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -85,9 +85,16 @@ def program(path: Path, text: str) -> Path:
 
 
 def compiler_that_writes(path: Path, name: str) -> Path:
-    """A compiler whose every output is its own name."""
+    """A compiler whose every output is its own name; `<path>.log` lists them."""
     find = 'while [ "$1" != -o ]; do shift; done'
-    return program(path, f'{find}\necho {name} > "$2"')
+    return program(path, f'{find}\necho {name} > "$2"\necho "$2" >> "{path}.log"')
+
+
+def compiler_that_reads(path: Path) -> Path:
+    """A compiler that only looks whether all that a source includes is there."""
+    real = shutil.which("c++")
+    other = 'while [ "$1" != -o ]; do shift; done\necho linked > "$2"'
+    return program(path, f'case " $* " in *" -c "*) exec {real} -E "$@";; esac\n{other}')
 
 
 def gpu_code(library: bytes) -> list[tuple[int, int]]:
@@ -151,6 +158,31 @@ def test_wheel_holds_the_cuda_library_which_loads_without_a_gpu(wheel, tmp_path)
     environment = {"PYTHONPATH": str(installed)}
     said = run(sys.executable, "-c", loads, cwd=tmp_path, environment=environment).strip()
     assert said == "''" or "NVIDIA driver" in said
+
+
+def test_second_build_compiles_what_changed(source, builder, tmp_path):
+    checkout = tmp_path / "checkout"
+    shutil.copytree(source, checkout)
+    log = tmp_path / "c++.log"
+    environment = {"CXX": str(compiler_that_writes(tmp_path / "c++", "cpu"))}
+
+    def compiled() -> set[str]:
+        log.unlink(missing_ok=True)
+        build(builder, checkout, tmp_path / f"wheels{len(list(tmp_path.iterdir()))}", environment)
+        return {Path(line).stem for line in log.read_text().splitlines() if line.endswith(".o")}
+
+    everything = compiled()
+    assert {"binding", "level_portable", "parallel"} <= everything
+    assert compiled() == set()
+    # A half-made file has no note of what it was made of.
+    (note,) = checkout.glob("build/temp*/**/parallel.sha256")
+    note.unlink()
+    assert compiled() == {"parallel"}
+    with (checkout / "csrc" / "cpu" / "rows.h").open("a") as header:
+        header.write("\n")
+    assert compiled() == everything
+    environment["CXX"] += " -g"
+    assert compiled() == everything
 
 
 def test_package_builds_without_nvcc_and_says_so(source, builder, tmp_path):
@@ -253,8 +285,10 @@ def test_source_archive_builds_the_same_wheel(source, builder, tmp_path):
     assert (unpacked / "csrc" / "cuda" / "launch.cu").exists()
     assert (unpacked / "csrc" / "build.toml").exists()
     assert (unpacked / "examples" / "step_batching.py").exists()  # bench/gpu_check.py imports it
-    from_archive, _ = build(builder, unpacked, tmp_path / "archive")
-    from_checkout, _ = build(builder, source, tmp_path / "checkout")
+    compiler = {"CXX": str(compiler_that_reads(tmp_path / "c++"))}
+    from_archive, _ = build(builder, unpacked, tmp_path / "archive", compiler)
+    from_checkout, _ = build(builder, source, tmp_path / "checkout", compiler)
+    assert "stal_kernels/libstal_kernels.so" in names_in(from_archive)
     assert from_archive.name == from_checkout.name
     assert names_in(from_archive) == names_in(from_checkout)
 
@@ -265,7 +299,7 @@ def test_editable_install_builds_the_library_in_place(source, builder, tmp_path)
     run(
         *(builder, "-m", "pip", "install", "-q", "--no-build-isolation", "--no-deps"),
         *("--editable", checkout),
-        environment=WITHOUT_CUDA,
+        environment={**WITHOUT_CUDA, "CXX": str(compiler_that_writes(tmp_path / "c++", "cpu"))},
     )
     built = [p.name for p in (checkout / "stal_kernels").glob("libstal_kernels.*")]
     assert len(built) == 1

@@ -23,10 +23,12 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory) -> Path:
-    """A copy of the tracked and new files, so that no build touches the checkout."""
+    """A copy of the tracked and new files, so that no build touches the checkout, and of what was
+    compiled of them before."""
     folder = tmp_path_factory.mktemp("source")
     ignored = shutil.ignore_patterns(
-        ".*", "__pycache__", "build", "dist", "results", "*.egg-info", "*.so", "*.dylib"
+        *(".*", "__pycache__", "lib.*", "bdist.*", "dist", "results", "*.egg-info"),
+        *("*.so", "*.dylib"),
     )
     shutil.copytree(ROOT, folder / "stal", ignore=ignored)
     return folder / "stal"

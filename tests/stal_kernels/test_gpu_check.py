@@ -146,7 +146,7 @@ def test_signal_leaves_a_report_and_no_process(tmp_path, number):
         # What is known is on disk before the end.
         assert read(tmp_path)["end"] == "running"
         process.send_signal(number)
-        process.communicate(timeout=60)
+        process.communicate(timeout=600)
     assert process.returncode == 128 + number
     record = read(tmp_path)
     assert record["end"] == f"stopped by {number.name}"
@@ -355,7 +355,7 @@ def test_dry_run_that_is_stopped_keeps_what_it_has(tmp_path):
     ) as process:
         wait_for(begun, process, 900)
         process.terminate()
-        process.communicate(timeout=60)
+        process.communicate(timeout=600)
     assert process.returncode == 128 + signal.SIGTERM
     import gpu_check
 

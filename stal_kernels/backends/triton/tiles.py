@@ -1,6 +1,7 @@
 """How a kernel is cut and compiled for a call: the table of tiles, and what follows from it."""
 
 import functools
+import itertools
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +17,9 @@ class Tile(NamedTuple):
     stages: of the compiler's software pipeline.
     widest: pieces of head_dim, of keys.
     whole_row: more keys than this come in tiles, of key_tile keys each.
-    registers: of a thread; None: the compiler weighs them against occupancy.
+    registers: of a thread, with keys all at once; None: the compiler weighs them against occupancy.
+    fold: of "forward" without regions, with keys all at once: the weight goes into the factors of
+        the second product, instead of its result, which needs an accumulator of its own.
     """
 
     head_dim: int
@@ -27,6 +30,7 @@ class Tile(NamedTuple):
     whole_row: int = 128
     key_tile: int = 64
     registers: int | None = None
+    fold: bool = True
 
 
 class TileRow(NamedTuple):
@@ -97,10 +101,13 @@ def options_of(
     tiled = problem.seqlen_k > tile.whole_row
     # A tile of pixels has at most 128 rows, which with a plan lie anywhere.
     rows = max(128, problem.seqlen_k, problem.seqlen_q if planned else 0)
+    keys = tile.key_tile if tiled else problem.seqlen_k
+    k_pieces = pieces(keys, tile.widest[1])
     options = {
         "HEAD_DIM": problem.head_dim,
         "D_PIECES": pieces(problem.head_dim, tile.widest[0]),
-        "K_PIECES": pieces(tile.key_tile if tiled else problem.seqlen_k, tile.widest[1]),
+        "K_PIECES": k_pieces,
+        "FULL": 0 if problem.has_lengths else full_pieces(problem.seqlen_k, k_pieces),
         "RAGGED": problem.ragged,
         "HAS_REGION": problem.region is not None,
         "HAS_LENGTHS": problem.has_lengths,
@@ -112,10 +119,25 @@ def options_of(
         "BLOCK_Q": tile.block_q,
         "num_warps": tile.warps,
         "num_stages": tile.stages,
-        # With a plan the compiler's own choice spills a few.
-        "maxnreg": 255 if planned else tile.registers,
+        # With a plan the compiler's own choice spills a few, and keys in tiles need the more.
+        "maxnreg": 255 if planned or (tiled and tile.registers) else tile.registers,
     }
-    return options if kernel == "prompts" else {**options, "TILED": tiled, "HAS_PLAN": planned}
+    if kernel == "prompts":
+        return options
+    if kernel == "forward":
+        options["FOLD"] = tile.fold
+    same = problem.k.strides[-2] == problem.v.strides[-2]
+    return {**options, "TILED": tiled, "SAME": same, "HAS_PLAN": planned}
+
+
+def full_pieces(keys: int, k_pieces: tuple[int, ...]) -> int:
+    """How many pieces of a tile have all their keys, from the first on, in each tile of `keys`.
+
+    >>> full_pieces(77, (32, 32, 16)), full_pieces(256, (64,)), full_pieces(300, (64,))
+    (2, 1, 0)
+    """
+    last = (keys - 1) % sum(k_pieces) + 1
+    return sum(end <= last for end in itertools.accumulate(k_pieces))
 
 
 def pieces(size: int, widest: int = 128) -> tuple[int, ...]:

@@ -91,10 +91,12 @@ def options_of(
     planned = problem.planned and kernel != "prompts" and not no_room
     if tile is None:
         tile = tile_of(kernel, problem, capability)
-        wide = kernel == "forward" and problem.head_dim > 128 and capability[0] < 9
-        if planned and (full or wide):
-            # Without a plan these fill all registers; with one some would be spilled.
+        whole = problem.seqlen_k <= tile.whole_row
+        # These fill all registers; with a plan, or with lengths, some would be spilled.
+        if planned and full:
             tile = tile._replace(block_q=max(8, tile.block_q // 2))
+        elif kernel == "forward" and problem.has_lengths and problem.head_dim > 128 and whole:
+            tile = tile._replace(widest=(32, 16))
     strides = [
         abs(stride) for x in (problem.q, problem.k, problem.v, *others) for stride in strides_of(x)
     ]

@@ -20,6 +20,7 @@ class Tile(NamedTuple):
     registers: of a thread, with keys all at once; None: the compiler weighs them against occupancy.
     fold: of "forward" without regions, with keys all at once: the weight goes into the factors of
         the second product, instead of its result, which needs an accumulator of its own.
+    planned: what differs with a plan, which takes registers of its own: names and values.
     """
 
     head_dim: int
@@ -31,6 +32,7 @@ class Tile(NamedTuple):
     key_tile: int = 64
     registers: int | None = None
     fold: bool = True
+    planned: tuple[tuple[str, Any], ...] = ()
 
 
 class TileRow(NamedTuple):
@@ -59,8 +61,18 @@ def rows() -> tuple[TileRow, ...]:
     """The table of tiles, which bench/tune_triton.py writes."""
     found = json.loads(TABLE.read_text(encoding="utf-8"))
     for row in found:
-        row["tiles"] = tuple(Tile(**{**t, "widest": tuple(t["widest"])}) for t in row["tiles"])
+        row["tiles"] = tuple(map(_tile, row["tiles"]))
     return tuple(TileRow(**row) for row in found)
+
+
+def _tile(fields: dict[str, Any]) -> Tile:
+    """A tile of the file, in which tuples are lists; planned is one, or an object."""
+    planned = _tuples(dict(fields.get("planned", ())))
+    return Tile(**{**_tuples(fields), "planned": tuple(planned.items())})
+
+
+def _tuples(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(x) if isinstance(x, list) else x for name, x in fields.items()}
 
 
 def tile_of(kernel: str, problem: Problem, capability: tuple[int, int]) -> Tile:
@@ -91,12 +103,11 @@ def options_of(
     planned = problem.planned and kernel != "prompts" and not no_room
     if tile is None:
         tile = tile_of(kernel, problem, capability)
-        whole = problem.seqlen_k <= tile.whole_row
-        # These fill all registers; with a plan, or with lengths, some would be spilled.
         if planned and full:
+            # Without a plan they fill all registers; with one some would be spilled.
             tile = tile._replace(block_q=max(8, tile.block_q // 2))
-        elif kernel == "forward" and problem.has_lengths and problem.head_dim > 128 and whole:
-            tile = tile._replace(widest=(32, 16))
+    if planned:
+        tile = tile._replace(**dict(tile.planned))
     strides = [
         abs(stride) for x in (problem.q, problem.k, problem.v, *others) for stride in strides_of(x)
     ]

@@ -40,7 +40,7 @@ VARIANTS = [
 ] + [
     # Of these the tiles are cut by registers: ragged, with a plan.
     Variant("forward", c, d, 77, "bfloat16", True, True, plan=True)
-    for c, d in ((80, 40), (80, 64), (80, 160), (90, 160))
+    for c, d in ((80, 40), (80, 64), (80, 80), (80, 160), (90, 160))
 ]
 QUICK = [v for v in VARIANTS if (v.kernel, v.head_dim, v.seqlen_k) == ("forward", 64, 77)]
 _GROWTH = 1.05

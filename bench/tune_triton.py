@@ -10,7 +10,8 @@ wrong code (Compiled.undefined) is out, at any of the lengths and forms in which
 shipped. On a GPU the fastest wins, and --write puts it into the table with the GPU's name. Once
 --budget has passed, no more tiles are waited for and no other row begins: what has been found so
 far counts. Without a GPU the figures to compare are printed (multiply-adds issued over useful ones,
-occupancy), and --write replaces only tiles that do not fit. Needs torch and triton alone.
+instructions of the main loop, occupancy), and --write replaces only tiles that do not fit. Needs
+torch and triton alone.
 """
 
 import argparse
@@ -47,7 +48,7 @@ from stal_kernels.backends.triton.tiles import TABLE, Tile, TileRow, rows
 
 PRECISIONS = {"half": ("float16", "ieee"), "ieee": ("float32", "ieee"), "tf32": ("float32", "tf32")}
 # The head_dim that stands for all up to a limit.
-LIMITS = {40: 48, 64: 64, 80: 96, 128: 128, 160: 256}
+LIMITS = {40: 48, 64: 64, 80: 96, 128: 128, 160: 160, 256: 256}
 CHOICES: tuple[dict[str, Any], ...] = (
     *({"block_q": q, "warps": w} for q in (16, 32, 64, 128) for w in (1, 2, 4, 8) if q <= 32 * w),
     *({"stages": n} for n in (1, 2, 3)),
@@ -55,23 +56,27 @@ CHOICES: tuple[dict[str, Any], ...] = (
     *({"whole_row": n} for n in (0, 80, 128)),
     *({"key_tile": n} for n in (16, 32, 64)),
     *({"registers": n} for n in (None, 128, 168, 255)),
+    *({"fold": fold} for fold in (True, False)),
 )
+_OWN = {"fold": False}
 # Tiles that need more than two changes, by kernel and head_dim: on paper they hide more of a
 # program's fixed cost, and compiled for compute capability 9.0 nothing of them is spilled.
 STARTS: dict[tuple[str, int], tuple[dict[str, Any], ...]] = {
     ("forward", 40): tuple(
-        {"block_q": 128, "warps": 8, "stages": 2, "widest": (128, 64), "registers": n}
-        for n in (128, 168)
+        {"block_q": 128, "warps": 8, "stages": 2, "widest": (128, 64), "registers": n, "fold": f}
+        for n, f in ((128, True), (168, True), (168, False))
     ),
     ("forward", 64): tuple(
-        {"block_q": 128, "warps": 8, "stages": 3, "widest": (128, 64), "registers": n}
-        for n in (128, 168)
+        {"block_q": 128, "warps": 8, "stages": s, "widest": (128, 64), "registers": n, **_OWN}
+        for s, n in ((2, 128), (3, 128), (2, 168))
     ),
     ("forward", 128): (
         {"block_q": 128, "warps": 8, "widest": (128, 64), "key_tile": 64, "registers": 255},
     ),
+    ("forward", 160): ({"block_q": 128, "warps": 8, "stages": 2, "widest": (64, 64)},),
+    ("pixels", 128): ({"block_q": 128, "warps": 8, "widest": (64, 64), "whole_row": 128},),
     ("pixels", 160): (
-        {"block_q": 64, "warps": 4, "stages": 2, "widest": (64, 64), "whole_row": 128},
+        {"block_q": 128, "warps": 8, "stages": 2, "widest": (64, 64), "whole_row": 128},
     ),
 }
 # A tile that is this much faster replaces the table's: less is noise.
@@ -102,11 +107,15 @@ def variants(row: TileRow, head_dim: int) -> list[Variant]:
     """The forms in which a row's kernel is shipped; the first is the one that is timed."""
     dtype, precision = PRECISIONS[row.precision]
     capability = row.capability * 10
-    forms = ((True, False), (True, True), (False, True)) if row.region else ((False, False),)
+    # Region, ragged, plan.
+    forms: list[tuple[bool, bool, bool]] = [(False, False, False)]
+    if row.region:
+        forms = [(True, False, False), (True, True, False), (False, True, False)]
+        forms += [(True, False, True)] * (row.kernel != "prompts")
     return [
-        Variant(row.kernel, capability, head_dim, seqlen_k, dtype, region, ragged, precision)
+        Variant(row.kernel, capability, head_dim, seqlen_k, dtype, region, ragged, precision, plan)
         for seqlen_k in (77, 300)
-        for region, ragged in forms
+        for region, ragged, plan in forms
     ]
 
 
@@ -206,7 +215,7 @@ def tune(
             unit = f"{cost * 1e6:8.1f} us" if device != "cpu" else ""
             print(
                 f"{mark} {row.kernel} {row.capability}.x {row.precision} region={row.region} "
-                f"d{head_dim} {unit} issued {compiled.issued:.3f} "
+                f"d{head_dim} {unit} issued {compiled.issued:.3f} loop {compiled.loop:.0f} "
                 f"registers {compiled.registers} occupancy {compiled.occupancy:.2f} {candidate}",
                 flush=True,
             )

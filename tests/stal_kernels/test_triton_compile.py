@@ -1,13 +1,29 @@
 """What Triton's compiler makes of the kernels that are shipped, for GPUs that need not be there.
 
-Every variant is compiled to machine code for compute capability 8.0 and 9.0, as it would be
+Variants are compiled to machine code for compute capability 8.0 and 9.0, as they would be
 launched. Asserted are what a GPU cannot do without: no register is spilled, shared memory fits,
 products run on tensor cores, and few of their multiply-adds are wasted on padding.
+
+All variants take twenty minutes of a processor, those of QUICK and TIGHTEST three. After a change
+of the kernels or of their tiles,
+
+    pytest -n 1 tests/stal_kernels/test_triton_compile.py --every-variant
+
+compiles all of them, and
+
+    python tests/stal_kernels/test_triton_compile.py
+
+does too and writes TIGHTEST, triton_tightest.json, anew: in the order of registers, then of shared
+memory, the largest first, each variant that has one of `properties` that none before it has.
 """
 
+import json
+import sys
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,13 +38,12 @@ from stal_kernels.backends.triton.compile import (
     undefined_registers,
 )
 
+TIGHTEST = Path(__file__).with_name("triton_tightest.json")
 HEAD_DIMS = (40, 64, 80, 128, 160)
 QUICK = [
-    *(Variant(kernel, c, d) for kernel in KERNELS for c in (80, 90) for d in (40, 64)),
-    *(Variant("forward", c, d) for c in (80, 90) for d in (80, 128, 160)),
-    *(Variant("forward", c, 64, region=True) for c in (80, 90)),
-    *(Variant(k, c, 64, region=True, plan=True) for k in ("forward", "pixels") for c in (80, 90)),
-    Variant("forward", 80, 64, dtype="float32"),
+    *(Variant("forward", c, d) for c in (80, 90) for d in HEAD_DIMS),
+    *(Variant(kernel, c, 64) for kernel in ("pixels", "prompts") for c in (80, 90)),
+    Variant("forward", 90, 64, region=True, plan=True),
 ]
 FORMS = ((False, False), (True, False), (True, True))  # region, ragged
 # (head_dim, seqlen_k): PixArt, Sana, HunyuanDiT, Kolors, LTX, Wan and Cosmos, LTX-2.
@@ -77,7 +92,34 @@ ALL = [
         for region in (False, True)
     ),
 ]
-SLOW = [variant for variant in ALL if variant not in QUICK]
+EVERY = list(dict.fromkeys([*QUICK, *ALL]))
+
+
+def properties(v: Variant) -> set[tuple[object, ...]]:
+    """What each variant stands for, all of which the variants of TIGHTEST have among them."""
+    of_kernel = (
+        (v.capability, v.head_dim),
+        (v.dtype, v.precision),
+        (v.region, v.ragged, v.plan),
+        v.seqlen_k > 128,
+    )
+    return {(v.kernel, x) for x in of_kernel}
+
+
+def union(variants: Iterable[Variant]) -> set[tuple[object, ...]]:
+    """Properties of any of them."""
+    return set().union(*map(properties, variants))
+
+
+def tightest(results: dict[Variant, Compiled]) -> list[Variant]:
+    """The variants of TIGHTEST."""
+    chosen, seen = [], set()
+    order = sorted(results, key=lambda v: (-results[v].registers, -results[v].shared, repr(v)))
+    for variant in order:
+        if properties(variant) - seen:
+            seen |= properties(variant)
+            chosen.append(variant)
+    return chosen
 
 
 def grouped(variants: list[Variant]) -> list[Any]:
@@ -115,10 +157,24 @@ def test_kernel_compiles_without_spills(variant, compiled):
     check(variant, compiled(variant))
 
 
+def pytest_generate_tests(metafunc):
+    if "slow_variant" in metafunc.fixturenames:
+        every = metafunc.config.getoption("--every-variant")
+        names = json.loads(TIGHTEST.read_text(encoding="utf-8"))["variants"]
+        chosen = [v for v in EVERY if v not in QUICK and (every or repr(v) in names)]
+        metafunc.parametrize("slow_variant", grouped(chosen))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", grouped(SLOW))
-def test_every_variant_compiles_without_spills(variant, compiled):
-    check(variant, compiled(variant))
+def test_tight_variant_compiles_without_spills(slow_variant, compiled):
+    check(slow_variant, compiled(slow_variant))
+
+
+def test_tight_variants_have_every_property():
+    names = json.loads(TIGHTEST.read_text(encoding="utf-8"))["variants"]
+    chosen = [v for v in EVERY if repr(v) in names]
+    assert len(chosen) == len(names)
+    assert union(chosen) == union(EVERY)
 
 
 @pytest.mark.parametrize(
@@ -154,3 +210,24 @@ def lines(*instructions: str) -> str:
 )
 def test_undefined_registers_are_found(code, expected):
     assert undefined_registers(code) == expected
+
+
+def main() -> None:
+    import triton
+
+    results = {}
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        for variant, result in zip(EVERY, pool.map(compile_variant, EVERY), strict=True):
+            results[variant] = result
+            print(f"{variant}: {result}", file=sys.stderr, flush=True)
+    rows = [
+        f"  {json.dumps(repr(v))}: "
+        + json.dumps({"registers": results[v].registers, "shared": results[v].shared})
+        for v in tightest(results)
+    ]
+    text = f'{{"triton": {json.dumps(triton.__version__)}, "variants": {{\n'
+    TIGHTEST.write_text(text + ",\n".join(rows) + "\n}}\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -46,6 +46,16 @@ PLANNED = (
     Case(heads=1, seqlen_q=70, seqlen_k=3, head_dim=16, prompts=3, region="empty", planned=True),
     # The last bit is the sign of a word.
     Case(heads=1, seqlen_q=33, seqlen_k=3, head_dim=8, prompts=64, region="blobs", planned=True),
+    # More than a plan has bits for; three words of 32.
+    Case(heads=1, seqlen_q=33, seqlen_k=3, head_dim=8, prompts=70, region="blobs", planned=True),
+)
+# Rows of keys all at once, which float32 has on no GPU's table.
+WHOLE = (
+    Case(heads=1, seqlen_q=40, head_dim=40, prompts=3),
+    Case(heads=1, seqlen_q=40, seqlen_k=20, head_dim=16, prompts=3, region="disjoint"),
+    Case(heads=1, seqlen_q=70, seqlen_k=5, head_dim=16, prompts=3, region="boxes", planned=True),
+    Case(heads=1, seqlen_q=33, seqlen_k=64, head_dim=8, prompts=33, region="blobs"),
+    Case(batch=3, heads=1, seqlen_q=40, seqlen_k=20, head_dim=8, region="blobs", ragged=True),
 )
 
 
@@ -56,6 +66,32 @@ def test_backend_is_available():
 
 @pytest.mark.parametrize("case", [*CASES, *PLANNED], ids=repr)
 def test_output_and_gradients_are_within_twice_the_error_of_plain_torch(case):
+    assert_within_twice_plain(case, "triton", torch.float32, draws=1)
+
+
+@pytest.fixture
+def whole_rows(monkeypatch):
+    """whole_rows(fold): from then on tiles whose rows of keys come all at once."""
+    drafts = (launches._forward_draft, launches._pixel_draft, launches._prompt_drafts)
+
+    def choose(fold):
+        tile = tiles.Tile(256, 32, 4, 1, fold=fold)
+        monkeypatch.setattr(tiles, "tile_of", lambda *_: tile)
+        for draft in drafts:
+            draft.cache_clear()
+
+    yield choose
+    for draft in drafts:
+        draft.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("case", "fold"),
+    [*((case, False) for case in WHOLE), (WHOLE[0], True)],
+    ids=lambda x: repr(x) if isinstance(x, Case) else "fold" if x else "own",
+)
+def test_rows_of_keys_all_at_once_are_within_twice_the_error_of_plain_torch(case, fold, whole_rows):
+    whole_rows(fold)
     assert_within_twice_plain(case, "triton", torch.float32, draws=1)
 
 
@@ -189,12 +225,15 @@ def test_prompt_of_length_zero_is_not_walked(walked):
     assert not walked
 
 
-def test_nan_stays_in_the_pixels_of_its_prompt_when_keys_come_in_tiles():
-    e = example(Case(heads=1, seqlen_q=9, seqlen_k=200, head_dim=8), torch.float32)
+@pytest.mark.parametrize("seqlen_k", [200, 5], ids=["tiles", "whole"])
+def test_nan_stays_in_the_pixels_of_its_prompt(seqlen_k, whole_rows):
+    if seqlen_k < 128:
+        whole_rows(fold=True)
+    e = example(Case(heads=1, seqlen_q=9, seqlen_k=seqlen_k, head_dim=8), torch.float32)
     region = torch.ones(1, 2, 9, dtype=torch.bool)
     region[:, 1, ::2] = False
     with torch.no_grad():
-        e.k[:, 1], e.v[:, 1] = torch.nan, torch.nan
+        e.k[:, 1], e.v[:, 1], e.weight[~region] = torch.nan, torch.nan, torch.nan
     actual = results(replace(e, region=region), "triton")
     for name in ("out", "dq"):
         assert actual[name][:, :, ::2].isfinite().all()
@@ -280,8 +319,10 @@ def test_layout_and_alignment_do_not_change_the_result():
 
     moved = [apart(x.detach()).requires_grad_() for x in e.floats()]
     changed = dict(zip(("q", "k", "v", "weight"), moved, strict=True))
-    for name, right in results(replace(e, **changed), "triton").items():
-        assert torch.equal(right, expected[name]), name
+    # With v alone its rows are not as far from one another as those of k.
+    for some in (changed, {"v": changed["v"]}):
+        for name, right in results(replace(e, **some), "triton").items():
+            assert torch.equal(right, expected[name]), name
 
 
 def test_dense_equals_ragged():

@@ -84,8 +84,7 @@ def backward(
     # r of each row and head becomes dweight; dk and dv need m and factor too.
     count = 3 if dk is not None else 1 if dweight is not None else 0
     shape = (count, dout.shape[1], *inputs.weight.shape)
-    new = dout.new_empty if inputs.plan is None else dout.new_zeros
-    stats = new(shape, dtype=torch.float32).unbind()
+    stats = dout.new_empty(shape, dtype=torch.float32).unbind()
     launches.run(launches.pixel_launch(inputs, dout, dq, stats, capability), device)
     if dweight is not None:
         torch.sum(stats[0], 0, out=dweight)

@@ -72,6 +72,9 @@ class Compiled:
     issued: multiply-adds of tensor cores over the useful ones; 0 where there are none.
     narrow_loads: of 2 bytes.
     occupancy: share of a multiprocessor's warps that registers and shared memory allow.
+    loop: instructions that one of a multiprocessor's four schedulers issues for 64 pixels of one
+        prompt, where it has more than 128 keys for 64 of those: the innermost loops, counted, not
+        timed. 0 where nothing runs on tensor cores.
     undefined: uniform registers that are read before anything is written to them: wrong code.
     """
 
@@ -83,6 +86,7 @@ class Compiled:
     issued: float
     narrow_loads: int
     occupancy: float
+    loop: float
     undefined: tuple[int, ...]
 
     def fits(self, capability: int) -> bool:
@@ -209,7 +213,10 @@ def compile_variant(variant: Variant, tile: Tile | None = None) -> Compiled:
         // (4 if "m64" in shape else 1)
         for shape, count in instructions.items()
     )
-    key_tiles = -(-variant.seqlen_k // sum(constants["K_PIECES"]))
+    keys = sum(constants["K_PIECES"])
+    key_tiles = -(-variant.seqlen_k // keys)
+    walks = key_tiles if variant.seqlen_k <= 128 else 64 / keys
+    issues = sum(map(len, loops_with_products(sass))) * walks * 16 * warps / constants["BLOCK_Q"]
     useful = constants["BLOCK_Q"] * variant.seqlen_k * variant.head_dim * _PRODUCTS[variant.kernel]
     (resources,) = re.findall(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage)
     registers, stack, local = map(int, resources)
@@ -226,8 +233,34 @@ def compile_variant(variant: Variant, tile: Tile | None = None) -> Compiled:
         key_tiles * work / useful,
         len(re.findall(r"ld\.global\S*\.b16|ld\.global\S*\.u16", ptx)),
         min(1.0, blocks * warps / _WARPS),
+        issues,
         undefined_registers(sass),
     )
+
+
+def loops_with_products(sass: str) -> list[list[str]]:
+    """Instructions of each innermost loop that has products of matrices, as cuobjdump shows them.
+
+    A loop is what lies between a branch to an address before it and that address.
+    """
+    found = re.findall(r"^\s*/\*([0-9a-f]{4,})\*/\s+(.*?)\s*;", sass, re.MULTILINE)
+    code = [(int(address, 16), text) for address, text in found]
+    ends: dict[int, int] = {}
+    for address, text in code:
+        branch = re.search(r"\bBRA\b.*\b0x([0-9a-f]+)$", text)
+        if branch and int(branch[1], 16) < address:
+            ends[int(branch[1], 16)] = address
+    bodies = {
+        (first, last): [text for address, text in code if first <= address <= last]
+        for first, last in ends.items()
+    }
+    loops = {i: body for i, body in bodies.items() if any("MMA." in text for text in body)}
+    starts = [first for first, _ in loops]
+    return [
+        body
+        for (first, last), body in loops.items()
+        if not any(first < start <= last for start in starts)
+    ]
 
 
 def undefined_registers(sass: str) -> tuple[int, ...]:

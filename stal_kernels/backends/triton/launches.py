@@ -110,7 +110,7 @@ def pixel_launch(
         dout: as q.
         dq: as q; None: not asked for.
         stats: r; r, m and factor; or none of them. Each (heads, *weight.shape), float32: see
-            kernels.py. With a plan they must be 0: not all of them is written.
+            kernels.py. Of m and factor not all is written.
     """
     like = None if dq is None else view_of(dq)
     draft = _pixel_draft(problem_of(inputs), view_of(dout), like, len(stats), capability, tile)

@@ -1,6 +1,7 @@
 """How a kernel is cut and compiled for a call: the table of tiles, and what follows from it."""
 
 import functools
+import itertools
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +17,10 @@ class Tile(NamedTuple):
     stages: of the compiler's software pipeline.
     widest: pieces of head_dim, of keys.
     whole_row: more keys than this come in tiles, of key_tile keys each.
-    registers: of a thread; None: the compiler weighs them against occupancy.
+    registers: of a thread, with keys all at once; None: the compiler weighs them against occupancy.
+    fold: of "forward" without regions, with keys all at once: the weight goes into the factors of
+        the second product, instead of its result, which needs an accumulator of its own.
+    planned: what differs with a plan, which takes registers of its own: names and values.
     """
 
     head_dim: int
@@ -27,6 +31,8 @@ class Tile(NamedTuple):
     whole_row: int = 128
     key_tile: int = 64
     registers: int | None = None
+    fold: bool = True
+    planned: tuple[tuple[str, Any], ...] = ()
 
 
 class TileRow(NamedTuple):
@@ -55,8 +61,18 @@ def rows() -> tuple[TileRow, ...]:
     """The table of tiles, which bench/tune_triton.py writes."""
     found = json.loads(TABLE.read_text(encoding="utf-8"))
     for row in found:
-        row["tiles"] = tuple(Tile(**{**t, "widest": tuple(t["widest"])}) for t in row["tiles"])
+        row["tiles"] = tuple(map(_tile, row["tiles"]))
     return tuple(TileRow(**row) for row in found)
+
+
+def _tile(fields: dict[str, Any]) -> Tile:
+    """A tile of the file, in which tuples are lists; planned is one, or an object."""
+    planned = _tuples(dict(fields.get("planned", ())))
+    return Tile(**{**_tuples(fields), "planned": tuple(planned.items())})
+
+
+def _tuples(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(x) if isinstance(x, list) else x for name, x in fields.items()}
 
 
 def tile_of(kernel: str, problem: Problem, capability: tuple[int, int]) -> Tile:
@@ -87,20 +103,24 @@ def options_of(
     planned = problem.planned and kernel != "prompts" and not no_room
     if tile is None:
         tile = tile_of(kernel, problem, capability)
-        wide = kernel == "forward" and problem.head_dim > 128 and capability[0] < 9
-        if planned and (full or wide):
-            # Without a plan these fill all registers; with one some would be spilled.
+        if planned and full:
+            # Without a plan they fill all registers; with one some would be spilled.
             tile = tile._replace(block_q=max(8, tile.block_q // 2))
+    if planned:
+        tile = tile._replace(**dict(tile.planned))
     strides = [
         abs(stride) for x in (problem.q, problem.k, problem.v, *others) for stride in strides_of(x)
     ]
     tiled = problem.seqlen_k > tile.whole_row
     # A tile of pixels has at most 128 rows, which with a plan lie anywhere.
     rows = max(128, problem.seqlen_k, problem.seqlen_q if planned else 0)
+    keys = tile.key_tile if tiled else problem.seqlen_k
+    k_pieces = pieces(keys, tile.widest[1])
     options = {
         "HEAD_DIM": problem.head_dim,
         "D_PIECES": pieces(problem.head_dim, tile.widest[0]),
-        "K_PIECES": pieces(tile.key_tile if tiled else problem.seqlen_k, tile.widest[1]),
+        "K_PIECES": k_pieces,
+        "FULL": 0 if problem.has_lengths else full_pieces(problem.seqlen_k, k_pieces),
         "RAGGED": problem.ragged,
         "HAS_REGION": problem.region is not None,
         "HAS_LENGTHS": problem.has_lengths,
@@ -112,10 +132,25 @@ def options_of(
         "BLOCK_Q": tile.block_q,
         "num_warps": tile.warps,
         "num_stages": tile.stages,
-        # With a plan the compiler's own choice spills a few.
-        "maxnreg": 255 if planned else tile.registers,
+        # With a plan the compiler's own choice spills a few, and keys in tiles need the more.
+        "maxnreg": 255 if planned or (tiled and tile.registers) else tile.registers,
     }
-    return options if kernel == "prompts" else {**options, "TILED": tiled, "HAS_PLAN": planned}
+    if kernel == "prompts":
+        return options
+    if kernel == "forward":
+        options["FOLD"] = tile.fold
+    same = problem.k.strides[-2] == problem.v.strides[-2]
+    return {**options, "TILED": tiled, "SAME": same, "HAS_PLAN": planned}
+
+
+def full_pieces(keys: int, k_pieces: tuple[int, ...]) -> int:
+    """How many pieces of a tile have all their keys, from the first on, in each tile of `keys`.
+
+    >>> full_pieces(77, (32, 32, 16)), full_pieces(256, (64,)), full_pieces(300, (64,))
+    (2, 1, 0)
+    """
+    last = (keys - 1) % sum(k_pieces) + 1
+    return sum(end <= last for end in itertools.accumulate(k_pieces))
 
 
 def pieces(size: int, widest: int = 128) -> tuple[int, ...]:

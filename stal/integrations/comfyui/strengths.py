@@ -21,8 +21,9 @@ class Strengths:
         strength: multiplies the weights; 0 is the plain model under "guidance".
         start, stop: the shares of the steps from which and before which regions act.
         rule, mode: see `stal.weights.weight_maps` and `stal.weights.default_weights`.
-        weights: instead of the mode's: numbers, one a region, "1.2, 0.8", or JSON of
-            (steps, regions); "" is none.
+        weights: instead of the mode's: numbers, one a region, "1.2, 0.8", or lists of such from
+            the first step to the last, "[[1.2, 0.8], [0, 0]]", on straight lines from each to the
+            next where the steps are others than the lists; "" is none.
 
     Raises:
         ValueError: one of them breaks its rule.
@@ -61,7 +62,9 @@ class Strengths:
                 steps, objects, mode=self.mode, rule=self.rule, reference_is_prompt=True
             )
         else:
-            lam = as_weights(given, steps=steps, objects=objects, rule=self.rule)
+            rows = len(given) if given and isinstance(given[0], list) else 1
+            lam = as_weights(given, steps=rows, objects=objects, rule=self.rule)
+            lam = _at_steps(lam, steps)
         # float64, so that a share of the steps that is a step begins with it.
         at = torch.arange(steps, dtype=torch.float64, device="cpu")[:, None] / steps
         acts = (at >= self.start - 1e-6) & (at < self.stop - 1e-6)
@@ -71,6 +74,16 @@ class Strengths:
         except ValueError as error:
             raise ValueError(f"weights times strength: {error}") from None
         return lam
+
+
+def _at_steps(rows: Tensor, steps: int) -> Tensor:
+    """(rows, objects) at even distances in time, linear in between, at so many steps."""
+    if len(rows) == steps:
+        return rows
+    position = torch.linspace(0, len(rows) - 1, steps, dtype=torch.float32, device="cpu")[:, None]
+    low = position.long().clamp(max=max(len(rows) - 2, 0))
+    high = (low + 1).clamp(max=len(rows) - 1)
+    return torch.lerp(rows[low[:, 0]], rows[high[:, 0]], position - low)
 
 
 def _read(text: str) -> list[Any] | None:

@@ -7,7 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stal.integrations.comfyui.nodes import region_prompts, spatial_temporal_attention
+from stal.integrations.comfyui.patch import KEY
+from stal.integrations.comfyui.regional import Regional
+from stal.integrations.comfyui.regions import Regions
+
 WIDTH = 48  # of encoded prompts
+CANVAS = 120  # pixels along a side, of the boxes
+BOXES = [
+    {"x": 0, "y": 0, "width": 40, "height": 64, "label": "a red cat"},
+    {"x": 30, "y": 20, "width": 90, "height": 100, "label": "a dog"},
+]
 
 
 def _patcher(model: Any, std: float) -> Any:
@@ -30,7 +40,7 @@ def _unet(kind: Any, **config: Any) -> Any:
             "image_size": 32,
             "in_channels": 4,
             "out_channels": 4,
-            "model_channels": 32,
+            "model_channels": 64,
             "num_res_blocks": [1, 1],
             "channel_mult": [1, 2],
             "transformer_depth": [1, 1],
@@ -162,16 +172,40 @@ def conditioning(seed: int, *, rows: int = 1, tokens: int = 7, **options: Any) -
 
 
 class Clip:
-    """Encodes a text as `conditioning` of a number that is the text's; as long as the text."""
+    """Encodes a text as `conditioning` of a number that is the text's.
+
+    tokens: of each text; texts have different numbers if None.
+    """
+
+    def __init__(self, tokens: int | None = None) -> None:
+        self.tokens = tokens
 
     def tokenize(self, text: str) -> str:
         return text
 
     def encode_from_tokens_scheduled(self, tokens: str) -> Any:
-        return conditioning(sum(map(ord, tokens)) + 10, tokens=7 + len(tokens) % 3)
+        return conditioning(sum(map(ord, tokens)) + 10, tokens=self.tokens or 7 + len(tokens) % 3)
 
 
-def sample(model: Any, latent: Tensor, **changes: Any) -> Tensor:
+def regions(boxes: Any = BOXES, **options: Any) -> tuple[Regions, ...]:
+    """What the node Region prompts gives."""
+    given = {"clip": Clip(), "boxes": boxes, "width": CANVAS, "height": CANVAS, **options}
+    return region_prompts(**given)[0]
+
+
+def regional(model: Any, given: tuple[Regions, ...] | None = None, **options: Any) -> Any:
+    """What the node Spatial-temporal attention gives."""
+    return spatial_temporal_attention(model, given or regions(), **options)[0]
+
+
+def state_of(model: Any) -> Regional:
+    """The regions on a model."""
+    (wrapper,) = model.get_wrappers("sampler_sample", KEY)
+    state: Regional = wrapper.__self__
+    return state
+
+
+def sample(model: Any, latent: Tensor, *, noise: Tensor | None = None, **changes: Any) -> Tensor:
     """What a sampler of ComfyUI makes of noise."""
     import comfy.sample
 
@@ -187,6 +221,6 @@ def sample(model: Any, latent: Tensor, **changes: Any) -> Tensor:
         "seed": 0,
         **changes,
     }
-    noise = comfy.sample.prepare_noise(latent, 0)
+    noise = comfy.sample.prepare_noise(latent, 0) if noise is None else noise
     out: Tensor = comfy.sample.sample(model, noise, **arguments)
     return out

@@ -39,7 +39,7 @@ class Steps:
         covered = max(end - begin, 1 / 1000)
         before, after = (round(own * share / covered) for share in (begin, 1 - end))
         self._first = before if before > _ONE_STEP else 0
-        self.count = self._first + own + (after if after > _ONE_STEP else 0)
+        self.count = self._first + own + after
 
     def at(self, sigma: float) -> int:
         """The step that begins at a noise level, or that leads past it."""

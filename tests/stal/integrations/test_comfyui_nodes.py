@@ -168,7 +168,10 @@ def test_comfyuis_loader_finds_the_nodes_in_its_new_schema(loaded: Any) -> None:
 
 def test_a_comfyui_without_the_new_schema_gets_classic_nodes() -> None:
     """In a fresh interpreter, in which there is no ComfyUI at all."""
-    code = f"found = {{}}; exec({ENTRY!r}, found); print(*found['NODE_CLASS_MAPPINGS'])"
+    code = (
+        f"import sys; sys.modules['comfy_api'] = None; found = {{}}; exec({ENTRY!r}, found);"
+        "print(*found['NODE_CLASS_MAPPINGS'])"
+    )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path[1:])}
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -116,10 +117,10 @@ def cosmos() -> Any:
     return _patcher(model, 0.1)
 
 
-def wan(**config: Any) -> Any:
+def wan(kind: str = "WAN21_T2V", **config: Any) -> Any:
     import comfy.supported_models
 
-    model = comfy.supported_models.WAN21_T2V(
+    model = getattr(comfy.supported_models, kind)(
         {
             "image_model": "wan2.1",
             "model_type": "t2v",
@@ -141,6 +142,11 @@ def wan(**config: Any) -> Any:
         }
     ).get_model({}, device="cpu")
     return _patcher(model, 0.15)
+
+
+def wan_i2v() -> Any:
+    """Its network attends to the tokens of a given picture too."""
+    return wan("WAN21_I2V", model_type="i2v", in_dim=36)
 
 
 def ltx() -> Any:
@@ -169,6 +175,13 @@ def conditioning(seed: int, *, rows: int = 1, tokens: int = 7, **options: Any) -
     counts = torch.ones(rows, tokens, dtype=torch.int64)
     counts[:, -1] = 0
     return [[text, {"pooled_output": pooled, "attention_mask": counts, **options}]]
+
+
+def with_picture(seed: int) -> Any:
+    """Encoded prompts for `wan_i2v`."""
+    tokens = torch.randn(1, 5, 1280, generator=torch.Generator().manual_seed(seed))
+    picture = SimpleNamespace(penultimate_hidden_states=tokens)
+    return conditioning(seed, clip_vision_output=picture)
 
 
 class Clip:

@@ -12,7 +12,7 @@ _WIDGETS = {"INT": io.Int, "FLOAT": io.Float, "STRING": io.String, "COMBO": io.C
 
 
 def _class_of(node: Node) -> type:
-    def define_schema(cls: type) -> Any:
+    def define_schema(cls: Any) -> Any:
         return io.Schema(
             node_id=node.id,
             display_name=node.title,
@@ -26,7 +26,7 @@ def _class_of(node: Node) -> type:
             ],
         )
 
-    def execute(cls: type, **given: Any) -> Any:
+    def execute(cls: Any, /, **given: Any) -> Any:
         return io.NodeOutput(*node.function(**given))
 
     attributes = {

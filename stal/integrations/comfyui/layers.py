@@ -102,5 +102,5 @@ def _joined(local: Tensor, own: Tensor) -> Tensor:
 
 
 def heads_apart(x: Tensor, heads: int) -> Tensor:
-    """(rows, n, heads * head_dim) to (rows, heads, n, head_dim), a view."""
-    return x.unflatten(2, (heads, -1)).transpose(1, 2)
+    """(rows, n, heads * head_dim) to (rows, heads, n, head_dim)."""
+    return x.reshape(*x.shape[:2], heads, -1).transpose(1, 2)

@@ -124,11 +124,13 @@ def _as_network_gets(model: Any, given: Conditioning, noise: Any, device: Any) -
     comfy.samplers.encode_model_conds(model.extra_conds, conds, noise, device, "positive")
     made = conds[0]["model_conds"]
     dtype = model.get_dtype() if model.manual_cast_dtype is None else model.manual_cast_dtype
-    text = comfy.model_management.cast_to_device(made["c_crossattn"].cond, device, dtype)
-    if "attention_mask" in made:
-        counts = made["attention_mask"].cond.to(device).reshape(-1) > 0
-        text = text[:, counts]
-    return text
+    text: torch.Tensor = comfy.model_management.cast_to_device(
+        made["c_crossattn"].cond, device, dtype
+    )
+    if "attention_mask" not in made:
+        return text
+    counts = made["attention_mask"].cond.to(device).reshape(-1) > 0
+    return text[:, counts]
 
 
 def _size(latents: Any) -> Size:

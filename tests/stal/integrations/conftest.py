@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 
-from tests.stal.integrations import comfy_models
-
 
 @pytest.fixture(scope="session")
 def comfyui(request: pytest.FixtureRequest) -> Path:
@@ -32,6 +30,8 @@ def comfyui(request: pytest.FixtureRequest) -> Path:
 @pytest.fixture(scope="session")
 def models(comfyui: Path) -> Callable[[str], Any]:
     """models(name): a tiny model of `comfy_models`, made once."""
+    from tests.stal.integrations import comfy_models
+
     made: dict[str, Any] = {}
 
     def get(name: str) -> Any:

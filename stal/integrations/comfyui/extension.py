@@ -42,6 +42,8 @@ def _input(port: Port) -> Any:
     options = dict(port.options)
     if "choices" in options:
         options["options"] = options.pop("choices")
+    if "forceInput" in options:
+        options["extra_dict"] = {"forceInput": options.pop("forceInput")}
     kind = _WIDGETS.get(port.kind) or io.Custom(port.kind)
     return kind.Input(port.name, optional=port.optional, **options)
 

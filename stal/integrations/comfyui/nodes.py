@@ -161,7 +161,8 @@ _WIDTH, _HEIGHT = (
     )
     for name in ("width", "height")
 )
-_BOXES = Port("boxes", "BOUNDING_BOX", optional=True)
+# A socket also in a ComfyUI that has a widget for boxes.
+_BOXES = Port("boxes", "BOUNDING_BOX", optional=True, options={"forceInput": True})
 
 
 def _share(name: str, default: float, tooltip: str) -> Port:

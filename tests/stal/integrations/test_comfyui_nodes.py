@@ -163,6 +163,8 @@ def test_comfyuis_loader_finds_the_nodes_in_its_new_schema(loaded: Any) -> None:
         theirs, ours = found.INPUT_TYPES(), classic.INPUT_TYPES()
         for part in ("required", "optional"):
             assert list(theirs.get(part, {})) == list(ours[part])
+        if "boxes" in ours["optional"]:
+            assert theirs["optional"]["boxes"][1]["forceInput"] is True
         assert tuple(found.RETURN_TYPES) == classic.RETURN_TYPES
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from stal.cli.comfyui import comfyui
 from stal.cli.evaluate import evaluate
 from stal.cli.evaluate_layout import evaluate_layout
 from stal.cli.generate import generate
@@ -89,6 +90,7 @@ app.command()(train_shapes)
 app.command("layout")(show_layout)
 app.command()(train_layout)
 app.command()(evaluate_layout)
+app.command()(comfyui)
 
 
 def main() -> None:

@@ -38,6 +38,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--every-variant", action="store_true", help=text)
     text = "fail where an optional package is not installed, instead of skipping"
     parser.addoption("--all-packages", action="store_true", help=text)
+    text = "folder of a ComfyUI, with which the tests of its nodes run"
+    parser.addoption("--comfyui", type=Path, metavar="PATH", help=text)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

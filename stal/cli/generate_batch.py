@@ -131,16 +131,17 @@ def generate_batch(
     folder.check_folder(output, command)
 
     from stal.shards.run import Job
+    from stal.shards.shard import Place
 
-    with folder.opened(output, command, format.value) as place:
-        job = Job(place, shard_size, settings, seed)
-        total = _survey(prompts, job)
+    job = Job(Place(output, format.value), shard_size, settings, seed)
+    total = _survey(prompts, job)
+    with folder.opened(output, command, job.place):
         how = _How(model, dtype, device, max_rows, quiet, total)
         if engine == EngineName.ray:
             _draw_by_ray(prompts, job, how, address, workers or 1)
         else:
             _draw(prompts, job, how)
-        _sum_up(place)
+        _sum_up(job.place)
 
 
 @dataclass(frozen=True)
@@ -200,7 +201,7 @@ def _draw(prompts: Path, job: Job, how: _How) -> None:
     from stal.shards import folder
     from stal.shards.requests import check_settings
     from stal.shards.rows import read_rows
-    from stal.shards.run import Run, checked
+    from stal.shards.run import WINDOW, Run, checked
 
     _, pictures, errors = folder.count(job.place)
     if pictures + errors == how.total:
@@ -219,7 +220,7 @@ def _draw(prompts: Path, job: Job, how: _How) -> None:
         # Of a million prompts many have one, and no prompt's is more than its row.
         warnings.simplefilter("ignore", UserWarning)
         engine = Engine(pipe, max_rows=how.max_rows)
-        run = Run(job, engine, 2 * how.max_rows, stop=asked.is_set, progress=bar.update)
+        run = Run(job, engine, WINDOW * how.max_rows, stop=asked.is_set, progress=bar.update)
         try:
             run.draw(checked(read_rows(prompts), job))
         finally:

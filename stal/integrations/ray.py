@@ -30,7 +30,7 @@ from ray.data.block import BlockMetadata
 
 from stal.runs import COMMAND, held
 from stal.shards.rows import PromptRow, read_rows
-from stal.shards.run import Job, Run
+from stal.shards.run import WINDOW, Job, Run
 from stal.shards.shard import OpenShard
 
 if TYPE_CHECKING:
@@ -180,4 +180,4 @@ class _Worker:
             if place.index(number).exists():
                 OpenShard.discard(place, number)
             else:
-                Run(self._drawer.job, self._engine, 2 * self._drawer.max_rows).draw(rows)
+                Run(self._drawer.job, self._engine, WINDOW * self._drawer.max_rows).draw(rows)

@@ -11,7 +11,7 @@ from typing import Any
 from stal.files import write_atomic
 from stal.runs import COMMAND, check_command, held
 from stal.shards.index import read_counts
-from stal.shards.shard import Format, OpenShard, Place
+from stal.shards.shard import OpenShard, Place
 
 VERSION = 1
 _NAME = "stal generate-batch"
@@ -30,7 +30,7 @@ def check_folder(folder: Path, command: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def opened(folder: Path, command: Mapping[str, Any], format: Format) -> Iterator[Place]:
+def opened(folder: Path, command: Mapping[str, Any], place: Place) -> Iterator[None]:
     """Holds a folder for one process, notes the command in it and removes what a kill left.
 
     Raises:
@@ -41,12 +41,11 @@ def opened(folder: Path, command: Mapping[str, Any], format: Format) -> Iterator
         check_folder(folder, command)  # another process may have begun meanwhile
         for torn in folder.glob(".*.????????.tmp"):
             torn.unlink()
-        place = Place(folder, format)
         for number in place.done():
             OpenShard.discard(place, number)
         text = json.dumps({"version": VERSION, **command}, indent=2) + "\n"
         write_atomic(folder / COMMAND, text.encode())
-        yield place
+        yield
 
 
 def count(place: Place) -> tuple[int, int, int]:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from stal.drawing import Result
     from stal.settings import Settings
 
+# Requests that the engine has at once, as a multiple of the rows of a batch.
+WINDOW = 4
 # Seconds between two looks at whether to stop, while nothing is finished.
 _PATIENCE = 0.2
 # What a prompt can be to blame for. Of anything else so many in a row, with no picture between
@@ -59,24 +61,20 @@ def checked(rows: Iterable[PromptRow], job: Job) -> Iterator[PromptRow]:
         ValueError: the folder has pictures of other rows.
     """
     done = job.place.done()
-    known: dict[int, str] = {}
-    number, row = -1, None
+    known: dict[int, str] | None = None  # of the shard, what is left; None if it is not done
+    number = line = -1
     for row in rows:
         if row.number // job.shard_size != number:
-            _check_end(known, row.line, job)
             number = row.number // job.shard_size
-            known = read_sources(job.place.index(number)) if number in done else {}
-        if known and known.pop(row.number, "") != row.digest:
+            known = read_sources(job.place.index(number)) if number in done else None
+        if known is not None and known.pop(row.number, "") != row.digest:
             raise _other(job, f"another line {row.line}")
+        line = row.line
         yield row
-    _check_end(known, 0 if row is None else row.line + 1, job)
+    if known:
+        raise _other(job, f"none after line {line}")
     if beyond := [each for each in done if each > number]:
-        raise _other(job, f"no row of shard {min(beyond)}")
-
-
-def _check_end(left: dict[int, str], line: int, job: Job) -> None:
-    if left:
-        raise _other(job, f"no line {line}")
+        raise _other(job, f"none for shard {min(beyond)}")
 
 
 def _other(job: Job, got: str) -> ValueError:
@@ -143,8 +141,9 @@ class Run:
             self._keep_unexpected()
 
     def collect_rest(self) -> None:
-        """Keeps what a run that stopped had begun and the engine has finished since."""
-        self._collect([each for each in self._pending if each.done() and not each.cancelled()])
+        """Keeps what a run that stopped had begun and the engine has drawn since."""
+        ended = [each for each in self._pending if each.done() and not each.cancelled()]
+        self._collect([each for each in ended if each.exception() is None])
 
     def _left(self, rows: Iterable[PromptRow]) -> Iterator[PromptRow]:
         """The rows without an entry; opens their shards, and finishes those that have all."""

@@ -135,8 +135,12 @@ class _Shards(Datasource):
         tasks = []
         for part in _split(left, self._parts):
             read = partial(_read, self._prompts, size, part)
-            tasks.append(ReadTask(read, BlockMetadata(len(part), None, None, None)))
+            tasks.append(ReadTask(read, _metadata(len(part))))
         return tasks
+
+
+def _metadata(rows: int) -> BlockMetadata:
+    return BlockMetadata(num_rows=rows, size_bytes=None, exec_stats=None, input_files=None)
 
 
 def _split(values: Sequence[int], parts: int) -> list[Sequence[int]]:

@@ -254,7 +254,7 @@ def test_a_full_disk_is_told_and_the_next_run_goes_on(batch, tmp_path, monkeypat
     (tmp_path / "out").rename(tmp_path / "whole")
     real, seen = os.fsync, 0
     for call in range(1, 60):
-        # A file more than the run before has room, so that there is one for each of them.
+        # Each run has room for one more write than the run before, of what that left.
         calls = iter(range(1000))
 
         def full(file, calls=calls, call=call):
@@ -265,7 +265,6 @@ def test_a_full_disk_is_told_and_the_next_run_goes_on(batch, tmp_path, monkeypat
         with monkeypatch.context() as patch:
             patch.setattr(os, "fsync", full)
             code, _, err = batch(TEXT, "--format", format)
-        # Every run gets one call further than the one before, of what is left.
         if code == 0:
             break
         seen += 1

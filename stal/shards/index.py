@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from stal.checked_json import first_line
 from stal.files import write_atomic
@@ -69,7 +69,7 @@ def write_index(path: Path, entries: Iterable[Entry]) -> None:
     write_atomic(path, buffer.getvalue())
 
 
-def read_index(path: Path) -> list[Entry]:
+def read_index(path: Path | BinaryIO) -> list[Entry]:
     """The entries of an index. Raises ValueError if the file is none."""
     return [Entry(**values) for values in _read(path, [each.name for each in fields(Entry)])]
 
@@ -86,7 +86,7 @@ def read_counts(path: Path) -> tuple[int, int]:
     return len(rows) - errors, errors
 
 
-def _read(path: Path, columns: list[str]) -> list[dict[str, Any]]:
+def _read(path: Path | BinaryIO, columns: list[str]) -> list[dict[str, Any]]:
     import pyarrow
     from pyarrow import parquet
 

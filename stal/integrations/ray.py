@@ -1,8 +1,9 @@
 """The rows of a prompts file drawn on many machines, by Ray Data.
 
-    read         a block a shard, by the machines themselves: a million prompts pass no driver
-    map_batches  an engine an actor, on a core or a GPU of its own
-    write        by the actor: the pictures of a shard, then its index
+    from_items   the numbers of the shards that are not done: a million prompts pass no driver
+    map_batches  an engine an actor, on a core or a GPU of its own, which reads the rows of a shard,
+                 draws them and writes the pictures, then the index
+    iter_rows    how many rows each shard had, for whoever waits
 
 Every machine sees the prompts file and the output folder under the same path, has stal installed,
 and the model. A shard that was done is not drawn again, whoever asks for it: a task that Ray runs
@@ -15,18 +16,14 @@ Ray has written; here the index of a shard says that, and holds after kill -9 of
 from __future__ import annotations
 
 import itertools
-import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-import pyarrow
 import ray
-from ray.data import ActorPoolStrategy, DataContext, Datasource, ReadTask
-from ray.data.block import BlockMetadata
+from ray.data import ActorPoolStrategy, DataContext
 
 from stal.runs import COMMAND, held
 from stal.shards.rows import PromptRow, read_rows
@@ -38,8 +35,6 @@ if TYPE_CHECKING:
 
 # Seconds in which a worker that Ray believes lost is gone.
 _PATIENCE = 120.0
-# Parts of the prompts file, which are read one by one, for each worker.
-_PARTS = 4
 
 
 @contextmanager
@@ -95,90 +90,81 @@ def draw(prompts: Path, drawer: Drawer, *, workers: int) -> Iterator[int]:
         workers: actors, each with an engine.
 
     Raises:
-        RuntimeError: a worker raised an error; its message has that one's.
+        ValueError: settings that no row could be drawn with, or a machine does not see the folder.
+        OSError: the disk is full, or the like.
+        ray.exceptions.RayError: a worker raised another error, or cannot be started.
     """
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
-    source = _Shards(prompts, drawer.job, parts=_PARTS * workers)
-    shards = ray.data.read_datasource(
-        source, override_num_blocks=_PARTS * workers, ray_remote_args={"num_cpus": 0}
-    )
-    drawn = shards.map_batches(
+    DataContext.get_current().enable_progress_bars = False
+    size, done = drawer.job.shard_size, drawer.job.place.done()
+    rows = sum(1 for _ in read_rows(prompts))
+    left = [{"shard": number} for number in range(-(-rows // size)) if number not in done]
+    # A block each, so that Ray hands out, and tells of, one shard at a time.
+    drawn = ray.data.from_items(left, override_num_blocks=len(left)).map_batches(
         _Worker,
-        fn_constructor_args=(drawer,),
+        fn_constructor_args=(prompts.resolve(), drawer),
         compute=ActorPoolStrategy(size=workers),
         batch_size=1,
         num_cpus=1,
         num_gpus=1 if drawer.device.startswith("cuda") else None,
     )
     for row in drawn.iter_rows():
+        if row["error"]:
+            _raise(row)
         yield int(row["rows"])
 
 
-class _Shards(Datasource):
-    """Numbers and rows of the shards that are not done."""
-
-    def __init__(self, prompts: Path, job: Job, *, parts: int) -> None:
-        super().__init__()
-        self._prompts, self._job, self._parts = prompts.resolve(), job, parts
-
-    def get_name(self) -> str:
-        return "Prompts"
-
-    def estimate_inmemory_data_size(self) -> int:
-        return self._prompts.stat().st_size
-
-    def get_read_tasks(self, parallelism: int, *more: Any, **named: Any) -> list[ReadTask]:
-        rows = sum(1 for _ in read_rows(self._prompts))
-        size, done = self._job.shard_size, self._job.place.done()
-        left = [number for number in range(-(-rows // size)) if number not in done]
-        tasks = []
-        for part in _split(left, self._parts):
-            read = partial(_read, self._prompts, size, part)
-            tasks.append(ReadTask(read, _metadata(len(part))))
-        return tasks
-
-
-def _metadata(rows: int) -> BlockMetadata:
-    return BlockMetadata(num_rows=rows, size_bytes=None, exec_stats=None, input_files=None)
-
-
-def _split(values: Sequence[int], parts: int) -> list[Sequence[int]]:
-    """Consecutive parts of about one size, none of them empty."""
-    ends = [len(values) * i // parts for i in range(parts + 1)]
-    return [values[a:b] for a, b in itertools.pairwise(ends) if a < b]
-
-
-def _read(prompts: Path, shard_size: int, numbers: Sequence[int]) -> Iterator[pyarrow.Table]:
-    """A table of one row for each shard of a part of the file."""
-    wanted, last = set(numbers), numbers[-1]
-    for number, rows in itertools.groupby(read_rows(prompts), lambda row: row.number // shard_size):
-        if number > last:
-            return
-        if number in wanted:
-            # Values of Parquet that JSON has not are no value of any column.
-            text = json.dumps([asdict(row) for row in rows], default=repr)
-            yield pyarrow.table({"shard": [number], "rows": [text]})
+def _raise(row: Mapping[str, Any]) -> NoReturn:
+    """Raises here what a worker caught: of Ray it would come as many lines."""
+    if row["errno"]:
+        raise OSError(int(row["errno"]), row["error"], row["file"])
+    raise ValueError(row["error"])
 
 
 class _Worker:
-    """What an actor is: an engine, and shards drawn with it one after the other."""
+    """What an actor is: an engine, and shards drawn with it one after the other.
 
-    def __init__(self, drawer: Drawer) -> None:
-        self._drawer, self._engine = drawer, drawer.engine()
+    Shards come in ascending order, but for those of a lost worker: the file is read on from the
+    last one.
+    """
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, list[int]]:
-        counts = []
-        for number, text in zip(batch["shard"], batch["rows"], strict=True):
-            rows = [PromptRow(**values) for values in json.loads(text)]
-            self._draw(int(number), rows)
-            counts.append(len(rows))
-        return {"rows": counts}
+    def __init__(self, prompts: Path, drawer: Drawer) -> None:
+        self._prompts, self._drawer = prompts, drawer
+        self._engine: Engine | None = None
+        self._shards: Iterator[tuple[int, Iterator[PromptRow]]] = iter(())
+        self._last = -1
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
+        """Draws a shard. Gives the number of its rows, and the error if there was one."""
+        (number,) = map(int, batch["shard"])
+        answer: dict[str, list[Any]] = {"rows": [0], "error": [""], "errno": [0], "file": [""]}
+        try:
+            rows = self._read(number)
+            self._draw(number, rows)
+            answer["rows"] = [len(rows)]
+        except OSError as error:
+            answer["error"], answer["errno"] = [error.strerror or str(error)], [error.errno or 0]
+            answer["file"] = [str(error.filename)]
+        except ValueError as error:
+            answer["error"] = [str(error)]
+        return answer
+
+    def _read(self, number: int) -> list[PromptRow]:
+        size = self._drawer.job.shard_size
+        if self._last == -1 or number <= self._last:
+            rows = read_rows(self._prompts)
+            self._shards = itertools.groupby(rows, lambda row: row.number // size)
+        self._last = number
+        for found, rows in self._shards:
+            if found == number:
+                return list(rows)
+        raise ValueError(f"prompts must not change while they are drawn, got {self._prompts}")
 
     def _draw(self, number: int, rows: Iterable[PromptRow]) -> None:
         place = self._drawer.job.place
         if place.index(number).exists():
             return
+        if self._engine is None:
+            self._engine = self._drawer.engine()
         with held(place.partial(number), patience=_PATIENCE):
             # Whoever held it may have finished it meanwhile.
             if place.index(number).exists():

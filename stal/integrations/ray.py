@@ -18,7 +18,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -98,10 +98,12 @@ def draw(prompts: Path, drawer: Drawer, *, workers: int) -> Iterator[int]:
     size, done = drawer.job.shard_size, drawer.job.place.done()
     rows = sum(1 for _ in read_rows(prompts))
     left = [{"shard": number} for number in range(-(-rows // size)) if number not in done]
+    if not left:
+        return
     # A block each, so that Ray hands out, and tells of, one shard at a time.
     drawn = ray.data.from_items(left, override_num_blocks=len(left)).map_batches(
         _Worker,
-        fn_constructor_args=(prompts.resolve(), drawer),
+        fn_constructor_args=(prompts.resolve(), _anywhere(drawer)),
         compute=ActorPoolStrategy(size=workers),
         batch_size=1,
         num_cpus=1,
@@ -111,6 +113,14 @@ def draw(prompts: Path, drawer: Drawer, *, workers: int) -> Iterator[int]:
         if row["error"]:
             _raise(row)
         yield int(row["rows"])
+
+
+def _anywhere(drawer: Drawer) -> Drawer:
+    """With paths that are the same whatever folder a process is in."""
+    place = replace(drawer.job.place, folder=drawer.job.place.folder.resolve())
+    is_folder = drawer.model is not None and Path(drawer.model).exists()
+    model = str(Path(drawer.model or "").resolve()) if is_folder else drawer.model
+    return replace(drawer, job=replace(drawer.job, place=place), model=model)
 
 
 def _raise(row: Mapping[str, Any]) -> NoReturn:

@@ -124,13 +124,13 @@ def test_a_worker_and_a_node_that_are_killed_lose_nothing(
     check(folder, pipe)
 
 
-def test_the_command_goes_on_after_it_was_asked_to_terminate(
+def test_the_command_goes_on_with_either_engine_after_it_was_asked_to_terminate(
     cluster, prompts, run, tmp_path, sd_folder, pipe
 ):
     folder = tmp_path / "out"
     command = ("generate-batch", "--prompts", prompts, "--output", "out", "--model", sd_folder)
     command += ("--steps", STEPS, "--shard-size", SHARD, "--max-rows", 2, "--quiet")
-    command += ("--engine", "ray", "--address", cluster.address, "--workers", 2)
+    by_ray = ("--engine", "ray", "--address", cluster.address, "--workers", 2)
 
     def terminate():
         while not list(folder.glob("shard-*.parquet")):
@@ -139,7 +139,7 @@ def test_the_command_goes_on_after_it_was_asked_to_terminate(
 
     thread = threading.Thread(target=terminate)
     thread.start()
-    code, _, err = run(*command)
+    code, _, err = run(*command, *by_ray)
     thread.join()
     again = "run the same command again, it goes on where it stopped"
     assert (code, err) == (143, f"stal: terminated: {again}\n")

@@ -208,6 +208,7 @@ class Loop:
                 if late or leaving or joining or size is not None:
                     return size, joining, leaving, late
                 if self._over:
+                    self._changed.notify_all()
                     return None
                 when = self._scheduler.next_deadline()
                 self._changed.wait(None if when is None else max(0.0, when - now))

@@ -208,7 +208,6 @@ class Loop:
                 if late or leaving or joining or size is not None:
                     return size, joining, leaving, late
                 if self._over:
-                    # It may be over since the last turn took who was leaving.
                     self._changed.notify_all()
                     return None
                 when = self._scheduler.next_deadline()

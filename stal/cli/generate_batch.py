@@ -194,8 +194,6 @@ def _survey(prompts: Path, job: Job) -> int | None:
 
 def _draw(prompts: Path, job: Job, how: _How) -> None:
     """Draws in this process."""
-    import warnings
-
     from tqdm import tqdm
 
     from stal.shards import folder
@@ -216,9 +214,7 @@ def _draw(prompts: Path, job: Job, how: _How) -> None:
     asked = threading.Event()
     fix = "run the same command with a smaller --max-rows, it goes on where it stopped"
     bar = tqdm(total=how.total, initial=pictures + errors, unit=" images", disable=how.quiet)
-    with _on_sigterm(asked.set), bar, enough_memory(how.device, fix), warnings.catch_warnings():
-        # Of a million prompts many have one, and no prompt's is more than its row.
-        warnings.simplefilter("ignore", UserWarning)
+    with _on_sigterm(asked.set), bar, enough_memory(how.device, fix):
         engine = Engine(pipe, max_rows=how.max_rows)
         run = Run(job, engine, WINDOW * how.max_rows, stop=asked.is_set, progress=bar.update)
         try:

@@ -29,6 +29,7 @@ class Entry:
         file: the picture: a path in the output folder, or a name in the shard's tar file.
         sha256: of the picture's bytes, in hexadecimal digits.
         seconds: from when the row was taken up until its picture was there, among others.
+        warnings: what was said of the request, a line each; None where nothing was.
         error: why there is no picture; None where there is one.
     """
 
@@ -43,6 +44,7 @@ class Entry:
     file: str | None = None
     sha256: str | None = None
     seconds: float | None = None
+    warnings: str | None = None
     error: str | None = None
 
     def to_json(self) -> dict[str, Any]:

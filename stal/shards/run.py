@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, replace
@@ -82,6 +83,15 @@ def _other(job: Job, got: str) -> ValueError:
     return ValueError(f"{rule}, got {got}: name a new output")
 
 
+@dataclass(frozen=True)
+class _Begun:
+    """A row that was taken up, when, and what was said about it, a line each."""
+
+    row: PromptRow
+    start: float
+    warnings: str = ""
+
+
 class Run:
     """Draws rows with one engine.
 
@@ -112,8 +122,8 @@ class Run:
         self._done = job.place.done()
         self._open: dict[int, OpenShard] = {}
         self._sizes: dict[int, int] = {}  # of the shards whose last row was read
-        self._pending: dict[Future[Result], tuple[PromptRow, float]] = {}
-        self._unexpected: list[tuple[PromptRow, Exception]] = []
+        self._pending: dict[Future[Result], _Begun] = {}
+        self._unexpected: list[tuple[_Begun, Exception]] = []
 
     def draw(self, rows: Iterable[PromptRow]) -> None:
         """Draws what is not drawn yet.
@@ -164,56 +174,58 @@ class Run:
             self._finish(row.number // size)
 
     def _submit(self, row: PromptRow) -> None:
-        start = time.perf_counter()
+        begun = _Begun(row, time.perf_counter())
         if row.error:
-            self._keep(row, error=row.error)
+            self._keep(begun, error=row.error)
             return
-        try:
-            future = self.engine.submit(request_of(row, self.job.settings, self.job.seed))
-        except _OF_A_PROMPT as error:
-            self._keep(row, error=_message(error))
-        else:
-            self._pending[future] = (row, start)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            try:
+                future = self.engine.submit(request_of(row, self.job.settings, self.job.seed))
+            except _OF_A_PROMPT as error:
+                self._keep(begun, error=_message(error))
+                return
+        found = [str(each.message) for each in caught if each.category is UserWarning]
+        self._pending[future] = replace(begun, warnings="\n".join(dict.fromkeys(found)))
 
     def _collect(self, finished: Iterable[Future[Result]]) -> None:
         for future in finished:
-            row, start = self._pending.pop(future)
+            begun = self._pending.pop(future)
             error = future.exception()
             if error is None:
                 self._keep_unexpected()
-                self._keep(row, future.result(), seconds=time.perf_counter() - start)
+                self._keep(begun, future.result())
             elif isinstance(error, _OF_A_PROMPT):
-                self._keep(row, error=_message(error))
+                self._keep(begun, error=_message(error))
             elif isinstance(error, Exception):
-                self._unexpected.append((row, error))
+                self._unexpected.append((begun, error))
                 if len(self._unexpected) == MOST_UNEXPECTED:
                     raise error
             else:
                 raise error
 
     def _keep_unexpected(self) -> None:
-        for row, error in self._unexpected:
-            self._keep(row, error=_message(error))
+        for begun, error in self._unexpected:
+            self._keep(begun, error=_message(error))
         self._unexpected.clear()
 
     def _keep(
-        self,
-        row: PromptRow,
-        result: Result | None = None,
-        *,
-        seconds: float | None = None,
-        error: str | None = None,
+        self, begun: _Begun, result: Result | None = None, *, error: str | None = None
     ) -> None:
         """Writes down what became of a row, and the shard if it was the last one of it."""
-        number = row.number // self.job.shard_size
-        entry = _entry(row, self.job.seed, error)
+        number = begun.row.number // self.job.shard_size
+        entry = replace(_entry(begun.row, self.job.seed, error), warnings=begun.warnings or None)
         png = None
         if result is not None:
             record = result.settings
             png = picture.encoded(result.images[0], record)
             drawn = {name: record[name] for name in record if name not in _OWN_COLUMNS}
-            layout, settings = json.dumps(record["layout"]), json.dumps(drawn)
-            entry = replace(entry, seconds=seconds, layout=layout, settings=settings)
+            entry = replace(
+                entry,
+                seconds=time.perf_counter() - begun.start,
+                layout=json.dumps(record["layout"]),
+                settings=json.dumps(drawn),
+            )
         self._open[number].add(entry, png)
         self.progress()
         self._finish(number)

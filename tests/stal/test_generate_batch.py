@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import tarfile
+import warnings
 from concurrent.futures import Future
 from types import SimpleNamespace
 
@@ -92,6 +93,7 @@ def pixels(image):
     return np.asarray(image).astype(int)
 
 
+@pytest.mark.filterwarnings("ignore:the layout is of another prompt")
 def test_every_row_has_the_picture_that_the_pipeline_draws_or_its_error(batch, tmp_path, pipe):
     layout = {"version": 1, "prompt": "a red star", "relations": [], "aspect": 1.0}
     box = [0.0, 0.5, 0.5, 1.0]
@@ -105,16 +107,17 @@ def test_every_row_has_the_picture_that_the_pipeline_draws_or_its_error(batch, t
         {"prompt": "a blue circle", "width": 24, "negative_prompt": "a red circle"},
         {"prompt": " "},
         {"prompt": "a blue circle", "weights": [1, 2, 3, 4]},
+        {"prompt": "a blue\x07 \x1bcircle", "layout": {**layout, "prompt": "a cat"}},
     ]
     text = "\n".join([*map(json.dumps, rows), "{", ""])
     code, out, err = batch(text, "--seed", 10, name="p.jsonl")
-    assert (code, out) == (3, "out: 5 pictures in 3 shards\n")
+    assert (code, out) == (3, "out: 6 pictures in 4 shards\n")
     why = "out/shard-*.parquet have why, under error"
-    assert err == f"stal: 4 of 9 rows have no picture: {why}\n"
+    assert err == f"stal: 4 of 10 rows have no picture: {why}\n"
     found = entries(tmp_path / "out")
     assert [(each.line, each.seed) for each in found] == [
-        *((i + 1, {1: 5}.get(i, 10 + i)) for i in range(8)),
-        (9, None),
+        *((i + 1, {1: 5}.get(i, 10 + i)) for i in range(9)),
+        (10, None),
     ]
     assert [each.id for each in found[:4]] == ["first", None, "3", None]
     assert [each.prompt for each in found] == [*(row["prompt"] for row in rows), None]
@@ -122,8 +125,13 @@ def test_every_row_has_the_picture_that_the_pipeline_draws_or_its_error(batch, t
     assert wrong[4] == "line 5: steps must be a positive integer, got 0"
     assert wrong[6].startswith("line 7: prompt must not be empty")
     assert wrong[7].startswith("line 8: weights must be (steps, objects) = (2, 1)")
-    assert wrong[8].startswith("line 9: a row must be a JSON object, got expecting")
+    assert wrong[9].startswith("line 10: a row must be a JSON object, got expecting")
     assert [each.file for each in found if each.error] == [None] * 4
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        pipe.prepare([rows[8]["prompt"]], layouts=[rows[8]["layout"]])
+    spoken = {8: "\n".join(str(each.message) for each in caught)}
+    assert spoken[8]
     for each in found:
         if each.error is not None:
             assert (each.sha256, each.seconds, each.settings, each.layout) == (None,) * 4
@@ -131,6 +139,7 @@ def test_every_row_has_the_picture_that_the_pipeline_draws_or_its_error(batch, t
         path = tmp_path / "out" / each.file
         assert hashlib.sha256(path.read_bytes()).hexdigest() == each.sha256
         assert each.seconds > 0
+        assert (each.warnings or "") == spoken.get(each.row, "")
         row = {name: value for name, value in rows[each.row].items() if name != "id"}
         alone = pipe(**{"steps": 2, "seed": 10 + each.row, **row})
         assert np.abs(pixels(Image.open(path)) - pixels(alone.images[0])).max() <= 2
@@ -143,7 +152,7 @@ def test_every_row_has_the_picture_that_the_pipeline_draws_or_its_error(batch, t
         ".lock",
         "command.json",
         *("shard-00000", "shard-00000.parquet", "shard-00001", "shard-00001.parquet"),
-        *("shard-00002", "shard-00002.parquet"),
+        *("shard-00002", "shard-00002.parquet", "shard-00003", "shard-00003.parquet"),
     ]
 
 

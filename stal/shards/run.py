@@ -101,7 +101,7 @@ class Run:
         window: requests that the engine has at once.
         stop: asked between two pictures and now and then; once it says True, what the engine has
             not finished is left to another run.
-        progress: called after each row that has its entry.
+        progress: called for each row of an open shard, when it has its entry.
 
     Attributes:
         stopped: whether rows were left.
@@ -166,7 +166,9 @@ class Run:
                 self._open[number] = OpenShard(self.job.place, number)
             if row.number % size == size - 1:
                 self._sizes[number] = size
-            if row.number not in self._open[number].entries:
+            if row.number in self._open[number].entries:
+                self.progress()
+            else:
                 yield row
             self._finish(number)
         if row is not None and row.number % size < size - 1 and row.number // size in self._open:

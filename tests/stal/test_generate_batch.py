@@ -363,8 +363,10 @@ def test_a_run_that_is_asked_to_stop_keeps_what_it_has(tmp_path, pipe):
     run.draw(rows_of(8))
     assert (run.stopped, engine.count) == (True, 4)
     assert len(entries(tmp_path)) == 3
-    rest = Run(job, engine, 1)
+    told = []
+    rest = Run(job, engine, 1, progress=lambda: told.append(1))
     rest.draw(rows_of(8))
+    assert len(told) == 5  # all but those of the first shard, one of them drawn before
     assert (rest.stopped, engine.count) == (False, 8)
     assert len(entries(tmp_path)) == 8
 

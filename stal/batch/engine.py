@@ -17,6 +17,7 @@ import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -34,6 +35,8 @@ from stal.noise import ImageNoise
 from stal.pipeline import Pipeline
 from stal.sampler import Callback
 from stal.schedule import Schedule
+
+_Ended = queue.SimpleQueue[tuple[int, "Future[Result]"]]
 
 
 class Engine:
@@ -184,7 +187,7 @@ class Engine:
 
         requests, ahead: as in `map`, whose other requests go on when one fails.
         """
-        ended: queue.SimpleQueue[tuple[int, Future[Result]]] = queue.SimpleQueue()
+        ended: _Ended = queue.SimpleQueue()
         open_: dict[int, Future[Result]] = {}
         source, index, more = iter(requests), 0, True
         try:
@@ -195,13 +198,13 @@ class Engine:
                         more = False
                         break
                     open_[index] = future
-                    future.add_done_callback(lambda done, i=index: ended.put((i, done)))
+                    future.add_done_callback(partial(_note, ended, index))
                     index += 1
                 if not open_:
                     return
                 i, done = ended.get()
                 del open_[i]
-                yield i, done.exception() or done.result()
+                yield i, _outcome(done)
         finally:
             for future in open_.values():
                 future.cancel()
@@ -262,3 +265,14 @@ class Engine:
         key = schedule.sampler, schedule.steps
         seeds = tuple(seed for seed in noise.seeds if seed is not None)
         return Order(job, settings, self._schedules.setdefault(key, schedule), seeds)
+
+
+def _note(ended: _Ended, index: int, future: Future[Result]) -> None:
+    ended.put((index, future))
+
+
+def _outcome(future: Future[Result]) -> Result | Exception:
+    try:
+        return future.result()
+    except Exception as error:
+        return error

@@ -102,8 +102,9 @@ class Loop:
             self._changed.notify_all()
         for ticket in waiting:
             ticket.future.cancel()
-        for thread in self._threads:
-            if thread is not threading.current_thread():
+        # Within a callback there is no waiting for what only that thread can end.
+        if threading.current_thread() not in self._threads:
+            for thread in self._threads:
                 thread.join()
 
     @property
@@ -178,8 +179,8 @@ class Loop:
             except Exception as error:
                 with self._changed:
                     ended = [(ticket, error) for ticket in self._scheduler.running(size)]
-            for ticket, error_or_none in ended:
-                self._stepped(ticket, error_or_none)
+            for ticket, failure in ended:
+                self._stepped(ticket, failure)
 
     def _stepped(self, ticket: Ticket, error: Exception | None) -> None:
         if error is not None:
@@ -201,8 +202,8 @@ class Loop:
                 late = self._scheduler.expired(now)
                 leaving = list(self._leaving)
                 self._leaving.clear()
-                # Latents that are not decoded yet take memory: nobody joins while they pile up.
-                behind = len(self._drawn) > 4 * self._scheduler.max_rows
+                # Latents that are not looked at yet take memory: nobody joins while they pile up.
+                behind = len(self._drawn) + len(self._reports) > 4 * self._scheduler.max_rows
                 joining = [] if late or behind else self._scheduler.join(now)
                 size = None if late else self._scheduler.turn()
                 if late or leaving or joining or size is not None:
@@ -238,7 +239,7 @@ class Loop:
         found: list[Ticket] = []
         room = self._scheduler.decoding_room
         while self._drawn and (not found or self._drawn[0].size == found[0].size):
-            room -= self._drawn[0].decoding * self._drawn[0].rows
+            room -= self._drawn[0].decoding
             if found and room < 0:
                 break
             found.append(self._drawn.popleft())

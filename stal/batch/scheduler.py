@@ -35,7 +35,7 @@ class Ticket:
     rows: its pictures.
     kept: bytes that it holds from its encoding on until it is done.
     passing: bytes that a step takes for its rows, while the step lasts.
-    decoding: bytes that decoding one of its pictures takes.
+    decoding: bytes that decoding its pictures takes, while it lasts.
     work: what the stages know of it.
     callback: called as callback(step, x, denoised) after each transition.
     deadline: on the clock of the scheduler, when it fails if it is not done.
@@ -58,7 +58,7 @@ class Ticket:
 @dataclass(eq=False, slots=True)
 class _Bucket:
     """Tickets of one size. `ahead`: rows that are encoding or ready; `rows`, `passing`: of those
-    that run; `largest`: passing of one ticket that was let in since the bucket was empty."""
+    that run; `largest`, `decoding`: the most of one ticket that was let in since nobody was."""
 
     size: Hashable
     waiting: deque[Ticket] = field(default_factory=deque)
@@ -90,12 +90,13 @@ class Scheduler:
         self._numbers = itertools.count()
         self._buckets: dict[Hashable, _Bucket] = {}
         self._turns: deque[_Bucket] = deque()
+        self._drawn: dict[Ticket, None] = {}
         self._open: dict[int, Ticket] = {}
         self._deadlines: list[tuple[float, int]] = []  # of numbers, so that no ticket is kept
 
     @property
     def decoding_room(self) -> int:
-        """Bytes set aside for decoding, which may take more for a single picture."""
+        """Bytes set aside for decoding, which may take more for a single ticket."""
         return self.memory // 10
 
     def fits_alone(self, ticket: Ticket) -> bool:
@@ -111,7 +112,7 @@ class Scheduler:
         self._open[ticket.number] = ticket
         bucket = self._buckets.get(ticket.size)
         if bucket is None:
-            bucket = self._buckets[ticket.size] = _Bucket(ticket.size, decoding=ticket.decoding)
+            bucket = self._buckets[ticket.size] = _Bucket(ticket.size)
         bucket.waiting.append(ticket)
         if ticket.deadline is not None:
             heapq.heappush(self._deadlines, (ticket.deadline, ticket.number))
@@ -142,6 +143,7 @@ class Scheduler:
             bucket.waiting.popleft()
             bucket.ahead += ticket.rows
             bucket.largest = max(bucket.largest, ticket.passing)
+            bucket.decoding = max(bucket.decoding, ticket.decoding)
             self.kept += ticket.kept
             ticket.stage = Stage.ENCODING
             found.append(ticket)
@@ -191,6 +193,7 @@ class Scheduler:
         """A running ticket has no step before it; it is still to be decoded."""
         self._stop(ticket)
         ticket.stage = Stage.DRAWN
+        self._drawn[ticket] = None
 
     def done(self, ticket: Ticket) -> Stage:
         """Wherever it is, nothing more is to come of a ticket. Returns where it was."""
@@ -204,6 +207,7 @@ class Scheduler:
         if was not in (Stage.WAITING, Stage.DONE):
             self.kept -= ticket.kept
         ticket.stage = Stage.DONE
+        self._drawn.pop(ticket, None)
         self._open.pop(ticket.number, None)
         return was
 
@@ -233,8 +237,9 @@ class Scheduler:
         steps, decodings = max(single, step), max(decoding, self.decoding_room)
         for bucket in self._buckets.values():
             steps = max(steps, bucket.passing, bucket.largest)
-            if bucket.ahead or bucket.running:
-                decodings = max(decodings, bucket.decoding)
+            decodings = max(decodings, bucket.decoding)
+        for ticket in self._drawn:
+            decodings = max(decodings, ticket.decoding)
         return self.kept + kept + steps + decodings <= self.memory
 
     def _stop(self, ticket: Ticket) -> None:
@@ -248,7 +253,7 @@ class Scheduler:
 
     def _forget(self, bucket: _Bucket) -> None:
         if not bucket.ahead and not bucket.running:
-            bucket.largest = 0
+            bucket.largest = bucket.decoding = 0
         if bucket.empty:
             del self._buckets[bucket.size]
 

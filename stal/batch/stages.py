@@ -58,7 +58,9 @@ class ModelStages:
         self._tickets[running] = ticket
 
     def step(self, size: Hashable) -> list[tuple[Ticket, Exception | None]]:
-        ended = self._denoisers[size].step()
+        denoiser = self._denoisers.get(size)
+        # Whoever was to join may have failed to.
+        ended = denoiser.step() if denoiser is not None and denoiser.running else []
         return [(self._tickets[running], running.error) for running in ended]
 
     def leave(self, ticket: Ticket) -> None:
@@ -102,7 +104,7 @@ class ModelStages:
         latents = 8 * n * cells * self._model.unet.config.in_channels * itemsize
         kept = latents + len(order.texts) * self._row_bytes
         passing = int(n * (1 + order.guided) * cells * self._unet_bytes_a_cell)
-        return kept, passing, int(cells * self._vae_bytes_a_cell)
+        return kept, passing, int(n * cells * self._vae_bytes_a_cell)
 
     @cached_property
     def _row_bytes(self) -> int:

@@ -11,6 +11,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,7 +67,7 @@ class Table:
 
     def __init__(self, model: Model) -> None:
         self._model = model
-        self._layers = {
+        self._layers: dict[str, Any] = {
             module.name: module
             for module in model.unet.modules()
             if isinstance(module, Attention) and module.is_cross

@@ -96,11 +96,12 @@ def test_no_more_is_encoded_ahead_than_a_batch():
 def test_memory_is_never_exceeded_and_everyone_is_let_in_at_last():
     draw, s, now = random.Random(0), scheduler(max_rows=8, memory=1000, age_limit_s=5.0), 0.0
     # Of each size a picture takes other bytes; b's fill the memory alone.
-    sizes = {"a": (20, 30, 10), "b": (300, 500, 150), "c": (1, 2, 3)}
+    sizes = {"a": (20, 30, 10), "b": (100, 166, 150), "c": (1, 2, 3)}
     pending = [Ticket(draw.choice("aaaabccc"), draw.randint(1, 3)) for _ in range(300)]
     for ticket in pending:
         kept, passing, decoding = sizes[ticket.size]
-        ticket.kept, ticket.passing, ticket.decoding = kept, passing, decoding
+        ticket.kept, ticket.passing = kept * ticket.rows, passing * ticket.rows
+        ticket.decoding = decoding
         assert s.fits_alone(ticket)
     running: list[Ticket] = []
     largest = waited = 0.0

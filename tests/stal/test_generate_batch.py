@@ -156,6 +156,13 @@ def test_every_row_has_the_picture_that_the_pipeline_draws_or_its_error(batch, t
     ]
 
 
+def test_a_text_that_is_no_unicode_is_in_the_index_as_it_can_be(batch, tmp_path):
+    assert batch(json.dumps({"prompt": "a \ud83d star"}), name="p.jsonl")[0] == 3
+    (entry,) = entries(tmp_path / "out")
+    assert entry.prompt == "a \\ud83d star"
+    assert entry.error.startswith("line 1: prompt must be a text of valid Unicode, got")
+
+
 def test_tar_files_are_read_by_webdataset(batch, tmp_path):
     from webdataset import WebDataset
 

@@ -39,7 +39,12 @@ def cluster():
         warnings.simplefilter("ignore")
         made = Cluster(
             initialize_head=True,
-            head_node_args={"num_cpus": 0, "object_store_memory": memory},
+            head_node_args={
+                "num_cpus": 0,
+                "object_store_memory": memory,
+                # A node that is gone is missed after 5 s, not 15.
+                "_system_config": {"health_check_period_ms": 1000},
+            },
         )
         made.nodes = [made.add_node(num_cpus=1, object_store_memory=memory) for _ in range(2)]
         yield made

@@ -14,6 +14,7 @@ from stal.cli.comfyui import comfyui
 from stal.cli.evaluate import evaluate
 from stal.cli.evaluate_layout import evaluate_layout
 from stal.cli.generate import generate
+from stal.cli.generate_batch import generate_batch
 from stal.cli.hints import add_hint
 from stal.cli.last_resort import tell
 from stal.cli.layout import show_layout
@@ -83,6 +84,7 @@ def stal(
 
 
 app.command()(generate)
+app.command()(generate_batch)
 app.command()(plot)
 app.command()(fit_schedule)
 app.command()(evaluate)
@@ -97,7 +99,8 @@ def main() -> None:
     """Runs the command.
 
     Exit code 0; 1 for an error, of whatever kind, which is one line on stderr; 2 for wrong usage;
-    130 for an interruption.
+    130 for an interruption. `generate-batch` has 3 where some prompts could not be drawn, and 143
+    where it was asked to terminate.
     """
     stdout = sys.stdout
     with outlets():

@@ -82,7 +82,7 @@ class Prompts:
             or torch.is_autocast_enabled("cpu")
         ):
             return None
-        precision = _float32_precision()  # that of the calls, for which the pack is made
+        precision = float32_precision()  # that of the calls, for which the pack is made
         if name not in self._packed or self._packed[name][0] != precision:
             with undisturbed(), torch.no_grad():
                 self._packed[name] = (precision, pack(k, v))
@@ -457,7 +457,8 @@ def _check_batch(q: Tensor, offsets: Tensor) -> None:
         raise ValueError(f"q must have a batch of {batch}, both halves if guided, got {len(q)}")
 
 
-def _float32_precision() -> str:
+def float32_precision() -> str:
+    """How calls of now may round float32 products; a pack serves those of one setting."""
     try:
         return torch.get_float32_matmul_precision()
     except RuntimeError:  # it was also set for one of torch's backends, and differently

@@ -218,19 +218,26 @@ class Drawing:
             zip(self.jobs, self.weights if weights is None else weights, strict=True)
         ):
             mine = slice(i * n, (i + 1) * n)
-            record = {
-                "prompt": job.prompt,
-                "model": self.model.name,
-                **asdict(full),
-                "seeds": self.seeds[mine],
-                "dtype": str(self.model.dtype).removeprefix("torch."),
-                "layout": json.loads(job.layout.to_json()),
-                "weights": lam.tolist(),
-            }
+            record = record_of(self.model, job, full, self.seeds[mine], lam)
             if optimize is not None:
                 record["optimize"] = optimize[i]
             results.append(Result(images[mine], job.layout, lam, latents[mine], record))
         return results
+
+
+def record_of(
+    model: Model, job: Job, settings: Complete, seeds: Sequence[int | None], weights: Tensor
+) -> dict[str, Any]:
+    """The settings of a result: all that makes its pictures again, fit for JSON."""
+    return {
+        "prompt": job.prompt,
+        "model": model.name,
+        **asdict(settings),
+        "seeds": list(seeds),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "layout": json.loads(job.layout.to_json()),
+        "weights": weights.tolist(),
+    }
 
 
 def _attention(

@@ -5,7 +5,15 @@ from __future__ import annotations
 import importlib.util
 
 # Package -> the extra of this one that brings it.
-_EXTRAS = {"matplotlib": "plot", "open_clip": "clip", "scipy": "bench", "spacy": "spacy"}
+_EXTRAS = {
+    "matplotlib": "plot",
+    "open_clip": "clip",
+    "pyarrow": "batch",
+    "ray": "ray",
+    "scipy": "bench",
+    "spacy": "spacy",
+    "webdataset": "batch",
+}
 
 
 def check_installed(package: str, purpose: str) -> None:

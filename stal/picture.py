@@ -33,13 +33,18 @@ def save(image: Image, path: str | os.PathLike[str], record: Mapping[str, Any]) 
     Raises:
         OSError: the file cannot be written.
     """
+    write_atomic(path, encoded(image, record))
+
+
+def encoded(image: Image, record: Mapping[str, Any]) -> bytes:
+    """The bytes of the file that `save` writes."""
     from PIL.PngImagePlugin import PngInfo
 
     info = PngInfo()
     info.add_itxt(_KEY, json.dumps(record))
     buffer = BytesIO()
     image.save(buffer, "PNG", pnginfo=info)
-    write_atomic(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
 def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:

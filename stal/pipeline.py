@@ -21,7 +21,7 @@ from stal.model.model import Model
 from stal.noise import ImageNoise
 from stal.prompts import article, drawn_text, noun_of, parse
 from stal.sampler import Callback
-from stal.schedule import schedule_from_config
+from stal.schedule import Schedule, schedule_from_config
 from stal.settings import (
     Complete,
     Defaults,
@@ -245,6 +245,22 @@ class Pipeline:
         Warns of layouts that do not go with their prompt or with the size, and of prompts without
         objects.
         """
+        jobs, full, schedule = self.jobs(prompts, settings, layouts=layouts, weights=weights)
+        noise = ImageNoise(len(jobs), full.num_images, seed, generator)
+        return Drawing(self.model, jobs, full, schedule, noise)
+
+    @hinted
+    @undisturbed()
+    def jobs(
+        self,
+        prompts: Sequence[str],
+        settings: Settings | None = None,
+        *,
+        layouts: Sequence[LayoutLike | None] | None = None,
+        weights: Sequence[Weights | None] | None = None,
+    ) -> tuple[list[Job], Complete, Schedule]:
+        """What `prepare` draws, how, and at which noise levels, before any network of the model
+        runs. Arguments, errors and warnings are its."""
         full = complete(
             settings or Settings(),
             self.defaults,
@@ -272,9 +288,7 @@ class Pipeline:
         if full.eta and schedule.sampler != "ddim":
             got = f"{full.eta} with {schedule.sampler}"
             raise ValueError(f"eta must be 0 for every sampler but ddim, got {got}")
-        jobs = self._jobs(prompts, full, given, weights)
-        noise = ImageNoise(len(jobs), full.num_images, seed, generator)
-        return Drawing(self.model, jobs, full, schedule, noise)
+        return self._jobs(prompts, full, given, weights), full, schedule
 
     def _sized(self, settings: Settings, full: Complete, layouts: Sequence[Layout]) -> Complete:
         """Where nobody gave a size, one of the layouts' aspect and about the model's own area."""

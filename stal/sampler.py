@@ -42,7 +42,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from stal.sampler_checks import Callback, ModelFunction, NoiseFunction, Sampler, checked
+from stal.sampler_checks import Callback, NoiseFunction, Sampler, Steps, checked
 from stal.schedule import Schedule, ddim_variance, denoised_and_eps, require_one_of
 
 # Weights of the latest output of the model and of those before it, by their number.
@@ -56,14 +56,13 @@ _ADAMS_BASHFORTH = (
 
 @checked("ddim")
 def ddim(
-    model: ModelFunction,
     x: Tensor,
     schedule: Schedule,
     *,
     eta: float = 0.0,
     noise: NoiseFunction | None = None,
     callback: Callback | None = None,
-) -> Tensor:
+) -> Steps:
     """x_s = sqrt(a_s) x_0 + sqrt(1 - a_s - sigma^2) eps + sigma z, a = alpha_bar, from t to s < t.
 
     sigma^2 = eta^2 (1 - a_s)/(1 - a_t) (1 - a_t/a_s); z is drawn by `noise`. eta 0 is
@@ -80,7 +79,7 @@ def ddim(
         raise ValueError(f"noise must be given to ddim where eta > 0, got None with eta {eta}")
     for step, t in enumerate(schedule.timesteps):
         a_t, a_s = schedule.alpha_bar(t), schedule.alpha_bar(t - schedule.stride)
-        prediction = model(x, t, step)
+        prediction = yield x, t, step
         denoised, eps = denoised_and_eps(prediction, x, a_t, schedule.prediction_type)
         if schedule.clip_sample_range is not None:
             denoised = denoised.clamp(-schedule.clip_sample_range, schedule.clip_sample_range)
@@ -96,13 +95,12 @@ def ddim(
 
 @checked("plms")
 def plms(
-    model: ModelFunction,
     x: Tensor,
     schedule: Schedule,
     *,
     noise: NoiseFunction | None = None,
     callback: Callback | None = None,
-) -> Tensor:
+) -> Steps:
     """x_s = sqrt(a_s) x_0 + sqrt(1 - a_s) eps with the prediction of a linear multistep method.
 
     The prediction is the Adams-Bashforth combination of the last four outputs of the model, with
@@ -123,11 +121,11 @@ def plms(
 
     outputs: list[Tensor] = []
     for step, t in enumerate(schedule.timesteps):
-        outputs = [model(x, t, step), *outputs[:3]]
+        outputs = [(yield x, t, step), *outputs[:3]]
         if step == 0 and schedule.steps > 1:
             x_s, _ = transfer(x, outputs[0], t)
             s = schedule.timesteps[1]
-            prediction = (outputs[0] + model(x_s, s, step)) / 2
+            prediction = (outputs[0] + (yield x_s, s, step)) / 2
             t = s + schedule.stride
         else:
             weights = _ADAMS_BASHFORTH[len(outputs) - 1]
@@ -141,13 +139,12 @@ def plms(
 
 @checked("dpm++2m")
 def dpm_solver_pp_2m(
-    model: ModelFunction,
     x: Tensor,
     schedule: Schedule,
     *,
     noise: NoiseFunction | None = None,
     callback: Callback | None = None,
-) -> Tensor:
+) -> Steps:
     """x_t = sigma_t/sigma_s x_s - alpha_t (e^-h - 1) D, from noise level s to the next one, t.
 
     D = (1 + 1/(2r)) x_0(x_s) - 1/(2r) x_0(the sample before x_s), alpha = sqrt(alpha_bar),
@@ -162,7 +159,7 @@ def dpm_solver_pp_2m(
     for step, t in enumerate(schedule.timesteps):
         ratio_s, ratio_t = ratios[step], ratios[step + 1]
         alpha_s, alpha_t = 1 / math.hypot(1, ratio_s), 1 / math.hypot(1, ratio_t)
-        prediction = model(x, t, step)
+        prediction = yield x, t, step
         denoised, _ = denoised_and_eps(prediction, x, alpha_s**2, schedule.prediction_type)
         d = denoised
         if before is not None and ratio_t > 0:
@@ -178,13 +175,12 @@ def dpm_solver_pp_2m(
 
 @checked("euler")
 def euler(
-    model: ModelFunction,
     x: Tensor,
     schedule: Schedule,
     *,
     noise: NoiseFunction | None = None,
     callback: Callback | None = None,
-) -> Tensor:
+) -> Steps:
     """x_{i+1} = x_i + (sigma_{i+1} - sigma_i) d_i with d_i = (x_i - x_0(x_i))/sigma_i = eps.
 
     Here x = x_0 + sigma eps. The model sees x/sqrt(1 + sigma^2), which is variance preserving with
@@ -198,7 +194,7 @@ def euler(
     for step, t in enumerate(schedule.timesteps):
         sigma, sigma_next = sigmas[step], sigmas[step + 1]
         x_vp = x / math.hypot(1, sigma)
-        prediction = model(x_vp, t, step)
+        prediction = yield x_vp, t, step
         denoised, d = denoised_and_eps(
             prediction, x_vp, 1 / (1 + sigma**2), schedule.prediction_type
         )
@@ -210,13 +206,12 @@ def euler(
 
 @checked("euler-ancestral")
 def euler_ancestral(
-    model: ModelFunction,
     x: Tensor,
     schedule: Schedule,
     *,
     noise: NoiseFunction | None = None,
     callback: Callback | None = None,
-) -> Tensor:
+) -> Steps:
     """x_{i+1} = x_i + (sigma_down - sigma_i) d_i + sigma_up z, with d_i as in `euler`.
 
     sigma_up^2 = sigma_{i+1}^2 (sigma_i^2 - sigma_{i+1}^2)/sigma_i^2 and
@@ -235,7 +230,7 @@ def euler_ancestral(
         sigma_down = sigma_next**2 / sigma
         sigma_up = math.sqrt(sigma_next**2 - sigma_down**2)
         x_vp = x / math.hypot(1, sigma)
-        prediction = model(x_vp, t, step)
+        prediction = yield x_vp, t, step
         denoised, d = denoised_and_eps(
             prediction, x_vp, 1 / (1 + sigma**2), schedule.prediction_type
         )

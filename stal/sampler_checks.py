@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-from typing import TypeVar, cast
+import inspect
+from collections.abc import Callable, Generator
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -15,27 +15,46 @@ from stal.schedule import Schedule
 ModelFunction = Callable[[Tensor, float, int], Tensor]
 NoiseFunction = Callable[[Tensor], Tensor]
 Callback = Callable[[int, Tensor, Tensor], None]
-Sampler = Callable[..., Tensor]
-_S = TypeVar("_S", bound=Sampler)
+# Yields x, t, step; is sent the prediction for them; returns the final x.
+Steps = Generator[tuple[Tensor, float, int], Tensor, Tensor]
 
 
-def checked(name: str) -> Callable[[_S], _S]:
-    """Surrounds the mathematics of a sampler by what all of them do, see `stal.sampler`.
+class Sampler(Protocol):
+    """A sampler as `stal.sampler` describes it.
 
-    Inside, x and what model and noise return are at least float32 and of checked shape.
+    steps: the same as a generator steps(x, schedule, *, noise, callback, ...) that yields what the
+        model would be called with and is sent the prediction, for whoever serves several at once.
     """
 
-    def decorate(sample: _S) -> _S:
-        @functools.wraps(sample)
-        def sampler(
-            model: ModelFunction,
+    steps: Callable[..., Steps]
+
+    def __call__(
+        self,
+        model: ModelFunction,
+        x: Tensor,
+        schedule: Schedule,
+        *,
+        noise: NoiseFunction | None = None,
+        callback: Callback | None = None,
+        **options: float,
+    ) -> Tensor: ...
+
+
+def checked(name: str) -> Callable[[Callable[..., Steps]], Sampler]:
+    """Makes a sampler of its mathematics: surrounds them by what all samplers do.
+
+    Inside, x and what is sent or drawn are at least float32 and of checked shape.
+    """
+
+    def decorate(rule: Callable[..., Steps]) -> Sampler:
+        def steps(
             x: Tensor,
             schedule: Schedule,
             *,
             noise: NoiseFunction | None = None,
             callback: Callback | None = None,
             **options: float,
-        ) -> Tensor:
+        ) -> Steps:
             if not isinstance(x, Tensor) or not x.is_floating_point():
                 got: object = x.dtype if isinstance(x, Tensor) else type(x).__name__
                 raise ValueError(f"x must be a floating point tensor, got {got}")
@@ -47,14 +66,6 @@ def checked(name: str) -> Callable[[_S], _S]:
             dtype, working_dtype = x.dtype, torch.promote_types(x.dtype, torch.float32)
             finite: list[tuple[int, float, Tensor]] = []
 
-            def predict(x: Tensor, t: float, step: int) -> Tensor:
-                prediction = model(x.to(dtype), t, step)
-                _require_like(x, prediction, f"model must return at step {step}")
-                finite.append((step, t, prediction.detach().isfinite().all()))
-                if x.device.type == "cpu":
-                    _require_finite(finite[-1:], dtype)
-                return prediction.to(working_dtype)
-
             def draw(x: Tensor) -> Tensor:
                 assert noise is not None
                 drawn = noise(x)
@@ -65,18 +76,46 @@ def checked(name: str) -> Callable[[_S], _S]:
                 assert callback is not None
                 callback(step, x.to(dtype), denoised.to(dtype))
 
-            x = sample(
-                predict,
+            inner = rule(
                 x.to(working_dtype),
                 schedule,
                 noise=None if noise is None else draw,
                 callback=None if callback is None else report,
                 **options,
             )
+            sent: Any = None
+            while True:
+                try:
+                    x, t, step = inner.send(sent)
+                except StopIteration as stop:
+                    x = stop.value
+                    break
+                prediction = yield x.to(dtype), t, step
+                _require_like(x, prediction, f"model must return at step {step}")
+                finite.append((step, t, prediction.detach().isfinite().all()))
+                if x.device.type == "cpu":
+                    _require_finite(finite[-1:], dtype)
+                sent = prediction.to(working_dtype)
             _require_finite(finite, dtype)
             return x.to(dtype)
 
-        return cast(_S, sampler)
+        def sampler(model: ModelFunction, x: Tensor, schedule: Schedule, **options: Any) -> Tensor:
+            running, prediction = steps(x, schedule, **options), cast(Any, None)
+            while True:
+                try:
+                    arguments = running.send(prediction)
+                except StopIteration as stop:
+                    return cast(Tensor, stop.value)
+                prediction = model(*arguments)
+
+        signature = inspect.signature(rule)
+        first = inspect.Parameter("model", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        made = cast(Any, sampler)
+        made.__name__, made.__qualname__ = rule.__name__, rule.__qualname__
+        made.__doc__, made.__module__ = rule.__doc__, rule.__module__
+        made.__signature__ = signature.replace(parameters=[first, *signature.parameters.values()])
+        made.steps = steps
+        return cast(Sampler, made)
 
     return decorate
 

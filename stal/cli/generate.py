@@ -17,15 +17,19 @@ from stal import picture
 from stal.budget import MOST_IMAGES
 from stal.caller import warn
 from stal.cli.options import (
-    AttentionMode,
+    AttentionOption,
+    BackgroundOption,
     CanvasOption,
     ClipOption,
     DeviceOption,
     DType,
+    EtaOption,
     ModelOption,
     QuietOption,
-    RuleName,
+    ReferenceOption,
+    RuleOption,
     SamplerOption,
+    SideOption,
     StepsOption,
     canvas_size,
     outputs,
@@ -65,12 +69,6 @@ _Prompt = Annotated[
 ]
 _Epochs = Annotated[int | None, typer.Option(min=1, help="Drawings of --optimize trajectory. [3]")]
 _NumImages = Annotated[int | None, typer.Option(min=1, max=MOST_IMAGES, help="[1]")]
-_Reference = Annotated[
-    str | None, typer.Option(help="'unconditional', or a prompt to move away from.")
-]
-_Background = Annotated[
-    float | None, typer.Option(help="Pull of the background to the reference prompt.")
-]
 _Weights = Annotated[
     str | None,
     typer.Option(help="Numbers like 1,0.5, one an object, or a file: weights, or a schedule."),
@@ -98,10 +96,10 @@ def generate(
     source: _Source = None,
     allow_download: _AllowDownload = False,
     model: ModelOption = None,
-    attention: Annotated[AttentionMode | None, typer.Option(help="[spatial-temporal]")] = None,
-    rule: Annotated[RuleName | None, typer.Option(help="How weights combine. [guidance]")] = None,
-    reference: _Reference = None,
-    background: _Background = None,
+    attention: AttentionOption = None,
+    rule: RuleOption = None,
+    reference: ReferenceOption = None,
+    background: BackgroundOption = None,
     weights: _Weights = None,
     resample: _Resample = False,
     optimize: _Optimize = Optimize.none,
@@ -115,11 +113,11 @@ def generate(
     num_images: _NumImages = None,
     negative_prompt: str | None = None,
     sampler: SamplerOption = None,
-    eta: Annotated[float | None, typer.Option(help="Fresh noise of ddim, 0 to 1. [0]")] = None,
+    eta: EtaOption = None,
     steps: StepsOption = None,
     guidance_scale: float | None = None,
-    height: Annotated[int | None, typer.Option(help="In pixels.")] = None,
-    width: Annotated[int | None, typer.Option(help="In pixels.")] = None,
+    height: SideOption = None,
+    width: SideOption = None,
     dtype: Annotated[DType | None, typer.Option(help="[float32]")] = None,
     device: DeviceOption = "cpu",
     quiet: QuietOption = False,

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from stal.cli.outlet import close_bars, say
 
 # Commands that go on where they stopped.
-_RESUMABLE = ("evaluate", "fit-schedule", "train-layout", "train-shapes")
+_RESUMABLE = ("evaluate", "fit-schedule", "generate-batch", "train-layout", "train-shapes")
 _AGAIN = "run the same command again, it goes on where it stopped"
 
 _FIXES = {

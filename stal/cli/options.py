@@ -41,6 +41,16 @@ SamplerOption = Annotated[
     str | None, typer.Option(help="ddim, plms, dpm++2m, euler, euler-ancestral.")
 ]
 StepsOption = Annotated[int | None, typer.Option(help="Denoising steps.")]
+AttentionOption = Annotated[AttentionMode | None, typer.Option(help="[spatial-temporal]")]
+RuleOption = Annotated[RuleName | None, typer.Option(help="How weights combine. [guidance]")]
+ReferenceOption = Annotated[
+    str | None, typer.Option(help="'unconditional', or a prompt to move away from.")
+]
+BackgroundOption = Annotated[
+    float | None, typer.Option(help="Pull of the background to the reference prompt.")
+]
+EtaOption = Annotated[float | None, typer.Option(help="Fresh noise of ddim, 0 to 1. [0]")]
+SideOption = Annotated[int | None, typer.Option(help="In pixels.")]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")]
 CanvasOption = Annotated[
     str | None,

@@ -13,7 +13,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import os
 import struct
 import time
 import zlib
@@ -24,7 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stal import picture
+from stal import picture, runs
 from stal.caller import warn
 from stal.evaluation.detectors import Background, Detector, pixels
 from stal.evaluation.metrics import Detection, judge
@@ -32,7 +31,7 @@ from stal.evaluation.prompt_files import PromptCase, boxes_of
 from stal.files import write_atomic
 from stal.layout import Layout
 from stal.prompts import drawn_text, parse
-from stal.runs import differing, held
+from stal.runs import COMMAND, append_lines, held, json_lines, whole_lines
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -43,7 +42,7 @@ if TYPE_CHECKING:
     from stal.settings import Settings
 
 VERSION = 2
-COMMAND, RESULTS, IMAGES = "command.json", "results.jsonl", "images"
+RESULTS, IMAGES = "results.jsonl", "images"
 # draw(method, pipe, prompts, layouts=, seeds=, settings=): one result a prompt.
 Draw = Callable[..., "Sequence[Result]"]
 
@@ -158,7 +157,7 @@ def run(
                 row_of(method, *each, batch=len(part))
                 for each in zip(part, chosen, placed, results, seen, strict=True)
             ]
-            _append(folder / RESULTS, judged)
+            append_lines(folder / RESULTS, map(asdict, judged))
             rows += judged
             bar.update(len(judged))
     order = {method: number for number, method in enumerate(methods)}
@@ -309,14 +308,8 @@ def read_rows(folder: Path) -> list[ResultRow]:
         ValueError: another line is no row.
     """
     path = folder / RESULTS
-    if not path.exists():
-        return []
-    data = path.read_bytes()
-    whole = data.rfind(b"\n") + 1
-    if whole < len(data):
-        os.truncate(path, whole)
     rows = []
-    for number, line in enumerate(data[:whole].splitlines(), 1):
+    for number, line in enumerate(whole_lines(path), 1):
         try:
             rows.append(ResultRow(**json.loads(line)))
         except (ValueError, TypeError):
@@ -330,7 +323,7 @@ def _with_pictures(folder: Path, rows: list[ResultRow]) -> list[ResultRow]:
     if len(kept) < len(rows):
         lost = len(rows) - len(kept)
         warn(f"{lost} pictures of {folder} are lost and drawn again")
-        write_atomic(folder / RESULTS, _lines(kept))
+        write_atomic(folder / RESULTS, json_lines(map(asdict, kept)))
     return kept
 
 
@@ -348,22 +341,6 @@ def _is_picture(path: Path) -> bool:
     except (SyntaxError, ValueError, EOFError, struct.error, zlib.error):  # of a torn file
         return False
     return True
-
-
-def _lines(rows: Sequence[ResultRow]) -> bytes:
-    return "".join(json.dumps(asdict(row)) + "\n" for row in rows).encode()
-
-
-def _append(path: Path, rows: Sequence[ResultRow]) -> None:
-    """Adds rows and waits until they are on the disk; a failure leaves at most one torn line."""
-    data = _lines(rows)
-    try:
-        with open(path, "ab", buffering=0) as file:
-            while data:
-                data = data[file.write(data) :]
-            os.fsync(file.fileno())
-    except OSError as error:  # which does not name the file
-        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 @contextmanager
@@ -392,28 +369,9 @@ def check_command(folder: Path, command: Mapping[str, Any]) -> None:
     Raises:
         ValueError: it holds something else.
     """
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"output must be a folder, got the file {folder}")
-    path = folder / COMMAND
-    if not path.exists():
-        # A run that was killed at its start leaves hidden files.
-        if folder.is_dir() and any(not each.name.startswith(".") for each in folder.iterdir()):
-            fix = "name a new one"
-            raise ValueError(f"output must be a folder of `stal evaluate`, got {folder}: {fix}")
-        return
-    try:
-        old = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        old = None
-    if not isinstance(old, dict) or "methods" not in old:
-        raise ValueError(f"{path} must be of `stal evaluate`, got something else")
-    if not _has_rows(folder):
-        return
     wanted = {"version": VERSION, **command}
-    for name in differing(old, wanted):
-        before, value = json.dumps(old.get(name)), json.dumps(wanted[name])
-        got = f"{folder}, one with {name} {before} instead of {value}"
-        raise ValueError(f"output must be a folder of this command, got {got}: name a new one")
+    begun = _has_rows(folder)
+    runs.check_command(folder, wanted, of="stal evaluate", key="methods", begun=begun)
 
 
 def _has_rows(folder: Path) -> bool:

@@ -141,8 +141,18 @@ def test_only_commands_import_the_page_and_the_integrations_when_they_run(packag
     assert importers(package, functions=False) == set()
 
 
-def test_only_the_page_imports_the_batch_engine():
-    assert {name for name in importers("stal.batch") if not inside(name, "stal.app")} == set()
+USE_THE_ENGINE = ("stal.app", "stal.cli", "stal.integrations", "stal.shards")
+
+
+def test_only_what_serves_many_prompts_imports_the_batch_engine():
+    assert {
+        each for each in importers("stal.batch") if not each.startswith(USE_THE_ENGINE)
+    } == set()
+
+
+def test_only_commands_and_integrations_draw_shards():
+    known = ("stal.cli", "stal.integrations")
+    assert {name for name in importers("stal.shards") if not name.startswith(known)} == set()
 
 
 def test_nothing_imports_in_a_circle():

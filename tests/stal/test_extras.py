@@ -31,7 +31,10 @@ def without(monkeypatch):
 
 @pytest.mark.parametrize(
     ("package", "extra"),
-    [("matplotlib", "plot"), ("scipy", "bench"), ("open_clip", "clip"), ("spacy", "spacy")],
+    [
+        *(("matplotlib", "plot"), ("scipy", "bench"), ("open_clip", "clip"), ("spacy", "spacy")),
+        *(("pyarrow", "batch"), ("webdataset", "batch"), ("ray", "ray")),
+    ],
 )
 def test_a_missing_package_is_named_with_its_command(without, package, extra):
     without(package)
@@ -66,6 +69,23 @@ def test_plot_and_evaluate_look_for_matplotlib_first(run, without, tmp_path):
         code, out, err = run(*arguments)
         assert (code, out) == (1, "")
         assert err.endswith(": pip install 'stal[plot]'\n")
+
+
+@pytest.mark.parametrize("package", ["pyarrow", "webdataset", "ray"])
+def test_generate_batch_looks_for_its_packages_first(run, monkeypatch, tmp_path, package):
+    find = importlib.util.find_spec
+    # As if the others were installed.
+    there = {name: find("json") for name in ("pyarrow", "webdataset", "ray") if name != package}
+
+    def found(name, *more):
+        return None if name == package else there.get(name) or find(name, *more)
+
+    monkeypatch.setattr(importlib.util, "find_spec", found)
+    (tmp_path / "p.txt").write_text("a red circle")
+    command = ("generate-batch", "--prompts", "p.txt", "--output", "out")
+    code, out, err = run(*command, "--format", "webdataset", "--engine", "ray")
+    assert (code, out, err.startswith(f"stal: {package} must be installed for ")) == (1, "", True)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.skipif(not BENCH.exists(), reason="needs a checkout")

@@ -1,0 +1,278 @@
+"""The engine: requests in, pictures out, as many at once as share the calls of the networks.
+
+    with stal.batch.Engine(stal.Pipeline.from_pretrained()) as engine:
+        for result in engine.map(Request(prompt) for prompt in prompts):
+            result.images[0].save(...)
+
+A picture is the one that `stal.Pipeline` draws alone, whoever shares the batch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import queue
+import time
+import weakref
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
+from functools import partial
+from types import TracebackType
+from typing import Any
+
+from stal.batch.loop import Loop
+from stal.batch.memory import available
+from stal.batch.request import Order, Request
+from stal.batch.scheduler import Scheduler, Ticket
+from stal.batch.stages import ModelStages, Work
+from stal.caller import warn
+from stal.checked_json import is_integer, number, scalar
+from stal.drawing import Result
+from stal.fitting import without_effect
+from stal.model.model import Model
+from stal.noise import ImageNoise
+from stal.pipeline import Pipeline
+from stal.sampler import Callback
+from stal.schedule import Schedule
+
+_Ended = queue.SimpleQueue[tuple[int, "Future[Result]"]]
+
+
+class Engine:
+    """Draws many requests at once.
+
+    Requests of one size share the calls of the UNet, whatever their objects, attention, rule,
+    guidance, sampler, number of steps and position on their way. They join and leave between steps;
+    prompts are encoded and latents decoded beside. Sizes take turns, a step each.
+
+    The model must not be moved or changed while the engine is open. An engine that nobody refers to
+    any more draws what it was given and closes, as `concurrent.futures` executors do.
+
+    Args:
+        pipe: what draws; a `Model` is drawn with its own defaults.
+        max_rows: pictures of one size in a call of the UNet, which is of twice as many rows where
+            they are guided; and requests of more pictures are refused.
+        memory: bytes that all requests may take together, by an estimate; 80% of what the device
+            has free now if None. Others wait; what could never fit is refused.
+        age_limit_s: seconds for which a request that waits for memory lets others overtake it.
+
+    Raises:
+        ValueError: an argument breaks its rule.
+    """
+
+    def __init__(
+        self,
+        pipe: Pipeline | Model,
+        max_rows: int = 16,
+        *,
+        memory: int | None = None,
+        age_limit_s: float = 10.0,
+    ) -> None:
+        for name, value in (("max_rows", max_rows), ("memory", memory)):
+            if value is not None and (not is_integer(scalar(value)) or value < 1):
+                raise ValueError(f"{name} must be a positive integer, got {value!r}")
+        if number(age_limit_s, "age_limit_s") < 0:
+            raise ValueError(f"age_limit_s must be a number >= 0, got {age_limit_s!r}")
+        self.pipe = pipe if isinstance(pipe, Pipeline) else Pipeline(pipe)
+        self.max_rows = int(max_rows)
+        self._scheduler = Scheduler(
+            max_rows=self.max_rows,
+            memory=available(self.pipe.model.device) if memory is None else int(memory),
+            age_limit_s=age_limit_s,
+        )
+        self._stages = ModelStages(self.pipe.model)
+        self._loop = Loop(self._stages, self._scheduler)
+        self._schedules: dict[tuple[str, int], Schedule] = {}
+        # The loop's threads know nothing of the engine, which can go before them.
+        self._closing = weakref.finalize(self, self._loop.close, drain=True)
+
+    def submit(
+        self,
+        request: Request,
+        callback: Callback | None = None,
+        deadline: float | None = None,
+    ) -> Future[Result]:
+        """Takes a request; returns at once, but for the checks and the layout's prediction.
+
+        Args:
+            request: what to draw.
+            callback: called as callback(step, x, denoised) after each transition, as in
+                `Pipeline.__call__`, in order and before the result is there, but by another thread,
+                beside the steps that follow. What it raises is the request's exception.
+            deadline: seconds from now after which the request fails with `DeadlineExceeded`.
+
+        Returns:
+            The result's future. `Future.cancel` works until the result is there: a request that
+            runs leaves before the next step.
+
+        Raises:
+            ValueError: a field of the request breaks its rule, as in `Pipeline.__call__`, or it
+                could never fit into a batch or into memory.
+            EngineClosed: after `close`.
+        """
+        if deadline is not None and not 0 < number(deadline, "deadline") < math.inf:
+            raise ValueError(f"deadline must be a positive number of seconds, got {deadline!r}")
+        order = self._checked(request)
+        settings = order.settings
+        kept, passing, decoding = self._stages.bytes_of(order)
+        ticket = Ticket(
+            (settings.height, settings.width),
+            settings.num_images,
+            kept,
+            passing,
+            decoding,
+            deadline=None if deadline is None else time.monotonic() + deadline,
+            callback=callback,
+        )
+        loop = self._loop
+
+        def report(*event: Any) -> None:
+            loop.report(ticket, *event)
+
+        ticket.work = Work(order, None if callback is None else report)
+        if settings.num_images > self.max_rows:
+            raise ValueError(
+                f"num_images must be at most max_rows = {self.max_rows}, got "
+                f"{settings.num_images}: ask for them in several requests"
+            )
+        if not self._scheduler.fits_alone(ticket):
+            needed, limit = self._scheduler.alone(ticket), self._scheduler.memory
+            raise ValueError(
+                f"height and width must fit into the engine's memory of {limit / 1e6:.4g} MB, got "
+                f"{settings.height} and {settings.width}, of which {settings.num_images} pictures "
+                f"with {len(order.texts)} prompts take about {needed / 1e6:.4g} MB"
+            )
+        return loop.submit(ticket)
+
+    async def asubmit(
+        self,
+        request: Request,
+        callback: Callback | None = None,
+        deadline: float | None = None,
+    ) -> Result:
+        """The result of `submit`, awaited; to cancel the task is to cancel the request."""
+        return await asyncio.wrap_future(self.submit(request, callback, deadline))
+
+    def map(self, requests: Iterable[Request], *, ahead: int | None = None) -> Iterator[Result]:
+        """The results in the order of the requests.
+
+        Args:
+            requests: read as results are taken, so that it may be endless.
+            ahead: requests that are read before the first of them is taken; 4 max_rows if None.
+
+        Raises: at the place of a request what `submit` or its drawing raised, when all before it
+            were taken; those after it are cancelled.
+        """
+        taken: deque[Future[Result]] = deque()
+        source = iter(requests)
+        try:
+            while True:
+                while len(taken) < self._ahead(ahead):
+                    future = self._next(source)
+                    if future is None:
+                        break
+                    taken.append(future)
+                if not taken:
+                    return
+                yield taken.popleft().result()
+        finally:
+            for future in taken:
+                future.cancel()
+
+    def outcomes(
+        self, requests: Iterable[Request], *, ahead: int | None = None
+    ) -> Iterator[tuple[int, Result | Exception]]:
+        """(index, result or exception) of each request, in the order in which they end.
+
+        requests, ahead: as in `map`, whose other requests go on when one fails.
+        """
+        ended: _Ended = queue.SimpleQueue()
+        open_: dict[int, Future[Result]] = {}
+        source, index, more = iter(requests), 0, True
+        try:
+            while True:
+                while more and len(open_) < self._ahead(ahead):
+                    future = self._next(source)
+                    if future is None:
+                        more = False
+                        break
+                    open_[index] = future
+                    future.add_done_callback(partial(_note, ended, index))
+                    index += 1
+                if not open_:
+                    return
+                i, done = ended.get()
+                del open_[i]
+                yield i, _outcome(done)
+        finally:
+            for future in open_.values():
+                future.cancel()
+
+    def close(self, drain: bool = True) -> None:
+        """Takes no more requests; returns when all are done.
+
+        drain: they are drawn first; otherwise they are cancelled.
+        """
+        self._closing.detach()
+        self._loop.close(drain=drain)
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close(drain=error is None)
+
+    def _ahead(self, ahead: int | None) -> int:
+        return 4 * self.max_rows if ahead is None else max(1, ahead)
+
+    def _next(self, source: Iterator[Request]) -> Future[Result] | None:
+        """The future of the next request, failed if it was refused; None at the end."""
+        try:
+            request = next(source)
+        except StopIteration:
+            return None
+        try:
+            return self.submit(request)
+        except ValueError as error:
+            refused: Future[Result] = Future()
+            refused.set_exception(error)
+            return refused
+
+    def _checked(self, request: Request) -> Order:
+        """The request with each value checked."""
+        (job,), settings, schedule = self.pipe.jobs(
+            [request.prompt],
+            request.settings,
+            layouts=[request.layout],
+            weights=[request.weights],
+        )
+        noise = ImageNoise(1, settings.num_images, request.seed, None)
+        given = {
+            "reference": request.settings.reference,
+            "background": request.settings.background,
+            "layout": request.layout,
+            "negative_prompt": request.settings.negative_prompt,
+        }
+        for sentence in without_effect(given, settings):
+            warn(sentence)
+        # Noise levels that many requests share are kept once.
+        key = schedule.sampler, schedule.steps
+        seeds = tuple(seed for seed in noise.seeds if seed is not None)
+        return Order(job, settings, self._schedules.setdefault(key, schedule), seeds)
+
+
+def _note(ended: _Ended, index: int, future: Future[Result]) -> None:
+    ended.put((index, future))
+
+
+def _outcome(future: Future[Result]) -> Result | Exception:
+    try:
+        return future.result()
+    except Exception as error:
+        return error

@@ -28,6 +28,14 @@ An argument that breaks these rules raises ValueError, and so does a prediction 
 with a NaN or infinity in it, naming the step: at once on the CPU; on an accelerator, where reading
 a value waits for the device, when the loop has been queued.
 
+Below, a sampler is written as a generator that yields x, t and step where it wants the model's
+prediction, and `checked` makes the function of it. The generator with the same checks is
+`ddim.steps(x, schedule, ...)`, for whoever calls the model for several trajectories at once:
+
+    running = ddim.steps(x, schedule)
+    x, t, step = next(running)
+    x, t, step = running.send(model(x, t, step))    # until StopIteration, whose value is x_0
+
 Each sampler reproduces the diffusers scheduler named in its docstring, created `from_config` of the
 same configuration.
 """

@@ -43,7 +43,7 @@ def available(device: torch.device) -> int:
 def unet_bytes_a_cell(model: Model) -> float:
     """Bytes that one row of a call of the UNet takes at its peak, over its latent cells."""
     config = model.unet.config
-    side = 2 ** len(config.block_out_channels)
+    side = 1 << len(config.block_out_channels)
 
     def call(new: Callable[..., Tensor]) -> object:
         text = new(1, 77, config.cross_attention_dim[-1])

@@ -86,7 +86,7 @@ class Table:
         which has the size of float32 copies; and a quarter for slabs that have room to grow."""
         numbers = sum(2 * seqlen_k * m.heads * m.head_dim for m in self._layers.values())
         each = self._model.dtype.itemsize + 4 * (self._model.device.type == "cpu")
-        return numbers * each * 5 // 4
+        return int(numbers * each * 5 // 4)
 
     def hold(self, texts: Sequence[str]) -> list[Text]:
         """The texts, each with one user more."""

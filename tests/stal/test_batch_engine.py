@@ -485,3 +485,32 @@ def test_nothing_of_a_request_is_kept_but_its_result(pipe):
     assert not stages._tickets
     assert not stages._denoisers
     assert all(text.users == 0 for text in stages._table._texts.values())
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_sampler_in_steps_is_the_sampler(pipe, sampler):
+    drawing = pipe.prepare([TWO], Settings(steps=4, sampler=sampler))
+    x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+
+    def model(x, t, step):
+        return torch.sin(3 * x) * (1 + t / 1000) + step
+
+    def noise(x):
+        return torch.cos(5 * x)
+
+    seen = []
+    options = {"noise": noise, "callback": lambda *event: seen.append(event)}
+    expected = SAMPLERS[sampler](model, x, drawing.schedule, **options)
+    running = SAMPLERS[sampler].steps(x, drawing.schedule, **options)
+    arguments, calls = next(running), 1
+    try:
+        while True:
+            arguments, calls = running.send(model(*arguments)), calls + 1
+    except StopIteration as stop:
+        assert torch.equal(stop.value, expected)
+    assert calls == 4 + (sampler == "plms")
+    assert all(torch.equal(a[1], b[1]) for a, b in zip(seen[:4], seen[4:], strict=True))
+    running = SAMPLERS[sampler].steps(x, drawing.schedule, **options)
+    next(running)
+    with pytest.raises(NotFinite, match="step 0"):
+        running.send(torch.full_like(x, torch.nan))

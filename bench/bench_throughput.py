@@ -65,6 +65,7 @@ COLUMNS = {
     "s, p50": 7,
     "s, p99": 7,
     "us a step, p50 (p99)": 20,
+    "CPU us a step": 13,
 }
 KEY = ("what", "threads", "rows")
 
@@ -238,7 +239,8 @@ class Counted:
 
     def __post_init__(self) -> None:
         self.between_s: list[float] = []
-        self._since: float | None = None
+        self.cpu_s: list[float] = []  # of the denoiser's thread alone
+        self._since: tuple[float, float] | None = None
         self._running: dict[Any, dict[Ticket, None]] = {}
 
     def encode(self, tickets: Sequence[Ticket]) -> None:
@@ -252,7 +254,8 @@ class Counted:
 
     def step(self, size: Any) -> list[tuple[Ticket, Exception | None]]:
         if self._since is not None:
-            self.between_s.append(time.perf_counter() - self._since)
+            self.between_s.append(time.perf_counter() - self._since[0])
+            self.cpu_s.append(time.thread_time() - self._since[1])
         if self.step_s:
             time.sleep(self.step_s)
         running = self._running[size]
@@ -261,7 +264,7 @@ class Counted:
         ended = [ticket for ticket in running if not ticket.work]
         for ticket in ended:
             del running[ticket]
-        self._since = time.perf_counter()
+        self._since = time.perf_counter(), time.thread_time()
         return [(ticket, None) for ticket in ended]
 
     def decode(self, tickets: Sequence[Ticket]) -> list[int]:
@@ -285,6 +288,7 @@ def scheduled(table: Table, count: int, rows: int, steps: Sequence[int], step_s:
         "rows": str(rows),
         "requests": str(count),
         "us a step, p50 (p99)": f"{p50:.0f} ({p99:.0f})",
+        "CPU us a step": f"{statistics.mean(stages.cpu_s) * 1e6:.0f}",
     }
     mean = statistics.mean(stages.between_s) * 1e6
     add(table, cells, wall_s=wall, cpu_s=cpu, steps=len(stages.between_s), mean_us=mean)

@@ -502,12 +502,14 @@ def test_a_sampler_in_steps_is_the_sampler(pipe, sampler):
     options = {"noise": noise, "callback": lambda *event: seen.append(event)}
     expected = SAMPLERS[sampler](model, x, drawing.schedule, **options)
     running = SAMPLERS[sampler].steps(x, drawing.schedule, **options)
-    arguments, calls = next(running), 1
-    try:
-        while True:
-            arguments, calls = running.send(model(*arguments)), calls + 1
-    except StopIteration as stop:
-        assert torch.equal(stop.value, expected)
+    sent, calls, final = None, -1, None
+    while final is None:
+        calls += 1
+        try:
+            sent = model(*running.send(sent))
+        except StopIteration as stop:
+            final = stop.value
+    assert torch.equal(final, expected)
     assert calls == 4 + (sampler == "plms")
     assert all(torch.equal(a[1], b[1]) for a, b in zip(seen[:4], seen[4:], strict=True))
     running = SAMPLERS[sampler].steps(x, drawing.schedule, **options)

@@ -7,6 +7,9 @@ of classifier-free guidance are in one batch. The first call of a run is among t
 timed: it is when ours projects the phrases.
 
     OMP_NUM_THREADS=1 python bench/bench_comfyui.py PATH/TO/ComfyUI --latents 64
+    OMP_NUM_THREADS=1 python bench/bench_comfyui.py PATH/TO/ComfyUI --latents 64 --layer
+
+With --layer it is one cross-attention of the first level alone, from q to its result.
 
 Seconds are of the calling thread alone, so that other programs disturb them less; memory is the
 most that a process of its own had while it did one step.
@@ -18,6 +21,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -152,6 +156,25 @@ def step_functions(ways: dict[str, Any], latents: int, then: Callable[[Any], Non
     begin(list(ways))
 
 
+def layer_functions(ways: dict[str, Any], latents: int) -> dict[str, Callable[[], Tensor]]:
+    """The first cross-attention of each way, within the run of a sampler that `ours` is in."""
+    from comfy.ldm.modules.attention import optimized_attention
+
+    pixels, channels = latents * latents, CONFIG["model_channels"]
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, n, channels, generator=generator) for n in (pixels, TOKENS, TOKENS))
+    options = {
+        "n_heads": 8,
+        "activations_shape": [2, channels, latents, latents],
+        "cond_or_uncond": [1, 0],
+    }
+    found: dict[str, Callable[[], Tensor]] = {"own": lambda: optimized_attention(q, k, v, 8)}
+    for name, key in (("calls", ("input", 1)), ("ours", ("input", 1, 0))):
+        patches = ways[name].model_options["transformer_options"]["patches_replace"]["attn2"]
+        found[name] = partial(patches[key], q, k, v, options)
+    return found
+
+
 def peak_bytes(way: Any, latents: int) -> int:
     """The most memory that one step takes in a child of this process."""
     child = os.fork()
@@ -172,6 +195,7 @@ def main(
     comfyui: Annotated[Path, typer.Argument(help="Folder of a ComfyUI.")],
     latents: Annotated[int, typer.Option(min=8)] = 64,
     rounds: Annotated[int, typer.Option(min=1)] = 3,
+    layer: Annotated[bool, typer.Option(help="One layer instead of a step.")] = False,
     memory: Annotated[bool, typer.Option(help="Measure memory too, a step more each.")] = True,
     output: Annotated[Path | None, typer.Option(help="JSON file; Markdown beside it.")] = None,
 ) -> None:
@@ -188,20 +212,26 @@ def main(
         (regions,) = region_prompts(Clip(), boxes=BOXES, width=128, height=128)
         (ours,) = spatial_temporal_attention(model, regions)
         ways = {"own": model, "calls": with_calls(model, regions[0]), "ours": ours}
-        peaks = {name: peak_bytes(way, latents) if memory else 0 for name, way in ways.items()}
-        columns = {"latents": 9, "attention": 10, "s median (p20-p80)": 24, "time": 8, "memory": 8}
+        peaks = {
+            name: peak_bytes(way, latents) if memory and not layer else 0
+            for name, way in ways.items()
+        }
+        columns = {"latents": 9, "attention": 15, "s median (p20-p80)": 24, "time": 8, "memory": 8}
         table = Table(columns, command=f"python bench/bench_comfyui.py PATH --latents {latents}")
 
         def measure(functions: dict[str, Callable[[], Tensor]]) -> None:
+            if layer:
+                functions["ours"]()  # a call of the network, in which the layer then is
+                functions = layer_functions(ways, latents)
             times = interleave(functions, rounds=rounds, sample_s=0, clock=time.thread_time)
             for name, timing in times.items():
-                spread = f"({timing.p20:.2f}-{timing.p80:.2f})"
+                spread = f"({timing.p20:.3g}-{timing.p80:.3g})"
                 cells = {
                     "latents": f"{latents} x {latents}",
-                    "attention": name,
-                    "s median (p20-p80)": f"{timing.median:.2f} {spread}",
+                    "attention": f"{name}, a layer" if layer else name,
+                    "s median (p20-p80)": f"{timing.median:.3g} {spread}",
                     "time": f"{timing.median / times['own'].median:.3f}x",
-                    "memory": f"{peaks[name] / peaks['own']:.3f}x" if memory else "",
+                    "memory": f"{peaks[name] / peaks['own']:.3f}x" if peaks["own"] else "",
                 }
                 table.add(cells, seconds=timing, bytes=peaks[name])
 

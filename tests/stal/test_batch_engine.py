@@ -24,6 +24,7 @@ from stal.layout import Layout
 from stal.pipeline import Pipeline
 from stal.sampler import SAMPLERS
 from stal.settings import Settings
+from stal_kernels import plan
 
 PROMPTS = [
     "an empty scene",
@@ -516,3 +517,22 @@ def test_a_sampler_in_steps_is_the_sampler(pipe, sampler):
     next(running)
     with pytest.raises(NotFinite, match="step 0"):
         running.send(torch.full_like(x, torch.nan))
+
+
+def test_orders_of_pixels_are_made_a_request_and_joined(pipe, monkeypatch):
+    """As on a GPU; the cpu backend takes such plans too and refuses one of other regions."""
+    made = []
+
+    def planned(region, ids, offsets):
+        made.append(region.shape)
+        return plan(region, ids, offsets)
+
+    monkeypatch.setattr("stal.batch.maps.plan_of", planned)
+    requests = mixture(6, seed=8)
+    expected = [alone(pipe, request) for request in requests]
+    joins = [0, 0, 1, 0, 2, 1]
+    for own, right in zip(drawn_in_steps(pipe, requests, joins), expected, strict=True):
+        assert (own - right.latents).abs().max() <= 1e-3 * right.latents.abs().max()
+    # At each of the three resolutions at most, a blended request's once; the others are shared.
+    several = [shape for shape in made if shape[0] > 1]
+    assert 0 < len(several) <= 3 * len(requests)

@@ -235,9 +235,15 @@ def render(table: Sequence[TileRow]) -> str:
     parts = []
     for row in table:
         head = json.dumps({k: v for k, v in row._asdict().items() if k != "tiles"})
-        tiles = ",\n".join(f"  {json.dumps(tile._asdict())}" for tile in row.tiles)
+        tiles = ",\n".join(f"  {json.dumps(_fields(tile))}" for tile in row.tiles)
         parts.append(f'{head[:-1]}, "tiles": [\n{tiles}]}}')
     return "[\n" + ",\n".join(parts) + "\n]\n"
+
+
+def _fields(tile: Tile) -> dict[str, Any]:
+    fields = tile._asdict()
+    planned = dict(fields.pop("planned"))
+    return {**fields, "planned": planned} if planned else fields
 
 
 def merged(tiles: dict[int, Tile]) -> tuple[Tile, ...]:

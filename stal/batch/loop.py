@@ -75,7 +75,7 @@ class Loop:
             thread.start()
 
     def submit(self, ticket: Ticket) -> Future[Any]:
-        """Raises EngineClosed, or ValueError for a ticket that could never be let in."""
+        """Raises EngineClosed. Whether the ticket could ever be let in is not looked at."""
         with self._changed:
             if self._closed:
                 raise EngineClosed("engine must be open to take a request, got a closed one")
@@ -202,10 +202,12 @@ class Loop:
                 late = self._scheduler.expired(now)
                 leaving = list(self._leaving)
                 self._leaving.clear()
-                # Latents that are not looked at yet take memory: nobody joins while they pile up.
+                # Latents that are not looked at yet take memory: nothing moves while they pile up.
                 behind = len(self._drawn) + len(self._reports) > 4 * self._scheduler.max_rows
                 joining = [] if late or behind else self._scheduler.join(now)
-                size = None if late else self._scheduler.turn()
+                if joining:
+                    self._changed.notify_all()  # others may be encoded in their place
+                size = None if late or behind else self._scheduler.turn()
                 if late or leaving or joining or size is not None:
                     return size, joining, leaving, late
                 if self._over:
@@ -223,6 +225,8 @@ class Loop:
                     self._changed.wait()
                 reports, tickets = list(self._reports), self._to_decode()
                 self._reports.clear()
+                # Who may not join while they pile up waits for this.
+                self._changed.notify_all()
             for ticket, event in reports:
                 callback = ticket.callback
                 if ticket.stage is not Stage.DONE and callback is not None:

@@ -36,7 +36,10 @@ def available(device: torch.device) -> int:
     group = Path("/sys/fs/cgroup")
     most, used = group / "memory.max", group / "memory.current"
     if most.exists() and used.exists() and (limit := most.read_text().strip()) != "max":
-        free = min(free, int(limit) - int(used.read_text()))
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        # What is cached of files gives way, as in MemAvailable.
+        held = int(used.read_text()) - int(stat.get("inactive_file", 0))
+        free = min(free, int(limit) - held)
     return int(_SHARE * free)
 
 

@@ -116,7 +116,8 @@ class Table:
 
         Raises: what `Model.encode` does, and then none of them is encoded.
         """
-        fresh = [each for each in dict.fromkeys(texts) if each.row is None and not each.encoded]
+        # In this order: `place` sets the row before it clears what was encoded.
+        fresh = [each for each in dict.fromkeys(texts) if not each.encoded and each.row is None]
         if not fresh:
             return
         embeddings, pooled = self._model.encode([each.text for each in fresh])

@@ -153,7 +153,7 @@ class _Worker:
             answer["rows"] = [len(rows)]
         except OSError as error:
             answer["error"], answer["errno"] = [error.strerror or str(error)], [error.errno or 0]
-            answer["file"] = [str(error.filename)]
+            answer["file"] = [str(error.filename or "")]
         except ValueError as error:
             answer["error"] = [str(error)]
         return answer
@@ -172,6 +172,7 @@ class _Worker:
     def _draw(self, number: int, rows: Iterable[PromptRow]) -> None:
         place = self._drawer.job.place
         if place.index(number).exists():
+            OpenShard.discard(place, number)  # of a worker that was lost before it did
             return
         if self._engine is None:
             self._engine = self._drawer.engine()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from stal import picture
 from stal.checked_json import first_line
@@ -124,6 +126,7 @@ class Run:
         self._sizes: dict[int, int] = {}  # of the shards whose last row was read
         self._pending: dict[Future[Result], _Begun] = {}
         self._unexpected: list[tuple[_Begun, Exception]] = []
+        self._drew = False
 
     def draw(self, rows: Iterable[PromptRow]) -> None:
         """Draws what is not drawn yet.
@@ -148,6 +151,8 @@ class Run:
             self._collect(finished)
             self.stopped = self.stop()
         if not self.stopped:
+            if self._unexpected and not self._drew:
+                raise self._unexpected[0][1]  # nothing says that the machine works
             self._keep_unexpected()
 
     def collect_rest(self) -> None:
@@ -166,12 +171,17 @@ class Run:
                 self._open[number] = OpenShard(self.job.place, number)
             if row.number % size == size - 1:
                 self._sizes[number] = size
-            if row.number in self._open[number].entries:
+            begun = self._open[number].entries.get(row.number)
+            if begun is not None:
+                if begun.source != row.digest:
+                    raise _other(self.job, f"another line {row.line}")
                 self.progress()
             else:
                 yield row
             self._finish(number)
         if row is not None and row.number % size < size - 1 and row.number // size in self._open:
+            if max(self._open[row.number // size].entries, default=-1) > row.number:
+                raise _other(self.job, f"none after line {row.line}")
             self._sizes[row.number // size] = row.number % size + 1
             self._finish(row.number // size)
 
@@ -180,14 +190,12 @@ class Run:
         if row.error:
             self._keep(begun, error=row.error)
             return
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
+        with _caught() as found:
             try:
                 future = self.engine.submit(request_of(row, self.job.settings, self.job.seed))
             except _OF_A_PROMPT as error:
                 self._keep(begun, error=_message(error))
                 return
-        found = [str(each.message) for each in caught if each.category is UserWarning]
         self._pending[future] = replace(begun, warnings="\n".join(dict.fromkeys(found)))
 
     def _collect(self, finished: Iterable[Future[Result]]) -> None:
@@ -195,6 +203,7 @@ class Run:
             begun = self._pending.pop(future)
             error = future.exception()
             if error is None:
+                self._drew = True
                 self._keep_unexpected()
                 self._keep(begun, future.result())
             elif isinstance(error, _OF_A_PROMPT):
@@ -238,6 +247,25 @@ class Run:
             shard.finish()
             self._done.add(number)
             del self._open[number], self._sizes[number]
+
+
+@contextmanager
+def _caught() -> Iterator[list[str]]:
+    """What this thread warns users of within; the engine's threads warn as before."""
+    found: list[str] = []
+    mine = threading.get_ident()
+    with warnings.catch_warnings():
+        before = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
+            if threading.get_ident() != mine:
+                before(message, category, *place)
+            elif category is UserWarning:
+                found.append(str(message))
+
+        warnings.showwarning = show
+        warnings.simplefilter("always", UserWarning)
+        yield found
 
 
 # Of a picture's record, what is a column of the index itself.

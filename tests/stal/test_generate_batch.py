@@ -339,6 +339,25 @@ def rows_of(count):
     return [PromptRow(i, i + 1, {"prompt": "a red circle"}) for i in range(count)]
 
 
+def test_other_prompts_are_refused_in_an_open_shard(tmp_path, pipe):
+    job = Job(Place(tmp_path, "png"), 4, Settings(), 0)
+    drawn = []
+    first = Run(
+        job,
+        Failing(pipe, {}),
+        1,
+        stop=lambda: len(drawn) == 3,
+        progress=lambda: drawn.append(1),
+    )
+    first.draw(rows_of(4))
+    assert first.stopped
+    others = [PromptRow(i, i + 1, {"prompt": "a blue square"}) for i in range(4)]
+    with pytest.raises(ValueError, match=r"got another line 1: name a new output"):
+        Run(job, Failing(pipe, {}), 1).draw(others)
+    with pytest.raises(ValueError, match=r"got none after line 2: name a new output"):
+        Run(job, Failing(pipe, {}), 1).draw(rows_of(2))
+
+
 def test_a_failure_of_one_row_is_in_the_index(tmp_path, pipe):
     failures = {1: RuntimeError("odd"), 3: MemoryError("too large"), 5: RuntimeError("last")}
     job = Job(Place(tmp_path, "png"), 4, Settings(), 0)

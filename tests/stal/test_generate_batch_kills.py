@@ -103,6 +103,9 @@ def test_nothing_is_lost_or_twice_after_kills_at_random_moments(start, tmp_path,
         process.join()
         rows = check(folder, format)
         if process.exitcode != -signal.SIGKILL:
+            if kills < 2:  # it was done before it was killed: a shard more to draw
+                next(folder.glob("shard-*.parquet")).unlink()
+                continue
             break
         kills += 1
     assert process.exitcode == 3  # of the row that no picture can be drawn of
@@ -119,7 +122,11 @@ def test_a_run_that_is_asked_to_terminate_keeps_what_it_has(start, tmp_path):
         time.sleep(0.005)
     process.terminate()
     process.join()
-    assert process.exitcode == 143
+    # A machine that is busy may see the request after the last picture.
+    assert process.exitcode in (143, 3)
+    if process.exitcode == 3:
+        assert check(folder, "png") == [*range(COUNT)]
+        return
     journals = list(folder.glob(".shard-*/rows.jsonl"))
     kept = sum(len(path.read_bytes().splitlines()) for path in journals)
     done = len(check(folder, "png"))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import time
 import warnings
 from pathlib import Path
 
@@ -137,14 +136,18 @@ def test_the_command_goes_on_with_either_engine_after_it_was_asked_to_terminate(
     command += ("--steps", STEPS, "--shard-size", SHARD, "--max-rows", 2, "--quiet")
     by_ray = ("--engine", "ray", "--address", cluster.address, "--workers", 2)
 
+    over = threading.Event()
+
     def terminate():
-        while not list(folder.glob("shard-*.parquet")):
-            time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGTERM)
+        while not over.wait(0.01):
+            if list(folder.glob("shard-*.parquet")):
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
 
     thread = threading.Thread(target=terminate)
     thread.start()
     code, _, err = run(*command, *by_ray)
+    over.set()
     thread.join()
     again = "run the same command again, it goes on where it stopped"
     assert (code, err) == (143, f"stal: terminated: {again}\n")

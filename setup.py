@@ -28,6 +28,11 @@ ROOT = Path(__file__).parent
 SOURCES = ROOT / "csrc" / "cpu"
 CUDA_SOURCES = ROOT / "csrc" / "cuda"
 SUFFIXES = (".h", ".cpp", ".cu")
+CACHES = ("ccache", "sccache")
+READ_BY_COMPILERS = (
+    *("CPATH", "CPLUS_INCLUDE_PATH"),
+    *("NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS", "NVCC_CCBIN"),
+)
 MACOS = sys.platform == "darwin"
 
 # GCC warns about the undefined registers inside its own intrinsics, clang about tvm_ffi's macros.
@@ -101,9 +106,14 @@ def compile_once(command: list[str], includes: list[str], source: Path, target: 
     """Compiles `source` into `target`, unless that is what the same compiler made of the same files
     with the same options; pip builds where the sources lie, and the next `pip install .` finds it.
     """
-    program = Path(shutil.which(command[0]) or command[0]).resolve()
-    state = program.stat()
-    made_of = [shlex.join(command), f"{program} {state.st_size} {state.st_mtime_ns}", source.name]
+    made_of = [shlex.join(command), source.name]
+    # The compiler, what a cache calls, and what nvcc calls.
+    for word in (*command, "c++", "g++"):
+        if not word.startswith("-") and (found := shutil.which(word)):
+            program = Path(found).resolve()
+            state = program.stat()
+            made_of.append(f"{program} {state.st_size} {state.st_mtime_ns}")
+    made_of += [f"{name}={os.environ.get(name)}" for name in READ_BY_COMPILERS]
     # The headers of a build environment lie at another path each time.
     made_of += [importlib.metadata.version("apache-tvm-ffi")]
     digest = hashlib.sha256("\0".join(made_of).encode())
@@ -198,7 +208,8 @@ def build_cuda(target: Path, objects: Path) -> None:
     compiler = find_compiler()
     tvm_ffi = find_tvm_ffi()
     if os.environ.get("CXX"):
-        nvcc += ["-ccbin", compiler[-1]]
+        # The program, without a cache in front of it or flags behind.
+        nvcc += ["-ccbin", next(part for part in compiler if Path(part).name not in CACHES)]
     includes = [f"-I{ROOT / 'csrc'}", "-isystem", str(tvm_ffi / "include")]
 
     def compile_file(source: Path) -> str:

@@ -217,7 +217,8 @@ def main(
             for name, way in ways.items()
         }
         columns = {"latents": 9, "attention": 15, "s median (p20-p80)": 24, "time": 8, "memory": 8}
-        table = Table(columns, command=f"python bench/bench_comfyui.py PATH --latents {latents}")
+        command = f"python bench/bench_comfyui.py PATH --latents {latents}{' --layer' * layer}"
+        table = Table(columns, command=command)
 
         def measure(functions: dict[str, Callable[[], Tensor]]) -> None:
             if layer:

@@ -39,10 +39,12 @@ class Layer:
             project: makes them.
             may_change: whether the layer's weights may be others at the next call.
         """
-        if self._run is not run or self._kept is None or may_change:
+        if may_change:
+            return project(run.prompts.embeds)
+        if self._run is not run or self._kept is None:
             self.forget()
             k, v = project(run.prompts.embeds)
-            if may_change or not run.may_keep(k.nbytes + v.nbytes):
+            if not run.may_keep(k.nbytes + v.nbytes):
                 return k, v
             self._run, self._kept = run, (k, v)
         return self._kept

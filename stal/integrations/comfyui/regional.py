@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -59,12 +60,14 @@ class Regional:
 
     def sample(self, executor: Any, guider: Any, sigmas: Any, *args: Any, **kwargs: Any) -> Any:
         """ComfyUI's wrapper around a run of a sampler."""
+        if len(sigmas) < 2:  # no step, so no call of the network
+            return executor(guider, sigmas, *args, **kwargs)
         options, noise = args[0]["model_options"]["transformer_options"], args[2]
         self._patcher = guider.model_patcher
-        self.check(options, self._patcher.object_patches)
-        with torch.no_grad():
-            self._run = self._begin(guider, sigmas, noise)
         try:
+            self.check(options, self._patcher.object_patches)
+            with torch.no_grad():
+                self._run = self._begin(guider, sigmas, noise)
             return executor(guider, sigmas, *args, **kwargs)
         finally:
             self._run = self._call = self._patcher = None
@@ -82,6 +85,9 @@ class Regional:
         model = guider.inner_model
         steps = Steps(sigmas.tolist(), model.model_sampling.percent_to_sigma)
         positive = guider.conds.get("positive", [])
+        # A conditioning for an area has copies in the other lists, with its uuid.
+        for each in positive:
+            each["uuid"] = uuid.uuid4()
         corners = {c["uuid"]: _corner(c["area"]) for c in positive if c.get("area") is not None}
         return Run(
             self.row,
@@ -121,7 +127,10 @@ def _as_network_gets(model: Any, given: Conditioning, noise: Any, device: Any) -
     from comfy.sampler_helpers import convert_cond
 
     conds = convert_cond([list(given)])
-    comfy.samplers.encode_model_conds(model.extra_conds, conds, noise, device, "positive")
+    # The text depends on neither, but some models ask for them.
+    comfy.samplers.encode_model_conds(
+        model.extra_conds, conds, noise, device, "positive", latent_image=noise, seed=0
+    )
     made = conds[0]["model_conds"]
     dtype = model.get_dtype() if model.manual_cast_dtype is None else model.manual_cast_dtype
     text: torch.Tensor = comfy.model_management.cast_to_device(

@@ -40,8 +40,8 @@ def layout_of_boxes(
     """The layout of ComfyUI's bounding boxes.
 
     Args:
-        boxes: one or more {"x", "y", "width", "height"} in pixels, or the canvas's JSON, as
-            `stal.layout.comfyui` reads them.
+        boxes: one or more {"x", "y", "width", "height"} in pixels, or, without phrases, the
+            canvas's JSON, as `stal.layout.comfyui` reads them.
         prompt: of the whole picture.
         width, height: of the canvas in pixels.
         phrases: what is in each box; if there are none, what the boxes say themselves.
@@ -53,7 +53,12 @@ def layout_of_boxes(
         single = isinstance(boxes, dict)
         each = [boxes] if single else list(boxes)
         if each and isinstance(each[0], list):
-            each = each[0]
+            frames = [frame for frame in each if frame]
+            if any(frame != frames[0] for frame in frames):
+                raise ValueError(f"boxes must be of one frame, got {len(frames)} that differ")
+            each = frames[0] if frames else []
+        if not all(isinstance(box, dict) for box in each):
+            raise ValueError("boxes must each be an object with x, y, width and height")
         _check_count(phrases, len(each), "boxes")
         pairs = zip(each, phrases, strict=True)
         boxes = [{**box, "label": phrase, "metadata": {}} for box, phrase in pairs]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -121,7 +122,12 @@ class Run:
         step = self.steps.at(float(options["sigmas"].max()))
         where = tuple(c or (0, 0) for c in corners)
         lam = [weights[step] for weights in self._weights]
-        return Call(self, size, rows // len(chunks), conditional, where, lam)
+        pictures = tuple(range(rows // len(chunks)))
+        # A context window over the batch has some of its pictures.
+        window = options.get("context_window")
+        if window is not None and window.dim == 0 and len(window.index_list) == len(pictures):
+            pictures = tuple(window.index_list)
+        return Call(self, size, pictures, conditional, where, lam)
 
     def may_keep(self, size: int) -> bool:
         """Whether a layer may keep so many bytes."""
@@ -142,7 +148,8 @@ class Run:
             if size[1:] == self.size[1:]:
                 found = masks(layout, height, width)
             else:
-                cell = max(1, round(size[1] / height))
+                # Each level halves, and rounds up.
+                cell = 1 << round(math.log2(size[1] / height))
                 rows, columns = (-(-side // cell) for side in self.size[1:])
                 # Rounding may put the last cell of a part past that of the whole.
                 top = min(corner[0] // cell, rows - height)
@@ -196,7 +203,7 @@ class Call:
 
     Attributes:
         size: of the latents that it was called with.
-        images: rows of one conditioning.
+        pictures: of each row of one conditioning, its place in the whole batch.
         conditional: of each conditioning, whether it has regions.
         corners: of each conditioning, where its latents lie.
         lam: of each of the regions, (objects,), the weights at this step.
@@ -204,7 +211,7 @@ class Call:
 
     run: Run
     size: Size
-    images: int
+    pictures: tuple[int, ...]
     conditional: tuple[bool, ...]
     corners: tuple[Corner, ...]
     lam: list[Tensor]
@@ -217,7 +224,7 @@ class Call:
 
     @property
     def rows(self) -> int:
-        return self.images * len(self.conditional)
+        return len(self.pictures) * len(self.conditional)
 
     def attended(self, level: Size, *, fused: bool) -> Attended:
         """What rows of so many pixels attend to, made once for all layers of a level.
@@ -237,7 +244,7 @@ class Call:
         entries: list[tuple[int, ...]] = []
         weights, regions, owns = [], [], []
         for row in range(self.rows):
-            chunk, image = divmod(row, self.images)
+            chunk, image = divmod(row, len(self.pictures))
             own = (len(run.prompts.embeds) + row,) if fused else ()
             if not self.conditional[chunk]:
                 entries.append(own)
@@ -245,7 +252,7 @@ class Call:
                 regions += [everything.bool()] * fused
                 owns.append(everything)
                 continue
-            which = image % len(run.regions)
+            which = self.pictures[image] % len(run.regions)
             maps = weight_maps(
                 run.coverage(which, self.size, level, self.corners[chunk]),
                 self.lam[which].to(device),
@@ -259,7 +266,7 @@ class Call:
             owns.append(maps.weight[:1])
         ids, offsets = csr(entries, device)
         region = torch.cat(regions)
-        key = self.size, level, self.images, self.conditional, self.corners, fused
+        key = self.size, level, self.pictures, self.conditional, self.corners, fused
         plan = run.plan(key, region, ids, offsets)
         # Under "guidance" a row's own prompt has weight 1 everywhere.
         own_weight = torch.cat(owns) if run.rule == "convex" and not fused else None

@@ -40,8 +40,8 @@ def attend_in_replacements(
 
     def check(options: dict[str, Any], objects: dict[str, Any]) -> None:
         now = options.get("patches_replace", {}).get("attn2", {})
-        for key, patch in now.items():
-            if patch is not ours.get(key) and patch is not before.get(key):
+        for key in {**ours, **now}:
+            if now.get(key) is not ours.get(key, before.get(key)):
                 raise ValueError(
                     "model must keep the attention of Spatial-temporal attention, got a"
                     f" replacement of attn2 from another node at {key}: put that node before"

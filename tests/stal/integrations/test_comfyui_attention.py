@@ -73,7 +73,7 @@ def attended(seen: Seen, row: int, lam: Tensor, rule: Any, dtype: torch.dtype) -
     count = seen.k.shape[2] - seen.masked
     own = seen.k[row, :, :count], seen.v[row, :, :count]
     tables = [(*own, torch.ones_like(maps.weight[0]))]
-    if call.conditional[row // call.images]:
+    if call.conditional[row // len(call.pictures)]:
         tables = [(*own, maps.weight[0])]
         for p, weight in zip(prompts.rows[0], maps.weight[1:], strict=rule == "guidance"):
             n = prompts.lengths[p]

@@ -99,7 +99,7 @@ TWO = torch.ones(2, 8, 8)
         ({"masks": 0 * TWO, "phrases": "a\nb"}, "must cover a cell"),
         ({"boxes": tiny.BOXES, "phrases": "one"}, "for each of the 2 boxes"),
         ({"boxes": [{**tiny.BOXES[0], "label": " "}]}, "must say what is in it"),
-        ({"boxes": [{**tiny.BOXES[0], "width": 2000}]}, "must"),
+        ({"boxes": [{**tiny.BOXES[0], "width": 2000}]}, r"boxes\[0\] must lie in the canvas"),
         ({"boxes": tiny.BOXES * 150}, "layout must have at most 255 objects, got 300"),
         ({"layout": predict_layout("it rains", 64, 64)[0]}, "layout must have an object"),
     ],

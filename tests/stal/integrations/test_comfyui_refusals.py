@@ -237,4 +237,24 @@ def test_windows_of_frames_have_the_same_regions(name: str, models: Callable[[st
         closed_loop=False,
         dim=2,
     )
-    assert tiny.sample(model, latent, steps=2).isfinite().all()
+    drawn = tiny.sample(model, latent, steps=2)
+    idle = tiny.regional(models(name), strength=0.0)
+    idle.model_options["context_handler"] = model.model_options["context_handler"]
+    assert drawn.isfinite().all()
+    assert not near(drawn, tiny.sample(idle, latent, steps=2), 0.01)
+
+
+def test_a_conditioning_for_an_area_leaves_the_other_half_alone(
+    models: Callable[[str], Any],
+) -> None:
+    seen: list[Tensor] = []
+
+    def keep(arguments: Any) -> Tensor:
+        seen.append(arguments["uncond_denoised"])
+        found: Tensor = arguments["input"] - arguments["cond_denoised"]
+        return found
+
+    for model in (models("sd15").clone(), tiny.regional(models("sd15"))):
+        model.set_model_sampler_cfg_function(keep)
+        tiny.sample(model, LATENT, positive=tiny.conditioning(1, area=(8, 16, 8, 0)), steps=1)
+    assert near(seen[1], seen[0])

@@ -92,7 +92,9 @@ class Watch:
             for prompt in prompts
             for text in (*prompt.phrases, prompt.reference)
         }
-        self.call, self.seen = -1, {}
+        self.call = -1
+        self.seen: dict[str, Any] = {}
+        self.alone: dict[str, Any] = {}
 
     @contextmanager
     def watching(self) -> Iterator[Errors]:
@@ -117,10 +119,11 @@ class Watch:
             own = self.conditional(self.call) and self.rule != "plain"
             errors.calls.append(own)
             if own:
-                self.seen = {
-                    text: reaches(self.plain[name], kwargs, given)
-                    for text, given in self.texts.items()
-                }
+                for text, given in self.texts.items():
+                    self.seen[text] = reaches(self.plain[name], kwargs, given)
+                    # Text layers may make much of a last bit, and of how many rows there are.
+                    alone = reaches(self.plain[name], first_row(kwargs), given)
+                    self.alone[text] = repeated_text(alone, len(kwargs["hidden_states"]))
 
         return begin
 
@@ -148,7 +151,8 @@ class Watch:
             lam = prompt.weights[self.steps(self.call)].to(dtype)
 
             def to(text: str, row: int = row) -> Tensor:
-                known = cast(self.seen[text], dtype)
+                seen = self.seen if dtype == torch.float64 else self.alone
+                known = cast(seen[text], dtype)
                 return attn(x, **known)[row]
 
             away, local = to(prompt.reference), [to(phrase) for phrase in prompt.phrases]
@@ -233,6 +237,25 @@ def cast(value: Any, dtype: torch.dtype) -> Any:
     if isinstance(value, dict):
         return {name: cast(each, dtype) for name, each in value.items()}
     return value
+
+
+def first_row(call: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a call of a denoiser, of the first row of its batch alone."""
+    rows = len(call["hidden_states"])
+    names = ("hidden_states", "encoder_hidden_states", "pooled_projections", "timestep")
+    return call | {
+        name: call[name][:1]
+        for name in names
+        if isinstance(call.get(name), Tensor) and call[name].ndim and len(call[name]) == rows
+    }
+
+
+def repeated_text(known: dict[str, Any], rows: int) -> dict[str, Any]:
+    """What reaches cross-attention of one row, for so many."""
+    text = known["encoder_hidden_states"]
+    if isinstance(text, Tensor) and len(text) == 1:
+        return known | {"encoder_hidden_states": text.expand(rows, *text.shape[1:])}
+    return known
 
 
 def area(box: Box, height: int, width: int, *, like: Tensor) -> Tensor:

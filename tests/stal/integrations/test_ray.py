@@ -150,7 +150,8 @@ def test_the_command_goes_on_with_either_engine_after_it_was_asked_to_terminate(
     over.set()
     thread.join()
     again = "run the same command again, it goes on where it stopped"
-    assert (code, err) == (143, f"stal: terminated: {again}\n")
+    assert code == 143
+    assert err.endswith(f"stal: terminated: {again}\n")  # Ray may log before
     assert 1 <= len(list(folder.glob("shard-*.parquet"))) < 8
     code, out, _ = run(*command)
     assert (code, out) == (3, "out: 22 pictures in 8 shards\n")

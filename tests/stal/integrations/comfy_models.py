@@ -19,6 +19,12 @@ BOXES = [
     {"x": 0, "y": 0, "width": 40, "height": 64, "label": "a red cat"},
     {"x": 30, "y": 20, "width": 90, "height": 100, "label": "a dog"},
 ]
+OTHER_BOXES = [{"x": 60, "y": 60, "width": 60, "height": 60, "label": "a green bird"}]
+LATENT = torch.zeros(1, 4, 16, 16)
+
+
+def near(found: Tensor, expected: Tensor, tolerance: float = 1e-4) -> bool:
+    return bool((found - expected).abs().max() <= tolerance * expected.std())
 
 
 def _patcher(model: Any, std: float) -> Any:

@@ -12,16 +12,11 @@ from torch import Tensor
 from stal.attention import Blend, Blended, Prompts
 from stal.integrations.comfyui.regional import Regional
 from tests.stal.integrations import comfy_models as tiny
+from tests.stal.integrations.comfy_models import LATENT, OTHER_BOXES, near
 
 pytestmark = [pytest.mark.xdist_group("comfyui"), pytest.mark.usefixtures("comfyui")]
 
-LATENT = torch.zeros(1, 4, 16, 16)
 NETWORKS = {"sd15": LATENT, "wan": torch.zeros(1, 16, 1, 16, 16)}
-OTHER_BOXES = [{"x": 60, "y": 60, "width": 60, "height": 60, "label": "a green bird"}]
-
-
-def near(found: Tensor, expected: Tensor, tolerance: float = 1e-4) -> bool:
-    return bool((found - expected).abs().max() <= tolerance * expected.std())
 
 
 class Module:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,15 +12,12 @@ import torch
 from torch import Tensor
 
 from stal.integrations.comfyui.nodes import region_prompts
+from stal.integrations.comfyui.run import Run
+from stal.layout import masks
 from tests.stal.integrations import comfy_models as tiny
+from tests.stal.integrations.comfy_models import LATENT, OTHER_BOXES, near
 
 pytestmark = [pytest.mark.xdist_group("comfyui"), pytest.mark.usefixtures("comfyui")]
-
-LATENT = torch.zeros(1, 4, 16, 16)
-
-
-def near(found: Tensor, expected: Tensor, tolerance: float = 1e-4) -> bool:
-    return bool((found - expected).abs().max() <= tolerance * expected.std())
 
 
 def test_a_model_without_cross_attention_is_refused() -> None:
@@ -258,3 +256,44 @@ def test_a_conditioning_for_an_area_leaves_the_other_half_alone(
         model.set_model_sampler_cfg_function(keep)
         tiny.sample(model, LATENT, positive=tiny.conditioning(1, area=(8, 16, 8, 0)), steps=1)
     assert near(seen[1], seen[0])
+
+
+def test_inpainting_models_have_regions() -> None:
+    model = tiny.sd15(in_channels=9)
+    drawn = tiny.sample(tiny.regional(model), LATENT, steps=1)
+    assert drawn.isfinite().all()
+    assert not near(drawn, tiny.sample(model, LATENT, steps=1), 0.01)
+
+
+def test_windows_over_the_batch_keep_each_picture_its_regions(models: Callable[[str], Any]) -> None:
+    import comfy.context_windows
+
+    two = tiny.regions(OTHER_BOXES, earlier=tiny.regions())
+    latent = LATENT.expand(6, -1, -1, -1)
+    noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(3))
+    model = tiny.regional(models("sd15"), two)
+    # As many noise levels as pictures: ComfyUI 0.3.75 compares both, one with one.
+    whole = tiny.sample(model, latent, noise=noise, steps=5)
+    model.model_options["context_handler"] = comfy.context_windows.IndexListContextHandler(
+        context_schedule=comfy.context_windows.get_matching_context_schedule("standard_static"),
+        fuse_method=comfy.context_windows.get_matching_fuse_method("flat"),
+        context_length=3,
+        context_overlap=0,
+        context_stride=1,
+        closed_loop=False,
+        dim=0,
+    )
+    assert near(tiny.sample(model, latent, noise=noise, steps=5), whole)
+
+
+def test_a_part_with_an_odd_side_has_its_place_at_the_deepest_level() -> None:
+    (regions,) = tiny.regions()
+    run: Any = SimpleNamespace(
+        regions=(regions,),
+        size=(1, 64, 64),
+        prompts=SimpleNamespace(embeds=torch.zeros(1)),
+        _coverage={},
+    )
+    # Each level halves, and rounds up: 21 rows are 11, 6 and 3.
+    found = Run.coverage(run, 0, (1, 21, 64), (1, 3, 8), (43, 0))
+    assert torch.equal(found[:, 0].unflatten(1, (3, 8)), masks(regions.layout, 8, 8)[:, 5:])

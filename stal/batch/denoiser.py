@@ -9,7 +9,7 @@ from torch import Tensor
 
 from stal import sampler as samplers
 from stal.batch.maps import RequestMaps, Rows
-from stal.batch.request import Order
+from stal.batch.request import CheckedRequest
 from stal.batch.table import Table, Text
 from stal.model.model import Model
 from stal.noise import ImageNoise
@@ -26,7 +26,7 @@ class Running:
 
     def __init__(
         self,
-        order: Order,
+        order: CheckedRequest,
         texts: Sequence[Text],
         *,
         model: Model,

@@ -21,9 +21,9 @@ from functools import partial
 from types import TracebackType
 from typing import Any
 
-from stal.batch.loop import Loop
+from stal.batch.loop import EngineClosed, Loop
 from stal.batch.memory import available
-from stal.batch.request import Order, Request
+from stal.batch.request import CheckedRequest, Request
 from stal.batch.scheduler import Scheduler, Ticket
 from stal.batch.stages import ModelStages, Work
 from stal.caller import warn
@@ -239,12 +239,14 @@ class Engine:
             return None
         try:
             return self.submit(request)
-        except ValueError as error:
+        except EngineClosed:
+            raise
+        except Exception as error:  # a function of weights may raise anything
             refused: Future[Result] = Future()
             refused.set_exception(error)
             return refused
 
-    def _checked(self, request: Request) -> Order:
+    def _checked(self, request: Request) -> CheckedRequest:
         """The request with each value checked."""
         (job,), settings, schedule = self.pipe.jobs(
             [request.prompt],
@@ -264,7 +266,7 @@ class Engine:
         # Noise levels that many requests share are kept once.
         key = schedule.sampler, schedule.steps
         seeds = tuple(seed for seed in noise.seeds if seed is not None)
-        return Order(job, settings, self._schedules.setdefault(key, schedule), seeds)
+        return CheckedRequest(job, settings, self._schedules.setdefault(key, schedule), seeds)
 
 
 def _note(ended: _Ended, index: int, future: Future[Result]) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from stal.attention import AttentionModule, EntryMaps, Plan, blend, csr, plan_of
-from stal.batch.request import Order
+from stal.batch.request import CheckedRequest
 from stal.batch.table import Table
 from stal.layout import masks
 from stal.settings import refers_to_prompt
@@ -24,7 +24,7 @@ from stal.weights import WeightMaps, weight_maps
 class RequestMaps:
     """Of one request: entries, regions and weights of each of its pictures' conditional row."""
 
-    def __init__(self, order: Order, device: torch.device) -> None:
+    def __init__(self, order: CheckedRequest, device: torch.device) -> None:
         self._order, self._device = order, device
         self._plain = order.settings.attention == "plain"
         self._reference_is_prompt = refers_to_prompt(order.settings)
@@ -63,7 +63,7 @@ class Rows:
     """The rows of a call, as long as the same requests share it.
 
     Args:
-        requests: order, maps and table rows of the texts (`Order.texts`) of each; they are
+        requests: order, maps and table rows of the texts (`CheckedRequest.texts`) of each; they are
             expected in the order that the module states.
         table: of the prompts.
         device: of the latents.
@@ -71,7 +71,7 @@ class Rows:
 
     def __init__(
         self,
-        requests: Sequence[tuple[Order, RequestMaps, Sequence[int]]],
+        requests: Sequence[tuple[CheckedRequest, RequestMaps, Sequence[int]]],
         table: Table,
         device: torch.device,
     ) -> None:

@@ -32,7 +32,7 @@ class Request:
 
 
 @dataclass(frozen=True, eq=False)
-class Order:
+class CheckedRequest:
     """A request with each value checked and nothing left open.
 
     seeds: one a picture, `settings.num_images` of them.

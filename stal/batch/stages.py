@@ -10,7 +10,7 @@ import torch
 
 from stal.batch import memory
 from stal.batch.denoiser import Denoiser, Running
-from stal.batch.request import Order
+from stal.batch.request import CheckedRequest
 from stal.batch.scheduler import Ticket
 from stal.batch.table import Table, Text
 from stal.drawing import Result, record_of
@@ -23,7 +23,7 @@ from stal.sampler import Callback
 class Work:
     """What the stages know of a ticket."""
 
-    order: Order
+    order: CheckedRequest
     callback: Callback | None
     texts: list[Text] | None = None
     running: Running | None = None
@@ -95,7 +95,7 @@ class ModelStages:
                 )
         return results
 
-    def bytes_of(self, order: Order) -> tuple[int, int, int]:
+    def bytes_of(self, order: CheckedRequest) -> tuple[int, int, int]:
         """Kept, passing and decoding of a ticket, see there."""
         settings, unit = order.settings, self._model.scale_factor
         cells = settings.height * settings.width // unit**2

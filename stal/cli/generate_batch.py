@@ -32,8 +32,8 @@ from stal.cli.outlet import close_bars, say
 from stal.extras import check_installed
 
 if TYPE_CHECKING:
-    from stal.shards.run import Job
-    from stal.shards.shard import Place
+    from stal.shards.run import Task
+    from stal.shards.shard import ShardFolder
 
 
 class PictureFormat(str, Enum):
@@ -130,23 +130,28 @@ def generate_batch(
     }
     folder.check_folder(output, command)
 
-    from stal.shards.run import Job
-    from stal.shards.shard import Place
+    from stal.shards.run import Task
+    from stal.shards.shard import ShardFolder
 
-    job = Job(Place(output, format.value), shard_size, settings, seed)
-    total = _survey(prompts, job)
-    with folder.opened(output, command, job.place):
-        how = _How(model, dtype, device, max_rows, quiet, total)
-        if engine == EngineName.ray:
-            _draw_by_ray(prompts, job, how, address, workers or 1)
-        else:
-            _draw(prompts, job, how)
-        _sum_up(job.place)
+    task = Task(ShardFolder(output, format.value), shard_size, settings, seed)
+    total = _survey(prompts, task)
+    with folder.opened(output, command, task.place):
+        _, pictures, errors = folder.count(task.place)
+        how = _How(model, dtype, device, max_rows, quiet, total, pictures + errors)
+        if how.begun != total:
+            if engine == EngineName.ray:
+                _draw_by_ray(prompts, task, how, address, workers or 1)
+            else:
+                _draw(prompts, task, how)
+        _sum_up(task.place)
 
 
 @dataclass(frozen=True)
 class _How:
-    """What the pictures do not depend on. total: rows, None of a stream."""
+    """What the pictures do not depend on.
+
+    total: rows, None of a stream; begun: those of them that have an entry already.
+    """
 
     model: str | None
     dtype: DType
@@ -154,6 +159,12 @@ class _How:
     max_rows: int
     quiet: bool
     total: int | None
+    begun: int
+
+    def bar(self) -> Any:
+        from tqdm import tqdm
+
+        return tqdm(total=self.total, initial=self.begun, unit=" images", disable=self.quiet)
 
 
 def _check_options(
@@ -179,46 +190,37 @@ def _check_options(
         check_installed("webdataset", "pictures in tar files")
 
 
-def _survey(prompts: Path, job: Job) -> int | None:
+def _survey(prompts: Path, task: Task) -> int | None:
     """Reads all rows once: their number, and whether the folder has pictures of others."""
     from stal.shards.rows import STDIN, read_rows
     from stal.shards.run import checked
 
     if prompts == STDIN:
         return None
-    total = sum(1 for _ in checked(read_rows(prompts), job))
+    total = sum(1 for _ in checked(read_rows(prompts), task))
     if total == 0:
         raise ValueError(f"prompts must have at least one row, got none in {prompts}")
     return total
 
 
-def _draw(prompts: Path, job: Job, how: _How) -> None:
+def _draw(prompts: Path, task: Task, how: _How) -> None:
     """Draws in this process."""
-    from tqdm import tqdm
-
-    from stal.shards import folder
+    from stal.batch import Engine
+    from stal.model.model import enough_memory
+    from stal.pipeline import Pipeline
     from stal.shards.requests import check_settings
     from stal.shards.rows import read_rows
     from stal.shards.run import WINDOW, Run, checked
 
-    _, pictures, errors = folder.count(job.place)
-    if pictures + errors == how.total:
-        return
-
-    from stal.batch import Engine
-    from stal.model.model import enough_memory
-    from stal.pipeline import Pipeline
-
     pipe = Pipeline.from_pretrained(how.model, dtype=torch_dtype(how.dtype), device=how.device)
-    check_settings(pipe, job.settings)
+    check_settings(pipe, task.settings)
     asked = threading.Event()
     fix = "run the same command with a smaller --max-rows, it goes on where it stopped"
-    bar = tqdm(total=how.total, initial=pictures + errors, unit=" images", disable=how.quiet)
-    with _on_sigterm(asked.set), bar, enough_memory(how.device, fix):
+    with _on_sigterm(asked.set), how.bar() as bar, enough_memory(how.device, fix):
         engine = Engine(pipe, max_rows=how.max_rows)
-        run = Run(job, engine, WINDOW * how.max_rows, stop=asked.is_set, progress=bar.update)
+        run = Run(task, engine, WINDOW * how.max_rows, stop=asked.is_set, progress=bar.update)
         try:
-            run.draw(checked(read_rows(prompts), job))
+            run.draw(checked(read_rows(prompts), task))
         finally:
             engine.close(drain=False)
         run.collect_rest()
@@ -226,21 +228,15 @@ def _draw(prompts: Path, job: Job, how: _How) -> None:
         _leave()
 
 
-def _draw_by_ray(prompts: Path, job: Job, how: _How, address: str | None, workers: int) -> None:
+def _draw_by_ray(prompts: Path, task: Task, how: _How, address: str | None, workers: int) -> None:
     """Draws in the processes of a cluster."""
-    from tqdm import tqdm
-
     from stal.integrations import ray
-    from stal.shards import folder
 
-    _, pictures, errors = folder.count(job.place)
-    if pictures + errors == how.total:
-        return
-    drawer = ray.Drawer(job, how.model, how.dtype.value, how.device, how.max_rows)
-    bar = tqdm(total=how.total, initial=pictures + errors, unit=" images", disable=how.quiet)
+    assert how.total is not None  # a stream is refused
+    drawer = ray.Drawer(task, how.model, how.dtype.value, how.device, how.max_rows)
     try:
-        with bar, ray.connected(address), _on_sigterm(_terminate):
-            for rows in ray.draw(prompts, drawer, workers=workers):
+        with how.bar() as bar, ray.connected(address), _on_sigterm(_terminate):
+            for rows in ray.draw(prompts, drawer, total=how.total, workers=workers):
                 bar.update(rows)
     except _Terminated:
         _leave()
@@ -270,7 +266,7 @@ def _leave() -> None:
     raise typer.Exit(TERMINATED)
 
 
-def _sum_up(place: Place) -> None:
+def _sum_up(place: ShardFolder) -> None:
     from stal.shards.folder import count
 
     shards, pictures, errors = count(place)

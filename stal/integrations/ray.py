@@ -27,7 +27,7 @@ from ray.data import ActorPoolStrategy, DataContext
 
 from stal.runs import COMMAND, held
 from stal.shards.rows import PromptRow, read_rows
-from stal.shards.run import WINDOW, Job, Run
+from stal.shards.run import WINDOW, Run, Task
 from stal.shards.shard import OpenShard
 
 if TYPE_CHECKING:
@@ -52,13 +52,13 @@ class Drawer:
     """How a worker draws.
 
     Attributes:
-        job: see there.
+        task: see there.
         model: see `Pipeline.from_pretrained`.
         dtype, device: as torch calls them.
         max_rows: pictures of one batch, at most.
     """
 
-    job: Job
+    task: Task
     model: str | None
     dtype: str
     device: str
@@ -72,21 +72,22 @@ class Drawer:
         from stal.pipeline import Pipeline
         from stal.shards.requests import check_settings
 
-        folder = self.job.place.folder
+        folder = self.task.place.folder
         if not (folder / COMMAND).exists():
             raise ValueError(f"output must be a folder that every machine sees, got {folder}")
         dtype = getattr(torch, self.dtype)
         pipe = Pipeline.from_pretrained(self.model, dtype=dtype, device=self.device)
-        check_settings(pipe, self.job.settings)
+        check_settings(pipe, self.task.settings)
         return Engine(pipe, max_rows=self.max_rows)
 
 
-def draw(prompts: Path, drawer: Drawer, *, workers: int) -> Iterator[int]:
+def draw(prompts: Path, drawer: Drawer, *, total: int, workers: int) -> Iterator[int]:
     """Draws the shards that are not done, and gives the number of rows of each that is then.
 
     Args:
         prompts: a file, which was read before without an error.
         drawer: how.
+        total: rows of the file.
         workers: actors, each with an engine.
 
     Raises:
@@ -95,9 +96,8 @@ def draw(prompts: Path, drawer: Drawer, *, workers: int) -> Iterator[int]:
         ray.exceptions.RayError: a worker raised another error, or cannot be started.
     """
     DataContext.get_current().enable_progress_bars = False
-    size, done = drawer.job.shard_size, drawer.job.place.done()
-    rows = sum(1 for _ in read_rows(prompts))
-    left = [{"shard": number} for number in range(-(-rows // size)) if number not in done]
+    size, done = drawer.task.shard_size, drawer.task.place.done()
+    left = [{"shard": number} for number in range(-(-total // size)) if number not in done]
     if not left:
         return
     # A block each, so that Ray hands out, and tells of, one shard at a time.
@@ -117,10 +117,10 @@ def draw(prompts: Path, drawer: Drawer, *, workers: int) -> Iterator[int]:
 
 def _anywhere(drawer: Drawer) -> Drawer:
     """With paths that are the same whatever folder a process is in."""
-    place = replace(drawer.job.place, folder=drawer.job.place.folder.resolve())
+    place = replace(drawer.task.place, folder=drawer.task.place.folder.resolve())
     is_folder = drawer.model is not None and Path(drawer.model).exists()
     model = str(Path(drawer.model or "").resolve()) if is_folder else drawer.model
-    return replace(drawer, job=replace(drawer.job, place=place), model=model)
+    return replace(drawer, task=replace(drawer.task, place=place), model=model)
 
 
 def _raise(row: Mapping[str, Any]) -> NoReturn:
@@ -159,7 +159,7 @@ class _Worker:
         return answer
 
     def _read(self, number: int) -> list[PromptRow]:
-        size = self._drawer.job.shard_size
+        size = self._drawer.task.shard_size
         if self._last == -1 or number <= self._last:
             rows = read_rows(self._prompts)
             self._shards = itertools.groupby(rows, lambda row: row.number // size)
@@ -170,7 +170,7 @@ class _Worker:
         raise ValueError(f"prompts must not change while they are drawn, got {self._prompts}")
 
     def _draw(self, number: int, rows: Iterable[PromptRow]) -> None:
-        place = self._drawer.job.place
+        place = self._drawer.task.place
         if place.index(number).exists():
             OpenShard.discard(place, number)  # of a worker that was lost before it did
             return
@@ -181,4 +181,4 @@ class _Worker:
             if place.index(number).exists():
                 OpenShard.discard(place, number)
             else:
-                Run(self._drawer.job, self._engine, WINDOW * self._drawer.max_rows).draw(rows)
+                Run(self._drawer.task, self._engine, WINDOW * self._drawer.max_rows).draw(rows)

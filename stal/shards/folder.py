@@ -11,7 +11,7 @@ from typing import Any
 from stal.files import write_atomic
 from stal.runs import COMMAND, check_command, held
 from stal.shards.index import read_counts
-from stal.shards.shard import OpenShard, Place
+from stal.shards.shard import OpenShard, ShardFolder
 
 VERSION = 1
 _NAME = "stal generate-batch"
@@ -30,7 +30,7 @@ def check_folder(folder: Path, command: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def opened(folder: Path, command: Mapping[str, Any], place: Place) -> Iterator[None]:
+def opened(folder: Path, command: Mapping[str, Any], place: ShardFolder) -> Iterator[None]:
     """Holds a folder for one process, notes the command in it and removes what a kill left.
 
     Raises:
@@ -48,7 +48,7 @@ def opened(folder: Path, command: Mapping[str, Any], place: Place) -> Iterator[N
         yield
 
 
-def count(place: Place) -> tuple[int, int, int]:
+def count(place: ShardFolder) -> tuple[int, int, int]:
     """The shards, pictures and errors of a folder. Raises ValueError if an index is broken."""
     counts = [read_counts(place.index(number)) for number in place.done()]
     return len(counts), sum(pictures for pictures, _ in counts), sum(errors for _, errors in counts)

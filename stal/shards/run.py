@@ -17,7 +17,7 @@ from stal.checked_json import first_line
 from stal.shards.index import Entry, read_sources
 from stal.shards.requests import request_of, seed_of
 from stal.shards.rows import PromptRow
-from stal.shards.shard import OpenShard, Place
+from stal.shards.shard import OpenShard, ShardFolder
 
 if TYPE_CHECKING:
     from stal.batch import Request
@@ -41,7 +41,7 @@ class Engine(Protocol):
 
 
 @dataclass(frozen=True)
-class Job:
+class Task:
     """What is drawn of every row, and where it goes.
 
     Attributes:
@@ -51,37 +51,37 @@ class Job:
         seed: of row 0; row n without one of its own has seed + n.
     """
 
-    place: Place
+    place: ShardFolder
     shard_size: int
     settings: Settings
     seed: int
 
 
-def checked(rows: Iterable[PromptRow], job: Job) -> Iterator[PromptRow]:
+def checked(rows: Iterable[PromptRow], task: Task) -> Iterator[PromptRow]:
     """The rows, each compared with what the folder has of it.
 
     Raises:
         ValueError: the folder has pictures of other rows.
     """
-    done = job.place.done()
+    done = task.place.done()
     known: dict[int, str] | None = None  # of the shard, what is left; None if it is not done
     number = line = -1
     for row in rows:
-        if row.number // job.shard_size != number:
-            number = row.number // job.shard_size
-            known = read_sources(job.place.index(number)) if number in done else None
+        if row.number // task.shard_size != number:
+            number = row.number // task.shard_size
+            known = read_sources(task.place.index(number)) if number in done else None
         if known is not None and known.pop(row.number, "") != row.digest:
-            raise _other(job, f"another line {row.line}")
+            raise _other(task, f"another line {row.line}")
         line = row.line
         yield row
     if known:
-        raise _other(job, f"none after line {line}")
+        raise _other(task, f"none after line {line}")
     if beyond := [each for each in done if each > number]:
-        raise _other(job, f"none for shard {min(beyond)}")
+        raise _other(task, f"none for shard {min(beyond)}")
 
 
-def _other(job: Job, got: str) -> ValueError:
-    rule = f"prompts must be those that {job.place.folder} has pictures of"
+def _other(task: Task, got: str) -> ValueError:
+    rule = f"prompts must be those that {task.place.folder} has pictures of"
     return ValueError(f"{rule}, got {got}: name a new output")
 
 
@@ -98,7 +98,7 @@ class Run:
     """Draws rows with one engine.
 
     Args:
-        job: see there.
+        task: see there.
         engine: who closes it calls `collect_rest` then.
         window: requests that the engine has at once.
         stop: asked between two pictures and now and then; once it says True, what the engine has
@@ -111,17 +111,17 @@ class Run:
 
     def __init__(
         self,
-        job: Job,
+        task: Task,
         engine: Engine,
         window: int,
         *,
         stop: Callable[[], bool] = lambda: False,
         progress: Callable[[], object] = lambda: None,
     ) -> None:
-        self.job, self.engine, self.window = job, engine, window
+        self.task, self.engine, self.window = task, engine, window
         self.stop, self.progress = stop, progress
         self.stopped = False
-        self._done = job.place.done()
+        self._done = task.place.done()
         self._open: dict[int, OpenShard] = {}
         self._sizes: dict[int, int] = {}  # of the shards whose last row was read
         self._pending: dict[Future[Result], _Begun] = {}
@@ -162,26 +162,26 @@ class Run:
 
     def _left(self, rows: Iterable[PromptRow]) -> Iterator[PromptRow]:
         """The rows without an entry; opens their shards, and finishes those that have all."""
-        size, row = self.job.shard_size, None
+        size, row = self.task.shard_size, None
         for row in rows:
             number = row.number // size
             if number in self._done:
                 continue
             if number not in self._open:
-                self._open[number] = OpenShard(self.job.place, number)
+                self._open[number] = OpenShard(self.task.place, number)
             if row.number % size == size - 1:
                 self._sizes[number] = size
             begun = self._open[number].entries.get(row.number)
             if begun is not None:
                 if begun.source != row.digest:
-                    raise _other(self.job, f"another line {row.line}")
+                    raise _other(self.task, f"another line {row.line}")
                 self.progress()
             else:
                 yield row
             self._finish(number)
         if row is not None and row.number % size < size - 1 and row.number // size in self._open:
             if max(self._open[row.number // size].entries, default=-1) > row.number:
-                raise _other(self.job, f"none after line {row.line}")
+                raise _other(self.task, f"none after line {row.line}")
             self._sizes[row.number // size] = row.number % size + 1
             self._finish(row.number // size)
 
@@ -192,7 +192,7 @@ class Run:
             return
         with _caught() as found:
             try:
-                future = self.engine.submit(request_of(row, self.job.settings, self.job.seed))
+                future = self.engine.submit(request_of(row, self.task.settings, self.task.seed))
             except _OF_A_PROMPT as error:
                 self._keep(begun, error=_message(error))
                 return
@@ -224,8 +224,8 @@ class Run:
         self, begun: _Begun, result: Result | None = None, *, error: str | None = None
     ) -> None:
         """Writes down what became of a row, and the shard if it was the last one of it."""
-        number = begun.row.number // self.job.shard_size
-        entry = replace(_entry(begun.row, self.job.seed, error), warnings=begun.warnings or None)
+        number = begun.row.number // self.task.shard_size
+        entry = replace(_entry(begun.row, self.task.seed, error), warnings=begun.warnings or None)
         png = None
         if result is not None:
             record = result.settings

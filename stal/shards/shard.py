@@ -27,7 +27,7 @@ Format = Literal["png", "webdataset"]
 
 
 @dataclass(frozen=True)
-class Place:
+class ShardFolder:
     """Where the shards of a folder are.
 
     Attributes:
@@ -71,7 +71,7 @@ class OpenShard:
         OSError: the disk is full, or the like.
     """
 
-    def __init__(self, place: Place, number: int) -> None:
+    def __init__(self, place: ShardFolder, number: int) -> None:
         self.place, self.number = place, number
         partial = place.partial(number)
         self._pictures, self._journal = partial / "pictures", partial / "rows.jsonl"
@@ -124,7 +124,7 @@ class OpenShard:
         self.discard(self.place, self.number)
 
     @staticmethod
-    def discard(place: Place, number: int) -> None:
+    def discard(place: ShardFolder, number: int) -> None:
         """Removes what an open shard has beside a done one."""
         shutil.rmtree(place.partial(number), ignore_errors=True)
 

@@ -387,6 +387,20 @@ def test_a_prompt_with_control_characters_is_drawn_as_the_pipeline_does(pipe):
     assert_same(result, alone(pipe, request), relative=1e-3, of_255=2)
 
 
+def test_a_function_of_weights_that_raises_fails_its_request_alone(pipe):
+    def broken(steps, objects):
+        raise TypeError("not so")
+
+    settings = Settings(steps=1)
+    requests = [Request(TWO, settings, weights=broken), Request(TWO, settings)]
+    with Engine(pipe) as engine:
+        outcomes = dict(engine.outcomes(requests))
+        engine.close()
+        with pytest.raises(EngineClosed):
+            next(engine.outcomes(requests))
+    assert [type(outcomes[i]).__name__ for i in range(2)] == ["TypeError", "Result"]
+
+
 def test_a_layout_for_another_prompt_is_warned_of_as_by_the_pipeline(pipe):
     layout = pipe.prepare([TWO], Settings(steps=1)).jobs[0].layout
     assert isinstance(layout, Layout)

@@ -21,8 +21,8 @@ from stal.pipeline import Pipeline
 from stal.settings import Settings
 from stal.shards.index import read_index
 from stal.shards.rows import PromptRow
-from stal.shards.run import MOST_UNEXPECTED, Job, Run
-from stal.shards.shard import Place
+from stal.shards.run import MOST_UNEXPECTED, Run, Task
+from stal.shards.shard import ShardFolder
 
 pytestmark = pytest.mark.needs("pyarrow", "webdataset")
 
@@ -340,10 +340,10 @@ def rows_of(count):
 
 
 def test_other_prompts_are_refused_in_an_open_shard(tmp_path, pipe):
-    job = Job(Place(tmp_path, "png"), 4, Settings(), 0)
+    task = Task(ShardFolder(tmp_path, "png"), 4, Settings(), 0)
     drawn = []
     first = Run(
-        job,
+        task,
         Failing(pipe, {}),
         1,
         stop=lambda: len(drawn) == 3,
@@ -353,15 +353,15 @@ def test_other_prompts_are_refused_in_an_open_shard(tmp_path, pipe):
     assert first.stopped
     others = [PromptRow(i, i + 1, {"prompt": "a blue square"}) for i in range(4)]
     with pytest.raises(ValueError, match=r"got another line 1: name a new output"):
-        Run(job, Failing(pipe, {}), 1).draw(others)
+        Run(task, Failing(pipe, {}), 1).draw(others)
     with pytest.raises(ValueError, match=r"got none after line 2: name a new output"):
-        Run(job, Failing(pipe, {}), 1).draw(rows_of(2))
+        Run(task, Failing(pipe, {}), 1).draw(rows_of(2))
 
 
 def test_a_failure_of_one_row_is_in_the_index(tmp_path, pipe):
     failures = {1: RuntimeError("odd"), 3: MemoryError("too large"), 5: RuntimeError("last")}
-    job = Job(Place(tmp_path, "png"), 4, Settings(), 0)
-    Run(job, Failing(pipe, failures), 2).draw(rows_of(6))
+    task = Task(ShardFolder(tmp_path, "png"), 4, Settings(), 0)
+    Run(task, Failing(pipe, failures), 2).draw(rows_of(6))
     assert [each.error for each in entries(tmp_path)] == [
         *(None, "line 2: RuntimeError: odd", None),
         *("line 4: too large", None, "line 6: RuntimeError: last"),
@@ -371,26 +371,26 @@ def test_a_failure_of_one_row_is_in_the_index(tmp_path, pipe):
 def test_a_machine_that_fails_stops_the_run_and_blames_no_row(tmp_path, pipe):
     count = MOST_UNEXPECTED + 2
     broken = {i: RuntimeError("the device is lost") for i in range(2, count)}
-    job = Job(Place(tmp_path, "png"), count, Settings(), 0)
+    task = Task(ShardFolder(tmp_path, "png"), count, Settings(), 0)
     with pytest.raises(RuntimeError, match="the device is lost"):
-        Run(job, Failing(pipe, broken), 2).draw(rows_of(count))
+        Run(task, Failing(pipe, broken), 2).draw(rows_of(count))
     assert entries(tmp_path) == []
     engine = Failing(pipe, {})
-    Run(job, engine, 2).draw(rows_of(count))
+    Run(task, engine, 2).draw(rows_of(count))
     assert engine.count == count - 2
     assert [each.error for each in entries(tmp_path)] == [None] * count
 
 
 def test_a_run_that_is_asked_to_stop_keeps_what_it_has(tmp_path, pipe):
-    job = Job(Place(tmp_path, "png"), 3, Settings(), 0)
+    task = Task(ShardFolder(tmp_path, "png"), 3, Settings(), 0)
     engine = Failing(pipe, {})
     drawn = []
-    run = Run(job, engine, 1, stop=lambda: len(drawn) == 4, progress=lambda: drawn.append(1))
+    run = Run(task, engine, 1, stop=lambda: len(drawn) == 4, progress=lambda: drawn.append(1))
     run.draw(rows_of(8))
     assert (run.stopped, engine.count) == (True, 4)
     assert len(entries(tmp_path)) == 3
     told = []
-    rest = Run(job, engine, 1, progress=lambda: told.append(1))
+    rest = Run(task, engine, 1, progress=lambda: told.append(1))
     rest.draw(rows_of(8))
     assert len(told) == 5  # all but those of the first shard, one of them drawn before
     assert (rest.stopped, engine.count) == (False, 8)
@@ -398,17 +398,17 @@ def test_a_run_that_is_asked_to_stop_keeps_what_it_has(tmp_path, pipe):
 
 
 def test_pictures_that_were_torn_are_drawn_again(tmp_path, pipe):
-    job = Job(Place(tmp_path, "png"), 3, Settings(), 0)
+    task = Task(ShardFolder(tmp_path, "png"), 3, Settings(), 0)
     engine = Failing(pipe, {})
     drawn = []
-    run = Run(job, engine, 1, stop=lambda: len(drawn) == 2, progress=lambda: drawn.append(1))
+    run = Run(task, engine, 1, stop=lambda: len(drawn) == 2, progress=lambda: drawn.append(1))
     run.draw(rows_of(3))
     partial = tmp_path / ".shard-00000"
     (partial / "pictures" / "000000000.png").write_bytes(b"torn")
     (partial / "pictures" / ".000000002.png.0123abcd.tmp").write_bytes(b"torn")
     with open(partial / "rows.jsonl", "ab") as file:
         file.write(b'{"row": 2, "li')
-    Run(job, engine, 1).draw(rows_of(3))
+    Run(task, engine, 1).draw(rows_of(3))
     assert engine.count == 4
     assert sorted(path.name for path in (tmp_path / "shard-00000").iterdir()) == [
         f"00000000{i}.png" for i in range(3)
@@ -429,7 +429,7 @@ def test_a_shard_whose_index_is_deleted_is_drawn_again(batch, tmp_path):
 
 
 def test_requests_are_read_as_the_engine_takes_them(tmp_path, pipe):
-    job = Job(Place(tmp_path, "png"), 100, Settings(), 0)
+    task = Task(ShardFolder(tmp_path, "png"), 100, Settings(), 0)
     read = []
 
     def rows():
@@ -439,7 +439,7 @@ def test_requests_are_read_as_the_engine_takes_them(tmp_path, pipe):
 
     most = []
     engine = Failing(pipe, {})
-    run = Run(job, engine, 4, progress=lambda: most.append(len(read)))
+    run = Run(task, engine, 4, progress=lambda: most.append(len(read)))
     run.draw(rows())
     assert all(ahead <= i + 5 for i, ahead in enumerate(most))
 

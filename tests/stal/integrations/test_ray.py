@@ -14,8 +14,8 @@ from PIL import Image
 
 from stal.settings import Settings
 from stal.shards.index import read_index
-from stal.shards.run import Job
-from stal.shards.shard import Place
+from stal.shards.run import Task
+from stal.shards.shard import ShardFolder
 
 pytestmark = [
     pytest.mark.needs("ray", "pyarrow"),
@@ -110,11 +110,11 @@ def test_a_worker_and_a_node_that_are_killed_lose_nothing(
     folder = tmp_path / "out"
     folder.mkdir()
     (folder / "command.json").write_text("{}")
-    job = Job(Place(folder, "png"), SHARD, Settings(steps=STEPS), 0)
-    drawer = ray.Drawer(job, str(sd_folder), "float32", "cpu", max_rows=2)
+    task = Task(ShardFolder(folder, "png"), SHARD, Settings(steps=STEPS), 0)
+    drawer = ray.Drawer(task, str(sd_folder), "float32", "cpu", max_rows=2)
     killed = 0
     with ray.connected(cluster.address):
-        for count, _ in enumerate(ray.draw(prompts, drawer, workers=2), 1):
+        for count, _ in enumerate(ray.draw(prompts, drawer, total=8 * SHARD - 1, workers=2), 1):
             if count == 1:
                 found = workers()
                 assert found

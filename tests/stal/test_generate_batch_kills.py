@@ -53,8 +53,12 @@ def start(tmp_path, monkeypatch):
 
 
 def names(folder):
-    """Everything in a folder, by which it is seen that a run goes on."""
-    return {str(path) for path in folder.rglob("*")}
+    """Everything in a folder, by which it is seen that a run goes on.
+
+    `os.walk` passes over a folder that the run renames meanwhile; `rglob` raises.
+    """
+    walk = os.walk(folder)
+    return {os.path.join(at, name) for at, folders, files in walk for name in folders + files}
 
 
 def wait_for_more(process, folder, more):

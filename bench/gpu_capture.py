@@ -61,7 +61,8 @@ def _step_batching(work: Work, backend: str) -> str:
 
     On the CPU it is called where a GPU replays it.
     """
-    batch = StepBatch(rows=4, entries=8, dtype=half(work), device=work.device, backend=backend)
+    rows, requests = (2, 3) if work.dry_run else (4, 7)
+    batch = StepBatch(rows, 2 * rows + 2, half(work), work.device, backend)
     kept: dict[str, torch.Tensor] = {}
 
     def call() -> None:
@@ -69,7 +70,7 @@ def _step_batching(work: Work, backend: str) -> str:
 
     batch.pack()
     replay = captured(call).replay if work.device == "cuda" else call
-    waiting = random_requests()
+    waiting = random_requests()[:requests]
     counts: list[int] = []
     while waiting or any(batch.requests):
         while waiting and batch.join(waiting[0]):

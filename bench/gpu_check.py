@@ -252,13 +252,13 @@ def run_step(
     process = context.Process(target=_serve, args=(step.run, work))
     process.start()
     sender.close()
-    result, detail, doing = "", "", "its start"
+    result, detail, doing, ended = "", "", "its start", False
     while not result:
         left = start + seconds - time.monotonic()
         if stop.name:
-            result, detail = "not run", f"stopped by {stop.name} at {doing}"
+            result, detail = "not run", f"stopped by {stop.name}"
         elif left <= 0:
-            result, detail = "FAILED", f"took longer than its {seconds:.3g} s at {doing}"
+            result, detail = "FAILED", f"took longer than its {seconds:.3g} s"
         elif receiver.poll(min(left, 0.2)):
             try:
                 table, cells = receiver.recv()
@@ -268,10 +268,10 @@ def run_step(
                 how = (
                     f"signal {signal.Signals(-code).name}" if code and code < 0 else f"code {code}"
                 )
-                result, detail = "FAILED", f"its process ended with {how} at {doing}"
+                result, detail = "FAILED", f"its process ended with {how}"
             else:
                 if table == "end":
-                    detail = cells["error"]
+                    ended, detail = True, cells["error"]
                     result = "FAILED" if detail else "ok"
                 elif table == "doing":
                     doing = cells["text"]
@@ -287,8 +287,12 @@ def run_step(
     with contextlib.suppress(EOFError, OSError, pickle.UnpicklingError):
         while receiver.poll():
             table, cells = receiver.recv()
-            if table not in ("end", "doing"):
+            if table == "doing":
+                doing = cells["text"]
+            elif table != "end":
                 report.add(table, cells)
+    if not ended:
+        detail = f"{detail} at {doing}"
     took = f"{time.monotonic() - start:.1f}"
     report.add("steps", step_row(step, names, result, detail, took))
 

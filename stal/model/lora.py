@@ -63,6 +63,7 @@ class Adapted(nn.Module):
         up: (out, rank, 1, 1), of a linear layer (out, rank), with the scale.
     """
 
+    layer: nn.Module
     down: Tensor
     up: Tensor
 
@@ -73,9 +74,9 @@ class Adapted(nn.Module):
         self.register_buffer("up", up)
 
     def forward(self, x: Tensor) -> Tensor:
-        out, plain = self.layer(x), _plain(self)
+        out, plain = self.layer(x), cast(Any, _plain(self))
         if isinstance(plain, nn.Conv2d):
-            inner = F.conv2d(x, self.down, stride=plain.stride, padding=cast(Any, plain.padding))
+            inner = F.conv2d(x, self.down, stride=plain.stride, padding=plain.padding)
             return cast(Tensor, out + F.conv2d(inner, self.up))
         return cast(Tensor, out + F.linear(F.linear(x, self.down), self.up))
 

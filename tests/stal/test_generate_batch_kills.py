@@ -34,7 +34,7 @@ def start(sd_folder, tmp_path, monkeypatch):
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(HEAVY)
 
-    def begin(format, steps=4):
+    def begin(format, steps=10):
         monkeypatch.setattr(
             sys,
             "argv",

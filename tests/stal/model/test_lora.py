@@ -251,7 +251,7 @@ def test_a_file_of_diffusers_says_its_alpha(pipe, tmp_path):
         pipe.model.with_lora(tmp_path / "without.safetensors"),
     ]
     one, two, three = (of_unet("sd", model.unet) for model in models)
-    torch.testing.assert_close(one, two)
+    assert torch.equal(one, two)
     assert (one - three).abs().max() > 0.01 * three.abs().max()
 
 
@@ -260,7 +260,8 @@ def test_loras_add_up_and_scale_0_is_the_model(pipe, tmp_path):
     save_file(kohya(of_layers(pipe, "conv1"), "lora_unet", 3.0), path)
     both = pipe.model.with_lora(path, 0.25).with_lora(path, 0.5)
     once = pipe.model.with_lora(path, 0.75)
-    torch.testing.assert_close(of_unet("sd", both.unet), of_unet("sd", once.unet))
+    expected = of_unet("sd", once.unet)
+    assert (of_unet("sd", both.unet) - expected).abs().max() <= 1e-4 * expected.abs().max()
     none = pipe.model.with_lora(path, 0.0)
     assert torch.equal(of_unet("sd", none.unet), of_unet("sd", pipe.model.unet))
     assert both.loras == ((str(path), 0.25), (str(path), 0.5))

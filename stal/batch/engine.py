@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import math
 import queue
-import time
 import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
@@ -131,7 +130,6 @@ class Engine:
             kept,
             passing,
             decoding,
-            deadline=None if deadline is None else time.monotonic() + deadline,
             callback=callback,
         )
         loop = self._loop
@@ -152,7 +150,7 @@ class Engine:
                 f"{settings.height} and {settings.width}, of which {settings.num_images} pictures "
                 f"with {len(order.texts)} prompts take about {needed / 1e6:.4g} MB"
             )
-        return loop.submit(ticket)
+        return loop.submit(ticket, deadline)
 
     async def asubmit(
         self,

@@ -84,8 +84,11 @@ class Loop:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, ticket: Ticket) -> Future[Any]:
-        """Raises EngineClosed. Whether the ticket could ever be let in is not looked at."""
+    def submit(self, ticket: Ticket, within: float | None = None) -> Future[Any]:
+        """Takes a ticket, with a deadline so many seconds from now if any.
+
+        Raises EngineClosed. Whether the ticket could ever be let in is not looked at.
+        """
         with self._lock:
             if self._broken is not None:
                 got = f"one that has failed: {type(self._broken).__name__}: {self._broken}"
@@ -94,7 +97,10 @@ class Loop:
                 ) from self._broken
             if self._closed:
                 raise EngineClosed("engine must be open to take a request, got a closed one")
-            self._scheduler.add(ticket, self._clock())
+            now = self._clock()
+            if within is not None:
+                ticket.deadline = now + within
+            self._scheduler.add(ticket, now)
             self._to_encode.notify()
             if ticket.deadline is not None:
                 self._to_denoise.notify()  # which waits until the next deadline

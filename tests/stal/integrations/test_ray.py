@@ -45,7 +45,6 @@ def cluster():
             initialize_head=True,
             head_node_args={
                 "num_cpus": 0,
-                "include_dashboard": False,
                 "object_store_memory": memory,
                 # A node that is gone is missed after 5 s, not 15.
                 "_system_config": {"health_check_period_ms": 1000},

@@ -139,7 +139,7 @@ def test_the_command_goes_on_with_either_engine_after_it_was_asked_to_terminate(
     folder = tmp_path / "out"
     command = ("generate-batch", "--prompts", prompts, "--output", "out", "--model", sd_folder)
     command += ("--steps", STEPS, "--shard-size", SHARD, "--max-rows", 2, "--quiet")
-    by_ray = ("--engine", "ray", "--address", cluster.address, "--workers", 1)
+    by_ray = ("--engine", "ray", "--address", cluster.address, "--workers", 2)
 
     over = threading.Event()
 

@@ -229,6 +229,7 @@ def record_of(
     model: Model, job: Job, settings: Complete, seeds: Sequence[int | None], weights: Tensor
 ) -> dict[str, Any]:
     """The settings of a result: all that makes its pictures again, fit for JSON."""
+    loras = {"loras": [{"source": source, "scale": scale} for source, scale in model.loras]}
     return {
         "prompt": job.prompt,
         "model": model.name,
@@ -237,6 +238,7 @@ def record_of(
         "dtype": str(model.dtype).removeprefix("torch."),
         "layout": json.loads(job.layout.to_json()),
         "weights": weights.tolist(),
+        **(loras if model.loras else {}),
     }
 
 

@@ -12,10 +12,9 @@ from __future__ import annotations
 import asyncio
 import math
 import queue
-import time
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from functools import partial
 from types import TracebackType
@@ -27,7 +26,7 @@ from stal.batch.request import CheckedRequest, Request
 from stal.batch.scheduler import Scheduler, Ticket
 from stal.batch.stages import ModelStages, Work
 from stal.caller import warn
-from stal.checked_json import is_integer, number, scalar
+from stal.checked_json import is_integer, number, scalar, short
 from stal.drawing import Result
 from stal.fitting import without_effect
 from stal.model.model import Model
@@ -42,9 +41,10 @@ _Ended = queue.SimpleQueue[tuple[int, "Future[Result]"]]
 class Engine:
     """Draws many requests at once.
 
-    Requests of one size share the calls of the UNet, whatever their objects, attention, rule,
-    guidance, sampler, number of steps and position on their way. They join and leave between steps;
-    prompts are encoded and latents decoded beside. Sizes take turns, a step each.
+    Requests of one size and LoRA share the calls of the UNet, whatever their objects, attention,
+    rule, guidance, sampler, number of steps and position on their way. They join and leave between
+    steps; prompts are encoded and latents decoded beside. Those of another size or LoRA take turns,
+    a step each.
 
     The model must not be moved or changed while the engine is open. An engine that nobody refers to
     any more draws what it was given and closes, as `concurrent.futures` executors do.
@@ -53,6 +53,8 @@ class Engine:
         pipe: what draws; a `Model` is drawn with its own defaults.
         max_rows: pictures of one size in a call of the UNet, which is of twice as many rows where
             they are guided; and requests of more pictures are refused.
+        loras: by the names that requests have for them, the model with each, as
+            `Model.with_lora` makes it; all of them share the model's weights.
         memory: bytes that all requests may take together, by an estimate; 80% of what the device
             has free now if None. Others wait; what could never fit is refused.
         age_limit_s: seconds for which a request that waits for memory lets others overtake it.
@@ -66,6 +68,7 @@ class Engine:
         pipe: Pipeline | Model,
         max_rows: int = 16,
         *,
+        loras: Mapping[str, Model] | None = None,
         memory: int | None = None,
         age_limit_s: float = 10.0,
     ) -> None:
@@ -76,12 +79,16 @@ class Engine:
             raise ValueError(f"age_limit_s must be a number >= 0, got {age_limit_s!r}")
         self.pipe = pipe if isinstance(pipe, Pipeline) else Pipeline(pipe)
         self.max_rows = int(max_rows)
+        models: dict[str | None, Model] = {None: self.pipe.model}
+        for name, model in (loras or {}).items():
+            models[name] = _checked_lora(name, model, self.pipe.model)
         self._scheduler = Scheduler(
             max_rows=self.max_rows,
             memory=available(self.pipe.model.device) if memory is None else int(memory),
             age_limit_s=age_limit_s,
         )
-        self._stages = ModelStages(self.pipe.model)
+        self._stages = ModelStages(models)
+        self._loras = frozenset(models)
         self._loop = Loop(self._stages, self._scheduler)
         self._schedules: dict[tuple[str, int], Schedule] = {}
         # The loop's threads know nothing of the engine, which can go before them.
@@ -109,6 +116,7 @@ class Engine:
         Raises:
             ValueError: a field of the request breaks its rule, as in `Pipeline.__call__`, or it
                 could never fit into a batch or into memory.
+            NotImplementedError: the request asks for weights that are optimised.
             EngineClosed: after `close`.
         """
         if deadline is not None and not 0 < number(deadline, "deadline") < math.inf:
@@ -117,12 +125,11 @@ class Engine:
         settings = order.settings
         kept, passing, decoding = self._stages.bytes_of(order)
         ticket = Ticket(
-            (settings.height, settings.width),
+            (settings.height, settings.width, order.lora),
             settings.num_images,
             kept,
             passing,
             decoding,
-            deadline=None if deadline is None else time.monotonic() + deadline,
             callback=callback,
         )
         loop = self._loop
@@ -143,7 +150,7 @@ class Engine:
                 f"{settings.height} and {settings.width}, of which {settings.num_images} pictures "
                 f"with {len(order.texts)} prompts take about {needed / 1e6:.4g} MB"
             )
-        return loop.submit(ticket)
+        return loop.submit(ticket, deadline)
 
     async def asubmit(
         self,
@@ -248,6 +255,15 @@ class Engine:
 
     def _checked(self, request: Request) -> CheckedRequest:
         """The request with each value checked."""
+        if request.optimize is not None:
+            raise NotImplementedError(
+                f"optimize must be None in an engine, got {short(request.optimize)}: search with"
+                " stal.optimize before, and hand over what it finds as weights"
+            )
+        if request.lora not in self._loras:
+            known = ", ".join(sorted(short(name) for name in self._loras if name is not None))
+            rule = f"None or one of {known}" if known else "None in an engine without loras"
+            raise ValueError(f"lora must be {rule}, got {short(request.lora)}")
         (job,), settings, schedule = self.pipe.jobs(
             [request.prompt],
             request.settings,
@@ -266,7 +282,21 @@ class Engine:
         # Noise levels that many requests share are kept once.
         key = schedule.sampler, schedule.steps
         seeds = tuple(seed for seed in noise.seeds if seed is not None)
-        return CheckedRequest(job, settings, self._schedules.setdefault(key, schedule), seeds)
+        schedule = self._schedules.setdefault(key, schedule)
+        return CheckedRequest(job, settings, schedule, seeds, request.lora)
+
+
+def _checked_lora(name: str, model: Model, plain: Model) -> Model:
+    """The model with a LoRA. Raises ValueError unless it is the plain one with it."""
+    if not isinstance(name, str) or not isinstance(model, Model) or not model.loras:
+        got = f"{short(name)}: {short(model)}"
+        raise ValueError(f"loras must map names to what Model.with_lora returns, got {got}")
+    if next(model.unet.parameters()) is not next(plain.unet.parameters()):
+        raise ValueError(
+            f"loras must be on the engine's own model, got {short(name)} on another one: call"
+            " with_lora of the model that the engine has"
+        )
+    return model
 
 
 def _note(ended: _Ended, index: int, future: Future[Result]) -> None:

@@ -22,6 +22,9 @@ class Request:
     weights: (steps, objects) or (objects,), or a function of both numbers; by attention and rule
         if None.
     seed: picture i is drawn from the noise of seed + i; or one seed a picture.
+    lora: a name of the engine's `loras`; None is the model alone.
+    optimize: refused unless it is None: an engine draws without gradients. Weights that
+        `stal.optimize` has found are handed over as `weights`.
     """
 
     prompt: str
@@ -29,6 +32,8 @@ class Request:
     layout: LayoutLike | None = None
     weights: Weights | None = None
     seed: int | Sequence[int] = 0
+    lora: str | None = None
+    optimize: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,12 +41,14 @@ class CheckedRequest:
     """A request with each value checked and nothing left open.
 
     seeds: one a picture, `settings.num_images` of them.
+    lora: see `Request`.
     """
 
     job: Job
     settings: Complete
     schedule: Schedule
     seeds: tuple[int, ...]
+    lora: str | None = None
 
     @property
     def guided(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -30,29 +30,40 @@ class Work:
 
 
 class ModelStages:
-    """The stages of `stal.batch.loop` for one model."""
+    """The stages of `stal.batch.loop` for one model, and for the same one with LoRAs.
 
-    def __init__(self, model: Model) -> None:
-        self._model, self._table = model, Table(model)
+    Args:
+        models: by the name of the LoRA; that of None has none.
+    """
+
+    def __init__(self, models: Mapping[str | None, Model]) -> None:
+        self._networks = {name: _Networks(model) for name, model in models.items()}
         self._denoisers: dict[Hashable, Denoiser] = {}
         self._tickets: dict[Running, Ticket] = {}
 
     def encode(self, tickets: Sequence[Ticket]) -> None:
-        held = [self._table.hold(ticket.work.order.texts) for ticket in tickets]
+        by_lora: dict[str | None, list[Ticket]] = {}
+        for ticket in tickets:
+            by_lora.setdefault(ticket.work.order.lora, []).append(ticket)
+        held: list[tuple[Ticket, list[Text]]] = []
         try:
-            self._table.encode([text for texts in held for text in texts])
+            for lora, own in by_lora.items():
+                table = self._networks[lora].table
+                new = [(ticket, table.hold(ticket.work.order.texts)) for ticket in own]
+                held += new
+                table.encode([text for _, texts in new for text in texts])
         except BaseException:
-            for texts in held:
-                self._table.release(texts)
+            for ticket, texts in held:
+                self._of(ticket).table.release(texts)
             raise
-        for ticket, texts in zip(tickets, held, strict=True):
+        for ticket, texts in held:
             ticket.work.texts = texts
 
     def join(self, ticket: Ticket) -> None:
-        work = ticket.work
-        running = Running(work.order, work.texts, model=self._model, callback=work.callback)
+        work, networks = ticket.work, self._of(ticket)
+        running = Running(work.order, work.texts, model=networks.model, callback=work.callback)
         if ticket.size not in self._denoisers:
-            self._denoisers[ticket.size] = Denoiser(self._model, self._table)
+            self._denoisers[ticket.size] = Denoiser(networks.model, networks.table)
         self._denoisers[ticket.size].join(running)
         work.running = running
         self._tickets[running] = ticket
@@ -72,7 +83,7 @@ class ModelStages:
                 denoiser.leave(work.running)
         for size in [s for s, denoiser in self._denoisers.items() if not denoiser.running]:
             del self._denoisers[size]
-        self._table.release(work.texts)
+        self._of(ticket).table.release(work.texts)
 
     @torch.no_grad()
     def decode(self, tickets: Sequence[Ticket]) -> list[Result | None]:
@@ -80,8 +91,9 @@ class ModelStages:
         going_on = [(i, ticket.work) for i, ticket in enumerate(tickets) if ticket.work is not None]
         results: list[Result | None] = [None] * len(tickets)
         if going_on:
+            model = self._networks[going_on[0][1].order.lora].model  # that of all: of one size
             latents = [work.running.x for _, work in going_on]
-            images = iter(self._model.decode(torch.cat(latents)))
+            images = iter(model.decode(torch.cat(latents)))
             for (i, work), own in zip(going_on, latents, strict=True):
                 order = work.order
                 results[i] = Result(
@@ -89,33 +101,44 @@ class ModelStages:
                     order.job.layout,
                     order.job.weights,
                     own,
-                    record_of(
-                        self._model, order.job, order.settings, order.seeds, order.job.weights
-                    ),
+                    record_of(model, order.job, order.settings, order.seeds, order.job.weights),
                 )
         return results
 
     def bytes_of(self, order: CheckedRequest) -> tuple[int, int, int]:
         """Kept, passing and decoding of a ticket, see there."""
-        settings, unit = order.settings, self._model.scale_factor
+        return self._networks[order.lora].bytes_of(order)
+
+    def _of(self, ticket: Ticket) -> _Networks:
+        return self._networks[ticket.work.order.lora]
+
+
+class _Networks:
+    """A model, the table of the prompts that it has encoded, and what its requests take."""
+
+    def __init__(self, model: Model) -> None:
+        self.model, self.table = model, Table(model)
+
+    def bytes_of(self, order: CheckedRequest) -> tuple[int, int, int]:
+        settings, unit = order.settings, self.model.scale_factor
         cells = settings.height * settings.width // unit**2
-        n, itemsize = settings.num_images, max(self._model.dtype.itemsize, 4)
+        n, itemsize = settings.num_images, max(self.model.dtype.itemsize, 4)
         # x, what the sampler has kept of four steps, noise, and a copy for a preview.
-        latents = 8 * n * cells * self._model.unet.config.in_channels * itemsize
+        latents = 8 * n * cells * self.model.unet.config.in_channels * itemsize
         kept = latents + len(order.texts) * self._row_bytes
         passing = int(n * (1 + order.guided) * cells * self._unet_bytes_a_cell)
         return kept, passing, int(n * cells * self._vae_bytes_a_cell)
 
     @cached_property
     def _row_bytes(self) -> int:
-        c = self._model.components
+        c = self.model.components
         longest = prompt_length(c.tokenizer, c.text_encoder.config.max_position_embeddings)
-        return self._table.row_bytes(longest)
+        return self.table.row_bytes(longest)
 
     @cached_property
     def _unet_bytes_a_cell(self) -> float:
-        return memory.unet_bytes_a_cell(self._model)
+        return memory.unet_bytes_a_cell(self.model)
 
     @cached_property
     def _vae_bytes_a_cell(self) -> float:
-        return memory.vae_bytes_a_cell(self._model)
+        return memory.vae_bytes_a_cell(self.model)

@@ -94,11 +94,18 @@ def generate_batch(
     dtype: DType = DType.float32,
     device: DeviceOption = "cpu",
     quiet: QuietOption = False,
+    optimize: Annotated[str | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Draw a picture of every row of PROMPTS; a run that was killed goes on where it stopped.
 
     Exit code 3: all rows are done, and some have an error in the index instead of a picture.
     """
+    if optimize is not None:
+        raise ValueError(
+            f"optimize must be left out, got {optimize}: rows share their batches, which have no"
+            " gradients. Search with `stal generate PROMPT --optimize`, and give what it finds in"
+            " the column weights"
+        )
     _check_options(prompts, format, engine, address, workers)
 
     from dataclasses import asdict

@@ -80,6 +80,8 @@ def read_settings(source: Path) -> dict[str, Any]:
             f"{source} was drawn by {record['method']}, which `stal evaluate` alone does; this"
             f" draws with {short(record.get('attention'))} attention"
         )
+    if record.get("loras"):
+        warn(f"{source} was drawn with a LoRA, which this draws without")
     return record
 
 

@@ -22,6 +22,7 @@ from stal.checked_json import first_line, short
 from stal.diffusers_names import hinted
 from stal.finite import check_finite, is_finite
 from stal.model.checkpoint import Components, load_components, prompt_length, resolve
+from stal.model.lora import adapted
 from stal.model.unet import UNet
 from stal.torch_state import undisturbed
 
@@ -39,13 +40,19 @@ class Model:
         components: the networks, see `stal.model.checkpoint.load_components`.
         name: how the model was named, for the settings of a result.
         folder: where it was read from, if from a folder.
+        loras: what `with_lora` was given, for the settings of a result.
 
     Raises:
         ValueError: the UNet does not denoise the autoencoder's latents, as for inpainting.
     """
 
     def __init__(
-        self, components: Components, *, name: str = "", folder: Path | None = None
+        self,
+        components: Components,
+        *,
+        name: str = "",
+        folder: Path | None = None,
+        loras: Sequence[tuple[str, float]] = (),
     ) -> None:
         channels = components.vae.config.latent_channels
         unet = components.unet.config
@@ -55,6 +62,7 @@ class Model:
                 f"{unet.in_channels} input and {unet.out_channels} output channels"
             )
         self.components, self.name, self.folder = components, name, folder
+        self.loras = tuple(loras)
 
     @classmethod
     @hinted
@@ -83,6 +91,28 @@ class Model:
         folder = bundled_model() if model is None else resolve(model)
         components = load_components(folder, dtype=dtype, device=device)
         return cls(components, name=str(model or ""), folder=folder)
+
+    @undisturbed()
+    def with_lora(self, source: str | Path, scale: float = 1.0) -> Model:
+        """The model with a LoRA on it, or with one more; this one stays as it is.
+
+            pipe = stal.Pipeline(model.with_lora("ink.safetensors", 0.8))
+
+        Both share their weights: move the model to its device and dtype before.
+
+        Args:
+            source: a safetensors file as diffusers, PEFT or kohya's scripts save it, or a folder of
+                the first two with one. LoRAs of the UNet and of the text encoders are read.
+            scale: multiplies what the LoRA adds.
+
+        Raises:
+            ValueError: no such file, keys that are no LoRA's or of layers that the model does not
+                have, or tensors that do not go with their layer.
+            NotImplementedError: another kind of adapter, such as DoRA or LoHa.
+        """
+        changed = adapted(self.components, source, scale=scale)
+        loras = (*self.loras, (str(source), float(scale)))
+        return Model(changed, name=self.name, folder=self.folder, loras=loras)
 
     @property
     def unet(self) -> UNet:

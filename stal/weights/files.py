@@ -26,13 +26,19 @@ from stal.files import write_atomic
 VERSION = 1
 
 
+def at_steps(rows: Tensor, steps: int) -> Tensor:
+    """(rows, objects) at even distances in time, linear in between -> (steps, objects)."""
+    if len(rows) == steps:
+        return rows
+    position = torch.linspace(0, len(rows) - 1, steps, dtype=rows.dtype, device=rows.device)
+    low = position.long().clamp(max=max(len(rows) - 2, 0))
+    high = (low + 1).clamp(max=len(rows) - 1)
+    return rows[low] + (position - low)[:, None] * (rows[high] - rows[low])
+
+
 def knots_to_weights(knots: Tensor, steps: int, objects: int) -> Tensor:
-    """(knots,) values at even distances in time, linear in between -> (steps, objects)."""
-    position = torch.linspace(0, len(knots) - 1, steps, dtype=knots.dtype, device=knots.device)
-    low = position.long().clamp(max=max(len(knots) - 2, 0))
-    high = (low + 1).clamp(max=len(knots) - 1)
-    values = knots[low] + (position - low) * (knots[high] - knots[low])
-    return values[:, None].expand(steps, objects)
+    """(knots,) values as `at_steps` has them, the same for all objects -> (steps, objects)."""
+    return at_steps(knots[:, None], steps).expand(steps, objects)
 
 
 @dataclass(frozen=True)
@@ -129,12 +135,10 @@ def load_weights(
     def weights(steps: int, objects: int) -> Tensor:
         if found.shape[1] != objects:
             raise ValueError(f"{path} must hold weights of {objects} objects, got {found.shape[1]}")
-        if len(found) == steps:
-            return found
-        if not resample:
+        if len(found) != steps and not resample:
             got = f"{len(found)}: take as many, or ask for them to be resampled"
             raise ValueError(f"{path} must hold weights of {steps} steps, got {got}")
-        return torch.cat([knots_to_weights(column, steps, 1) for column in found.T], dim=1)
+        return at_steps(found, steps)
 
     return weights
 

@@ -2,6 +2,7 @@
 batch, and what goes wrong with one request is that request's alone."""
 
 import asyncio
+import dataclasses
 import gc
 import itertools
 import random
@@ -13,6 +14,7 @@ from concurrent.futures import CancelledError
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import stal.batch
 from stal.batch import DeadlineExceeded, Engine, EngineClosed, Request
@@ -118,7 +120,7 @@ def calls(monkeypatch) -> list[int]:
 
 def shares(engine: Engine) -> bool:
     """Whether two requests of one size are encoded."""
-    with engine._loop._changed:
+    with engine._loop._lock:
         ready = (Stage.READY, Stage.RUNNING)
         sizes = [t.size for t in engine._scheduler.open() if t.stage in ready]
     return len(sizes) > len(set(sizes))
@@ -197,6 +199,71 @@ def drawn_in_steps(pipe: Pipeline, requests: list[Request], joins: list[int]) ->
         denoiser.step()
         if all(running.ended for running in everyone):
             return [running.x for running in everyone]
+
+
+@pytest.fixture(scope="module")
+def lora_pipes(pipe, tmp_path_factory) -> dict[str | None, Pipeline]:
+    """The model, and with one of two LoRAs of queries, keys and a text encoder."""
+    pipes = {None: pipe}
+    for seed, name in enumerate(("ink", "oil")):
+        generator, tensors = torch.Generator().manual_seed(seed), {}
+        for part in ("unet", "text_encoder"):
+            for path, each in getattr(pipe.model.components, part).named_modules():
+                if path.endswith(("attn2.to_q", "attn2.to_k", "self_attn.q_proj")):
+                    out, into = each.weight.shape
+                    down = torch.randn(2, into, generator=generator)
+                    up = torch.randn(out, 2, generator=generator) * each.weight.std()
+                    tensors |= {f"{part}.{path}.lora_A.weight": down}
+                    tensors |= {f"{part}.{path}.lora_B.weight": up}
+        file = tmp_path_factory.mktemp("loras") / f"{name}.safetensors"
+        save_file(tensors, file)
+        pipes[name] = Pipeline(pipe.model.with_lora(file, 0.8))
+    return pipes
+
+
+def test_requests_of_one_lora_share_their_calls_and_those_of_others_do_not(
+    pipe, lora_pipes, monkeypatch
+):
+    shared, step = [], Denoiser.step
+
+    def noted(self):
+        shared.append({running.order.lora for running in self.running})
+        counts.append(len(self.running))
+        return step(self)
+
+    counts: list[int] = []
+    monkeypatch.setattr(Denoiser, "step", noted)
+    names = [None, "ink", "oil", "ink", None, "oil"]
+    requests = [
+        dataclasses.replace(
+            each,
+            lora=name,
+            prompt=TWO,
+            settings=dataclasses.replace(each.settings, num_images=1),
+            seed=each.seed[0],
+        )
+        for each, name in zip(mixture(6, seed=9), names, strict=True)
+    ]
+    loras = {name: each.model for name, each in lora_pipes.items() if name is not None}
+    with Engine(pipe, max_rows=4, loras=loras) as engine:
+        results = arrive(engine, requests, seed=10)
+    assert {frozenset(each) for each in shared} == {frozenset([name]) for name in names}
+    assert max(counts) > 1
+    for request, result in zip(requests, results, strict=True):
+        assert_same(result, alone(lora_pipes[request.lora], request), relative=1e-3, of_255=2)
+        assert result.settings.get("loras", []) == [
+            {"source": source, "scale": 0.8} for source, _ in lora_pipes[request.lora].model.loras
+        ]
+    # The tolerance means something: without the LoRA it is another picture.
+    without = alone(pipe, requests[1])
+    assert np.abs(levels(without.images[0]) - levels(results[1].images[0])).max() > 20
+
+
+def test_loras_of_another_model_are_refused(pipe, pipe64, lora_pipes):
+    with pytest.raises(ValueError, match=r"loras must map names to what Model\.with_lora returns"):
+        Engine(pipe, loras={"ink": pipe.model})
+    with pytest.raises(ValueError, match="loras must be on the engine's own model, got 'ink'"):
+        Engine(pipe64, loras={"ink": lora_pipes["ink"].model})
 
 
 def test_the_same_batches_draw_the_same_bits(pipe):
@@ -354,12 +421,19 @@ def test_a_text_that_cannot_be_encoded_and_latents_that_cannot_be_decoded_fail_a
         (Request(TWO, seed=[1, 2]), "seed must be one for each of 1 images, got 2"),
         (Request(TWO, Settings(num_images=17)), "num_images must be at most max_rows = 16, got 17"),
         (Request(TWO, Settings(height=9)), "height must be a multiple of 2"),
+        (Request(TWO, lora="ink"), "lora must be None in an engine without loras, got 'ink'"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_a_request_is_checked_before_it_waits(pipe, request_, message):
     with Engine(pipe) as engine, pytest.raises(ValueError, match=message):
         engine.submit(request_)
+
+
+def test_weights_are_not_optimised_in_a_batch(pipe):
+    request = Request(TWO, optimize="online")
+    with Engine(pipe) as engine, pytest.raises(NotImplementedError, match="got 'online': search"):
+        engine.submit(request)
 
 
 def test_a_size_that_never_fits_into_memory_is_refused_and_others_wait_for_room(pipe, calls):
@@ -507,7 +581,7 @@ def test_an_engine_that_nobody_holds_draws_what_it_has_and_its_threads_end(pipe)
 
 
 def test_nothing_of_a_request_is_kept_but_its_result(pipe):
-    stages = ModelStages(pipe.model)
+    stages = ModelStages({None: pipe.model})
     with Engine(pipe) as engine:
         engine._loop._stages = engine._stages = stages
         works = []
@@ -525,7 +599,7 @@ def test_nothing_of_a_request_is_kept_but_its_result(pipe):
     assert all(work() is None for work in works)
     assert not stages._tickets
     assert not stages._denoisers
-    assert all(text.users == 0 for text in stages._table._texts.values())
+    assert all(text.users == 0 for text in stages._networks[None].table._texts.values())
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

@@ -7,7 +7,7 @@ from concurrent.futures import wait
 
 import pytest
 
-from stal.batch.loop import DeadlineExceeded, Loop
+from stal.batch.loop import DeadlineExceeded, EngineClosed, Loop
 from stal.batch.scheduler import Scheduler, Stage, Ticket
 
 
@@ -243,6 +243,44 @@ def test_a_request_that_cannot_join_fails_alone():
     assert isinstance(futures[1].exception(), ValueError)
     assert [futures[i].result() for i in (0, 2)] == [0, 2]
     assert len(stages.left) == 3
+
+
+class Bug(BaseException):
+    """Not what stages may raise of a ticket."""
+
+
+@pytest.mark.parametrize("place", ["encode", "leave", "step", "decode", "expired"])
+def test_a_thread_that_dies_fails_every_future_and_closes_the_loop(place):
+    class Broken(Counting):
+        def __getattribute__(self, name):
+            return die if name == place and armed.is_set() else super().__getattribute__(name)
+
+    def die(*arguments):
+        raise Bug(place)
+
+    armed, stages, s = threading.Event(), Broken(), scheduler()
+    stages.go.clear()
+    loop = Loop(stages, s)
+    # One ends, the others would go on for hours.
+    futures = [loop.submit(Ticket("a", rows=2, work=work)) for work in (1, *[10**9] * 3)]
+    cancelled = loop.submit(Ticket("a", work=1))
+    assert cancelled.cancel()
+    armed.set()
+    if place == "expired":
+        s.expired = die
+    if place == "encode":
+        futures.append(loop.submit(Ticket("b", work=1)))
+    stages.go.set()
+    assert not wait(futures, timeout=60).not_done
+    failed = [future.exception() for future in futures if future.exception() is not None]
+    assert {type(error) for error in failed} == {Bug}
+    assert len(failed) >= 3  # the first may have got its result
+    assert cancelled.cancelled()
+    with pytest.raises(EngineClosed, match=f"got one that has failed: Bug: {place}") as caught:
+        loop.submit(Ticket("a"))
+    assert isinstance(caught.value.__cause__, Bug)
+    loop.close(drain=True)
+    assert not any(thread.is_alive() for thread in loop._threads)
 
 
 def test_a_deadline_is_kept_while_nothing_runs():

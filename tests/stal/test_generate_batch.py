@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import sys
 import tarfile
 import warnings
@@ -49,6 +50,29 @@ def batch(run, tmp_path, pipe, monkeypatch):
         return run("generate-batch", "--prompts", name, *OPTIONS, *options)
 
     return call
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """Folders that commands have left, by their prompts and options."""
+    return tmp_path_factory.mktemp("kept"), {}
+
+
+@pytest.fixture
+def drawn(batch, tmp_path, kept):
+    """drawn(text, *options): makes tmp_path/out what the command leaves there, drawn once."""
+    base, folders = kept
+
+    def make(text=TEXT, *options):
+        options = options if options != ("--format", "png") else ()  # as without
+        if (text, options) not in folders:
+            assert batch(text, *options)[0] == 0
+            folders[text, options] = base / str(len(folders))
+            shutil.copytree(tmp_path / "out", folders[text, options])
+        else:
+            shutil.copytree(folders[text, options], tmp_path / "out")
+
+    return make
 
 
 def entries(folder):
@@ -163,10 +187,10 @@ def test_a_text_that_is_no_unicode_is_in_the_index_as_it_can_be(batch, tmp_path)
     assert entry.error.startswith("line 1: prompt must be a text of valid Unicode, got")
 
 
-def test_tar_files_are_read_by_webdataset(batch, tmp_path):
+def test_tar_files_are_read_by_webdataset(drawn, tmp_path):
     from webdataset import WebDataset
 
-    assert batch(TEXT, "--format", "webdataset")[0] == 0
+    drawn(TEXT, "--format", "webdataset")
     found = entries(tmp_path / "out")
     tars = sorted(map(str, (tmp_path / "out").glob("*.tar")))
     assert [os.path.basename(tar) for tar in tars] == [f"shard-0000{i}.tar" for i in range(3)]
@@ -187,8 +211,8 @@ def test_a_run_that_is_done_draws_nothing_and_says_the_same(batch, tmp_path, mon
     assert files(tmp_path / "out") == before
 
 
-def test_a_picture_is_drawn_again_by_generate(batch, run, tmp_path, monkeypatch):
-    assert batch(TEXT)[0] == 0
+def test_a_picture_is_drawn_again_by_generate(drawn, run, tmp_path):
+    drawn()
     file = tmp_path / "out" / "shard-00000" / "000000002.png"
     record = picture.read_record(file)
     picture.save(Image.open(file), "same.png", {k: v for k, v in record.items() if k != "model"})
@@ -197,8 +221,8 @@ def test_a_picture_is_drawn_again_by_generate(batch, run, tmp_path, monkeypatch)
     assert np.abs(pixels(Image.open("again.png")) - pixels(Image.open(file))).max() <= 2
 
 
-def test_prompts_come_from_stdin_too(batch, run, tmp_path, monkeypatch):
-    assert batch(TEXT)[0] == 0
+def test_prompts_come_from_stdin_too(drawn, run, tmp_path, monkeypatch):
+    drawn()
     expected = files(tmp_path / "out")
     (tmp_path / "out").rename(tmp_path / "file")
     stdin = SimpleNamespace(buffer=io.BytesIO(TEXT.encode()))
@@ -224,8 +248,8 @@ def test_prompts_come_from_stdin_too(batch, run, tmp_path, monkeypatch):
     ],
     ids=lambda change: change[0] if isinstance(change, tuple) else "",
 )
-def test_a_folder_of_another_command_is_refused(batch, tmp_path, change, message):
-    assert batch("a red circle")[0] == 0
+def test_a_folder_of_another_command_is_refused(batch, drawn, tmp_path, change, message):
+    drawn("a red circle")
     before = files(tmp_path / "out")
     code, _, err = batch("a red circle", *change)
     assert (code, message in err) == (1, True)
@@ -242,8 +266,8 @@ def test_a_folder_of_another_command_is_refused(batch, tmp_path, change, message
     ],
     ids=["changed", "longer", "shorter", "fewer shards"],
 )
-def test_a_folder_of_other_prompts_is_refused(batch, tmp_path, text, got):
-    assert batch(TEXT)[0] == 0
+def test_a_folder_of_other_prompts_is_refused(batch, drawn, tmp_path, text, got):
+    drawn()
     before = files(tmp_path / "out")
     code, _, err = batch(text)
     rule = "prompts must be those that out has pictures of"
@@ -269,6 +293,7 @@ def test_folders_of_others_are_refused(batch, run, tmp_path):
     [
         (("--workers", 2), "workers must come with --engine ray, got 2"),
         (("--address", "auto"), "address must come with --engine ray, got auto"),
+        (("--optimize", "online"), "optimize must be left out, got online: rows share"),
         (("--sampler", "best"), "sampler must be "),
         (("--eta", 2), "eta must lie in [0, 1], got 2.0"),
         (("--prompts", "none.txt"), "prompts must be a file, got none.txt"),
@@ -285,10 +310,10 @@ def test_what_no_row_can_be_drawn_with_is_refused(batch, tmp_path, options, mess
 
 
 @pytest.mark.parametrize("format", ["png", "webdataset"])
-def test_a_full_disk_is_told_and_the_next_run_goes_on(batch, tmp_path, monkeypatch, format):
-    assert batch(TEXT, "--format", format)[0] == 0
+def test_a_full_disk_is_told_and_the_next_run_goes_on(batch, drawn, tmp_path, monkeypatch, format):
+    drawn(TEXT, "--format", format)
     expected = files(tmp_path / "out")
-    (tmp_path / "out").rename(tmp_path / "whole")
+    shutil.rmtree(tmp_path / "out")
     real, seen = os.fsync, 0
     for call in range(1, 60):
         # Each run has room for one more write than the run before, of what that left.
@@ -418,9 +443,9 @@ def test_pictures_that_were_torn_are_drawn_again(tmp_path, pipe):
         assert hashlib.sha256(data).hexdigest() == each.sha256
 
 
-def test_a_shard_whose_index_is_deleted_is_drawn_again(batch, tmp_path):
+def test_a_shard_whose_index_is_deleted_is_drawn_again(batch, drawn, tmp_path):
     for format in ("png", "webdataset"):
-        assert batch(TEXT, "--format", format)[0] == 0
+        drawn(TEXT, "--format", format)
         expected = files(tmp_path / "out")
         (tmp_path / "out" / "shard-00001.parquet").unlink()
         assert batch(TEXT, "--format", format)[0] == 0

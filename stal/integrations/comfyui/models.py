@@ -63,6 +63,10 @@ class Row:
         return frames, height, width
 
 
+def _patch_of_cosmos(network: Any) -> Size:
+    return network.patch_temporal, network.patch_spatial, network.patch_spatial
+
+
 # The class of a model's diffusion_model, exactly.
 MODELS = {
     "UNetModel": Row(
@@ -72,20 +76,12 @@ MODELS = {
     "MiniTrainDIT": Row(
         "Cosmos-Predict2",
         r"blocks\.\d+\.cross_attn",
-        patch=lambda network: (
-            network.patch_temporal,
-            network.patch_spatial,
-            network.patch_spatial,
-        ),
+        patch=_patch_of_cosmos,
     ),
     "Anima": Row(
         "Anima",
         r"blocks\.\d+\.cross_attn",
-        patch=lambda network: (
-            network.patch_temporal,
-            network.patch_spatial,
-            network.patch_spatial,
-        ),
+        patch=_patch_of_cosmos,
     ),
     "WanModel": Row(
         "Wan 2.1 and 2.2",

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from stal.checked_json import loads, number, short
 from stal.weights import MODES, RULES, Mode, Rule, as_weights, check_weights, default_weights
+from stal.weights.files import at_steps
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Strengths:
         else:
             rows = len(given) if given and isinstance(given[0], list) else 1
             lam = as_weights(given, steps=rows, objects=objects, rule=self.rule)
-            lam = _at_steps(lam, steps)
+            lam = at_steps(lam, steps)
         # float64, so that a share of the steps that is a step begins with it.
         at = torch.arange(steps, dtype=torch.float64, device="cpu")[:, None] / steps
         acts = (at >= self.start - 1e-6) & (at < self.stop - 1e-6)
@@ -74,16 +75,6 @@ class Strengths:
         except ValueError as error:
             raise ValueError(f"weights times strength: {error}") from None
         return lam
-
-
-def _at_steps(rows: Tensor, steps: int) -> Tensor:
-    """(rows, objects) at even distances in time, linear in between, at so many steps."""
-    if len(rows) == steps:
-        return rows
-    position = torch.linspace(0, len(rows) - 1, steps, dtype=torch.float32, device="cpu")[:, None]
-    low = position.long().clamp(max=max(len(rows) - 2, 0))
-    high = (low + 1).clamp(max=len(rows) - 1)
-    return torch.lerp(rows[low[:, 0]], rows[high[:, 0]], position - low)
 
 
 def _read(text: str) -> list[Any] | None:

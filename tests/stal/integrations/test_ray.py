@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import threading
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -34,8 +36,11 @@ def cluster():
     from ray.cluster_utils import Cluster
 
     memory = 80 << 20
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
         warnings.simplefilter("ignore")
+        # A cluster reports that it does not report, unless `ray.init` starts it.
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_USAGE_STATS_REPORT_URL", "http://127.0.0.1:9/")
         made = Cluster(
             initialize_head=True,
             head_node_args={
@@ -158,10 +163,66 @@ def test_the_command_goes_on_with_either_engine_after_it_was_asked_to_terminate(
     check(folder, pipe)
 
 
-def test_what_a_worker_refuses_is_told(cluster, prompts, run, sd_folder):
+class InProcess:
+    """Of a Ray dataset what is used, with one worker, in this process."""
+
+    def __init__(self, rows, **options):
+        self.rows = rows
+
+    def map_batches(self, worker, *, fn_constructor_args, **options):
+        self.worker = worker(*fn_constructor_args)
+        return self
+
+    def iter_rows(self):
+        for row in self.rows:
+            found = self.worker({name: [value] for name, value in row.items()})
+            yield {name: value for name, (value,) in found.items()}
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    monkeypatch.setattr("stal.integrations.ray.connected", lambda address: nullcontext())
+    monkeypatch.setattr("ray.data.from_items", InProcess)
+
+
+def test_what_a_worker_refuses_is_told(in_process, prompts, run, sd_folder):
     command = ("generate-batch", "--prompts", prompts, "--output", "out", "--model", sd_folder)
-    command += ("--engine", "ray", "--address", cluster.address, "--sampler", "best", "--quiet")
-    code, out, err = run(*command)
+    code, out, err = run(*command, "--engine", "ray", "--sampler", "best", "--quiet")
     assert (code, out) == (1, "")
     assert err.startswith("stal: sampler must be ")
     assert err.count("\n") == 1
+
+
+def test_a_disk_that_is_full_where_a_worker_is_is_told(
+    in_process, prompts, run, sd_folder, monkeypatch
+):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device", "picture.png")
+
+    monkeypatch.setattr("stal.shards.run.Run.draw", full)
+    command = ("generate-batch", "--prompts", prompts, "--output", "out", "--model", sd_folder)
+    code, out, err = run(*command, "--engine", "ray", "--quiet")
+    assert (code, out) == (1, "")
+    assert "picture.png: No space left on device: make room" in err
+    assert err.count("\n") == 1
+
+
+def test_a_cluster_that_the_command_starts_reports_to_nobody(monkeypatch):
+    from ray._common.usage import usage_lib
+
+    from stal.integrations import ray
+
+    class Started(Exception):
+        pass
+
+    enabled = []
+
+    def start(*arguments, **options):
+        enabled.append(usage_lib.usage_stats_enabled())
+        raise Started
+
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "1")
+    monkeypatch.setattr("ray._private.node.Node", start)
+    with pytest.raises(Started), ray.connected("local"):
+        pass
+    assert enabled == [False]

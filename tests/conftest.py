@@ -34,7 +34,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fuzz-seconds", type=float, default=0, metavar="SECONDS", help=text)
     text = "how many random calls test_sanitizers.py makes of each level; 200 unless told"
     parser.addoption("--fuzz-cases", type=int, default=200, metavar="CASES", help=text)
-    text = "compile all variants of the Triton kernels in test_triton_compile.py, not the tightest"
+    text = "compile all forms of the Triton kernels, not the tightest; draw all pictures of a page"
     parser.addoption("--every-variant", action="store_true", help=text)
     text = "fail where an optional package is not installed, instead of skipping"
     parser.addoption("--all-packages", action="store_true", help=text)

@@ -85,15 +85,14 @@ def driver(sanitizer, setup_script, tmp_path_factory) -> Path:
     flags = [*setup_script["CXXFLAGS"].split(), "-O1", "-g1", "-pthread", "-I", str(ROOT / "csrc")]
     instrumented = [*flags, sanitize, "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
     kernels, program = ROOT / "csrc" / "cpu", ROOT / "csrc" / "test"
-    # What cannot run here need not be compiled: with a sanitizer a level takes 20 seconds. Threads
-    # share the same tasks whatever computes a tile, so that one model of pairs is enough for them.
-    models = {"avx512_bf16_model"} | ({"amx_model"} if sanitizer == "address" else set())
+    # What cannot run here need not be compiled: with a sanitizer a level takes 20 seconds. Who may
+    # touch what when does not depend on what computes a tile, so that threads need no models.
+    modelled = sanitizer == "address"
     levels = {
         level: extra
         for level, extra in setup_script["LEVELS"].items()
         if level == "portable"
-        or level in models
-        or not (level.endswith("_model") or cpu.missing(level))
+        or (modelled if level.endswith("_model") else not cpu.missing(level))
     }
     defines = [f"-DSTAL_LEVEL_{level.upper()}" for level in levels]
     jobs = [

@@ -91,8 +91,7 @@ def driver(sanitizer, setup_script, tmp_path_factory) -> Path:
     levels = {
         level: extra
         for level, extra in setup_script["LEVELS"].items()
-        if level == "portable"
-        or (modelled if level.endswith("_model") else not cpu.missing(level))
+        if level == "portable" or (modelled if level.endswith("_model") else not cpu.missing(level))
     }
     defines = [f"-DSTAL_LEVEL_{level.upper()}" for level in levels]
     jobs = [

@@ -120,8 +120,8 @@ def test_positions_count_those_that_wait(start):
 def test_a_server_that_stops_does_what_it_has_accepted(pipe):
     import httpx
 
-    from stal.app.serving import Server, address, bound
     from stal.app.server import create_app
+    from stal.app.serving import Server, address, bound
 
     sock, ready = bound("127.0.0.1", 0), threading.Event()
     app = create_app(pipe)
@@ -148,8 +148,8 @@ def test_a_server_that_stops_lets_the_page_fetch_what_is_done(pipe):
     import httpx
 
     from stal.app.page_files import PageFile
-    from stal.app.serving import Server, address, bound
     from stal.app.server import create_app
+    from stal.app.serving import Server, address, bound
 
     sock, ready = bound("127.0.0.1", 0), threading.Event()
     app = create_app(pipe, page={"index.html": PageFile(b"", "text/html", "")})

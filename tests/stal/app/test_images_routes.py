@@ -152,7 +152,7 @@ def test_the_openai_client_raises_its_own_errors(openai_client, keyed):
     with pytest.raises(openai.BadRequestError, match="n must be at most 4, got 9") as caught:
         images.generate(prompt=TWO, n=9)
     assert (caught.value.param, caught.value.code) == ("n", "limit_exceeded")
-    with pytest.raises(openai.NotFoundError, match="model must be sd, .* got dall-e-3"):
+    with pytest.raises(openai.NotFoundError, match=r"model must be sd, .* got dall-e-3"):
         images.generate(prompt=TWO, model="dall-e-3")
     with (
         openai.OpenAI(base_url=f"{keyed.base_url}/v1", api_key="x" * 20, max_retries=0) as other,

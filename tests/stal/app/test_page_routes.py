@@ -267,8 +267,7 @@ def test_a_drawing_that_nobody_watches_is_cancelled(client, monkeypatch):
     monkeypatch.setattr("stal.app.desk.ABANDONED_S", 0.2)
     desk = client.app.state.desk
     watched, left = begin(client, steps=100), begin(client, steps=100)
-    for _, name, _ in events(client, left):
-        break
+    next(events(client, left))
     found = [name for _, name, _ in events(client, watched)]
     assert found[-1] == "done"
     assert desk._open == {}

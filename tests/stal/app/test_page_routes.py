@@ -180,7 +180,7 @@ def test_a_picture_is_opened_with_its_settings(client):
     ],
 )
 def test_layouts_of_other_programs_are_opened(client, text):
-    pixels = {"width": 64, "height": 64} if text.startswith("[[") else {}
+    pixels = {"width": 64, "height": 64}
     opened = client.post("/api/open", params=pixels, content=text.encode()).json()
     (placed,) = opened["layout"]["objects"]
     assert (placed["phrase"], placed["box"]) == ("a cat", [0.25, 0.5, 0.5, 1.0])

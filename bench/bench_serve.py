@@ -7,6 +7,8 @@ Parts:
   when it says. Memory of the server (resident) after a tenth of them, and after all.
 * load: requests that arrive at random (Poisson) at shares of the capacity, and how long they take.
 * burst: requests at once, on a connection each; how many are served and how many refused.
+* previews: drawings of the page (`stal app`) whose events somebody reads; from a step to its
+  preview, over the time between two steps, by what the server counts (means).
 
 Every answer is looked at: it is a picture of the size and with the seed that were asked for, or a
 429 with Retry-After; anything else is an error, and is counted.
@@ -44,7 +46,7 @@ PROMPTS = (
     "a red circle to the left of a blue square",
     "a red circle, a green ring above a yellow cross",
 )
-PARTS = ("capacity", "clients", "load", "burst")
+PARTS = ("capacity", "clients", "load", "burst", "previews")
 COLUMNS = {
     "what": 30,
     "requests": 8,
@@ -57,6 +59,7 @@ COLUMNS = {
     "errors": 6,
     "RSS before, MB": 14,
     "RSS after, MB": 13,
+    "preview / step": 14,
 }
 KEY = ("what", "requests")
 
@@ -79,14 +82,15 @@ class Asked:
 
 
 @contextmanager
-def server(queue: int, rows: int) -> Iterator[tuple[str, int]]:
-    """The address and the process's number of a new server."""
+def server(queue: int, rows: int, *, page: bool = False) -> Iterator[tuple[str, int]]:
+    """The address and the process's number of a new server. page: of `stal app`."""
     options = ["--port", "0", "--queue", str(queue), "--max-rows", str(rows)]
-    command = [sys.executable, "-m", "stal", "serve", *options]
+    kind = ["app", "--no-browser"] if page else ["serve"]
+    command = [sys.executable, "-m", "stal", *kind, *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
-        found = re.search(r"http://\S+(?=/v1)", process.stdout.readline())
+        found = re.search(r"http://[\d.]+:\d+", process.stdout.readline())
         if found is None:
             raise RuntimeError("the server did not start")
         yield found[0], process.pid
@@ -177,6 +181,44 @@ async def arriving(url: str, asked: Asked, count: int, rate: float) -> tuple[See
         return seen, time.perf_counter() - start
 
 
+async def watched(url: str, asked: Asked, drawings: int) -> float:
+    """Draws for the page; the mean time of a preview over that of a step."""
+
+    async def one(made: httpx.AsyncClient, seed: int) -> None:
+        size = {"width": asked.side, "height": asked.side}
+        prompt = PROMPTS[seed % len(PROMPTS)]
+        found = await made.post("/api/layout", json={"prompt": prompt, **size})
+        body = {"prompt": prompt, "layout": found.json()["layout"], "seed": seed, **size}
+        begun = await made.post("/api/drawings", json={**body, "steps": asked.steps})
+        events = f"/api/drawings/{begun.json()['id']}/events"
+        async with made.stream("GET", events) as stream:
+            names = [line async for line in stream.aiter_lines() if line.startswith("event: ")]
+        if names[-1] != "event: done":
+            raise RuntimeError(f"a drawing must end, got {names[-1]}")
+
+    async with client(url, drawings) as made:
+        await one(made, 0)
+        before = (await made.get("/metrics")).text
+        await asyncio.gather(*(one(made, seed) for seed in range(drawings)))
+        after = (await made.get("/metrics")).text
+
+    def mean(name: str) -> float:
+        total, count = (
+            sample(after, f"stal_{name}_seconds_{kind}")
+            - sample(before, f"stal_{name}_seconds_{kind}")
+            for kind in ("sum", "count")
+        )
+        return total / count
+
+    return mean("preview") / mean("step")
+
+
+def sample(text: str, name: str) -> float:
+    """A number of /metrics."""
+    found = re.search(rf"^{name} (\S+)$", text, re.MULTILINE)
+    return 0.0 if found is None else float(found[1])
+
+
 def add(
     table: Table,
     what: str,
@@ -198,6 +240,7 @@ def add(
         "errors": str(seen.errors.total()),
         "RSS before, MB": "" if memory is None else f"{memory[0]:.0f}",
         "RSS after, MB": "" if memory is None else f"{memory[1]:.0f}",
+        "preview / step": "",
     }
     table.add(cells, took_s=sorted(seen.took_s), errors=dict(seen.errors), wall_s=seconds)
     if seen.errors:
@@ -253,6 +296,13 @@ def main(
             before = resident_mb(pid)
             seen, seconds = asyncio.run(closed(url, asked, range(burst), burst, again=False))
             add(table, "at once", burst, seen, seconds, (before, resident_mb(pid)))
+    if "previews" in wanted:
+        with server(queue, rows, page=True) as (url, _):
+            for drawings in (1, 8):
+                ratio = asyncio.run(watched(url, Asked(25, 64), drawings))
+                cells = dict.fromkeys(COLUMNS, "") | {"what": "previews, 25 steps, 64 pixels"}
+                cells |= {"requests": str(drawings), "preview / step": f"{ratio:.2f}"}
+                table.add(cells, preview_over_step=ratio)
     if output is not None:
         table.merge(output, KEY, lambda row: True, **cpu_details())
 

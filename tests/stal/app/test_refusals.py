@@ -116,7 +116,7 @@ DRAWINGS = [
         "weights.curve must have ascending times",
     ),
     (
-        {**boxed((0, 0, 1, 1)), "weights": {"regions": [{"strength": 2}]}},
+        {**boxed((0, 0, 1, 1)), "weights": {"regions": [{"strength": 5}]}},
         "strength must be less than",
     ),
     ({**boxed((0, 0, 1, 1)), "sampler": "magic"}, "sampler must be one of"),
@@ -144,7 +144,7 @@ def test_a_prompt_with_markup_is_a_text(client):
 
 
 BODIES = [
-    (b"", "prompt must be given"),
+    (b"", "the body must be given"),
     (b"{", "the body must be JSON"),
     (b"\xff\xfe", "the body must be JSON"),
     (b"[" * 100_000, "the body must be JSON"),

@@ -28,6 +28,7 @@ from stal.app.schema import (
     OpenAnswer,
     WeightsAnswer,
     WeightsRequest,
+    Word,
     Words,
 )
 from stal.app.script import script
@@ -175,7 +176,7 @@ def api_routes(desk_of: Any, responses: dict[int | str, dict[str, Any]]) -> APIR
         _, result = desk.finished(id)
         model, prompt = desk.engine.pipe.model, result.settings["prompt"]
         found = await desk.checked(lambda: words_of(model, prompt))
-        return Words(words=[{"index": i, "text": text} for i, (text, _) in enumerate(found)])
+        return Words(words=[Word(index=i, text=text) for i, (text, _) in enumerate(found)])
 
     @router.get("/drawings/{id}/attention", response_class=Response)
     async def attention(id: str, request: Request, word: Annotated[int, Query(ge=0)]) -> Response:

@@ -16,15 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stal.layout.order import Order
+from stal.layout.stage import LIES, Part
 from stal.relations import GEOMETRY, Statement
 
 if TYPE_CHECKING:
     from stal.layout.coverage import Array
-    from stal.layout.stage import Part
 
 GAP = 0.02  # between boxes of which one comes before the other
 TOLERANCE = 1e-3  # what may be lacking of a half-space that counts as fulfilled
-LIES = 0.45  # a thing that others sink into so far is flat: they lie anywhere on it
 _FAR = 0.15  # between boxes that are "far from" each other
 # The centres of "a left of b" differ along y by at most this share of what they differ along x.
 _SLOPE = 0.8

@@ -23,11 +23,11 @@ from numpy.typing import NDArray
 
 from stal.layout.half_spaces import GAP, TOLERANCE, HalfSpaces, half_spaces_of
 from stal.layout.order import Order, orders_of
+from stal.layout.stage import LIES, Part
 from stal.relations import GEOMETRY, NOWHERE, Side, Statement
 
 if TYPE_CHECKING:
     from stal.layout.coverage import Array, Box
-    from stal.layout.stage import Part
 
 _ROUNDS, _FREE_ROUNDS = 100, 20
 # (dt)^2 counts this many times as much as (dc)^2: of what two boxes of 0.3 lack, a third is taken
@@ -109,8 +109,10 @@ def project(
     across = centre[:, 0].copy()
     relations = _rings(relations, across, scene=bool(parts))
     roots = across[_roots(relations, n)]
-    _lay_out(relations, centre, size, free)
-    relations += _neighbours(relations, across)
+    flat = {i for i, part in enumerate(parts) if part.sink >= LIES}
+    rows = [each for each in relations if each[2] not in flat]
+    _lay_out(rows, centre, size, free)
+    relations += _neighbours(rows, across)
     likely = _likely(parts, relations)
     tries = [(likely, True, own)] if likely else []
     tries += [([], True, own), ([], False, own)]
@@ -121,15 +123,15 @@ def project(
         said = [*relations, *taken]
         orders = orders_of(said, n, lambda i, j: (roots[i], across[i]) <= (roots[j], across[j]))
         stated = partial(half_spaces_of, said, orders, aspect, straight, parts=parts)
-        rows, related = stated()
-        found = _search(centre, size, own, rows, related)
+        spaces, related = stated()
+        found = _search(centre, size, own, spaces, related)
         if found is not None:
             break
     if found is not None:
         moved = not np.array_equal(found[0], centre) and not parts
         centre, size = _loosened(*found, size, own, stated, orders) if moved else found
     elif fixed:
-        _, centre, size = _settle(centre[None], size, own, rows, related)
+        _, centre, size = _settle(centre[None], size, own, spaces, related)
     else:
         # A row and a column of its own for each box fulfil every order.
         ranks = [{i: rank for rank, i in enumerate(order.sequence)} for order in orders]

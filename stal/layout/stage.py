@@ -36,6 +36,7 @@ _FLOOR = 0.95  # the foot of what is nearest
 # 1 / distance, by what it changes for what is behind, and of what is in the distance.
 _NEAR, _BEHIND, _DISTANT = 0.85, 0.6, 0.12
 _FAR_SIZE = 0.6  # sizes go with this power of it
+_MANY = 5  # from so many things on a flat one, they lie in three rows
 _RAISED = 0.3  # of what is more empty over a scene than under it, by what it is raised
 # ... and with this one of sizes in metres, down to that share of the largest thing's, and then with
 # that one.
@@ -59,6 +60,7 @@ _SEATS = word_set(
     " elephant bicycle bike motorcycle motorbike scooter boat canoe kayak rowboat raft sled sleigh"
     " wheelchair stroller carriage cart wagon cushion pillow unicorn dragon bear cow lily"
 )
+LIES = 0.45  # what others sink into so far is flat: they lie anywhere on it
 _SINKS = {"flat": 0.5, "land": 0.45, "seat": 0.4, "alive": 0.15, "": 0.12}
 # What is under them is seen between their legs, or under their roof.
 _CANOPIES = word_set(
@@ -529,7 +531,11 @@ class _Stage:
         if ring[1:]:
             self._put(i, *self._in_ring(i, j, ring.index(i)))
             return
-        self._put(i, *place[part.how]())
+        across, down = place[part.how]()
+        row = self._row(i)
+        if part.how == "on" and len(row) >= _MANY and self.parts[j].sink >= LIES:
+            down += (row.index(i) % 3 - 1) * 0.3 * h  # they lie in rows
+        self._put(i, across, down)
         if part.how == "around":
             self.box[i][2:] = [min(0.98, max(own_w, 1.3 * w)), min(0.98, max(own_h, 1.2 * h))]
 

@@ -160,7 +160,8 @@ ADJECTIVES = COLOURS | word_set(
     " rubber leather fluffy soft hard rough smooth shiny bright dark pale colorful colourful"
     " striped spotted plain empty blank solid clean dirty beautiful cute open closed sleek"
     " single same different identical majestic tasty delicious fresh hot cold warm heavy"
-    " low curious ripe furry wet dry snowy sunny sharp rich cool plump gentle delicate crisp sweet calm"
+    " low curious ripe furry wet dry snowy sunny sharp rich cool plump gentle delicate crisp sweet"
+    " calm"
     " cozy cosy rustic ornate elegant ancient misty foggy messy tidy lush serene magical mystical"
     " strong deep steep quiet vast tough vibrant gnarled broken upside-down upright high aloft idle"
 )

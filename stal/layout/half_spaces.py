@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stal.layout.order import Order
-from stal.layout.stage import LIES, Part
 from stal.relations import GEOMETRY, Statement
 
 if TYPE_CHECKING:
     from stal.layout.coverage import Array
+    from stal.layout.stage import Part
 
 GAP = 0.02  # between boxes of which one comes before the other
 TOLERANCE = 1e-3  # what may be lacking of a half-space that counts as fulfilled
@@ -195,7 +195,7 @@ def _of_orders(
             if axis == 1 and parts and not touching and parts[i].is_up:
                 k = _on(axis, 0.2)
             gap = GAP if touching or overlapping else max(GAP, room)
-            lies = touching and bool(parts) and parts[j].sink >= LIES
+            lies = touching and bool(parts) and parts[j].is_flat
             if touching and parts:
                 seat = _on(axis, 0.5 - parts[j].sink - _SINK)
                 rows.append((i, j, _on(axis, 1.0), 0.0, _on(axis, 0.5), seat))

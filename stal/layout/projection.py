@@ -23,11 +23,11 @@ from numpy.typing import NDArray
 
 from stal.layout.half_spaces import GAP, TOLERANCE, HalfSpaces, half_spaces_of
 from stal.layout.order import Order, orders_of
-from stal.layout.stage import LIES, Part
 from stal.relations import GEOMETRY, NOWHERE, Side, Statement
 
 if TYPE_CHECKING:
     from stal.layout.coverage import Array, Box
+    from stal.layout.stage import Part
 
 _ROUNDS, _FREE_ROUNDS = 100, 20
 # (dt)^2 counts this many times as much as (dc)^2: of what two boxes of 0.3 lack, a third is taken
@@ -109,7 +109,7 @@ def project(
     across = centre[:, 0].copy()
     relations = _rings(relations, across, scene=bool(parts))
     roots = across[_roots(relations, n)]
-    flat = {i for i, part in enumerate(parts) if part.sink >= LIES}
+    flat = {i for i, part in enumerate(parts) if part.is_flat}
     rows = [each for each in relations if each[2] not in flat]
     _lay_out(rows, centre, size, free)
     relations += _neighbours(rows, across)

@@ -60,7 +60,6 @@ _SEATS = word_set(
     " elephant bicycle bike motorcycle motorbike scooter boat canoe kayak rowboat raft sled sleigh"
     " wheelchair stroller carriage cart wagon cushion pillow unicorn dragon bear cow lily"
 )
-LIES = 0.45  # what others sink into so far is flat: they lie anywhere on it
 _SINKS = {"flat": 0.5, "land": 0.45, "seat": 0.4, "alive": 0.15, "": 0.12}
 # What is under them is seen between their legs, or under their roof.
 _CANOPIES = word_set(
@@ -109,6 +108,11 @@ class Part:
         if self.noun in _SEATS:
             return _SINKS["seat"]
         return _SINKS["alive" if self.alive else ""]
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether things lie anywhere on it, not only at its top."""
+        return self.thing.rests_on in ("flat", "land")
 
     @property
     def is_up(self) -> bool:
@@ -533,7 +537,7 @@ class _Stage:
             return
         across, down = place[part.how]()
         row = self._row(i)
-        if part.how == "on" and len(row) >= _MANY and self.parts[j].sink >= LIES:
+        if part.how == "on" and len(row) >= _MANY and self.parts[j].is_flat:
             down += (row.index(i) % 3 - 1) * 0.3 * h  # they lie in rows
         self._put(i, across, down)
         if part.how == "around":

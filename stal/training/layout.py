@@ -186,15 +186,15 @@ def _fit(
             torch.manual_seed(rng.getrandbits(31))
             batch = [_augment(rng.choice(pool), rng) for pool in _choose(pools, recipe.batch, rng)]
             network.train()
-            found = network.mixtures([tokens for tokens, _ in batch])
-            loss = torch.stack([_loss(each, batch, recipe.relative) for each in found]).sum()
+            mixtures = network.mixtures([tokens for tokens, _ in batch])
+            loss = torch.stack([_loss(each, batch, recipe.relative) for each in mixtures]).sum()
             optimizer.zero_grad()
             loss.backward()
             for member in network.members:
                 torch.nn.utils.clip_grad_norm_(member.parameters(), 1.0)
             optimizer.step()
             if (step + 1) % 25 == 0:
-                bar.set_postfix(loss=f"{loss.item() / len(found):.3f}")
+                bar.set_postfix(loss=f"{loss.item() / len(mixtures):.3f}")
             if (step + 1) % SAVE_EVERY == 0 and step + 1 < recipe.steps:
                 state = _state(network, optimizer)
                 write_checkpoint(output / _STATE, identity, step + 1, state)

@@ -11,6 +11,7 @@ With --folds DIR, where `stal train-layout --fold K --output DIR/K` wrote K = 0 
 is placed by the predictor that was not trained on it (its id modulo 5 is K; prompts of no picture
 are spread alike), and a third table has the likelihood of boxes that training did not see, against
 one Gaussian fitted to the others, and how well sizes agree (`stal.evaluation.realism`).
+--sense FILE has prompts with checks that any sane layout passes (`stal.evaluation.sense`).
 --ablation DIR are such folders of `stal train-layout --no-relative`.
 
 Heavy imports happen late.
@@ -34,6 +35,7 @@ def evaluate_layout(
     nsr1k: _Paths = None,
     counting: _Paths = None,
     captions: _Paths = None,
+    sense: _Paths = None,
     model: Annotated[
         Path | None, typer.Option(help="Folder of a layout predictor; the bundled one if absent.")
     ] = None,
@@ -49,7 +51,7 @@ def evaluate_layout(
     ] = "grammar",
 ) -> None:
     """Score the prompt parser and the layout predictor on labelled sets."""
-    if not (gpt or nsr1k or counting or captions):
+    if not (gpt or nsr1k or counting or captions or sense):
         raise typer.BadParameter("name at least one set, e.g. --gpt FILE")
     check_installed("scipy", "the intervals")
     if engine == "spacy":
@@ -65,6 +67,10 @@ def evaluate_layout(
         parse("", engine=engine)
     except (ImportError, ValueError) as error:
         raise typer.BadParameter(str(error)) from None
+    if sense:
+        _show_sense(sense, model, failures)
+        if not (gpt or nsr1k or counting or captions):
+            return
     ways = placers(model, folds=folds, ablation=ablation)
     # (name, cases, whether to score as NSR-1K does)
     blocks = [(path.name, read_gpt(path), False) for path in gpt or []]
@@ -87,3 +93,18 @@ def evaluate_layout(
             print(f"\n{name}: {kind}: {number}")
             for _, what, prompt in [item for item in found if item[0] == kind][:failures]:
                 print(f"    {what} | {prompt}")
+
+
+def _show_sense(sense: list[Path], model: Path | None, failures: int) -> None:
+    from stal.evaluation.sense import read_sensible, sense_table
+    from stal.layout.predictor import LayoutPredictor
+    from stal.prompts import parse
+
+    predictor = LayoutPredictor.load(model)
+    sets = [(path.name, read_sensible(path)) for path in sense]
+    table, failed = sense_table(
+        sets, lambda texts: [found[0] for found in predictor.predict([parse(t) for t in texts])]
+    )
+    print(f"{table}\n")
+    for prompt, check in failed[:failures]:
+        print(f"    {check} | {prompt}")

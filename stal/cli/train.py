@@ -50,6 +50,7 @@ def train_layout(
     relative: Annotated[
         bool, typer.Option(help="Train on differences of stated pairs too.")
     ] = True,
+    composed: Annotated[bool, typer.Option(help="Train on composed scenes and shapes too.")] = True,
     seed: Annotated[
         int, typer.Option(min=0, max=2**31 - 1, help="Of the data and the initial weights.")
     ] = 0,
@@ -68,6 +69,8 @@ def train_layout(
         recipe = replace(recipe, steps=steps)
     if not relative:
         recipe = replace(recipe, relative=0.0)
+    if not composed:
+        recipe = replace(recipe, composed=0)
     scores = train(
         output,
         recipe,

@@ -12,11 +12,15 @@ from torch import Tensor
 from stal.echo import markdown_table
 from stal.evaluation.intervals import Estimate
 from stal.evaluation.placing import load_folds
-from stal.layout.predictor import LayoutPredictor
+from stal.layout.network import Mixture, Network, boxes_from, normal_form, tokens_of
+from stal.layout.predictor import LayoutPredictor, deviations_of
+from stal.layout.projection import project
+from stal.layout.stage import parts_of
 from stal.training.layout import FOLDS, log_probs, modes, target_of
 from stal.training.layout_data import LayoutExample, read_nsr1k
 
 RESAMPLES = 2000
+_COLUMNS = ("nll", "projected", "cost", "gaussian", "overlap", "constant")
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,8 @@ class Realism:
     Attributes:
         boxes: how many.
         nll: mean -log p a box, of (cx, cy, log w, log h), and its 95% interval.
+        projected: the same where each density is moved as the projection moves its box.
+        cost: mean log p lost by moving the boxes that the predictor begins with.
         gaussian: the same of one Gaussian fitted to the boxes that training saw.
         gain: gaussian - nll, and the interval of this difference, paired by picture.
         overlap: mean overlap (intersection over union at one centre) of the likeliest and the real
@@ -38,6 +44,8 @@ class Realism:
 
     boxes: int
     nll: Estimate
+    projected: Estimate
+    cost: Estimate
     gaussian: Estimate
     gain: Estimate
     overlap: Estimate
@@ -61,25 +69,28 @@ def realism_of(paths: Sequence[Path], folds: Path) -> Realism:
     for fold, predictor in enumerate(load_folds(folds)):
         for image, sums in _sums(examples, fold, predictor):
             by_image[image] = by_image.get(image, 0) + sums
-    sums = torch.stack(list(by_image.values()))  # (pictures, 5)
+    sums = torch.stack(list(by_image.values()))  # (pictures, 7)
     generator = torch.Generator("cpu").manual_seed(0)
     picks = torch.randint(len(sums), (RESAMPLES, len(sums)), generator=generator, device="cpu")
-    draws = sums[picks].sum(1)  # (RESAMPLES, 5)
+    draws = sums[picks].sum(1)  # (RESAMPLES, 7)
 
-    def estimate(*signs: float) -> Estimate:
-        each = (draws[:, :4] @ sums.new_tensor(signs)) / draws[:, 4]
+    def estimate(**signs: float) -> Estimate:
+        by = sums.new_tensor([signs.get(name, 0.0) for name in _COLUMNS])
+        each = (draws[:, :-1] @ by) / draws[:, -1]
         low, high = each.quantile(each.new_tensor([0.025, 0.975])).tolist()
         total = sums.sum(0)
-        return Estimate(float((total[:4] @ sums.new_tensor(signs)) / total[4]), low, high)
+        return Estimate(float((total[:-1] @ by) / total[-1]), low, high)
 
     return Realism(
-        int(sums[:, 4].sum()),
-        nll=estimate(1.0, 0.0, 0.0, 0.0),
-        gaussian=estimate(0.0, 1.0, 0.0, 0.0),
-        gain=estimate(-1.0, 1.0, 0.0, 0.0),
-        overlap=estimate(0.0, 0.0, 1.0, 0.0),
-        constant=estimate(0.0, 0.0, 0.0, 1.0),
-        overlap_gain=estimate(0.0, 0.0, 1.0, -1.0),
+        int(sums[:, -1].sum()),
+        nll=estimate(nll=1.0),
+        projected=estimate(projected=1.0),
+        cost=estimate(cost=1.0),
+        gaussian=estimate(gaussian=1.0),
+        gain=estimate(nll=-1.0, gaussian=1.0),
+        overlap=estimate(overlap=1.0),
+        constant=estimate(constant=1.0),
+        overlap_gain=estimate(overlap=1.0, constant=-1.0),
     )
 
 
@@ -88,8 +99,7 @@ def _sums(
 ) -> list[tuple[int, Tensor]]:
     """(image, sums over its boxes) of each example of a fold.
 
-    Sums are (5,): -log p, the Gaussian's, the overlap of the likeliest size, that of the mean size,
-    and the number of boxes.
+    Sums are (7,): those of `_COLUMNS` and the number of boxes.
     """
     seen = torch.cat([target_of(each) for each in examples if each.image % FOLDS != fold])
     seen = seen[~seen.isnan().any(1)]
@@ -97,12 +107,18 @@ def _sums(
     held = [each for each in examples if each.image % FOLDS == fold]
     ours = log_probs(predictor.network, held)
     found = []
-    for example, logs, mode in zip(held, ours, modes(predictor.network, held), strict=True):
+    likely = modes(predictor.network, held)
+    for example, logs, mode in zip(held, ours, likely, strict=True):
         z = target_of(example)
         known = ~z.isnan().any(1)
         real = z[known]
+        mixture, before, after = projected(predictor.network, example)
+        shifted = mixture.log_prob((z.nan_to_num() - (after - before))[None])[0, known]
+        cost = (mixture.log_prob(before[None]) - mixture.log_prob(after[None]))[0, known]
         columns = (
             -real.new_tensor(logs),
+            -shifted,
+            cost,
             -normal.log_prob(real),
             _overlap(mode[known, 2:], real[:, 2:]),
             _overlap(normal.loc[2:].expand(len(real), 2), real[:, 2:]),
@@ -110,6 +126,29 @@ def _sums(
         )
         found.append((example.image, torch.stack(columns, dim=1).sum(0)))
     return found
+
+
+@torch.inference_mode()
+def projected(network: Network, example: LayoutExample) -> tuple[Mixture, Tensor, Tensor]:
+    """The density of an example's boxes, and the z that a layout begins and ends with, (n, 4)."""
+    tokens = tokens_of(
+        example.phrases,
+        example.relations,
+        aspect=example.aspect,
+        scene=example.scene,
+        sides=example.sides,
+    )
+    mixture = network([tokens])
+    before = mixture.scene()[0]
+    boxes = project(
+        boxes_from(before),
+        example.relations,
+        aspect=example.aspect,
+        sides=example.sides,
+        parts=parts_of(example.phrases, example.relations, example.scene),
+        deviations=deviations_of(mixture, len(before)),
+    )
+    return mixture, before, normal_form(boxes)
 
 
 def _overlap(sizes: Tensor, real: Tensor) -> Tensor:
@@ -123,9 +162,12 @@ def realism_table(rows: dict[str, Realism]) -> str:
     first = next(iter(rows.values()))
     head = [
         *(f"{first.boxes} held-out boxes", "NLL", "gain over one Gaussian"),
+        *("NLL after projection", "log p that projection costs"),
         *("overlap of sizes", "gain over the mean size"),
     ]
-    lines = [["one Gaussian, the mean size", str(first.gaussian), "-", str(first.constant), "-"]]
+    lines = [["one Gaussian, the mean size", str(first.gaussian), "-", "-", "-"]]
+    lines[0] += [str(first.constant), "-"]
     for name, r in rows.items():
-        lines.append([name, *map(str, (r.nll, r.gain, r.overlap, r.overlap_gain))])
+        likelihood = (r.nll, r.gain, r.projected, r.cost)
+        lines.append([name, *map(str, (*likelihood, r.overlap, r.overlap_gain))])
     return "\n".join(markdown_table(head, lines))

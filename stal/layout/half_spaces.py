@@ -20,12 +20,14 @@ from stal.relations import GEOMETRY, Statement
 
 if TYPE_CHECKING:
     from stal.layout.coverage import Array
+    from stal.layout.stage import Part
 
 GAP = 0.02  # between boxes of which one comes before the other
 TOLERANCE = 1e-3  # what may be lacking of a half-space that counts as fulfilled
 _FAR = 0.15  # between boxes that are "far from" each other
 # The centres of "a left of b" differ along y by at most this share of what they differ along x.
 _SLOPE = 0.8
+_SINK = 0.08  # how much deeper than usual a thing may sit in what bears it, as a share of that one
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,7 @@ def half_spaces_of(
     aspect: float,
     straight: bool,
     room: float = 0.0,
+    parts: Sequence[Part] = (),
 ) -> tuple[HalfSpaces, dict[frozenset[int], float]]:
     """The half-spaces of statements, and which pairs are kept apart otherwise than the rest.
 
@@ -113,11 +116,13 @@ def half_spaces_of(
         aspect: width / height of the canvas.
         straight: whether what comes before another thing along an axis stands straight beside it.
         room: between boxes of which one comes before the other, if more than `GAP`.
+        parts: what each thing does in the scene: who is on a bench sits in it, and what is under
+            a table is seen between its legs. Without, boxes only touch.
 
     Returns:
         The half-spaces, and by pair of boxes how far they are kept apart: -1 for not at all.
     """
-    rows = _of_orders(relations, orders, aspect, straight, room)
+    rows = _of_orders(relations, orders, aspect, straight, room, parts)
     ordered = {frozenset(edge) for order in orders for edge in order.edges}
     related = dict.fromkeys(ordered, -1.0)
     for i, name, j in relations:
@@ -135,7 +140,8 @@ def half_spaces_of(
         elif kind == "around":
             rows += _within(i, j, 0.5, -0.5)
         elif kind == "overlapping":
-            rows += _within(i, j, 0.4, 0.4)
+            distant = bool(parts) and "far" in (parts[i].thing.rests_on, parts[j].thing.rests_on)
+            rows += _within(i, j, *((0.5, 0.5) if distant else (0.4, 0.4)))
             far, near = (i, j) if GEOMETRY[name].depth < 0 else (j, i)
             if straight and name != "held by" and far not in orders[1].reach[near]:
                 # What is farther away stands higher in a picture.
@@ -144,8 +150,9 @@ def half_spaces_of(
                 # A hand is at the height of the holder's middle, or hangs below it.
                 rows.append((j, i, (0.0, 1.0), 0.0, (0.0, 0.05), (0.0, 0.0)))
         elif kind == "touching":
-            rows += _within(i, j, 0.5, 0.5)
-            continue
+            rows += _within(i, j, *((0.42, 0.42) if parts else (0.5, 0.5)))
+            if not parts:
+                continue
         elif kind == "apart":
             related[pair] = _FAR
             continue
@@ -161,6 +168,7 @@ def _of_orders(
     aspect: float,
     straight: bool,
     room: float,
+    parts: Sequence[Part],
 ) -> list[_HalfSpace]:
     """Those of the pairs of which one comes before the other."""
     contact = {
@@ -169,6 +177,11 @@ def _of_orders(
         if GEOMETRY[name].contact
     }
     ordered = [{frozenset(edge) for edge in order.edges} for order in orders]
+    under = {
+        frozenset((i, j))
+        for i, name, j in relations
+        if parts and name == "below" and parts[j].is_canopy
+    }
     touched = Counter(j for i, name, j in relations if GEOMETRY[name].contact == "touching")
     rows: list[_HalfSpace] = []
     for axis, order in enumerate(orders):
@@ -177,9 +190,16 @@ def _of_orders(
         for i, j in order.edges:
             pair = frozenset((i, j))
             touching = contact.get(pair) == "touching" and axis == 1
-            overlapping = contact.get(pair) == "overlapping"
+            overlapping = contact.get(pair) == "overlapping" or (axis == 1 and pair in under)
             k = _on(axis, 0.1 if overlapping else 0.45 if touching else 0.5)
+            if axis == 1 and parts and not touching and parts[i].is_up:
+                k = _on(axis, 0.2)
             gap = GAP if touching or overlapping else max(GAP, room)
+            lies = touching and bool(parts) and parts[j].is_flat
+            if touching and parts:
+                seat = _on(axis, 0.5 - parts[j].sink - _SINK)
+                rows.append((i, j, _on(axis, 1.0), 0.0, _on(axis, 0.5), seat))
+                k = _on(axis, 0.0)
             rows.append((i, j, _on(axis, 1.0), gap, k, k))
             if overlapping:
                 rows += _within(i, j, 0.4, 0.4)
@@ -188,7 +208,7 @@ def _of_orders(
                 # With its middle well over it; where that cannot be had, with an end.
                 own, its = (_on(0, 0.0), _on(0, -0.3)) if straight else (_on(0, -0.4), _on(0, -0.4))
                 rows += [(i, j, _on(0, sign), 0.0, own, its) for sign in (1.0, -1.0)]
-            together = touching and touched[j] > 1
+            together = lies or (touching and touched[j] > 1)
             if straight and not together and pair not in ordered[1 - axis]:
                 for sign in (1.0, -1.0):
                     normal = (slope, sign) if axis == 0 else (sign, slope)

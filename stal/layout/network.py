@@ -10,9 +10,10 @@ A box is z = (cx, cy, log w, log h), fractions of the canvas:
 from __future__ import annotations
 
 import math
+import random
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -24,11 +25,16 @@ from stal.budget import MOST_ROWS
 from stal.checked_json import shown, typed
 from stal.config_values import whole
 from stal.layout.coverage import Box
-from stal.prompts.things import thing_of
-from stal.relations import GEOMETRY, Statement
+from stal.layout.stage import stage
+from stal.prompts.scene import SETTINGS, SHOTS, Scene, scene_of
+from stal.prompts.things import RESTS_ON, thing_of
+from stal.relations import GEOMETRY, Side, Statement
 
 # Real boxes vary: a sharper component is an example learned by heart.
 _LEAST_LOG_STD = -2.5
+# Added to the mean of a size's logarithm: a box that is too large by a factor shares more with the
+# real one than a box that is too small by it.
+_LARGER = 0.08
 
 _CONTACTS = ("beside", "apart", "touching", "overlapping", "inside", "around")
 # An edge says what `stal.relations.GEOMETRY` says of a pair, then the same of the reversed pair,
@@ -36,8 +42,12 @@ _CONTACTS = ("beside", "apart", "touching", "overlapping", "inside", "around")
 ONE_WAY = 6 + len(_CONTACTS)  # what is said of a pair
 EDGE_FEATURES = 2 * ONE_WAY + 1
 EXTENTS = 3.0  # what logarithms of metres are divided by
-_SIZES = 5  # what `_sizes` says of an object
-_CONTEXT = 4 + _SIZES  # beside the phrase: sizes, twins (2), log aspect, log number of objects
+SIZES = 5  # the columns of `_facts` that are measures; what a thing rests on follows
+_FACTS = SIZES + len(RESTS_ON)
+_SCENE = len(SHOTS) + len(SETTINGS)
+# Beside the phrase: facts, the stage's guess (4), twins (2), logarithms of the aspect and of the
+# number of objects, the scene.
+_CONTEXT = _FACTS + 4 + 4 + _SCENE
 
 
 @dataclass(frozen=True)
@@ -50,6 +60,8 @@ class Config:
         width: of an object's token.
         layers, heads: of the transformer.
         components: of each mixture.
+        staged: how many of these are about the stage's guess; the others lie on the canvas.
+        members: networks of the ensemble.
     """
 
     buckets: int = 4096
@@ -57,7 +69,9 @@ class Config:
     width: int = 64
     layers: int = 2
     heads: int = 4
-    components: int = 5
+    components: int = 6
+    staged: int = 2
+    members: int = 3
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Config:
@@ -72,6 +86,10 @@ class Config:
         config = cls(**sizes)
         if config.width % config.heads:
             raise ValueError(f"heads must divide {config.width} features, got {config.heads}")
+        if config.staged > config.components:
+            raise ValueError(
+                f"staged must be at most {config.components} components, got {config.staged}"
+            )
         return config
 
 
@@ -82,21 +100,31 @@ class Tokens:
     Attributes:
         phrases: (phrase, noun) an object.
         edges: (n, n, EDGE_FEATURES) float32.
-        sizes: (n, 5) float32, what `stal.prompts.things` knows of the nouns.
+        facts: (n, facts) float32, what `stal.prompts.things` knows of the nouns.
+        staged: (n, 4) float32, z as `stal.layout.stage` has it.
         twins: (n, 2) float32, which of the objects of one phrase it is, in [0, 1] from left to
             right, and 1 / their number.
         aspect: width / height of the canvas.
+        scene: the picture as a whole.
     """
 
     phrases: tuple[tuple[str, str], ...]
     edges: Tensor
-    sizes: Tensor
+    facts: Tensor
+    staged: Tensor
     twins: Tensor
     aspect: float
+    scene: Scene
 
 
 def tokens_of(
-    phrases: Sequence[tuple[str, str]], relations: Sequence[Statement], *, aspect: float
+    phrases: Sequence[tuple[str, str]],
+    relations: Sequence[Statement],
+    *,
+    aspect: float,
+    scene: Scene | None = None,
+    sides: Sequence[Side] = (),
+    rng: random.Random | None = None,
 ) -> Tokens:
     """What the network reads of a prompt.
 
@@ -104,6 +132,9 @@ def tokens_of(
         phrases: (phrase, noun) an object.
         relations: (subject, predicate, object) with indices into phrases.
         aspect: width / height of the canvas.
+        scene: the picture as a whole; what the nouns tell of it if None.
+        sides: an object's position on the canvas, as `stal.prompts.Object.position`; or none.
+        rng: of a stage by chance.
 
     Returns:
         Tokens of n = len(phrases) objects.
@@ -123,12 +154,16 @@ def tokens_of(
             place_in_row = rank / (len(group) - 1) if len(group) > 1 else 0.5
             twins[index] = twins.new_tensor([place_in_row, 1 / len(group)])
             edges[index, group, -1] = 1.0
-    return Tokens(tuple(phrases), edges, _sizes(phrases), twins, aspect)
+    scene = scene_of("", [noun for _, noun in phrases]) if scene is None else scene
+    guess = stage(phrases, relations, scene, aspect=aspect, sides=sides, rng=rng)
+    staged = torch.tensor(guess, dtype=torch.float32, device="cpu").reshape(n, 4)
+    return Tokens(tuple(phrases), edges, _facts(phrases), staged, twins, aspect, scene)
 
 
-def _sizes(phrases: Sequence[tuple[str, str]]) -> Tensor:
-    """Of each object: 1 if its size is known, how large it is and as a share of the largest one,
-    its aspect, and its height over the ground; in logarithms, 0 where nothing is known."""
+def _facts(phrases: Sequence[tuple[str, str]]) -> Tensor:
+    """Of each object: 1 if it is known, how large it is and as a share of the largest one, its
+    aspect, its height over the ground, in logarithms, and what it rests on; 0 where nothing is
+    known."""
     known = [thing_of(noun, phrase) for phrase, noun in phrases]
     largest = max((thing.extent for thing in known if thing), default=1.0)
     rows = [
@@ -138,9 +173,10 @@ def _sizes(phrases: Sequence[tuple[str, str]]) -> Tensor:
             math.log(thing.share(largest)),
             math.log(thing.width / thing.height),
             math.log1p(thing.over_ground),
+            *(float(thing.rests_on == kind) for kind in RESTS_ON),
         )
         if thing
-        else (0.0,) * _SIZES
+        else (0.0,) * _FACTS
         for thing in known
     ]
     return torch.tensor(rows, dtype=torch.float32, device="cpu")
@@ -153,13 +189,20 @@ def _features(predicate: str) -> list[float]:
     return signs + [float(g.contact == contact) for contact in _CONTACTS]
 
 
+def _of_scene(scene: Scene) -> list[float]:
+    shots = [float(scene.shot == shot) for shot in SHOTS]
+    return shots + [float(scene.setting == setting) for setting in SETTINGS]
+
+
 def flip(tokens: Tokens) -> Tokens:
     """The tokens of the mirrored scene, in which left is right; the given ones are kept."""
     order = list(range(EDGE_FEATURES))
     for start in (0, ONE_WAY):
         order[start], order[start + 1] = order[start + 1], order[start]
     twins = torch.stack((1 - tokens.twins[:, 0], tokens.twins[:, 1]), dim=1)
-    return Tokens(tokens.phrases, tokens.edges[:, :, order], tokens.sizes, twins, tokens.aspect)
+    staged = tokens.staged.clone()
+    staged[:, 0] = 1 - staged[:, 0]
+    return replace(tokens, edges=tokens.edges[:, :, order], staged=staged, twins=twins)
 
 
 class NGramEncoder(nn.Module):
@@ -225,11 +268,13 @@ class Mixture:
         log_weight: (batch, n, k) float32; their exponentials add up to 1.
         mean: (batch, n, k, 4) float32.
         log_std: (batch, n, k, 4) float32.
+        staged: how many components, the first, are about the stage's guess.
     """
 
     log_weight: Tensor
     mean: Tensor
     log_std: Tensor
+    staged: int = 0
 
     def log_prob(self, z: Tensor) -> Tensor:
         """log p(z).
@@ -266,15 +311,24 @@ class Mixture:
         """Each object's likely z.
 
         The centre is that of the heaviest component, since between two places there may be none;
-        the size is the mean of all, which is nearer to real ones.
+        the size is the mean of all, which is nearer to real ones, and a little more.
 
         Returns:
             (batch, n, 4).
         """
         best = self.log_weight.argmax(-1)[:, :, None, None].expand(-1, -1, 1, 2)
         centre = self.mean[..., :2].gather(2, best).squeeze(2)
-        size = (self.log_weight.exp()[..., None] * self.mean[..., 2:]).sum(2)
+        size = (self.log_weight.exp()[..., None] * self.mean[..., 2:]).sum(2) + _LARGER
         return torch.cat((centre, size), dim=-1)
+
+    def scene(self) -> Tensor:
+        """The z of each object that agree with each other: the mean of the staged components.
+
+        Returns:
+            (batch, n, 4).
+        """
+        share = self.log_weight[..., : self.staged].softmax(-1)
+        return (share[..., None] * self.mean[..., : self.staged, :]).sum(2)
 
     def sample(self, draws: int, generator: torch.Generator) -> Tensor:
         """Draws z of every object, independently.
@@ -323,33 +377,116 @@ class _Layer(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
-class Network(nn.Module):
-    """From tokens to mixtures."""
+class _Member(nn.Module):
+    """One network of the ensemble: from what `Network` reads of a batch to a mixture an object."""
 
-    def __init__(self, config: Config, encoder: PhraseEncoder | None = None) -> None:
-        """Random weights, of torch's global generator.
-
-        encoder: of phrases; one of n-grams, which is trained too, if None.
-        """
+    def __init__(self, config: Config, encoder: PhraseEncoder) -> None:
         super().__init__()
-        self.config = config
-        self.encoder = encoder or NGramEncoder(config.buckets, config.embedding)
-        self.drop = nn.Dropout(0.3)
-        self.embed = nn.Linear(self.encoder.dim + _CONTEXT, config.width)
+        self.config, self.encoder = config, encoder
+        self.drop, self.forget = nn.Dropout(0.5), nn.Dropout(0.15)
+        self.embed = nn.Linear(encoder.dim + _CONTEXT, config.width)
         self.roles = nn.Linear(EDGE_FEATURES, config.width)
         self.layers = nn.ModuleList(
             _Layer(config.width, config.heads) for _ in range(config.layers)
         )
         self.norm = nn.LayerNorm(config.width)
         self.head = nn.Linear(config.width, 9 * config.components)
-        # At first components spread over the canvas, each a quarter of its side wide.
+        # At first components are the stage's guess, or spread over the canvas, a quarter of its
+        # side wide.
         with torch.no_grad():
             self.head.weight.mul_(0.1)
             start = self.head.bias.new_zeros(config.components, 9)
             start[:, 1:3] = 0.5 + 0.2 * torch.randn_like(start[:, 1:3])
             start[:, 3:5] = -1.3 + 0.3 * torch.randn_like(start[:, 3:5])
+            start[: config.staged, 1:5] = 0.0
             start[:, 5:7], start[:, 7:] = -1.5, -0.7
+            start[: config.staged, 5:] = -1.8
             self.head.bias.copy_(start.flatten())
+
+    def forward(self, batch: _Batch) -> Mixture:
+        present = ~batch.absent
+        phrases = self.drop(self.encoder(batch.phrases))
+        x = phrases.new_zeros(*batch.absent.shape, self.config.width)
+        context = self.forget(batch.context[present])
+        x[present] = self.embed(torch.cat((phrases, context), dim=1))
+        x = x + self.roles(batch.edges.sum(2))
+        for layer in self.layers:
+            x = layer(x, batch.edges, batch.absent)
+        out = self.head(self.norm(x)).unflatten(-1, (self.config.components, 9))
+        k, staged = self.config.staged, batch.staged[:, :, None]
+        return Mixture(
+            out[..., 0].log_softmax(-1),
+            torch.cat((out[..., :k, 1:5] + staged, out[..., k:, 1:5]), dim=2),
+            out[..., 5:].clamp(min=_LEAST_LOG_STD, max=1.0),
+            k,
+        )
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Prompts of up to n objects.
+
+    Attributes:
+        phrases: (phrase, noun) of the objects of all.
+        context: (batch, n, context) float32, what is known beside the phrases.
+        edges: (batch, n, n, EDGE_FEATURES) float32.
+        staged: (batch, n, 4) float32.
+        absent: (batch, n) bool, which are padding.
+    """
+
+    phrases: list[tuple[str, str]]
+    context: Tensor
+    edges: Tensor
+    staged: Tensor
+    absent: Tensor
+
+
+def _stacked(batch: Sequence[Tokens]) -> _Batch:
+    n = max(len(tokens.phrases) for tokens in batch)
+    context = torch.zeros(len(batch), n, _CONTEXT, dtype=torch.float32, device="cpu")
+    edges = context.new_zeros(len(batch), n, n, EDGE_FEATURES)
+    staged = context.new_zeros(len(batch), n, 4)
+    absent = torch.ones(len(batch), n, dtype=torch.bool, device="cpu")
+    for row, tokens in enumerate(batch):
+        count = len(tokens.phrases)
+        edges[row, :count, :count] = tokens.edges
+        absent[row, :count] = False
+        staged[row, :count] = tokens.staged
+        whole = [math.log(tokens.aspect), math.log(count), *_of_scene(tokens.scene)]
+        own = (tokens.facts, tokens.staged, tokens.twins)
+        context[row, :count] = torch.cat(
+            (*own, tokens.facts.new_tensor(whole).expand(count, -1)), dim=1
+        )
+    phrases = [pair for tokens in batch for pair in tokens.phrases]
+    return _Batch(phrases, context, edges, staged, absent)
+
+
+class Network(nn.Module):
+    """From tokens to mixtures: an ensemble, whose density is the mean of its members'."""
+
+    def __init__(self, config: Config, encoder: PhraseEncoder | None = None) -> None:
+        """Random weights, of torch's global generator.
+
+        encoder: of phrases; for each member one of n-grams, which is trained too, if None.
+        """
+        super().__init__()
+        self.config = config
+        self.members = nn.ModuleList(
+            _Member(config, encoder or NGramEncoder(config.buckets, config.embedding))
+            for _ in range(config.members)
+        )
+
+    @property
+    def encoder(self) -> PhraseEncoder:
+        """What embeds phrases, of the first member."""
+        member = self.members[0]
+        assert isinstance(member, _Member)
+        return member.encoder
+
+    def mixtures(self, batch: Sequence[Tokens]) -> list[Mixture]:
+        """Each member's mixtures; see `forward`."""
+        stacked = _stacked(batch)
+        return [member(stacked) for member in self.members]
 
     def forward(self, batch: Sequence[Tokens]) -> Mixture:
         """A mixture an object.
@@ -361,31 +498,16 @@ class Network(nn.Module):
             Mixtures (len(batch), n) for the n of the prompt with the most objects; those beyond
             a prompt's own are padding.
         """
-        n = max(len(tokens.phrases) for tokens in batch)
-        x = self.embed.weight.new_zeros(len(batch), n, self.embed.in_features)
-        edges = x.new_zeros(len(batch), n, n, EDGE_FEATURES)
-        absent = torch.ones(len(batch), n, dtype=torch.bool, device="cpu")
-        for row, tokens in enumerate(batch):
-            count = len(tokens.phrases)
-            edges[row, :count, :count] = tokens.edges
-            absent[row, :count] = False
-            x[row, :count, -_CONTEXT:-4] = tokens.sizes
-            x[row, :count, -4:-2] = tokens.twins
-            x[row, :count, -2] = math.log(tokens.aspect)
-            x[row, :count, -1] = math.log(count)
-        present = ~absent
-        phrases = self.encoder([pair for tokens in batch for pair in tokens.phrases])
-        context = x[present][:, -_CONTEXT:]
-        x = x.new_zeros(len(batch), n, self.config.width)
-        x[present] = self.embed(torch.cat((self.drop(phrases), context), dim=1))
-        x = x + self.roles(edges.sum(2))
-        for layer in self.layers:
-            x = layer(x, edges, absent)
-        out = self.head(self.norm(x)).unflatten(-1, (self.config.components, 9))
+        every, k = self.mixtures(batch), self.config.staged
+
+        def joined(parts: Sequence[Tensor]) -> Tensor:
+            return torch.cat([p[:, :, :k] for p in parts] + [p[:, :, k:] for p in parts], dim=2)
+
         return Mixture(
-            out[..., 0].log_softmax(-1),
-            out[..., 1:5],
-            out[..., 5:].clamp(min=_LEAST_LOG_STD, max=1.0),
+            joined([each.log_weight for each in every]) - math.log(len(every)),
+            joined([each.mean for each in every]),
+            joined([each.log_std for each in every]),
+            k * len(every),
         )
 
 

@@ -12,6 +12,7 @@ and `stal.layout.projection` makes what is stated hold. `stal.layout.network` ha
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cache
@@ -40,6 +41,7 @@ from stal.layout.network import (
     tokens_of,
 )
 from stal.layout.projection import project
+from stal.layout.stage import Part, parts_of
 from stal.prompts import Description
 from stal.prompts.things import worn_at
 from stal.prompts.words import PEOPLE, singular_noun
@@ -230,12 +232,13 @@ class LayoutPredictor:
         if ready:
             batch = [descriptions[i] for i in ready]
             mixture = self.mixture(batch, aspect=aspect)
-            boxes = self._draw(mixture, batch, seed, samples)
+            boxes = self._draw(mixture, batch, aspect, seed, samples)
             for row, index in enumerate(ready):
-                one = Mixture(
-                    mixture.log_weight[row : row + 1],
-                    mixture.mean[row : row + 1],
-                    mixture.log_std[row : row + 1],
+                one = replace(
+                    mixture,
+                    log_weight=mixture.log_weight[row : row + 1],
+                    mean=mixture.mean[row : row + 1],
+                    log_std=mixture.log_std[row : row + 1],
                 )
                 found[index] = _finish(
                     descriptions[index], one, boxes[row], aspect, fixed, projected
@@ -248,27 +251,55 @@ class LayoutPredictor:
         ]
 
     def _draw(
-        self, mixture: Mixture, batch: Sequence[Description], seed: int | None, samples: int
+        self,
+        mixture: Mixture,
+        batch: Sequence[Description],
+        aspect: float,
+        seed: int | None,
+        samples: int,
     ) -> Tensor:
-        """The likeliest of several draws: (batch, samples, n, 4)."""
+        """Boxes to begin with, the likeliest or drawn by chance: (batch, samples, n, 4)."""
+        n = mixture.mean.shape[1]
+        shown = torch.tensor([each.scene.setting != "flat" for each in batch])
+        drawn = torch.where(shown[:, None, None], mixture.scene(), mixture.mode())[None]
+        if seed is None and samples == 1:
+            return drawn.transpose(0, 1)
+        more = samples - (seed is None)
+        figures = self._drawn_figures(mixture, batch, seed or 0, more)
+        scenes = []
+        for k in range(more if shown.any() else 0):
+            # Another arrangement of the same scene.
+            chance = [
+                random.Random(((seed or 0) * budget.MOST_SAMPLES + k) * 9973 + 1) for _ in batch
+            ]
+            tokens = [_tokens(d, aspect, rng) for d, rng in zip(batch, chance, strict=True)]
+            scenes.append(self.network(tokens).scene()[:, :n])
+        found = (
+            torch.where(shown[:, None, None], torch.stack(scenes), figures) if scenes else figures
+        )
+        return torch.cat((drawn, found) if seed is None else (found,)).transpose(0, 1)
+
+    def _drawn_figures(
+        self, mixture: Mixture, batch: Sequence[Description], seed: int, samples: int
+    ) -> Tensor:
+        """The likeliest of several draws, of every object alone: (samples, batch, n, 4)."""
         counts = torch.tensor([len(each.objects) for each in batch], dtype=torch.long)
         n = mixture.mean.shape[1]
         present = torch.arange(n, dtype=torch.long) < counts[:, None]
-        draws = []
-        if seed is None:
-            draws.append(mixture.mode()[None])
-        if seed is not None or samples > 1:
-            generator = torch.Generator("cpu").manual_seed(seed or 0)
-            drawn = mixture.sample(_DRAWS * samples, generator)
-            logs = torch.stack([(mixture.log_prob(z) * present).sum(1) for z in drawn])
-            best = logs.argsort(0, descending=True)[: samples - len(draws)]
-            draws.append(drawn.gather(0, best[:, :, None, None].expand(-1, -1, n, 4)))
-        return torch.cat(draws).transpose(0, 1)
+        generator = torch.Generator("cpu").manual_seed(seed)
+        drawn = mixture.sample(_DRAWS * samples, generator)
+        logs = torch.stack([(mixture.log_prob(z) * present).sum(1) for z in drawn])
+        best = logs.argsort(0, descending=True)[:samples]
+        return drawn.gather(0, best[:, :, None, None].expand(-1, -1, n, 4))
 
 
-def _tokens(description: Description, aspect: float) -> Tokens:
+def _tokens(description: Description, aspect: float, rng: random.Random | None = None) -> Tokens:
     phrases = [(each.phrase, each.noun) for each in description.objects]
-    return tokens_of(phrases, description.statements, aspect=aspect)
+    sides = [each.position for each in description.objects]
+    scene = description.scene
+    return tokens_of(
+        phrases, description.statements, aspect=aspect, scene=scene, sides=sides, rng=rng
+    )
 
 
 def _aligned(z: Tensor, description: Description) -> Tensor:
@@ -305,13 +336,23 @@ def _finish(
     n = len(description.objects)
     relations = description.statements
     sides = [each.position for each in description.objects]
+    parts = _parts(description)
+    deviations = deviations_of(mixture, n) if parts else []
     ranked: list[tuple[float, int, Layout]] = []
     for index, z in enumerate(samples[:, :n].clone()):
         for thing, box in (fixed or {}).items():
             z[thing] = normal_form([box])[0]
         boxes = boxes_from(_aligned(z, description) if projected else z)
         if projected:
-            boxes = project(boxes, relations, aspect=aspect, fixed=fixed, sides=sides)
+            boxes = project(
+                boxes,
+                relations,
+                aspect=aspect,
+                fixed=fixed,
+                sides=sides,
+                parts=parts,
+                deviations=deviations,
+            )
         else:
             boxes = [(fixed or {}).get(i, _cut(box)) for i, box in enumerate(boxes)]
         layout = Layout(
@@ -332,6 +373,22 @@ def _finish(
         )
         ranked.append((-logs, index, Layout(layout.prompt, objects, relations, aspect)))
     return [layout for _, _, layout in sorted(ranked, key=lambda item: item[:2])]
+
+
+def _parts(description: Description) -> list[Part]:
+    """What each thing does in its scene; none where there is no scene but figures."""
+    scene = description.scene
+    if scene.setting == "flat":
+        return []
+    phrases = [(each.phrase, each.noun) for each in description.objects]
+    return parts_of(phrases, description.statements, scene)
+
+
+def deviations_of(mixture: Mixture, n: int) -> list[tuple[float, float]]:
+    """(x, y) standard deviations of the centres of n objects, of the staged components."""
+    share = mixture.log_weight[0, :n, : mixture.staged].softmax(-1)
+    std = mixture.log_std[0, :n, : mixture.staged, :2].exp()
+    return [(x, y) for x, y in (share[..., None] * std).sum(1).tolist()]
 
 
 def _dressed(layout: Layout, fixed: Container[int]) -> Layout:

@@ -1,5 +1,8 @@
 """Boxes moved, and shrunk where they must be, until they fulfil what a prompt states.
 
+Of a scene whose things are known (`stal.layout.stage`) boxes may overlap, but none may hide
+another, and what moves is what the predictor is least sure of.
+
 Every statement is a few half-spaces on the difference of two centres (`stal.layout.half_spaces`).
 All that are broken are projected on at once and the moves averaged (Cimmino's method). At first
 only centres move; then a box also takes a part of what is lacking by scaling, s = t s_0 with
@@ -10,8 +13,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from itertools import pairwise
+from itertools import combinations, pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,6 +27,7 @@ from stal.relations import GEOMETRY, NOWHERE, Side, Statement
 
 if TYPE_CHECKING:
     from stal.layout.coverage import Array, Box
+    from stal.layout.stage import Part
 
 _ROUNDS, _FREE_ROUNDS = 100, 20
 # (dt)^2 counts this many times as much as (dc)^2: of what two boxes of 0.3 lack, a third is taken
@@ -37,6 +42,13 @@ _MANY = 4  # from so many things on one, they are laid out in a row,
 _SEAT = 0.11  # and it is widened to so much for each
 _STARTS, _FULL = 4, 0.5  # tries, and the share of the canvas that boxes can take without a squeeze
 _SWEEPS, _GROWTH = 12, 1.15  # of growing again, and how much at most in one
+# Of two things that nothing relates, how much of the smaller one the other may cover along an
+# axis; the same of two of a plural, and of two that one thing bears.
+_COVERED, _TWINS, _SEATED = 0.5, 0.25, 0.1
+# A thing of less than this share of another's area, whose foot is no more than this higher, stands
+# before it.
+_SMALL, _STEP = 0.5, 0.05
+_MOBILITY = 4.0  # the most and, inversely, the least that one box moves for another
 _NEAR = 0.06  # how near the corner, or the middle, what is "in the corner" starts
 _SMALLEST, _LARGEST = 0.04, 0.96
 
@@ -48,6 +60,8 @@ def project(
     aspect: float = 1.0,
     fixed: Mapping[int, Box] | None = None,
     sides: Sequence[Side] = (),
+    parts: Sequence[Part] = (),
+    deviations: Sequence[tuple[float, float]] = (),
 ) -> list[Box]:
     """The boxes, changed until the relations hold.
 
@@ -56,7 +70,8 @@ def project(
     side with what else is on it; what is inside lies inside; several things around one have a side
     of it each; "behind" and "in front of" overlap but do not hide, the farther one higher; what is
     held overlaps its holder, no higher than the middle unless more is stated.
-    All other boxes are kept apart, all lie in the canvas, and objects with a place on the canvas
+    All other boxes are kept apart, or where the scene is known are not hidden by each other; all
+    lie in the canvas, and objects with a place on the canvas
     ("on the left") have their centre in that third of it, or in the upper half where they are in
     the background and the lower in the foreground; what is in a corner or in the middle is near it
     where nothing else is in the way. Relations that contradict earlier ones are left out. Boxes
@@ -71,6 +86,10 @@ def project(
         aspect: width / height of the canvas.
         fixed: boxes, by index, that stay exactly as given.
         sides: an object's position on the canvas, as `stal.prompts.Object.position`; or none.
+        parts: what each thing does, as `stal.layout.stage.parts_of` has it; none where boxes show
+            no scene.
+        deviations: (x, y) of the predictor's density about each centre, the metric in which boxes
+            move least; or none.
 
     Returns:
         Boxes inside the canvas.
@@ -85,24 +104,34 @@ def project(
     size = np.where(free[:, None], size.clip(_SMALLEST, _LARGEST), size)
     sides = sides or [NOWHERE] * n
     bounds = _bounds(sides)
+    own = _Own(free, _mobility(deviations, n), bounds, *_covering(parts, centre, size), bool(parts))
     _to_corners(sides, centre, size, free)
     across = centre[:, 0].copy()
-    relations = _rings(relations, across)
+    relations = _rings(relations, across, scene=bool(parts))
     roots = across[_roots(relations, n)]
-    _lay_out(relations, centre, size, free)
-    relations += _neighbours(relations, across)
-    orders = orders_of(relations, n, lambda i, j: (roots[i], across[i]) <= (roots[j], across[j]))
-    for straight in (True, False):
-        stated = partial(half_spaces_of, relations, orders, aspect, straight)
-        rows, related = stated()
-        found = _search(centre, size, free, rows, related, bounds)
+    flat = {i for i, part in enumerate(parts) if part.is_flat}
+    rows = [each for each in relations if each[2] not in flat]
+    _lay_out(rows, centre, size, free)
+    relations += _neighbours(rows, across)
+    likely = _likely(parts, relations)
+    tries = [(likely, True, own)] if likely else []
+    tries += [([], True, own), ([], False, own)]
+    if parts:
+        # Rather hidden than not where it is said to be.
+        tries.append(([], False, replace(own, open=np.ones_like(own.open))))
+    for taken, straight, own in tries:
+        said = [*relations, *taken]
+        orders = orders_of(said, n, lambda i, j: (roots[i], across[i]) <= (roots[j], across[j]))
+        stated = partial(half_spaces_of, said, orders, aspect, straight, parts=parts)
+        spaces, related = stated()
+        found = _search(centre, size, own, spaces, related)
         if found is not None:
             break
     if found is not None:
-        moved = not np.array_equal(found[0], centre)
-        centre, size = _loosened(*found, size, free, stated, orders, bounds) if moved else found
+        moved = not np.array_equal(found[0], centre) and not parts
+        centre, size = _loosened(*found, size, own, stated, orders) if moved else found
     elif fixed:
-        _, centre, size = _settle(centre[None], size, free, rows, related, bounds)
+        _, centre, size = _settle(centre[None], size, own, spaces, related)
     else:
         # A row and a column of its own for each box fulfil every order.
         ranks = [{i: rank for rank, i in enumerate(order.sequence)} for order in orders]
@@ -112,6 +141,79 @@ def project(
     return [
         fixed[i] if i in fixed else (float(x0), float(y0), float(x1), float(y1))
         for i, (x0, y0, x1, y1) in enumerate(out.round(6))
+    ]
+
+
+@dataclass(frozen=True)
+class _Own:
+    """What is known of boxes beside their centres and sizes.
+
+    Attributes:
+        free: (boxes,) bool, which may change.
+        mobility: (boxes, 2), the variances of the centres, in a unit of their mean.
+        bounds: the least and the greatest centres, (boxes, 2) each.
+        cover: (boxes, boxes), how much of the smaller of two may be covered along an axis.
+        open: (boxes, boxes) bool, the pairs that may cover each other wholly.
+        scene: whether boxes show a scene, which is not scattered for larger boxes.
+    """
+
+    free: NDArray[np.bool_]
+    mobility: Array
+    bounds: tuple[Array, Array]
+    cover: Array
+    open: NDArray[np.bool_]
+    scene: bool
+
+
+def _mobility(deviations: Sequence[tuple[float, float]], n: int) -> Array:
+    if not deviations:
+        return np.ones((n, 2))
+    variance = np.array(deviations, dtype=float) ** 2
+    return (variance / variance.mean()).clip(1 / _MOBILITY, _MOBILITY)
+
+
+def _covering(parts: Sequence[Part], centre: Array, size: Array) -> tuple[Array, NDArray[np.bool_]]:
+    """How far two boxes may cover each other, and which may do so wholly.
+
+    A thing that is much larger is not hidden by one that stands before it, nor by what it bears.
+    """
+    n = len(centre)
+    cover, open_ = np.zeros((n, n)), np.zeros((n, n), dtype=bool)
+    if not parts:
+        return cover, open_
+    area, foot = size.prod(1), centre[:, 1] + size[:, 1] / 2
+    chains = [_chain(parts, i) for i in range(n)]
+    for i, j in combinations(range(n), 2):
+        a, b = parts[i], parts[j]
+        seated = a.bearer is not None and a.bearer == b.bearer and a.how == b.how == "on"
+        twins = a.noun == b.noun and a.bearer == b.bearer
+        cover[i, j] = _SEATED if seated else _TWINS if twins else _COVERED
+        small, large = (i, j) if area[i] < area[j] else (j, i)
+        before = area[small] < _SMALL * area[large] and foot[small] >= foot[large] - _STEP
+        scenery = "land" in (a.thing.rests_on, b.thing.rests_on) or "around" in (a.how, b.how)
+        open_[i, j] = scenery or i in chains[j] or j in chains[i] or (before and not twins)
+    return cover + cover.T, open_ | open_.T
+
+
+def _chain(parts: Sequence[Part], i: int) -> list[int]:
+    """What bears a thing, what bears that, and so on."""
+    chain: list[int] = []
+    bearer = parts[i].bearer
+    while bearer is not None:
+        chain.append(bearer)
+        bearer = parts[bearer].bearer
+    return chain
+
+
+def _likely(parts: Sequence[Part], relations: Sequence[Statement]) -> list[Statement]:
+    """What bears things by what is known of them, where nothing is said of both."""
+    known = {frozenset((i, j)) for i, _, j in relations}
+    return [
+        (i, "on" if part.how == "on" else "held by", part.bearer)
+        for i, part in enumerate(parts)
+        if part.how in ("on", "held")
+        and part.bearer is not None
+        and frozenset((i, part.bearer)) not in known
     ]
 
 
@@ -126,8 +228,11 @@ def _to_corners(sides: Sequence[Side], centre: Array, size: Array, free: NDArray
                 centre[index, axis] = centre[index, axis].clip(*ends)
 
 
-def _rings(relations: Sequence[Statement], across: Array) -> list[Statement]:
-    """Where several things are around one, each has a side of it."""
+def _rings(relations: Sequence[Statement], across: Array, *, scene: bool) -> list[Statement]:
+    """Where several things are around one, each has a side of it.
+
+    scene: whether they only meet it, since chairs before and behind a table hide parts of it.
+    """
     rings: dict[int, list[int]] = {}
     for i, name, j in relations:
         if GEOMETRY[name].contact == "around" and i != j:
@@ -137,7 +242,8 @@ def _rings(relations: Sequence[Statement], across: Array) -> list[Statement]:
         ring.sort(key=lambda i: (across[i], i))
         for rank, i in enumerate(ring if ring[1:] else ()):
             ends = {0: "left of", len(ring) - 1: "right of"}
-            sides[i, j] = ends.get(rank, ("above", "below")[rank % 2])
+            side = ends.get(rank, ("above", "below")[rank % 2])
+            sides[i, j] = "touching" if scene else side
     return [
         (i, sides.get((i, j), name) if GEOMETRY[name].contact == "around" else name, j)
         for i, name, j in relations
@@ -204,10 +310,9 @@ def _loosened(
     centre: Array,
     size: Array,
     whole: Array,
-    free: NDArray[np.bool_],
+    own: _Own,
     stated: Callable[[float], tuple[HalfSpaces, dict[frozenset[int], float]]],
     orders: Sequence[Order],
-    bounds: tuple[Array, Array],
 ) -> tuple[Array, Array]:
     """Centres and sizes with the most room between boxes that there is, or else the given ones.
 
@@ -221,7 +326,7 @@ def _loosened(
         if any(_length(order, sizes[:, k], room) > 1 for k, order in enumerate(orders)):
             continue
         rows, related = stated(room)
-        spread = _spread(centre, sizes, free, rows, related, bounds, room)
+        spread = _spread(centre, sizes, own, rows, related, room)
         if spread is not None:
             return spread
     return centre, size
@@ -252,10 +357,9 @@ def _bounds(sides: Sequence[Side]) -> tuple[Array, Array]:
 def _search(
     centre: Array,
     size: Array,
-    free: NDArray[np.bool_],
+    own: _Own,
     rows: HalfSpaces,
     related: Mapping[frozenset[int], float],
-    bounds: tuple[Array, Array],
 ) -> tuple[Array, Array] | None:
     """Centres and sizes that fulfil everything, near to the given ones; None if none are found.
 
@@ -264,22 +368,21 @@ def _search(
     """
     crowd = min(1.0, math.sqrt(_FULL / max(float(size.prod(1).sum()), 1e-9)))
     enough = 0.7 * crowd
+    free = own.free
     full = _fitted(size, free, rows)
-    done, first, scaled = _settle(centre[None], size, free, rows, related, bounds, enough=enough)
+    done, first, scaled = _settle(centre[None], size, own, rows, related, enough=enough)
     kept = np.sqrt(scaled.prod(1) / full.prod(1))
     stuck = free & (kept < enough) if done else free
-    if not stuck.any():
+    if not stuck.any() or (done and own.scene):
         return (first, scaled) if done else None
-    elsewhere = np.random.default_rng(0).uniform(*bounds, size=(_STARTS - 1, *centre.shape))
+    elsewhere = np.random.default_rng(0).uniform(*own.bounds, size=(_STARTS - 1, *centre.shape))
     starts = np.where(stuck[:, None], elsewhere, centre)
-    again, other, shrunk = _settle(
-        starts, size, free, rows, related, bounds, enough=enough, origin=centre
-    )
+    again, other, shrunk = _settle(starts, size, own, rows, related, enough=enough, origin=centre)
     found = [(first, scaled)] * done + [(other, shrunk)] * again
 
     def cost(new: tuple[Array, Array]) -> float:
         lost = 1 - np.sqrt(new[1].prod(1) / full.prod(1))
-        return float((lost**2).sum() + ((new[0] - centre) ** 2).sum())
+        return float((lost**2).sum() + ((new[0] - centre) ** 2 / own.mobility).sum())
 
     return min(found, key=cost, default=None)
 
@@ -287,10 +390,9 @@ def _search(
 def _spread(
     centre: Array,
     size: Array,
-    free: NDArray[np.bool_],
+    own: _Own,
     rows: HalfSpaces,
     related: Mapping[frozenset[int], float],
-    bounds: tuple[Array, Array],
     room: float,
 ) -> tuple[Array, Array] | None:
     """Centres of boxes of these sizes with `room` between them; None if none are found.
@@ -302,13 +404,13 @@ def _spread(
     """
     if (size + room).prod(1).sum() > _CROWDED and not rows.inner.any():
         return None
-    rng = np.random.default_rng(0)
+    free, rng = own.free, np.random.default_rng(0)
     starts = [centre, np.where(free[:, None], _stretched(centre, size, room), centre)]
     for trial in range(_SPREAD_STARTS - 2):
         near = centre + rng.normal(0.0, _JITTER, centre.shape)
-        elsewhere = rng.uniform(*bounds)
+        elsewhere = rng.uniform(*own.bounds)
         starts.append(np.where(free[:, None], near if trial % 2 else elsewhere, centre))
-    done, new, kept = _settle(np.stack(starts), size, free, rows, related, bounds, room)
+    done, new, kept = _settle(np.stack(starts), size, own, rows, related, room)
     return (new, kept) if done else None
 
 
@@ -325,10 +427,9 @@ def _stretched(centre: Array, size: Array, room: float) -> Array:
 def _settle(
     centre: Array,
     size: Array,
-    free: NDArray[np.bool_],
+    own: _Own,
     rows: HalfSpaces,
     related: Mapping[frozenset[int], float],
-    bounds: tuple[Array, Array],
     room: float = 0.0,
     enough: float = 1.0,
     origin: Array | None = None,
@@ -342,10 +443,11 @@ def _settle(
         and leaves their sizes alone.
     enough: the scale with which no box is too small; others go on while one is.
     """
-    starts, n, _ = centre.shape
+    (starts, n, _), free, mobility = centre.shape, own.free, own.mobility
     origin = centre[0] if origin is None else origin
     full = _fitted(size, free, rows)
-    first, second, gaps = _kept_apart(n, related, room)
+    first, second, gaps = _kept_apart(n, related, room, own)
+    cover = own.cover[first, second][:, None]
     # The half-spaces, then the pairs to be kept apart, each with its two boxes.
     i, j = np.concatenate((rows.i, first)), np.concatenate((rows.j, second))
     stated = len(rows.i)
@@ -354,7 +456,7 @@ def _settle(
     ends_i, ends_j = (np.arange(n)[:, None] == end for end in (i, j))
     ends = (ends_i | ends_j).astype(float)
     ways = ends_j * move_j - ends_i * move_i
-    moves = move_i + move_j
+    moves = move_i[:, None] * mobility[i] + move_j[:, None] * mobility[j]  # (rows, 2)
     normal = np.zeros((starts, len(i), 2))
     normal[:, :stated] = rows.normal
     stretch_i, stretch_j = np.zeros_like(normal), np.zeros_like(normal)
@@ -366,9 +468,10 @@ def _settle(
         give = 0.0 if room or round_ < _FREE_ROUNDS else 1 / _STIFFNESS
         if round_ == 0 or give:
             size = full * scale[:, :, None]
-            low, high = _limits(size, free, bounds, room)
+            low, high = _limits(size, free, own.bounds, room)
             least = rows.least(size)
-            reach = (size[:, first] + size[:, second]) / 2 + gaps[:, None]
+            smaller = np.minimum(size[:, first], size[:, second])
+            reach = (size[:, first] + size[:, second]) / 2 + gaps[:, None] - cover * smaller
         centre = np.minimum(np.maximum(centre, low), high)
         delta = centre[:, j] - centre[:, i]
         depth, normal[:, stated:] = _collisions(delta[:, stated:], reach)
@@ -376,10 +479,10 @@ def _settle(
         lack = np.concatenate((short, depth), axis=1)
         bad = lack > TOLERANCE
         done = np.logical_not(bad.any(1))
-        rest = (bad & (moves > 0)).any(1)
+        rest = (bad & (moves > 0).any(1)).any(1)
         if not rest.any() or (done & (scale >= enough).all(1))[: rest.argmax()].any():
             break
-        norm = (normal**2).sum(-1) * moves
+        norm = (normal**2 * moves).sum(-1)
         if give:
             # What a box's scale adds to what is lacking.
             stretch_i[:, stated:] = stretch_j[:, stated:] = np.abs(normal[:, stated:]) / 2
@@ -388,11 +491,11 @@ def _settle(
             norm = norm + give * (rate_i**2 + rate_j**2)
         step = np.where(bad, lack, 0.0) / np.maximum(norm, 1e-9)
         often = 1.5 / np.maximum(bad @ ends.T, 1.5)
-        centre = centre + (ways @ (normal * step[:, :, None])) * often[:, :, None]
+        centre = centre + (ways @ (normal * step[:, :, None])) * mobility * often[:, :, None]
         if give:
             shrunk = (step * rate_i) @ ends_i.T + (step * rate_j) @ ends_j.T
             scale = (scale - give * shrunk * often).clip(smallest, 1.0)
-    cost = ((1 - scale) ** 2).sum(1) + ((centre - origin) ** 2).sum((1, 2))
+    cost = ((1 - scale) ** 2).sum(1) + ((centre - origin) ** 2 / mobility).sum((1, 2))
     best = int(np.where(done, cost, np.inf).argmin())
     centre, size = centre[best], full * scale[best][:, None]
     if not done[best]:
@@ -402,14 +505,15 @@ def _settle(
 
 
 def _kept_apart(
-    n: int, related: Mapping[frozenset[int], float], room: float
+    n: int, related: Mapping[frozenset[int], float], room: float, own: _Own
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], Array]:
     """The pairs of n boxes that are kept apart, first and second, and how far."""
     first, second = np.triu_indices(n, 1)
     gaps = np.array(
         [related.get(frozenset(p), room) for p in zip(first.tolist(), second.tolist(), strict=True)]
     )
-    return first[gaps >= 0], second[gaps >= 0], gaps[gaps >= 0]
+    kept = (gaps >= 0) & ~own.open[first, second]
+    return first[kept], second[kept], gaps[kept]
 
 
 def _collisions(delta: Array, reach: Array) -> tuple[Array, Array]:

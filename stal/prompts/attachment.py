@@ -9,9 +9,9 @@ from __future__ import annotations
 from stal.prompts.clause import Sentence
 from stal.prompts.mentions import Mentions
 from stal.prompts.nouns import NounPhrase
-from stal.prompts.places import HAS, Place, holds
+from stal.prompts.places import ACTS, HAS, Place, holds
 from stal.prompts.statements import BESIDE, BORNE, OPPOSITE, Statements
-from stal.prompts.words import ANIMALS, PEOPLE
+from stal.prompts.words import ANIMALS, PEOPLE, verb_stem
 
 
 def spoken_of(
@@ -86,6 +86,8 @@ def _spoken_of_object(
             return bearer  # "a bowl with an egg on a table"
     if link is not None and link.references == clause.last and of_object:
         # "a woman riding a horse in front of a house", "... holding a cup behind a table"
+        if verb_stem(clause.verb) in ACTS:
+            return link.subjects  # "a child reading a book on a rug"
         rides, held = link.names == ("on",), link.names == ("held by",) and link.reverse
         if rides or (held and place.names[:1] in BESIDE):
             return [*link.subjects, *clause.last]

@@ -12,6 +12,7 @@ from stal.prompts.mentions import Mention
 from stal.prompts.statements import Link, Statements
 from stal.prompts.words import (
     ANIMALS,
+    BABIES,
     CONTAINERS,
     INSEPARABLE,
     PEOPLE,
@@ -109,7 +110,7 @@ class Contents:
             return "worn by"
         if not self.can_bear(bearer):
             return None
-        if noun in INSEPARABLE or noun in PEOPLE:
+        if noun in INSEPARABLE or noun in PEOPLE - BABIES:
             return None
         if self._last_word(bearer) in CONTAINERS:
             return "inside"

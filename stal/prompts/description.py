@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
+from stal.prompts.scene import Scene, scene_of
 from stal.prompts.words import FUNCTION_WORDS, article
 from stal.relations import NOWHERE, Side, Span
 
@@ -77,6 +78,11 @@ class Description:
     def statements(self) -> tuple[tuple[int, str, int], ...]:
         """The relations as (subject, predicate, object), in order: what layouts keep of them."""
         return tuple((r.subject, r.predicate, r.object) for r in self.relations)
+
+    @property
+    def scene(self) -> Scene:
+        """The kind of shot and the setting."""
+        return scene_of(self.text, [each.noun for each in self.objects])
 
     @property
     def background(self) -> str:

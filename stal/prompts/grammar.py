@@ -65,6 +65,7 @@ from stal.prompts.words import (
     CLAUSE_BREAKS,
     CONJUNCTIONS,
     COPULAS,
+    CROSSED,
     DEFINITE,
     DETERMINERS,
     FUNCTION_WORDS,
@@ -142,11 +143,15 @@ def read(text: str, reader: Reader | None = None) -> tuple[list[Mention], dict[S
 
 @dataclass(frozen=True)
 class _Following:
-    """What follows a noun phrase: which word, or "", and whether words of place or a verb."""
+    """What follows a noun phrase: which word, or "", and whether words of place or a verb.
+
+    by_pronoun: whether these words of place are relative to a pronoun.
+    """
 
     word: str
     place: Place | None
     is_verb: bool
+    by_pronoun: bool = False
 
     @property
     def is_finite(self) -> bool:
@@ -369,7 +374,8 @@ class Reader:
         elif joins and before == "," and clause.role == "subject":
             sentence.joint = ""  # "a man, wearing a hat, ..."
         elif clause.role == "object" and (clause.trait or (clause.joined and not finite)):
-            if finite or not object_acts(sentence, self.known):
+            back = clause.trait and self._speaks_back(tokens, i + 1)
+            if finite or not (back or object_acts(sentence, self.known)):
                 clause.speak_of(clause.head)
                 sentence.joint = sentence.joint if finite else ""
             else:
@@ -378,6 +384,11 @@ class Reader:
             clause.subject = clause.latest
         clause.trait = clause.joined = sentence.absent = False
         clause.verb, sentence.verb_span, sentence.preposition = verb, sentence.spans[i], ""
+
+    def _speaks_back(self, tokens: Sequence[str], i: int) -> bool:
+        """ "a bowl with chopsticks resting on it": on the bowl."""
+        place = find(tokens, i)
+        return place is not None and word_at(tokens, place.end) in PRONOUNS
 
     # Words of place
 
@@ -461,6 +472,9 @@ class Reader:
         corrected, sentence.corrected = sentence.corrected, []
         if clause.role == "object" and ((clause.trait and pronoun) or tokens[i] in _INTO):
             return clause.last  # "pouring coffee into a mug"
+        hangs = i - 1 == sentence.phrase_end and tokens[i - 1].endswith("ing")
+        if bare and clause.role == "object" and hangs:
+            return clause.latest  # "with a jar and a row of mugs hanging below"
         definite = clause.role == "adjunct" and sentence.determiner == "the"
         if bare and i == sentence.phrase_end and definite:
             return clause.latest  # "on the landscape below"
@@ -745,6 +759,8 @@ class Reader:
         owner = resolve(phrase.determiner, link.subjects, sentence, self.known, alive=True)
         # "in their left hand": which side that is depends on which way they face.
         held = link.names == ("inside",) and last in HELD_IN
+        if held and not self.known.are_alive(owner) and self.known.are_alive(sentence.main):
+            owner = sentence.main  # "a robot in a greenhouse, a can in its hand"
         if held or (link.names == ("above",) and singular(last) in CARRIED_OVER):
             self._hold(link, owner)
         elif link.names[:1] in [("on",), ("below",), ("above",)]:
@@ -918,6 +934,8 @@ class Reader:
         sentence.ignored_end = end
         if phrase.determiner == "no" or sentence.preposition in NEGATIONS:
             sentence.absent = True
+        elif link is None and tokens[phrase.start - 1] == self.clause.verb:
+            self.clause.verb = "is"  # "crossing a desert with pyramids"
         elif link is None and not (sentence.preposition or sentence.absent) and opens:
             sentence.begin_clause([])  # "while their right hand is empty"
         if link is not None:
@@ -978,7 +996,9 @@ class Reader:
         """
         clause, sentence = self.clause, self.sentence
         word = word_at(tokens, end)
-        after = _Following(word, find(tokens, end), verb or is_verb(word))
+        place = find(tokens, end)
+        by_pronoun = place is not None and is_by_pronoun(tokens, place)
+        after = _Following(word, place, verb or is_verb(word), by_pronoun)
         self._relate_to_scenery(ids)
         # A bare noun in a text that has articles: "a vase with flowers next to a clock".
         clause.trait = bare and bool(clause.head) and not self.mentions[clause.head[0]].bare
@@ -1011,6 +1031,8 @@ class Reader:
         if link is not None:
             if link.names == ("inside",) and not link.reverse and self.known.are_clothes(ids):
                 link.names, link.reverse = ("worn by",), True  # "a girl in a blue dress"
+            if link.names == ("far from",) and self._crosses(link, ids):
+                link.names = ("on",)  # "a horse going across a river"
             self._link(tokens, end, link, ids)
             clause.last, clause.role = ids, "object" if link.lists else "adjunct"
             return True
@@ -1029,6 +1051,10 @@ class Reader:
             self.clause.finite, self.clause.verb = True, "is"
         inverted.subjects = ids
         return True
+
+    def _crosses(self, link: Link, ids: Sequence[int]) -> bool:
+        across = link.span[1] - link.span[0] == len("across")
+        return across and all(self.mentions[index].kind in CROSSED for index in ids)
 
     def _continues(self, after: _Following) -> bool:
         """Whether words of place are said of it too, or it is one more of their objects.
@@ -1073,7 +1099,7 @@ class Reader:
         if sentence.joint == "," and not (bare or clause.joined):
             # "a girl holding an umbrella, a dog with a ball", "..., a tree to her left"
             acts |= alive and after.word not in ("", *CONJUNCTIONS)
-            acts |= place is not None and place.reference != "object"
+            acts |= (place is not None and place.reference != "object") or after.by_pronoun
         if clause.joined:
             return acts and not known.are_alive(clause.last)
         return acts and (link is None or link.references == clause.last)

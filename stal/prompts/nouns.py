@@ -238,7 +238,8 @@ def _joins_adjectives(tokens: Sequence[str], i: int, words: Sequence[str], deter
     if i + 2 >= len(tokens) or tokens[i] not in ("and", ",", "&") or not words:
         return False
     last = words[-1] not in ("and", ",", "&")
-    if determiner and tokens[i] == "," and len(words) == 1 and may_be_adjective(words[0]):
+    alone = determiner and tokens[i] == "," and len(words) == 1
+    if alone and may_be_adjective(words[0]) and words[0] not in SCENERY:
         # "the plump, juicy grapes"
         ends = is_boundary(tokens, i + 1) or is_boundary(tokens, i + 2)
         if not ends and find(tokens, i + 2) is None and not is_verb(tokens[i + 1]):
@@ -311,6 +312,8 @@ def _ends_phrase(
         return True  # "on either side of the door stand two lamps"
     if word.endswith("ing") and following in ("a", "an"):
         return True  # "two children building a sandcastle"
+    if word.endswith("ing") and looks_like_participle(word) and _lives(words[-1]):
+        return True  # "a chef slicing vegetables"
     verb_after = tokens[i + 1 : i + 2] and is_known_verb(tokens[i + 1])
     if bare and is_plural(words[-1]) and word.endswith("ing") and looks_like_participle(word):
         return True  # "a robot with long arms watering flowers"
@@ -319,6 +322,10 @@ def _ends_phrase(
         return True
     one = determiner in ("a", "an", "another") or count == 1
     return one and after and is_plural(word) and word not in ALWAYS_PLURAL | BODY_PARTS
+
+
+def _lives(word: str) -> bool:
+    return singular(word) in PEOPLE or singular(word) in ANIMALS
 
 
 def _describes(word: str) -> bool:

@@ -39,11 +39,24 @@ VERBS = {
     "ride": ("on", False),
     "rode": ("on", False),
     "straddle": ("on", False),
+    "cross": ("on", False),
+    "drive": ("inside", False),
+    "drove": ("inside", False),
+    "read": ("held by", True),
+    "push": ("touching", False),
+    "pull": ("touching", False),
+    "play": ("touching", False),
+    "hug": ("touching", False),
+    "kick": ("touching", False),
+    "planting": ("touching", False),
+    "walk": ("next to", True),
     "surround": ("around", False),
     "enclose": ("around", False),
     "touch": ("touching", False),
     "face": ("facing", False),
 }
+# What follows is said of who does it: "reading a book on a rug".
+ACTS = frozenset(("read", "push", "pull", "play", "hug", "kick", "walk"))
 HAS = frozenset(("has", "have", "had", "having"))
 
 _FORMS: dict[tuple[str, ...], tuple[str, bool]] = {

@@ -1,4 +1,4 @@
-"""How large everyday things are: the table `assets/layout/nouns.tsv`."""
+"""How large everyday things are and what they rest on: the table `assets/layout/nouns.tsv`."""
 
 from __future__ import annotations
 
@@ -14,13 +14,18 @@ from stal.prompts.words import KINDS, MEN, PEOPLE, WOMEN, WORN_AT, singular, sin
 _ADJECTIVES = {
     **dict.fromkeys(("tiny", "miniature", "mini", "minuscule"), 0.4),
     **dict.fromkeys(("small", "little"), 0.7),
-    **dict.fromkeys(("large", "big", "oversized"), 1.4),
-    **dict.fromkeys(("huge", "giant", "gigantic", "enormous", "massive"), 2.5),
+    **dict.fromkeys(("large", "big", "oversized", "tall", "towering"), 1.4),
+    **dict.fromkeys(("huge", "giant", "gigantic", "enormous", "massive", "colossal"), 2.5),
 }
 # Sizes in pictures go with this power of those in metres, down to 1 / _CONTRAST of the largest
 # thing; chosen so that the smallest, a fifth as large as the largest, can still be drawn.
 FLATTERY = 0.5
 _CONTRAST = 20
+
+RESTS_ON = (
+    "ground", "table", "water", "wall", "ceiling", "hand", "body", "air", "sky", "flat", "land",
+    "far",
+)  # fmt: skip
 
 NOUNS = Path(__file__).parents[1] / "assets" / "layout" / "nouns.tsv"
 
@@ -33,6 +38,8 @@ class Thing:
         noun: what it is called.
         width, height: as usually seen, in metres.
         over_ground: height of its lower edge over the ground, in metres.
+        rests_on: one of `RESTS_ON`: what bears it, or how it is borne. What is "flat" lies and is
+            lain on, "land" is a stretch of ground or water, "far" is scenery.
         settings: where it is met.
     """
 
@@ -40,6 +47,7 @@ class Thing:
     width: float
     height: float
     over_ground: float
+    rests_on: str
     settings: tuple[str, ...]
 
     @property
@@ -61,10 +69,9 @@ def things() -> dict[str, Thing]:
     lines = [line for line in NOUNS.read_text(encoding="utf-8").splitlines() if line[:1] != "#"]
     found = {}
     for line in lines[1:]:
-        noun, width, height, over_ground, settings = line.split("\t")
-        found[noun] = Thing(
-            noun, float(width), float(height), float(over_ground), tuple(settings.split())
-        )
+        noun, width, height, over_ground, rests_on, settings = line.split("\t")
+        measures = float(width), float(height), float(over_ground)
+        found[noun] = Thing(noun, *measures, rests_on, tuple(settings.split()))
     return found
 
 
@@ -76,10 +83,16 @@ def _kind_of(noun: str) -> str:
     return ""
 
 
+def is_kind(noun: str) -> bool:
+    """Whether a noun is a kind of a person or an animal: "wizard", "finch"."""
+    return _kind_of(noun) in ("man", "woman", "person", "bird", "dog", "cat", "fish")
+
+
 def worn_at(noun: str) -> float | None:
     """How far down its wearer a thing is worn, as a share of their height, if that is known."""
     last = noun.lower().split(" ")[-1]
-    return WORN_AT.get(last, WORN_AT.get(singular(last)))
+    # Of "jeans" and "socks", which have no singular for the grammar, too.
+    return WORN_AT.get(last, WORN_AT.get(singular(last), WORN_AT.get(last.removesuffix("s"))))
 
 
 @lru_cache(maxsize=65536)
@@ -90,6 +103,8 @@ def thing_of(noun: str, phrase: str = "") -> Thing | None:
     the size; those of its parts ("a woman with a huge smile") do not.
     """
     words = noun.lower().split()
+    before = re.findall(r"([\w-]+) " + re.escape(noun.lower()), phrase.lower())
+    words = before[:1] + words if before and f"{before[0]} {noun.lower()}" in things() else words
     for start in range(len(words)):
         kind = " ".join(words[start:])
         found = things().get(kind) or things().get(singular_noun(kind))

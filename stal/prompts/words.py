@@ -160,11 +160,13 @@ ADJECTIVES = COLOURS | word_set(
     " rubber leather fluffy soft hard rough smooth shiny bright dark pale colorful colourful"
     " striped spotted plain empty blank solid clean dirty beautiful cute open closed sleek"
     " single same different identical majestic tasty delicious fresh hot cold warm heavy"
-    " curious ripe furry wet dry snowy sunny sharp rich cool plump gentle delicate crisp sweet calm"
+    " low curious ripe furry wet dry snowy sunny sharp rich cool plump gentle delicate crisp sweet"
+    " calm"
+    " cozy cosy rustic ornate elegant ancient misty foggy messy tidy lush serene magical mystical"
     " strong deep steep quiet vast tough vibrant gnarled broken upside-down upright high aloft idle"
 )
 # "with its mouth open"
-AFTER_NOUN = word_set("open closed shut ajar asleep awake")
+AFTER_NOUN = word_set("open closed shut ajar asleep awake low")
 # "'s" after these is a verb.
 CONTRACTED = word_set("it he she that there what here who where let")
 MORE = word_set("more greater larger higher bigger")
@@ -220,17 +222,23 @@ NOT_OBJECTS = word_set(
     " composition setting focal number amount quantity nap daylight daytime look expression minute"
     " minutes age tune song owner glow blur sheen rain mist fog spot world heavens everyone"
     " somebody nobody anybody hours taste scent smell aroma hue hues movement movements beauty"
+    " sunrise sunset dusk dawn twilight daybreak midnight storm thunderstorm snowstorm blizzard"
+    " picnic party conversation"
+    " sunlight moonlight daylight fantasy fiction weather"
     " artstation viewer detail details sound moment trip voice voices wind breeze melody music"
     " ambiance adventure fun lighting resolution quality masterpiece bokeh 4k 8k hd"
 )
 PICTURES = word_set(
     "photo photograph picture image painting drawing illustration render rendering sketch"
-    " portrait closeup close-up close view shot snapshot collage poster artwork art rendition"
+    " portrait headshot selfie mugshot closeup close-up close view shot"
+    " snapshot collage poster artwork art rendition"
     " watercolor watercolour"
 )
 SHOWING = ("of", "with", "showing", "containing", "featuring")
 CANVASES = PICTURES | word_set("scene canvas frame")
 THE_CANVAS = word_set("photo photograph picture image canvas frame scene")
+# What is crossed is under whoever goes across it.
+CROSSED = word_set("river bridge lake desert field street road sea ocean stream meadow pond beach")
 # Surroundings; not objects where something is in, on or along them.
 SCENERY = word_set(
     "sky ground floor room street road field grass park beach water ocean sea forest meadow"
@@ -245,7 +253,7 @@ PLACES = word_set(
     " classroom library garage campsite campground hangar highway lounge office restaurant store"
     " intersection crossroads backyard attic basement corridor airport stadium arena farm alley"
     " shore coast stage runway harbor harbour countryside village town jungle hall hallway barnyard"
-    " courtyard"
+    " courtyard mars moon"
 )
 BACKDROPS = word_set("window door gate fence hedge")
 SCENERY_COMPOUNDS = ("living room", "parking lot", "train station")
@@ -280,11 +288,13 @@ PARTS_OF = {
     "frame": word_set("bed window door"),
     "spread": word_set("bed"),
 }
+# Who is small enough to be in one.
+BABIES = word_set("baby toddler infant newborn")
 # What comes "with" these is in them, and what comes with those on them, ...
 CONTAINERS = word_set(
     "vase bowl cup mug glass pot basket box crate bucket jar pitcher bag sack backpack suitcase"
     " drawer cage aquarium tub bathtub pan wallet handbag purse flowerpot planter bin barrel nest"
-    " wheelbarrow"
+    " wheelbarrow stroller pram crib cradle"
 )
 SURFACES = word_set(
     "table desk shelf bookshelf tray plate counter countertop saucer platter windowsill cake"
@@ -379,7 +389,8 @@ ALWAYS_PLURAL = word_set(
     " pliers headphones shoes boots gloves socks"
 )
 _SINGULAR_IN_S = word_set(
-    "bus gas lens canvas iris atlas tennis chess sports christmas series species perhaps always"
+    "bus gas lens mars canvas iris atlas tennis chess sports christmas series species perhaps"
+    " always"
 )
 _IRREGULAR_PLURALS = {
     "men": "man",

@@ -13,6 +13,7 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -27,6 +28,7 @@ from stal.layout import Box
 from stal.layout.network import (
     EXTENTS,
     ONE_WAY,
+    SIZES,
     Config,
     Mixture,
     Network,
@@ -41,13 +43,14 @@ from stal.prompts.things import FLATTERY
 from stal.relations import GEOMETRY
 from stal.runs import differing, read_checkpoint, write_checkpoint
 from stal.runs import held as held_folder
-from stal.training.layout_data import LayoutExample, compose, read_coco, read_nsr1k, shapes
+from stal.training.composed import compose
+from stal.training.layout_data import LayoutExample, read_coco, read_nsr1k, shapes
 
 FOLDS = 5
 SAVE_EVERY = 250  # steps
 _STATE = "training.safetensors"
 # What a batch consists of: annotated pictures, composed scenes, shapes.
-_SHARES = (0.5, 0.2, 0.3)
+_SHARES = (0.55, 0.22, 0.23)
 _BLUR = 0.6  # standard deviation of the error of a size's logarithm
 
 
@@ -64,11 +67,11 @@ class LayoutRecipe:
         seed: of everything.
     """
 
-    steps: int = 400
+    steps: int = 450
     batch: int = 48
     learning_rate: float = 2e-3
     relative: float = 0.5
-    composed: int = 2000
+    composed: int = 3000
     fold: int | None = None
     seed: int = 0
 
@@ -183,13 +186,15 @@ def _fit(
             torch.manual_seed(rng.getrandbits(31))
             batch = [_augment(rng.choice(pool), rng) for pool in _choose(pools, recipe.batch, rng)]
             network.train()
-            loss = _loss(network([tokens for tokens, _ in batch]), batch, recipe.relative)
+            mixtures = network.mixtures([tokens for tokens, _ in batch])
+            loss = torch.stack([_loss(each, batch, recipe.relative) for each in mixtures]).sum()
             optimizer.zero_grad()
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+            for member in network.members:
+                torch.nn.utils.clip_grad_norm_(member.parameters(), 1.0)
             optimizer.step()
             if (step + 1) % 25 == 0:
-                bar.set_postfix(loss=f"{loss.item():.3f}")
+                bar.set_postfix(loss=f"{loss.item() / len(mixtures):.3f}")
             if (step + 1) % SAVE_EVERY == 0 and step + 1 < recipe.steps:
                 state = _state(network, optimizer)
                 write_checkpoint(output / _STATE, identity, step + 1, state)
@@ -234,23 +239,44 @@ def _augment(example: LayoutExample, rng: random.Random) -> tuple[Tokens, Tensor
     boxes, aspect = example.boxes, example.aspect
     if example.image and rng.random() < 0.3:
         boxes, aspect = _crop(boxes, aspect, rng)
-    plain = LayoutExample(example.phrases, example.relations, boxes, aspect)
-    tokens, z = tokens_of(plain.phrases, plain.relations, aspect=aspect), target_of(plain)
-    tokens = replace(tokens, sizes=_blur(tokens.sizes, rng))
+    if aspect != example.aspect:
+        example = replace(example, boxes=boxes, aspect=aspect)
+        tokens = _tokens(example)
+    else:
+        tokens = _kept_tokens(example)
+    z = target_of(example)
+    tokens = replace(tokens, facts=_blur(tokens.facts, rng))
     if rng.random() < 0.5:
         tokens = flip(tokens)
         z[:, 0] = 1 - z[:, 0]
     return tokens, z
 
 
-def _blur(sizes: Tensor, rng: random.Random) -> Tensor:
-    """The typical sizes, (n, 5), with errors: of each thing's size and aspect, and of all sizes."""
+def _tokens(example: LayoutExample) -> Tokens:
+    return tokens_of(
+        example.phrases,
+        example.relations,
+        aspect=example.aspect,
+        scene=example.scene,
+        sides=example.sides,
+    )
+
+
+@lru_cache(maxsize=65536)
+def _kept_tokens(example: LayoutExample) -> Tokens:
+    return _tokens(example)
+
+
+def _blur(facts: Tensor, rng: random.Random) -> Tensor:
+    """The facts, (n, facts), with errors of each thing's size and aspect, and of all sizes."""
     scale = rng.gauss(0, _BLUR)
-    errors = [(rng.gauss(0, _BLUR), rng.gauss(0, _BLUR / 2)) for _ in sizes]
+    errors = [(rng.gauss(0, _BLUR), rng.gauss(0, _BLUR / 2)) for _ in facts]
     rows = [
         (0.0, (size + scale) / EXTENTS, size * FLATTERY, aspect, 0.0) for size, aspect in errors
     ]
-    return sizes + sizes.new_tensor(rows) * sizes[:, :1]
+    blurred = facts.clone()
+    blurred[:, :SIZES] += facts.new_tensor(rows) * facts[:, :1]
+    return blurred
 
 
 def _crop(
@@ -303,7 +329,7 @@ def log_probs(network: Network, examples: Sequence[LayoutExample]) -> list[list[
     out: list[list[float]] = []
     for start in range(0, len(examples), 64):
         part = examples[start : start + 64]
-        mixture = network([tokens_of(e.phrases, e.relations, aspect=e.aspect) for e in part])
+        mixture = network([_tokens(e) for e in part])
         targets = [target_of(each) for each in part]
         z = torch.nn.utils.rnn.pad_sequence(targets, batch_first=True, padding_value=float("nan"))
         logs = mixture.log_prob(z.nan_to_num())
@@ -320,7 +346,7 @@ def modes(network: Network, examples: Sequence[LayoutExample]) -> list[Tensor]:
     out: list[Tensor] = []
     for start in range(0, len(examples), 64):
         part = examples[start : start + 64]
-        mixture = network([tokens_of(e.phrases, e.relations, aspect=e.aspect) for e in part])
+        mixture = network([_tokens(e) for e in part])
         out += [mode[: len(e.boxes)] for mode, e in zip(mixture.mode(), part, strict=True)]
     return out
 

@@ -1,8 +1,7 @@
-"""Layouts to learn from: NSR-1K, COCO, scenes composed from a table of everyday things, shapes."""
+"""Layouts to learn from: NSR-1K, COCO, the shapes world; `stal.training.composed` has more."""
 
 from __future__ import annotations
 
-import math
 import random
 from collections import defaultdict
 from collections.abc import Sequence
@@ -14,9 +13,9 @@ from stal import budget
 from stal.checked_json import integer, read_value, short
 from stal.layout import Box
 from stal.prompts import parse
-from stal.prompts.things import Thing, things
+from stal.prompts.scene import PLAIN, Scene, scene_of
 from stal.prompts.words import article
-from stal.relations import Statement
+from stal.relations import Side, Statement
 
 _MOST = 12  # objects of an example
 
@@ -33,6 +32,8 @@ class LayoutExample:
         boxes: by object, fractions of the canvas; None where it is not known.
         aspect: width / height of the canvas.
         image: of which picture; 0 for composed scenes.
+        scene: the picture as a whole.
+        sides: where objects are said to be on the canvas; or none.
     """
 
     phrases: tuple[tuple[str, str], ...]
@@ -40,6 +41,8 @@ class LayoutExample:
     boxes: Boxes
     aspect: float = 1.0
     image: int = 0
+    scene: Scene = PLAIN
+    sides: tuple[Side, ...] = ()
 
 
 def read_nsr1k(path: Path) -> list[LayoutExample]:
@@ -156,7 +159,8 @@ def _from_caption(
         return None
     phrases = tuple((each.phrase, each.noun) for each in found.objects)
     relations = found.statements
-    return LayoutExample(phrases, relations, tuple(boxes), aspect, image)
+    sides = tuple(each.position for each in found.objects)
+    return LayoutExample(phrases, relations, tuple(boxes), aspect, image, found.scene, sides)
 
 
 def _described(
@@ -179,7 +183,8 @@ def _described(
             beside = name in ("left of", "right of") and rng.random() < 0.3
             relations.append((i, "next to" if beside else name, i + 1))
     phrases = tuple((f"{article(name)} {name}", name) for name, _ in order)
-    return LayoutExample(phrases, tuple(relations), tuple(boxes), aspect, image)
+    scene = scene_of("", [name for name, _ in order])
+    return LayoutExample(phrases, tuple(relations), tuple(boxes), aspect, image, scene)
 
 
 def side_of(a: Box, b: Box) -> str | None:
@@ -190,52 +195,6 @@ def side_of(a: Box, b: Box) -> str | None:
     if abs(dx) > abs(dy):
         return "left of" if dx < 0 else "right of"
     return "above" if dy < 0 else "below"
-
-
-def compose(n: int, *, seed: int) -> list[LayoutExample]:
-    """Scenes of one to five everyday things that stand on one ground, seen by one camera.
-
-    A thing of height h at distance d is h / d large, and its foot lies the lower in the picture
-    the nearer it is, but small things come out larger than that, by `stal.prompts.things`.
-    """
-    rng = random.Random(seed)
-    settings: dict[str, list[Thing]] = defaultdict(list)
-    for thing in things().values():
-        for setting in thing.settings:
-            settings[setting].append(thing)
-    return [_compose_one(settings[rng.choice(sorted(settings))], rng) for _ in range(n)]
-
-
-def _compose_one(known: Sequence[Thing], rng: random.Random) -> LayoutExample:
-    aspect = math.exp(rng.uniform(math.log(0.5), math.log(2.0)))
-    chosen = rng.sample(known, min(rng.randint(1, 5), len(known)))
-    if rng.random() < 0.2:
-        chosen += [chosen[0]] * rng.randint(1, 3)
-    largest = max(each.extent for each in chosen)
-    view = rng.uniform(0.35, 0.75)  # share of the canvas that the largest thing takes
-    horizon = rng.uniform(0.3, 0.6)
-    placed: list[tuple[str, Box]] = []
-    for thing in chosen:
-        near = rng.uniform(0.5, 1.0)  # 1 / distance
-        unit = view * near * thing.share(largest) / thing.extent
-        w = min(0.95, max(0.04, thing.width * unit / math.sqrt(aspect)))
-        h = min(0.95, max(0.04, thing.height * unit * math.sqrt(aspect)))
-        lift = min(1.0, thing.over_ground / largest) * view * near
-        foot = horizon + (0.97 - horizon) * near - lift
-        best: Box | None = None
-        for _ in range(8):  # somewhere free, if there is such a place
-            x0 = rng.uniform(0, 1 - w)
-            y1 = min(0.98, max(h + 0.01, foot + rng.uniform(-0.05, 0.05)))
-            best = (x0, y1 - h, x0 + w, y1)
-            if not any(_meet(best, other) for _, other in placed):
-                break
-        assert best is not None
-        placed.append((thing.noun, best))
-    return _described(placed, aspect, 0, rng)
-
-
-def _meet(a: Box, b: Box) -> bool:
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 def shapes(n: int, *, seed: int) -> list[LayoutExample]:
@@ -250,5 +209,6 @@ def shapes(n: int, *, seed: int) -> list[LayoutExample]:
         named = [(scenes.phrase(scene, i), scenes.box(scene, i)) for i in range(count)]
         example = _described(named, 1.0, 0, rng)
         phrases = tuple((noun, noun.rsplit(" ", 1)[1]) for _, noun in example.phrases)
-        examples.append(LayoutExample(phrases, example.relations, example.boxes))
+        flat = Scene("", "flat")
+        examples.append(LayoutExample(phrases, example.relations, example.boxes, scene=flat))
     return examples

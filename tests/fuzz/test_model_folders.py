@@ -86,7 +86,9 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     CLIPModel(config).save_pretrained(folder / "clip")
     write_clip_input(folder / "clip")
     (folder / "layout").mkdir()
-    network = Network(Config(buckets=16, embedding=4, width=8, layers=1, heads=2, components=2))
+    network = Network(
+        Config(buckets=16, embedding=4, width=8, layers=1, heads=2, components=2, members=1)
+    )
     weights = {name: value.contiguous() for name, value in network.state_dict().items()}
     save_file(weights, folder / "layout" / WEIGHTS, metadata_of(network, {}))
     return folder

@@ -161,7 +161,9 @@ def test_nothing_imports_in_a_circle():
         pytest.fail("\n".join(["imports in a circle:", *circles]), pytrace=False)
 
 
-NETWORK_OF_LAYOUTS = {f"stal.layout.{name}" for name in ("network", "predictor", "phrase_encoder")}
+NETWORK_OF_LAYOUTS = {
+    f"stal.layout.{name}" for name in ("network", "predictor", "phrase_encoder", "stage")
+}
 
 
 @pytest.mark.parametrize("package", ["stal.prompts", "stal.model", "torch.nn"])

@@ -36,6 +36,8 @@ def test_realism_compares_with_a_gaussian(tmp_path: Path) -> None:
     assert found.gain.value == pytest.approx(found.gaussian.value - found.nll.value, abs=1e-5)
     assert found.gain.low <= found.gain.value <= found.gain.high
     assert 0 < found.overlap.value < 1
+    assert found.cost.value > 0
+    assert found.projected.value != pytest.approx(found.nll.value)
     shared = found.overlap.value - found.constant.value
     assert found.overlap_gain.value == pytest.approx(shared, abs=1e-5)
 

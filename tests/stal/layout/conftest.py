@@ -41,4 +41,8 @@ st.register_type_strategy(Layout, layouts())
 @pytest.fixture
 def network():
     torch.manual_seed(0)
-    return Network(Config(buckets=64, embedding=4, width=8, layers=1, heads=2, components=3)).eval()
+    return Network(
+        Config(
+            buckets=64, embedding=4, width=8, layers=1, heads=2, components=3, staged=1, members=2
+        )
+    ).eval()

@@ -1,5 +1,7 @@
 """The network of the layout predictor: mixtures, and what it reads of a prompt."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -11,6 +13,7 @@ from stal.layout.network import (
     normal_form,
     tokens_of,
 )
+from stal.prompts.scene import Scene
 
 
 def random_mixture(n=2):
@@ -74,10 +77,33 @@ def test_mixture_depends_on(network, other):
     assert not torch.allclose(network([tokens]).mean, network([other]).mean)
 
 
+def test_a_scene_and_what_is_staged_change_the_mixture(network):
+    pair = [("a cat", "cat"), ("a car", "car")]
+    plain, wide = (
+        tokens_of(pair, [], aspect=1.0, scene=Scene(shot, "street")) for shot in ("", "wide")
+    )
+    assert not torch.allclose(plain.staged, wide.staged)
+    same = replace(wide, staged=plain.staged)
+    assert not torch.allclose(network([plain]).mean, network([same]).mean)
+    moved = replace(plain, staged=plain.staged + 0.1)
+    shift = network([moved]).mean - network([plain]).mean
+    k = network.config.staged
+    assert shift[..., :k, :].mean() > 3 * shift[..., k:, :].abs().mean()
+
+
+def test_the_scene_of_a_mixture_is_the_mean_of_its_staged_components():
+    m = replace(random_mixture(), staged=2)
+    share = m.log_weight[..., :2].exp()
+    mean = (share[..., None] * m.mean[..., :2, :]).sum(2) / share.sum(-1, keepdim=True)
+    torch.testing.assert_close(m.scene(), mean)
+
+
 def test_flip_swaps_left_and_right_alone():
     pair = [("a cat", "cat"), ("a car", "car")]
     for here, there in (("left of", "right of"), ("above", "above"), ("on", "on")):
         flipped = flip(tokens_of(pair, [(0, here, 1)], aspect=1.0))
+        mirrored = tokens_of(pair, [(0, here, 1)], aspect=1.0).staged[:, 0]
+        torch.testing.assert_close(flipped.staged[:, 0], 1 - mirrored)
         assert torch.equal(flipped.edges, tokens_of(pair, [(0, there, 1)], aspect=1.0).edges)
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from stal.prompts.things import NOUNS, thing_of, things, worn_at
+from stal.prompts.things import NOUNS, RESTS_ON, thing_of, things, worn_at
 
 
 def test_the_table_has_every_noun_once_with_a_size_and_a_setting():
@@ -11,6 +11,7 @@ def test_the_table_has_every_noun_once_with_a_size_and_a_setting():
     for thing in things().values():
         assert min(thing.width, thing.height) > 0 <= thing.over_ground
         assert thing.settings
+        assert thing.rests_on in RESTS_ON
 
 
 @pytest.mark.parametrize(
@@ -28,6 +29,11 @@ def test_the_table_has_every_noun_once_with_a_size_and_a_setting():
 def test_a_noun_is_found_by_its_last_words(noun, known):
     found = thing_of(noun)
     assert (found and found.noun) == known
+
+
+def test_a_compound_is_found_by_the_phrase():
+    assert thing_of("clock", "an old grandfather clock").noun == "grandfather clock"
+    assert thing_of("clock", "a red clock").noun == "clock"
 
 
 def test_parts_do_not_change_the_size():

@@ -158,7 +158,7 @@ def api_routes(desk_of: Any, responses: dict[int | str, dict[str, Any]]) -> APIR
         id: str, request: Request, last_event_id: Annotated[str | None, Header()] = None
     ) -> StreamingResponse:
         desk: Desk = desk_of(request)
-        after = int(last_event_id[:18]) if (last_event_id or "").isdecimal() else 0
+        after = int(last_event_id[:18]) if last_event_id and last_event_id.isdecimal() else 0
         stream = _events(desk, desk.find(id), after)
         headers = {"X-Accel-Buffering": "no"}
         return StreamingResponse(stream, media_type="text/event-stream", headers=headers)

@@ -43,6 +43,7 @@ export class ApiError extends Error {
 
 /** @param {string | null} key */
 export function createApi(key) {
+  /** @type {Record<string, string>} */
   const headers = key ? { Authorization: `Bearer ${key}` } : {};
 
   /**
@@ -140,9 +141,9 @@ export function createApi(key) {
       let last = "";
       for (let tries = 0; ; tries++) {
         try {
+          /** @type {Record<string, string>} */
           const resumed = last ? { "Last-Event-ID": last } : {};
-          const accept = { Accept: "text/event-stream", ...resumed };
-          const response = await call(`/api/drawings/${id}/events`, { headers: accept, signal });
+          const response = await call(`/api/drawings/${id}/events`, { headers: resumed, signal });
           for await (const event of parsed(response.body)) {
             last = event.id || last;
             tries = 0;
@@ -205,12 +206,13 @@ async function reason(response) {
  */
 async function* parsed(stream) {
   if (!stream) return;
-  const reader = stream.pipeThrough(new TextDecoderStream()).getReader();
+  const reader = stream.getReader();
+  const decoder = new TextDecoder();
   let text = "";
   for (;;) {
     const { done, value } = await reader.read();
     if (done) return;
-    const blocks = (text + value).split(/\r\n\r\n|\n\n|\r\r/);
+    const blocks = (text + decoder.decode(value, { stream: true })).split(/\r\n\r\n|\n\n|\r\r/);
     text = blocks.pop() ?? "";
     for (const block of blocks) {
       const event = eventOf(block);

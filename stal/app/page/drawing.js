@@ -74,7 +74,7 @@ export function createDrawer({ api, pictures, onDone }) {
       signal.throwIfAborted();
       for await (const { event, data } of api.events(id, signal)) {
         if (event === "queued") show(mode, { message: waits(data.position) });
-        if (event === "step") show(mode, { status: "drawing", message: "", ...data });
+        if (event === "step") show(mode, stepped(pictures.get()[mode], data));
         if (event === "error") throw new Error(data.message);
         if (event === "cancelled") throw new Error("Cancelled");
         if (event === "done") {
@@ -108,7 +108,7 @@ export function createDrawer({ api, pictures, onDone }) {
     for (const id of running) api.cancel(id).catch(() => {});
     running.clear();
     for (const [mode, picture] of Object.entries(pictures.get())) {
-      if (picture.status !== "waiting" && picture.status !== "drawing") continue;
+      if (picture?.status !== "waiting" && picture?.status !== "drawing") continue;
       show(/** @type {Mode} */ (mode), { status: "cancelled", preview: null, message: "Cancelled" });
     }
   }
@@ -125,7 +125,7 @@ export function createDrawer({ api, pictures, onDone }) {
       const { signal } = stopper;
       await Promise.all(modes.map((mode) => draw(scene, mode, signal)));
       const drawn = Object.entries(pictures.get()).filter(
-        ([mode, { status }]) => modes.includes(/** @type {Mode} */ (mode)) && status === "done",
+        ([mode, picture]) => modes.includes(/** @type {Mode} */ (mode)) && picture?.status === "done",
       );
       if (!signal.aborted && drawn.length) onDone(scene, Object.fromEntries(drawn));
     },
@@ -134,7 +134,22 @@ export function createDrawer({ api, pictures, onDone }) {
 
 /** @param {Pictures} pictures */
 export function isRunning(pictures) {
-  return Object.values(pictures).some(({ status }) => status === "waiting" || status === "drawing");
+  return Object.values(pictures).some(
+    (picture) => picture?.status === "waiting" || picture?.status === "drawing",
+  );
+}
+
+/**
+ * A step is told when it is done, and once more when its preview is made, which may be later than
+ * the next step.
+ * @param {Picture | undefined} picture
+ * @param {{step: number, steps: number, preview: string | null}} told
+ * @returns {Partial<Picture>}
+ */
+function stepped(picture, { step, steps, preview }) {
+  const latest = Math.max(step, picture?.step ?? 0);
+  const seen = preview ?? picture?.preview ?? null;
+  return { status: "drawing", message: "", step: latest, steps, preview: seen };
 }
 
 /**

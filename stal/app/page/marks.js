@@ -42,15 +42,13 @@ export function createMarks(root) {
         marks.delete(id);
       }
       for (const item of scene.items) {
-        let mark = marks.get(item.id);
-        if (!mark) {
-          mark = newMark(item.id);
-          marks.set(item.id, mark);
-          items.append(mark);
-        }
+        const mark = marks.get(item.id) ?? newMark(item.id);
+        marks.set(item.id, mark);
+        if (!mark.isConnected) items.append(mark);
         showMark(mark, item, item.id === selected, size);
       }
-      stack(items, [...scene.items].reverse().map(({ id }) => /** @type {any} */ (marks.get(id))));
+      const back = scene.items.map(({ id }) => /** @type {SVGGElement} */ (marks.get(id)));
+      stack(items, back.reverse());
       const item = itemOf(scene, selected);
       grips.replaceChildren(...(item ? handlesOf(item, size) : []));
     },
@@ -122,7 +120,10 @@ function outlineOf({ box, shape }, size) {
   return { ...paths, transform: scale };
 }
 
-/** @param {number} id */
+/**
+ * @param {number} id
+ * @returns {SVGGElement}
+ */
 function newMark(id) {
   return svg(
     "g",

@@ -178,12 +178,6 @@ export function placed(scene, layout, { keep }) {
   layout.objects.forEach((object, index) => {
     const old = matches[index];
     const taken = [...matches.filter((item) => item !== null), ...items];
-    const fresh = {
-      ...NEUTRAL,
-      id: freshId([...scene.items, ...items]),
-      hue: freshHue(taken.map(({ hue }) => hue)),
-      named: false,
-    };
     const place = {
       box: object.box,
       shape: object.shape ?? null,
@@ -191,7 +185,11 @@ export function placed(scene, layout, { keep }) {
       placed: false,
     };
     items.push({
-      ...fresh,
+      ...NEUTRAL,
+      id: freshId([...scene.items, ...items]),
+      hue: freshHue(taken.map(({ hue }) => hue)),
+      named: false,
+      ...place,
       ...(old ?? {}),
       phrase: object.phrase,
       noun: object.noun ?? null,
@@ -204,6 +202,31 @@ export function placed(scene, layout, { keep }) {
       /** @type {[number, string, number]} */ ([ids[i], predicate, ids[j]]),
   );
   return { ...scene, items, relations, dropped: [] };
+}
+
+/**
+ * The scene of a file that was opened; what the file does not say stays as it is.
+ * @param {Scene} scene
+ * @param {import("./api.js").Opened} opened
+ * @param {{width: number, height: number}} size  for a layout's aspect
+ * @returns {Scene}
+ */
+export function openedIn(scene, { layout, settings, seed, regions, curve }, size) {
+  const next = placed({ ...scene, items: [] }, layout, { keep: false });
+  return {
+    ...next,
+    prompt: layout.prompt || layout.objects.map(({ phrase }) => phrase).join(" and "),
+    negative: settings?.negative_prompt ?? "",
+    items: next.items.map((item, k) => ({ ...item, ...regions?.[k], placed: true })),
+    curve,
+    covers: false,
+    width: settings?.width ?? size.width,
+    height: settings?.height ?? size.height,
+    seed: seed ?? scene.seed,
+    steps: settings?.steps ?? scene.steps,
+    sampler: settings?.sampler ?? "",
+    guidance: settings?.guidance_scale ?? scene.guidance,
+  };
 }
 
 /**

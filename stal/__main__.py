@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from stal.cli.app import open_page
 from stal.cli.comfyui import comfyui
 from stal.cli.evaluate import evaluate
 from stal.cli.evaluate_layout import evaluate_layout
@@ -19,6 +20,7 @@ from stal.cli.hints import add_hint
 from stal.cli.last_resort import tell
 from stal.cli.layout import show_layout
 from stal.cli.outlet import outlets
+from stal.cli.serve import serve
 from stal.cli.train import train_layout, train_shapes
 from stal.cli.weights import fit_schedule, plot
 
@@ -85,6 +87,8 @@ def stal(
 
 app.command()(generate)
 app.command()(generate_batch)
+app.command("app")(open_page)
+app.command()(serve)
 app.command()(plot)
 app.command()(fit_schedule)
 app.command()(evaluate)

@@ -6,12 +6,15 @@ import importlib.util
 
 # Package -> the extra of this one that brings it.
 _EXTRAS = {
+    "fastapi": "app",
     "matplotlib": "plot",
     "open_clip": "clip",
+    "prometheus_client": "app",
     "pyarrow": "batch",
     "ray": "ray",
     "scipy": "bench",
     "spacy": "spacy",
+    "uvicorn": "app",
     "webdataset": "batch",
 }
 

@@ -58,40 +58,50 @@ def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         ValueError: there is no such picture, or it carries no settings.
     """
-    text = _text(path)
-    if text is None:
-        raise ValueError(f"{path} must carry the settings that made it, got none")
-    try:
-        record = loads(text)
-    except ValueError as error:
-        raise ValueError(f"{path} must carry the settings that made it, got no JSON") from error
-    if not isinstance(record, dict) or not isinstance(record.get("prompt"), str):
-        raise ValueError(f"{path} must carry the settings that made it, got others")
-    return record
-
-
-def _text(path: str | os.PathLike[str]) -> str | None:
-    """What a PNG has under our key before its pixels; None where it has nothing."""
-    from PIL.PngImagePlugin import PngImageFile
-
     try:
         with open_regular(path, name=str(path)) as file:
             start = file.read(2 * MOST_RECORD_CHARS)
     except OSError as error:
         raise ValueError(f"{path} must be a picture, got: {error.strerror or error}") from error
+    return record_in(start, name=str(path))
+
+
+def record_in(data: bytes, *, name: str) -> dict[str, Any]:
+    """The settings in the bytes of a PNG, or of its start, as `read_record` gives them.
+
+    name: what messages call the picture.
+
+    Raises: ValueError if it is no PNG, or carries no settings.
+    """
+    text = _text(data, name)
+    if text is None:
+        raise ValueError(f"{name} must carry the settings that made it, got none")
+    try:
+        record = loads(text)
+    except ValueError as error:
+        raise ValueError(f"{name} must carry the settings that made it, got no JSON") from error
+    if not isinstance(record, dict) or not isinstance(record.get("prompt"), str):
+        raise ValueError(f"{name} must carry the settings that made it, got others")
+    return record
+
+
+def _text(data: bytes, name: str) -> str | None:
+    """What a PNG has under our key before its pixels; None where it has nothing."""
+    from PIL.PngImagePlugin import PngImageFile
+
     try:
         # Not Image.open, which takes other formats and refuses many pixels; what Pillow warns of
         # are the pixels.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with PngImageFile(BytesIO(start)) as image:
+            with PngImageFile(BytesIO(data)) as image:
                 text = image.info.get(_KEY)
     except SyntaxError as error:
-        raise ValueError(f"{path} must be a PNG picture, got another kind of file") from error
+        raise ValueError(f"{name} must be a PNG picture, got another kind of file") from error
     except Exception as error:  # of a broken file Pillow raises many kinds
         got = f"broken or too large ones: {first_line(error)}"
-        raise ValueError(f"{path} must carry the settings that made it, got {got}") from error
+        raise ValueError(f"{name} must carry the settings that made it, got {got}") from error
     if text is not None and len(text) > MOST_RECORD_CHARS:
         got = f"{len(text)} characters of them, more than {MOST_RECORD_CHARS}"
-        raise ValueError(f"{path} must carry the settings that made it, got {got}")
+        raise ValueError(f"{name} must carry the settings that made it, got {got}")
     return None if text is None else str(text)

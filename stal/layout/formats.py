@@ -127,26 +127,50 @@ def read_layout(
     return _read_file(path, prompt, _Reading(noun_of, article, check_canvas(canvas), 1.0))
 
 
+def read_layout_text(
+    text: str,
+    *,
+    noun_of: Callable[[str], str],
+    article: Callable[[str], str],
+    canvas: tuple[float, float] | None = None,
+) -> Layout:
+    """What `read_layout` gives of a file that holds this text; no file is looked at.
+
+    noun_of, article, canvas: as there.
+
+    Raises:
+        ValueError: none of the formats, a box outside the canvas, or painted masks, whose picture
+            is another file; the message names the place.
+    """
+    return _read_text(text, None, _Reading(noun_of, article, check_canvas(canvas), 1.0), None)
+
+
 def _read_file(path: str | os.PathLike[str], prompt: str | None, reading: _Reading) -> Layout:
     try:
-        text = load_text(path, name="layout")
-        layout = _read_foreign(text, reading, of_file=True)
-        if layout is not None:
-            return layout if prompt is None else replace(layout, prompt=prompt)
-        own = _own_json(text)
-        if own is not None:
-            masks = _masks(own)
-            if masks is None:
-                return _read_own(own, reading)
-            from stal.layout.painted import read_painted
-
-            return read_painted(masks, Path(path).parent, noun_of=reading.noun_of)
-        said, found, size = read_answer(
-            plain_text(text), canvas=reading.canvas, article=reading.article
-        )
-        return reading.layout(said if prompt is None else prompt, found, size[0] / size[1])
+        return _read_text(load_text(path, name="layout"), prompt, reading, Path(path).parent)
     except ValueError as error:
         raise ValueError(f"{os.fspath(path)}: {error}") from None
+
+
+def _read_text(text: str, prompt: str | None, reading: _Reading, folder: Path | None) -> Layout:
+    """folder: where the pictures of masks are; None where there are none."""
+    layout = _read_foreign(text, reading, of_file=True)
+    if layout is not None:
+        return layout if prompt is None else replace(layout, prompt=prompt)
+    own = _own_json(text)
+    if own is not None:
+        masks = _masks(own)
+        if masks is None:
+            return _read_own(own, reading)
+        if folder is None:
+            raise ValueError('layout must hold its places, got "masks", the name of a picture')
+        from stal.layout.painted import read_painted
+
+        return read_painted(masks, folder, noun_of=reading.noun_of)
+    said, found, size = read_answer(
+        plain_text(text), canvas=reading.canvas, article=reading.article
+    )
+    return reading.layout(said if prompt is None else prompt, found, size[0] / size[1])
 
 
 def as_layout(

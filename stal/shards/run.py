@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol, TextIO
+from typing import TYPE_CHECKING, Protocol
 
 from stal import picture
+from stal.caller import caught
 from stal.checked_json import first_line
 from stal.shards.index import Entry, read_sources
 from stal.shards.requests import request_of, seed_of
@@ -190,7 +188,7 @@ class Run:
         if row.error:
             self._keep(begun, error=row.error)
             return
-        with _caught() as found:
+        with caught() as found:
             try:
                 future = self.engine.submit(request_of(row, self.task.settings, self.task.seed))
             except _OF_A_PROMPT as error:
@@ -247,32 +245,6 @@ class Run:
             shard.finish()
             self._done.add(number)
             del self._open[number], self._sizes[number]
-
-
-@contextmanager
-def _caught() -> Iterator[list[str]]:
-    """What this thread warns users of within; the engine's threads warn as before."""
-    found: list[str] = []
-    mine = threading.get_ident()
-    with warnings.catch_warnings():
-        before = warnings.showwarning
-
-        def show(
-            message: Warning | str,
-            category: type[Warning],
-            filename: str,
-            lineno: int,
-            file: TextIO | None = None,
-            line: str | None = None,
-        ) -> None:
-            if threading.get_ident() != mine:
-                before(message, category, filename, lineno, file, line)
-            elif category is UserWarning:
-                found.append(str(message))
-
-        warnings.showwarning = show
-        warnings.simplefilter("always", UserWarning)
-        yield found
 
 
 # Of a picture's record, what is a column of the index itself.

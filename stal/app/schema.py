@@ -98,9 +98,9 @@ class ErrorBody(BaseModel):
 
 
 class RegionStrength(_Body):
-    """strength: share of the mode's first weight, from start to stop as fractions of the steps."""
+    """strength: multiple of the mode's first weight, from start to stop as fractions of the steps."""
 
-    strength: Share = 1.0
+    strength: Annotated[float, Field(ge=0, le=4)] = 1.0
     start: Share = 0.0
     stop: Share = 1.0
 

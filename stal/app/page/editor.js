@@ -1,7 +1,7 @@
 /** The canvas: pointer and keys place, shape and paint objects. It asks the server for nothing. */
 
 import { blank, cellsOf, filledWhere, stroked } from "./cells.js";
-import { announce, set } from "./dom.js";
+import { announce, set, typing } from "./dom.js";
 import {
   boxAround,
   boxBetween,
@@ -207,11 +207,10 @@ export function createEditor({ stage, root, scene, view, onNew }) {
   /** @param {Corner} point */
   function addCorner(point) {
     const [x, y] = /** @type {Corner} */ (boxBetween(point, point).slice(0, 2));
-    const [first] = corners;
-    const near =
-      first && Math.hypot((x - first[0]) * size.width, (y - first[1]) * size.height) < CLOSES;
-    if (near && corners.length > 2) return closePolygon();
-    if (near) return;
+    const isNear = (/** @type {Corner | undefined} */ corner) =>
+      corner && Math.hypot((x - corner[0]) * size.width, (y - corner[1]) * size.height) < CLOSES;
+    if (corners.length > 2 && isNear(corners[0])) return closePolygon();
+    if (isNear(corners[corners.length - 1])) return;
     corners = [...corners, [x, y]];
     showPolygon();
   }
@@ -242,6 +241,8 @@ export function createEditor({ stage, root, scene, view, onNew }) {
    * @returns {Gesture | null}
    */
   function begin(event) {
+    // Takes the focus from a name that is being edited, which is thereby given.
+    stage.focus({ preventScroll: true });
     const from = pointOf(event);
     const { tool } = view.get();
     if (tool === "select") return grab(event, from);
@@ -258,10 +259,7 @@ export function createEditor({ stage, root, scene, view, onNew }) {
     const item = itemOf(now, selected);
     const arrow = ARROWS[event.key];
     if (event.ctrlKey || event.metaKey || event.altKey) return false;
-    if (event.key === "Escape") {
-      stop();
-      view.set({ selected: null, tool: "select" });
-    } else if (event.key === "Enter" && tool === "polygon") closePolygon();
+    if (event.key === "Enter" && tool === "polygon") closePolygon();
     else if (item && arrow) {
       const changed = event.shiftKey ? resize(item, "se", ...arrow) : move(item, ...arrow);
       scene.change(patched(now, item.id, { ...changed, placed: true }), `nudge ${item.id}`);
@@ -276,9 +274,10 @@ export function createEditor({ stage, root, scene, view, onNew }) {
     return true;
   }
 
+  // The focus goes where `grab` puts it, not to the mark that lies on top.
+  root.addEventListener("mousedown", (event) => event.preventDefault());
   root.addEventListener("pointerdown", (event) => {
     if (event.button !== 0 || gesture) return;
-    if (view.get().tool !== "select") event.preventDefault();
     gesture = begin(event);
     if (gesture) root.setPointerCapture(event.pointerId);
   });
@@ -298,6 +297,11 @@ export function createEditor({ stage, root, scene, view, onNew }) {
   });
   stage.addEventListener("keydown", (event) => {
     if (key(event)) event.preventDefault();
+  });
+  document.addEventListener("keydown", (event) => {
+    if (event.key !== "Escape" || typing()) return;
+    stop();
+    view.set({ selected: null, tool: "select" });
   });
 
   scene.listen(show);

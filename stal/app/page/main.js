@@ -183,6 +183,9 @@ function start(api, about) {
 
   byId("ask").addEventListener("submit", (/** @type {SubmitEvent} */ event) => {
     event.preventDefault();
+    draw();
+  });
+  byId("draw").addEventListener("click", () => {
     if (isRunning(pictures.get())) drawer.cancel();
     else draw();
   });

@@ -67,7 +67,7 @@ export function createMarks(root) {
     },
 
     /** @param {number} id */
-    focus: (id) => marks.get(id)?.focus(),
+    focus: (id) => marks.get(id)?.focus({ preventScroll: true }),
   };
 }
 

@@ -107,7 +107,7 @@ export function added(scene, { box, shape }, phrase) {
     shape,
     score: 1,
     placed: true,
-    named: false,
+    named: true,
   };
   return { ...scene, items: [item, ...scene.items] };
 }
@@ -290,7 +290,7 @@ export function curveAt(curve, t) {
 export function disagreements(scene) {
   const said = simple(scene.prompt);
   const unsaid = scene.items.filter(
-    ({ named, placed, phrase }) => (named || placed) && !said.includes(simple(phrase)),
+    ({ named, phrase }) => named && !said.includes(simple(phrase)),
   );
   const phrases = new Set(scene.items.map(({ phrase }) => simple(phrase)));
   const boxless = scene.dropped.filter((p) => said.includes(simple(p)) && !phrases.has(simple(p)));
@@ -316,9 +316,8 @@ export function reworded(scene) {
   const phrases = [...scene.items]
     .sort((a, b) => (where(a) === where(b) ? 0 : where(a) - where(b)))
     .map(({ phrase }) => phrase);
-  const background = scene.prompt.match(/\bon an? (?:\w+ ){1,3}background\b/i)?.[0] ?? "";
   const list = [phrases.slice(0, -1).join(", "), ...phrases.slice(-1)].filter(Boolean);
-  const prompt = [list.join(" and "), background].filter(Boolean).join(" ");
+  const prompt = [list.join(" and "), backgroundOf(scene.prompt)].filter(Boolean).join(" ");
   return { ...scene, prompt, relations: [], dropped: [] };
 }
 
@@ -372,9 +371,20 @@ function overlap(a, b) {
 function promptWith(prompt, before, after) {
   const at = prompt.toLowerCase().indexOf(before.toLowerCase());
   if (before && at >= 0) return prompt.slice(0, at) + after + prompt.slice(at + before.length);
-  const text = prompt.trim();
-  if (simple(text).includes(simple(after))) return prompt;
-  return text ? `${text.replace(/[.,;]$/, "")} and ${after}` : after;
+  if (simple(prompt).includes(simple(after))) return prompt;
+  const background = backgroundOf(prompt);
+  const things = prompt.replace(background, "").trim().replace(/[.,;]$/, "");
+  const list = [things, after].filter(Boolean).join(" and ");
+  return background ? `${list} ${background}` : list;
+}
+
+/**
+ * What a prompt says of the background at its end.
+ * @param {string} prompt
+ * @returns {string}
+ */
+function backgroundOf(prompt) {
+  return prompt.match(/\bon an? (?:\w+ ){1,3}background\W*$/i)?.[0] ?? "";
 }
 
 /** @param {string} text */

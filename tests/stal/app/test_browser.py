@@ -135,11 +135,11 @@ def test_a_new_object_is_drawn_named_and_written_into_the_prompt(visitor):
     visitor.page.keyboard.type("a green star")
     visitor.page.keyboard.press("Enter")
     prompt = visitor.page.input_value("#prompt")
-    assert prompt == "a red circle on a black background and a green star"
+    assert prompt == "a red circle and a green star on a black background"
     assert visitor.place_of("a green star") == (60, 55, 35, 40)
     visitor.page.locator(".object.selected .name").fill("a yellow star")
     visitor.page.keyboard.press("Enter")
-    assert visitor.page.input_value("#prompt").endswith("and a yellow star")
+    assert visitor.page.input_value("#prompt") == prompt.replace("green", "yellow")
 
 
 def test_polygons_and_painted_masks_are_drawn_as_they_look(visitor):

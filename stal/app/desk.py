@@ -198,7 +198,7 @@ class Desk:
         """A finished drawing of the page. Raises Problem."""
         found = self.find(id)
         if found.problem is not None:
-            raise found.problem
+            raise found.problem.with_traceback(None)
         if found.result is None:
             raise Problem(409, "the drawing must be finished first, it is not", code="not_finished")
         return found, found.result
@@ -266,6 +266,8 @@ class Desk:
         outcome = "failed"
         try:
             future = await self._loop.run_in_executor(self._checks, self._hand_over, commission)
+            if future is None:
+                raise asyncio.CancelledError
             if not commission.accepted.done():
                 commission.accepted.set_result(None)
             commission.future = future
@@ -302,7 +304,7 @@ class Desk:
             assert commission.problem is not None
             commission.accepted.set_exception(commission.problem)
             commission.accepted.exception()  # so that nobody else needs to ask
-            self.metrics.refused.labels("invalid").inc()
+            self.metrics.refused.labels(commission.problem.code or "invalid").inc()
         else:
             self.metrics.ended.labels(outcome).inc()
         if outcome == "done":
@@ -333,8 +335,10 @@ class Desk:
             total -= oldest.size
             self._unwatch(oldest)
 
-    def _hand_over(self, commission: Commission) -> Future[Result]:
-        """By the thread that checks: the request, to the engine."""
+    def _hand_over(self, commission: Commission) -> Future[Result] | None:
+        """By the thread that checks: the request, to the engine, if it is still wanted."""
+        if commission.cancelled:
+            return None
         with caught() as found:
             request = commission.make()
             commission.request = request

@@ -74,7 +74,7 @@ class Previewer:
 
 @torch.no_grad()
 def preview(model: Model, latents: Tensor, *, whole: bool) -> bytes:
-    """Latents (1, channels, height, width) as a JPEG of at most 32 cells a side; whole, as a PNG."""
+    """Latents (1, channels, height, width) as a JPEG, at most 32 cells a side; whole, as a PNG."""
     longest = max(latents.shape[2:])
     if not whole and longest > _MOST_CELLS:
         size = [max(1, round(side * _MOST_CELLS / longest)) for side in latents.shape[2:]]

@@ -129,7 +129,7 @@ def opened(
 ) -> dict[str, Any]:
     """What an uploaded file holds: a picture's settings and layout, or a layout.
 
-    width, height: of the canvas that boxes in pixels lie in.
+    width, height: of the canvas, for what does not say its own.
     """
     if data.startswith(_PNG):
         record = picture.record_in(data, name="the picture")
@@ -140,8 +140,11 @@ def opened(
         known = asdict(full)
         page = record.get("page") if isinstance(record.get("page"), dict) else {}
         strengths = Strengths.model_validate(page)
+        said = []
+        if record.get("model", "") != pipe.model.name:
+            said.append("the picture was drawn by another model, this one draws it differently")
         return {
-            "layout": {**layout_json(replace(layout, prompt=record["prompt"])), "warnings": []},
+            "layout": {**layout_json(replace(layout, prompt=record["prompt"])), "warnings": said},
             "settings": {name: known[name] for name in settings},
             "seed": _seed(record.get("seeds")),
             "regions": page.get("regions") if strengths.regions else None,
@@ -152,11 +155,21 @@ def opened(
     except UnicodeDecodeError:
         rule = "the file must be a picture of stal's (PNG) or a layout (text in UTF-8), got others"
         raise Problem(400, rule) from None
-    canvas = None if width is None or height is None else (float(width), float(height))
-    layout = read_layout_text(text, noun_of=noun_of, article=article, canvas=canvas)
+    layout = _layout_text(text, width, height)
     limit.check_count(layout.objects, limits)
     answer = {"layout": {**layout_json(layout), "warnings": []}}
     return {**answer, **dict.fromkeys(("settings", "seed", "regions", "curve"))}
+
+
+def _layout_text(text: str, width: int | None, height: int | None) -> Layout:
+    if width is None or height is None:
+        return read_layout_text(text, noun_of=noun_of, article=article)
+    try:
+        # Programs whose boxes are in pixels of their own canvas.
+        return read_layout_text(text, noun_of=noun_of, article=article, aspect=width / height)
+    except ValueError:
+        canvas = float(width), float(height)
+        return read_layout_text(text, noun_of=noun_of, article=article, canvas=canvas)
 
 
 def layout_of(data: Any) -> Layout:

@@ -6,6 +6,7 @@ uvicorn.run(app)
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -82,7 +83,7 @@ def create_app(
             yield
         finally:
             await app.state.desk.close()
-            engine.close(drain=False)
+            await asyncio.to_thread(engine.close, drain=False)
 
     app = FastAPI(
         title="stal",
@@ -149,7 +150,7 @@ def _handle_errors(app: FastAPI, metrics: Metrics) -> None:
 
     async def of_problem(request: Request, error: Any) -> Response:
         problem = error if isinstance(error, Problem) else _problem_of_http(request, error)
-        if problem.status_code in (413, 429, 503):
+        if problem.status_code in (408, 413, 429, 503):
             metrics.refused.labels(problem.code or "other").inc()
         return problem.response()
 

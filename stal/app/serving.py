@@ -5,10 +5,11 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable
 from types import FrameType
-from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
+
+from stal.app.desk import Desk
 
 _BACKLOG = 2048
 
@@ -28,33 +29,36 @@ def address(sock: socket.socket, host: str) -> str:
     return f"http://{name}:{sock.getsockname()[1]}"
 
 
-def serve(app: FastAPI, sock: socket.socket, *, ready: Callable[[], object] = lambda: None) -> None:
-    """Returns when the server has stopped.
-
-    A first SIGTERM or SIGINT lets it do what it has accepted, and take nothing more (503); a second
-    one cancels that.
+class Server(uvicorn.Server):
+    """A server that does what it has accepted before it stops.
 
     Args:
         app: of `stal.app.server.create_app`.
-        sock: of `bound`; it is closed in the end.
         ready: called once requests are answered.
     """
-    config = uvicorn.Config(app, access_log=False, log_config=None, server_header=False)
-    with sock:
-        _Server(config, ready).run(sockets=[sock])
 
+    def __init__(self, app: FastAPI, *, ready: Callable[[], object] = lambda: None) -> None:
+        # Keys and prompts are in no log: there is none of requests.
+        super().__init__(
+            uvicorn.Config(app, access_log=False, log_config=None, server_header=False)
+        )
+        self._app, self._ready, self._asked = app, ready, 0
 
-class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, ready: Callable[[], object]) -> None:
-        super().__init__(config)
-        self._ready = ready
-        self._asked = 0
+    def serve_at(self, sock: socket.socket) -> None:
+        """Answers what comes to a socket of `bound`, which it closes; returns when it stopped."""
+        with sock:
+            self.run(sockets=[sock])
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+    def stop(self) -> None:
+        """What a signal does: from now on nothing is accepted (503), and the server stops when all
+        is done; asked twice, it cancels that. May be called by any thread."""
         self._asked += 1
 
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self.stop()
+
     async def on_tick(self, counter: int) -> bool:
-        desk: Any = self.config.app.state.desk  # type: ignore[union-attr]
+        desk: Desk = self._app.state.desk
         if counter == 0:
             self._ready()
         if self._asked:

@@ -96,7 +96,7 @@ def run(where: Where, what: What, *, page: bool, browser: bool) -> None:
             if browser:
                 _open(url if key is None else f"{url}/#token={key}")
 
-        serving.serve(app, sock, ready=ready)
+        serving.Server(app, ready=ready).serve_at(sock)
 
 
 def _application(what: What, files: Any, key: str | None, *, local: bool) -> FastAPI:

@@ -133,16 +133,18 @@ def read_layout_text(
     noun_of: Callable[[str], str],
     article: Callable[[str], str],
     canvas: tuple[float, float] | None = None,
+    aspect: float = 1.0,
 ) -> Layout:
     """What `read_layout` gives of a file that holds this text; no file is looked at.
 
     noun_of, article, canvas: as there.
+    aspect: of the canvas, where nothing says another.
 
     Raises:
         ValueError: none of the formats, a box outside the canvas, or painted masks, whose picture
             is another file; the message names the place.
     """
-    return _read_text(text, None, _Reading(noun_of, article, check_canvas(canvas), 1.0), None)
+    return _read_text(text, None, _Reading(noun_of, article, check_canvas(canvas), aspect), None)
 
 
 def _read_file(path: str | os.PathLike[str], prompt: str | None, reading: _Reading) -> Layout:

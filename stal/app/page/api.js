@@ -79,7 +79,7 @@ export function createApi(key) {
 
     /**
      * @param {{prompt: string, width: number, height: number, seed: number | null}} wanted
-     * @param {AbortSignal} signal
+     * @param {AbortSignal} [signal]
      * @returns {Promise<{layout: Layout, warnings: string[]}>}
      */
     layout: async (wanted, signal) => {

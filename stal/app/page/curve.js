@@ -39,7 +39,7 @@ export function createCurve({ root, scene }) {
   const grip = svg("polyline", { class: "grip" });
   const knots = svg("g", {});
   set(root, { viewBox: `0 0 ${WIDTH} ${HEIGHT}` });
-  root.append(frame, ...labels, objects, line, grip, knots);
+  root.append(frame, ...labels, line, objects, grip, knots);
 
   const curve = () => scene.get().curve ?? FALLING;
   /** @param {Knot[]} next */
@@ -144,7 +144,9 @@ export function createCurve({ root, scene }) {
 function ownPoints(curve, { strength, start, stop }) {
   const inner = curve.map(([t]) => t).filter((t) => t > start && t < stop);
   const points = [start, ...inner, stop].map((t) => [t, curveAt(curve, t) * strength]);
-  const line = [[0, 0], [start, 0], ...points, [stop, 0], [1, 0]];
+  const before = start > 0 ? [[0, 0], [start, 0]] : [];
+  const after = stop < 1 ? [[stop, 0], [1, 0]] : [];
+  const line = [...before, ...points, ...after];
   return line.map(([t, w]) => placed([t, Math.min(w, 1.04)]).join(",")).join(" ");
 }
 

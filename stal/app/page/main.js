@@ -27,7 +27,7 @@ import { createObjects } from "./objects.js";
 import { createOutput } from "./output.js";
 import { createBackdrop, createPictures } from "./pictures.js";
 import { createPrompt, examplesOf } from "./prompt.js";
-import { aspectOf, MODES, openedIn } from "./scene.js";
+import { aspectOf, MODES, openedIn, placed } from "./scene.js";
 import { createSettings, sizeOf } from "./settings.js";
 import { observable, undoable } from "./store.js";
 import { createVisit } from "./visit.js";
@@ -36,11 +36,14 @@ const LIVE_MS = 250;
 const NONE = Object.fromEntries(MODES.map((mode) => [mode, undefined]));
 
 /**
+ * An example, with its objects in their places.
+ * @param {import("./api.js").Api} api
  * @param {import("./api.js").About} about
- * @returns {Scene}
+ * @returns {Promise<Scene>}
  */
-function firstScene(about) {
-  return {
+async function firstScene(api, about) {
+  /** @type {Scene} */
+  const scene = {
     prompt: examplesOf(about)[0] ?? "",
     negative: "",
     items: [],
@@ -55,6 +58,10 @@ function firstScene(about) {
     sampler: "",
     guidance: about.guidance_scale,
   };
+  if (!scene.prompt) return scene;
+  const { prompt, width, height } = scene;
+  const { layout } = await api.layout({ prompt, width, height, seed: null });
+  return placed(scene, layout, { keep: false });
 }
 
 /** @returns {View} */
@@ -75,9 +82,10 @@ function firstView() {
 /**
  * @param {import("./api.js").Api} api
  * @param {import("./api.js").About} about
+ * @param {Scene} first
  */
-function start(api, about) {
-  const scene = undoable(firstScene(about));
+function start(api, about, first) {
+  const scene = undoable(first);
   const view = observable(firstView());
   /** @type {import("./store.js").Observable<import("./drawing.js").Pictures>} */
   const pictures = observable({});
@@ -223,12 +231,12 @@ function start(api, about) {
   });
   showScene();
   showView();
-  prompt.place({ keep: false });
 }
 
 const api = createApi(takeKey());
 try {
-  start(api, await api.about());
+  const about = await api.about();
+  start(api, about, await firstScene(api, about));
 } catch (error) {
   byId("notice").textContent = sentence(error);
   byId("notice").hidden = false;

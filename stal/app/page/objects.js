@@ -45,6 +45,7 @@ export function createObjects({ list, scene, view }) {
   view.listen((now, before) => {
     if (now.selected !== before.selected) update();
   });
+  update();
   return {
     /** @param {number} id puts the focus into its name */
     rename(id) {
@@ -152,7 +153,7 @@ function newRow(id, scene, view) {
     el(
       "div",
       { class: "line", role: "group", "aria-label": "Place in percent of the canvas" },
-      el("span", {}, "x y w h %"),
+      el("span", {}, "Place %"),
       el("span", { class: "edges" }, ...edges),
     ),
   );

@@ -76,10 +76,11 @@ function newPanel(mode, view) {
   const node = el(
     "figure",
     { class: "panel" },
-    el("figcaption", {}, el("label", {}, wanted, el("strong", {}, title)), el("p", {}, text)),
+    el("figcaption", {}, el("label", {}, wanted, el("strong", {}, title))),
     choose,
     progress,
     status,
+    el("p", { class: "hint" }, text),
   );
   return {
     node,

@@ -114,7 +114,6 @@ export function createPrompt({ api, about, scene, view, fail }) {
   update();
 
   return {
-    place,
     /** Whether the prompt is newer than the objects. */
     isPending: () => timer !== 0 || isPlacing,
     /** When the objects are those of the prompt. */

@@ -51,7 +51,7 @@ export function createCurve({ root, scene }) {
     set(line, { points });
     set(grip, { points });
     objects.replaceChildren(
-      ...scene.get().items.map((item) =>
+      ...scene.get().items.filter(hasOwn).map((item) =>
         svg("polyline", { class: "own", stroke: colourOf(item.hue), points: ownPoints(now, item) }),
       ),
     );
@@ -134,6 +134,14 @@ export function createCurve({ root, scene }) {
     if (now.curve !== before.curve || now.items !== before.items) show();
   });
   show();
+}
+
+/**
+ * Whether an item's weights are not those of the curve alone.
+ * @param {import("./scene.js").Item} item
+ */
+function hasOwn({ strength, start, stop }) {
+  return strength !== 1 || start > 0 || stop < 1;
 }
 
 /**

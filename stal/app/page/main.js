@@ -189,7 +189,8 @@ function start(api, about, first) {
     wait = setTimeout(draw, LIVE_MS);
   }
 
-  byId("ask").addEventListener("submit", (/** @type {SubmitEvent} */ event) => {
+  byId("prompt").addEventListener("keydown", (/** @type {KeyboardEvent} */ event) => {
+    if (event.key !== "Enter" || event.shiftKey || event.ctrlKey || event.isComposing) return;
     event.preventDefault();
     draw();
   });

@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import typer
 from playwright.sync_api import sync_playwright
 
+OUTPUT = Path(__file__).with_name("app.png")
 PROMPT = "a red circle, a blue square and a green star"
 DESKTOP, PHONE = {"width": 1280, "height": 1180}, {"width": 390, "height": 844}
 SHOWN_SIDE = 2  # screen pixels of one of the page's on a phone
@@ -37,7 +38,7 @@ def use(page: Any) -> None:
 
 
 def main(
-    output: Path = Path(__file__).with_name("app.png"),
+    output: Path = OUTPUT,
     dark: Annotated[bool, typer.Option("--dark")] = False,
     phone: Annotated[bool, typer.Option("--phone")] = False,
 ) -> None:

@@ -54,7 +54,9 @@ def main() -> None:
         paths = os.pathsep.join([str(command.parent), os.environ["PATH"]])
         for block in blocks(text):
             print(block, end="", flush=True)
-            subprocess.run(["sh", "-ec", block], cwd=folder, env={**os.environ, "PATH": paths}, check=True)
+            subprocess.run(
+                ["sh", "-ec", block], cwd=folder, env={**os.environ, "PATH": paths}, check=True
+            )
         for name in names(text):
             made = Path(folder) / name
             with Image.open(made) as image:

@@ -23,7 +23,8 @@ from stal.shapes.detector import DetectedShape, detect
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 MODES = ("Plain", "Spatial", "Spatial-temporal")
-WAIT_MS = 60_000
+# Of a machine that has much else to do.
+WAIT_MS = 240_000
 
 
 @dataclass(frozen=True)

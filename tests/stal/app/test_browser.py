@@ -50,7 +50,9 @@ def newcomer(browser, server):
     visitors, contexts = [], []
 
     def come(**options):
-        contexts.append(browser.new_context(**{"viewport": {"width": 1280, "height": 800}, **options}))
+        contexts.append(
+            browser.new_context(**{"viewport": {"width": 1280, "height": 800}, **options})
+        )
         visitors.append(Visitor(contexts[-1].new_page(), server))
         return visitors[-1]
 
@@ -469,12 +471,16 @@ def test_all_that_can_be_used_has_a_name_and_shows_the_focus(visitor):
     nodes = client.send("Accessibility.getFullAXTree")["nodes"]
 
     def says(node, name):
-        return any(each["name"] == name and each["value"].get("value") for each in node["properties"])
+        return any(
+            each["name"] == name and each["value"].get("value") for each in node["properties"]
+        )
 
     usable = [
         node
         for node in nodes
-        if "properties" in node and says(node, "focusable") and node["role"]["value"] != "RootWebArea"
+        if "properties" in node
+        and says(node, "focusable")
+        and node["role"]["value"] != "RootWebArea"
     ]
     assert len(usable) > 30
     assert [node["role"] for node in usable if not node.get("name", {}).get("value")] == []

@@ -202,15 +202,14 @@ def test_strength_steps_and_the_schedule_are_what_is_drawn_with(visitor):
     curve = visitor.page.locator("#curve").bounding_box()
     visitor.page.mouse.click(curve["x"] + curve["width"] / 2, curve["y"] + curve["height"] * 0.46)
     assert visitor.page.locator(".knot").count() == 3
-    with visitor.page.expect_response("**/picture.png") as response:
-        visitor.page.click("#draw")
+    drawn = visitor.picture()
     asked = visitor.asked[-1]["weights"]
     assert asked["regions"][0] == {"strength": 2, "start": 0.25, "stop": 0.75}
     (t0, w0), (t1, w1), (t2, w2) = asked["curve"]
     assert (t0, w0, t2, w2) == (0, 0.95, 1, 0)
     assert t1 == pytest.approx(0.5, abs=0.03)
     assert w1 == pytest.approx(0.95 * (1 - t1), abs=0.03)
-    record = picture.record_in(response.value.body(), name="the picture")
+    record = picture.record_in(drawn, name="the picture")
     weights = np.array(record["weights"])
     peak = 1.9 - 1.5 / 2
     assert weights[0, 1] == pytest.approx(0.95 * peak)
@@ -247,9 +246,8 @@ def test_a_drawing_that_is_cancelled_stops(visitor):
         visitor.page.get_by_role("button", name="Cancel").click()
     assert gone.value.status == 204
     assert visitor.page.get_by_text("Cancelled").count() == 3
-    headers = {"Authorization": f"Bearer {visitor.server.key}"}
     for _ in range(100):
-        counted = visitor.page.request.get(f"{visitor.server.url}/metrics", headers=headers).text()
+        counted = visitor.get(f"{visitor.server.url}/metrics").decode()
         if re.search(r"^stal_rows 0\.0$", counted, re.MULTILINE):
             break
         visitor.page.wait_for_timeout(50)
@@ -264,19 +262,13 @@ def test_two_users_at_once_see_their_own_pictures(newcomer):
         visitor.enter()
         visitor.say(f"a {thing}", 1)
         visitor.only("Spatial-temporal")
-    pictures = {thing: [] for thing in visitors}
-    for thing, visitor in visitors.items():
-        visitor.page.on(
-            "response",
-            lambda answer, thing=thing: (
-                pictures[thing].append(answer) if answer.url.endswith("picture.png") else None
-            ),
-        )
+    for visitor in visitors.values():
         visitor.page.click("#draw")
     for thing, visitor in visitors.items():
         visitor.page.locator("#visit li").first.wait_for()
-        (found,) = pictures[thing]
-        assert thing in [f"{each.colour} {each.shape}" for each in seen(found.body())]
+        (path,) = [path for path in visitor.paths if path.endswith("picture.png")]
+        found = seen(visitor.get(visitor.server.url + path))
+        assert thing in [f"{each.colour} {each.shape}" for each in found]
 
 
 HOSTILE = "<img src=x onerror=alert(1)><script>window.hurt = 1</script> \"'><svg onload=alert(2)>"
@@ -411,9 +403,7 @@ def test_attention_of_a_word_is_where_its_object_is(visitor):
 def test_the_python_lines_draw_the_same_picture(visitor, tmp_path, monkeypatch):
     visitor.only("Spatial-temporal")
     visitor.page.fill("#steps", "3")
-    with visitor.page.expect_response("**/picture.png") as response:
-        visitor.page.click("#draw")
-    drawn = response.value.body()
+    drawn = visitor.picture()
     visitor.page.get_by_role("button", name="Python").click()
     lines = visitor.page.inner_text("#lines")
     monkeypatch.chdir(tmp_path)

@@ -91,7 +91,7 @@ function paint(canvas, map) {
   for (let k = 0; k < pixels.data.length; k += 4) {
     const share = pixels.data[k] / 255;
     pixels.data.set(heatOf(share), k);
-    pixels.data[k + 3] = 255 * MOST_OPAQUE * (0.35 + 0.65 * share);
+    pixels.data[k + 3] = 255 * MOST_OPAQUE * (0.2 + 0.8 * share);
   }
   context.putImageData(pixels, 0, 0);
   canvas.hidden = false;

@@ -1,6 +1,5 @@
 /** Drawing a scene in several modes at once, and following it to its end. */
 
-import { sentence } from "./api.js";
 import { layoutOf, weightsOf } from "./scene.js";
 
 /**
@@ -47,8 +46,9 @@ export function finished(blob, id, message) {
  * @param {import("./api.js").Api} parts.api
  * @param {import("./store.js").Observable<Pictures>} parts.pictures
  * @param {(scene: Scene, drawn: Pictures) => void} parts.onDone
+ * @param {(error: unknown) => void} parts.fail
  */
-export function createDrawer({ api, pictures, onDone }) {
+export function createDrawer({ api, pictures, onDone, fail }) {
   let stopper = new AbortController();
   /** @type {Set<string>} */
   const running = new Set();
@@ -99,7 +99,8 @@ export function createDrawer({ api, pictures, onDone }) {
       await follow(scene, mode, signal);
     } catch (error) {
       if (signal.aborted) return;
-      show(mode, { status: "failed", preview: null, message: sentence(error) });
+      show(mode, { status: "failed", preview: null, message: "Not drawn" });
+      fail(error);
     }
   }
 

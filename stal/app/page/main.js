@@ -113,6 +113,7 @@ function start(api, about, first) {
   const drawer = createDrawer({
     api,
     pictures,
+    fail,
     onDone: (drawn, done) => {
       visit.add({ scene: drawn, pictures: done });
       announce("The pictures are drawn.");

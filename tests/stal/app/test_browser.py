@@ -272,27 +272,31 @@ def test_two_users_at_once_see_their_own_pictures(newcomer):
 
 
 HOSTILE = "<img src=x onerror=alert(1)><script>window.hurt = 1</script> \"'><svg onload=alert(2)>"
+# Of words that the model knows.
+TAGGED = "a red circle <picture on='a'></picture>"
 
 
 def test_a_hostile_prompt_is_a_text(visitor):
-    visitor.page.fill("#prompt", f"a red circle {HOSTILE}")
-    visitor.page.wait_for_timeout(600)
-    visitor.page.get_by_text("Box", exact=True).click()
-    visitor.drag((5, 5), (40, 40))
-    visitor.page.keyboard.type(HOSTILE)
-    visitor.page.keyboard.press("Enter")
+    visitor.page.fill("#prompt", TAGGED)
     visitor.only("Spatial-temporal")
     visitor.page.fill("#steps", "1")
     visitor.draw()
-    visitor.page.locator("#words .chip").first.wait_for()
+    visitor.page.locator("#words").get_by_text("<picture").wait_for()
     visitor.page.click("#show-code")
-    visitor.page.locator("#lines").get_by_text("onerror").wait_for()
+    visitor.page.locator("#lines").get_by_text("<picture on=").wait_for()
     visitor.page.click("#close-code")
+    visitor.page.locator(".name").first.fill(HOSTILE)
+    visitor.page.keyboard.press("Enter")
+    assert HOSTILE in visitor.page.input_value("#prompt")
+    visitor.page.click("#draw")
+    visitor.page.locator("#notice").get_by_text("onerror").wait_for()
     layout = {"prompt": HOSTILE, "objects": [{"phrase": HOSTILE, "box": [0, 0, 0.5, 0.5]}]}
     visitor.open(f"{HOSTILE[:20]}.json", json.dumps(layout).encode())
-    assert visitor.page.input_value("#objects .name") == HOSTILE
+    assert visitor.page.locator("#objects .name").input_value() == HOSTILE
     assert visitor.page.evaluate("window.hurt") is None
-    assert visitor.page.locator("main script, main [onerror], main [onload]").count() == 0
+    parts = "main script, main picture, main [onerror], main [onload]"
+    assert visitor.page.locator(parts).count() == 0
+    visitor.troubles[:] = [each for each in visitor.troubles if "400" not in each]
 
 
 def test_a_script_of_another_origin_or_in_the_page_is_refused(newcomer):

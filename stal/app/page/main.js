@@ -173,8 +173,7 @@ function start(api, about, first) {
 
   function showView() {
     const now = view.get();
-    byId("notice").textContent = now.notice;
-    byId("notice").hidden = !now.notice;
+    showNotice(now.notice);
     byId("brush").hidden = !["brush", "eraser"].includes(now.tool);
     for (const radio of byId("tools").elements) radio.checked = radio.value === now.tool;
   }
@@ -218,6 +217,7 @@ function start(api, about, first) {
   for (const radio of byId("tools").elements) {
     radio.addEventListener("change", () => view.set({ tool: radio.value }));
   }
+  byId("close-notice").addEventListener("click", () => view.set({ notice: "" }));
   byId("model").textContent = about.model;
   document.addEventListener("keydown", key);
   addEventListener("pagehide", drawer.cancel);
@@ -235,11 +235,16 @@ function start(api, about, first) {
   showView();
 }
 
+/** @param {string} text */
+function showNotice(text) {
+  byId("notice-text").textContent = text;
+  byId("notice").hidden = !text;
+}
+
 const api = createApi(takeKey());
 try {
   const about = await api.about();
   start(api, about, await firstScene(api, about));
 } catch (error) {
-  byId("notice").textContent = sentence(error);
-  byId("notice").hidden = false;
+  showNotice(sentence(error));
 }

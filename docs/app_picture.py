@@ -27,7 +27,7 @@ def use(page: Any) -> None:
     """What a user does: a prompt, a box that is dragged, a picture."""
     page.wait_for_selector(".mark")
     page.fill("#prompt", PROMPT)
-    page.wait_for_function("document.querySelectorAll('.mark').length === 3")
+    page.wait_for_function("() => document.querySelectorAll('.mark').length === 3")
     page.locator(".mark").last.focus()
     for _ in range(6):
         page.keyboard.press("ArrowUp")

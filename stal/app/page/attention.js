@@ -84,7 +84,7 @@ export function createAttention({ api, words, canvas, pictures, view }) {
 function paint(canvas, map) {
   canvas.width = map.width;
   canvas.height = map.height;
-  const context = canvas.getContext("2d");
+  const context = canvas.getContext("2d", { willReadFrequently: true });
   if (!context) return;
   context.drawImage(map, 0, 0);
   const pixels = context.getImageData(0, 0, map.width, map.height);

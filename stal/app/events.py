@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,7 +58,7 @@ class EventLog:
         """Those that are newer, in order."""
         return sorted((e for e in self._latest.values() if e.id > id), key=lambda e: e.id)
 
-    async def follow(self, after: int = 0) -> AsyncIterator[Event | None]:
+    async def follow(self, after: int = 0) -> AsyncGenerator[Event | None, None]:
         """The events from then on, up to the last one; None where nothing happened for a while."""
         changed = asyncio.Event()
         self._waiting.add(changed)

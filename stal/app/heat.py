@@ -79,10 +79,10 @@ def heat(model: Model, result: Result, latents: Tensor | None, step: int) -> Ten
     return (maps / largest * 255).round().to("cpu", torch.uint8)
 
 
-def as_png(map: Tensor, size: Sequence[int]) -> bytes:
-    """A map (height, width) uint8 as a grey PNG of (width, height) pixels."""
+def as_png(levels: Tensor, size: Sequence[int]) -> bytes:
+    """Levels (height, width) uint8 as a grey PNG of (width, height) pixels."""
     from PIL.Image import Resampling, fromarray
 
     buffer = BytesIO()
-    fromarray(map.numpy()).resize((size[0], size[1]), Resampling.BILINEAR).save(buffer, "PNG")
+    fromarray(levels.numpy()).resize((size[0], size[1]), Resampling.BILINEAR).save(buffer, "PNG")
     return buffer.getvalue()

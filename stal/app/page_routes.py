@@ -28,6 +28,7 @@ from stal.app.schema import (
     OpenAnswer,
     WeightsAnswer,
     WeightsRequest,
+    Word,
     Words,
 )
 from stal.app.script import script
@@ -157,7 +158,7 @@ def api_routes(desk_of: Any, responses: dict[int | str, dict[str, Any]]) -> APIR
         id: str, request: Request, last_event_id: Annotated[str | None, Header()] = None
     ) -> StreamingResponse:
         desk: Desk = desk_of(request)
-        after = int(last_event_id[:18]) if (last_event_id or "").isdecimal() else 0
+        after = int(last_event_id[:18]) if last_event_id and last_event_id.isdecimal() else 0
         stream = _events(desk, desk.find(id), after)
         headers = {"X-Accel-Buffering": "no"}
         return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
@@ -175,7 +176,7 @@ def api_routes(desk_of: Any, responses: dict[int | str, dict[str, Any]]) -> APIR
         _, result = desk.finished(id)
         model, prompt = desk.engine.pipe.model, result.settings["prompt"]
         found = await desk.checked(lambda: words_of(model, prompt))
-        return Words(words=[{"index": i, "text": text} for i, (text, _) in enumerate(found)])
+        return Words(words=[Word(index=i, text=text) for i, (text, _) in enumerate(found)])
 
     @router.get("/drawings/{id}/attention", response_class=Response)
     async def attention(id: str, request: Request, word: Annotated[int, Query(ge=0)]) -> Response:

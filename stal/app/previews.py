@@ -81,5 +81,5 @@ def preview(model: Model, latents: Tensor, *, whole: bool) -> bytes:
         latents = F.interpolate(latents.float(), size, mode="area").to(latents.dtype)
     buffer = BytesIO()
     (image,) = model.decode(latents)
-    image.save(buffer, *(["PNG"] if whole else ["JPEG"]))
+    image.save(buffer, "PNG" if whole else "JPEG")
     return buffer.getvalue()

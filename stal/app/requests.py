@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
+from pydantic import ValidationError
+
 from stal import picture
 from stal.app import limits as limit
 from stal.app.limits import Limits
@@ -138,8 +140,7 @@ def opened(
         settings = {name: record[name] for name in _PAGE_SETTINGS if record.get(name) is not None}
         full = completed(pipe, Settings(**settings))
         known = asdict(full)
-        page = record.get("page") if isinstance(record.get("page"), dict) else {}
-        strengths = Strengths.model_validate(page)
+        strengths = _strengths(record.get("page"))
         said = []
         if record.get("model", "") != pipe.model.name:
             said.append("the picture was drawn by another model, this one draws it differently")
@@ -147,8 +148,7 @@ def opened(
             "layout": {**layout_json(replace(layout, prompt=record["prompt"])), "warnings": said},
             "settings": {name: known[name] for name in settings},
             "seed": _seed(record.get("seeds")),
-            "regions": page.get("regions") if strengths.regions else None,
-            "curve": page.get("curve") if strengths.curve else None,
+            **strengths.model_dump(),
         }
     try:
         text = data.decode("utf-8-sig")
@@ -218,5 +218,13 @@ def _size(size: str | None) -> tuple[int | None, int | None]:
 
 
 def _seed(seeds: Any) -> int | None:
-    first = seeds[0] if isinstance(seeds, list) and seeds else None
+    first: Any = seeds[0] if isinstance(seeds, list) and seeds else None
     return int(first) if is_integer(first) and -(2**63) <= first < 2**63 else None
+
+
+def _strengths(data: Any) -> Strengths:
+    """What the page left in a picture; none where somebody else wrote something there."""
+    try:
+        return Strengths.model_validate({} if data is None else data)
+    except ValidationError:
+        return Strengths()

@@ -20,11 +20,11 @@ Weight = Annotated[float, Field(ge=-1000, le=1000)]
 Matrix = Annotated[list[Annotated[list[Weight], Field(max_length=1000)]], Field(max_length=1000)]
 
 
-class _Body(BaseModel):
+class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
-class ImageRequest(_Body):
+class ImageRequest(_Strict):
     """OpenAI's request, and ours: layout, weights, strength, negative_prompt, steps, seed."""
 
     prompt: str = Field(min_length=1)
@@ -97,15 +97,15 @@ class ErrorBody(BaseModel):
     error: ErrorDetail
 
 
-class RegionStrength(_Body):
-    """strength: multiple of the mode's first weight, from start to stop (shares of the steps)."""
+class RegionStrength(_Strict):
+    """strength: multiple of the mode's first weight, between fractions of the steps."""
 
     strength: Annotated[float, Field(ge=0, le=4)] = 1.0
     start: Share = 0.0
     stop: Share = 1.0
 
 
-class Strengths(_Body):
+class Strengths(_Strict):
     """regions: one an object; curve: [t, w] with t ascending, the mode's own if absent."""
 
     regions: Annotated[list[RegionStrength], Field(max_length=1000)] | None = None
@@ -122,7 +122,7 @@ class WeightsAnswer(BaseModel):
     weights: list[list[float]] = Field(description="(steps, objects)")
 
 
-class LayoutRequest(_Body):
+class LayoutRequest(_Strict):
     prompt: str = Field(min_length=1)
     width: Side
     height: Side
@@ -143,7 +143,7 @@ class OpenAnswer(BaseModel):
     curve: list[list[float]] | None
 
 
-class DrawingRequest(_Body):
+class DrawingRequest(_Strict):
     prompt: str = Field(min_length=1)
     layout: dict[str, Any]
     attention: Mode = "spatial-temporal"

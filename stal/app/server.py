@@ -7,6 +7,7 @@ uvicorn.run(app)
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -195,7 +196,7 @@ def _problem_of_values(error: RequestValidationError) -> Problem:
     if first["type"] == "extra_forbidden":
         rule = f"{name} must not be given, the server knows no such field"
         return Problem(400, rule, param=param, code="unknown_parameter")
-    rule = message.replace("Input should", "must", 1)
+    rule = re.sub(r"^\w+ should", "must", message)
     if rule == message:
         rule = f"must be valid ({message})"
     return Problem(400, f"{name} {rule}, got {short(first.get('input'))}", param=param)

@@ -170,6 +170,15 @@ def test_a_picture_is_opened_with_its_settings(client):
     assert np.abs(levels(png(client, again)) - levels(data)).max() <= 2
 
 
+def test_strengths_of_somebody_else_in_a_picture_are_left_out(client):
+    record = picture.record_in(png(client, draw(client)), name="it")
+    for page in ({"regions": 3}, "x", {"curve": [[2, 2]]}):
+        data = picture.encoded(Image.new("RGB", (4, 4)), {**record, "page": page})
+        opened = client.post("/api/open", content=data)
+        assert opened.status_code == 200
+        assert opened.json()["regions"] is opened.json()["curve"] is None
+
+
 @pytest.mark.parametrize(
     "text",
     [

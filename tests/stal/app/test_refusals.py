@@ -26,9 +26,9 @@ def error_of(response):
     return body["error"]
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def still_draws(client):
-    """After everything that is refused, the server draws."""
+    """After everything that was refused, the server draws."""
     yield
     assert client.app.state.desk._open == {}
     answer = client.post("/v1/images/generations", json={"prompt": "a red circle", "steps": 1})
@@ -39,7 +39,7 @@ IMAGES = [
     ({}, 400, "prompt must be given, got none"),
     ({"prompt": ""}, 400, "prompt must have at least 1 character"),
     ({"prompt": "  "}, 400, "prompt must not be empty"),
-    ({"prompt": "a \ud800"}, 400, "prompt must be a text of valid Unicode"),
+    ({"prompt": "a \ud800"}, 400, "unable to parse raw data as a unicode string"),
     ({"prompt": 3}, 400, "prompt must be a valid string, got 3"),
     ({"prompt": "a" * 2001}, 400, "prompt must have at most 2000 characters, got 2001"),
     ({"prompt": "a", "strenght": 1}, 400, "strenght must not be given"),
@@ -116,7 +116,7 @@ DRAWINGS = [
         "weights.curve must have ascending times",
     ),
     (
-        {**boxed((0, 0, 1, 1)), "weights": {"regions": [{"strength": 2}]}},
+        {**boxed((0, 0, 1, 1)), "weights": {"regions": [{"strength": 5}]}},
         "strength must be less than",
     ),
     ({**boxed((0, 0, 1, 1)), "sampler": "magic"}, "sampler must be one of"),
@@ -144,7 +144,7 @@ def test_a_prompt_with_markup_is_a_text(client):
 
 
 BODIES = [
-    (b"", "prompt must be given"),
+    (b"", "the body must be given"),
     (b"{", "the body must be JSON"),
     (b"\xff\xfe", "the body must be JSON"),
     (b"[" * 100_000, "the body must be JSON"),

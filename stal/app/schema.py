@@ -98,7 +98,7 @@ class ErrorBody(BaseModel):
 
 
 class RegionStrength(_Strict):
-    """strength: multiple of the mode's first weight, from start to stop (shares of the steps)."""
+    """strength: multiple of the mode's first weight, between fractions of the steps."""
 
     strength: Annotated[float, Field(ge=0, le=4)] = 1.0
     start: Share = 0.0

@@ -144,7 +144,7 @@ def _setting(lower: str, nouns: Sequence[str]) -> str:
     borne = [thing.rests_on in ("table", "flat", "hand") for thing in known]
     if known and all(borne):
         return "table"
-    votes = Counter(_KIND[kind] for thing in known for kind in set(thing.settings))
+    votes = Counter(_KIND[kind] for thing in known for kind in thing.settings)
     votes["sky"] *= all(thing.rests_on in ("air", "sky") for thing in known)
     votes["table"] = 0
     outdoor = [t.extent >= 3 and t.rests_on == "ground" and _is_outdoors(t) for t in known]

@@ -1,5 +1,9 @@
 """What a prompt says of the picture as a whole."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from stal.prompts import parse
@@ -28,3 +32,21 @@ def test_scene_of_a_prompt(text, shot, setting):
     assert scene.shot == shot
     assert scene.setting == setting or text.startswith(("portrait", "a portrait"))
     assert isinstance(scene, Scene)
+
+
+def test_a_scene_does_not_depend_on_the_order_of_hashes():
+    code = (
+        "from stal.prompts.things import things; from stal.prompts.scene import scene_of;"
+        "print([scene_of('', [noun]).setting for noun in things()])"
+    )
+    found = [
+        subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={**os.environ, "PYTHONHASHSEED": seed},
+        ).stdout
+        for seed in "12"
+    ]
+    assert found[0] == found[1]

@@ -7,6 +7,30 @@ from stal.relations import NOWHERE
 
 # construction -> sentences: text, phrases in order, relations with indices into them.
 CASES: dict[str, list[tuple[str, list[str], list[str]]]] = {
+    "what somebody does": [
+        ("a chef slicing vegetables", ["a chef", "vegetables"], []),
+        (
+            "a child reading a book on a rug",
+            ["a child", "a book", "a rug"],
+            ["1 held by 0", "0 on 2"],
+        ),
+        ("a bus crossing a bridge", ["a bus", "a bridge"], ["0 on 1"]),
+        ("a horse going across a river", ["a horse", "a river"], ["0 on 1"]),
+        (
+            "a bowl with chopsticks resting on it",
+            ["a bowl", "chopsticks"],
+            ["1 on 0"],
+        ),
+        (
+            "a woman holding a baby, a stroller next to her",
+            ["a woman", "a baby", "a stroller"],
+            ["1 held by 0", "2 next to 1"],
+        ),
+    ],
+    "no things": [
+        ("a cozy cabin at sunset, a storm over the sea", ["a cozy cabin"], []),
+        ("an astronaut on Mars", ["an astronaut"], []),
+    ],
     "attributes": [
         (
             "a red and white striped cat next to a blue dog",

@@ -55,6 +55,7 @@ class Commission:
         keep: whether the page may ask for it when it is done.
         log: its events.
         request, steps: once it is checked.
+        step: how many steps are done, of `steps`.
         began: when its first step was done, by `time.perf_counter`.
         latents: (1, channels, height, width) that the middle step begins with, once there.
         files: a PNG a picture, when it is done.
@@ -72,6 +73,7 @@ class Commission:
     over: asyncio.Event = field(default_factory=asyncio.Event)
     arrived: float = field(default_factory=time.perf_counter)
     request: Request | None = None
+    step: int = 0
     steps: int = 0
     future: Future[Result] | None = None
     warnings: list[str] = field(default_factory=list)
@@ -363,7 +365,7 @@ class Desk:
                 when = time.perf_counter()
 
                 def then(made: bytes) -> None:
-                    self._soon(self._previewed, commission, step + 1, made, when)
+                    self._soon(self._previewed, commission, made, when)
 
                 latents = denoised[:1].clone()
                 self._previewer.want(commission.id, latents, then, whole=wanted is not None)
@@ -377,23 +379,23 @@ class Desk:
     def _stepped(self, commission: Commission, step: int, when: float) -> None:
         if commission.stepped is not None:
             self.metrics.step_s.observe(max(0.0, when - commission.stepped))
-        commission.stepped = when
+        commission.stepped, commission.step = when, step
         if commission.began is None:
             commission.began = when
             self._tell_positions()
         if commission.previews is not None or step == commission.steps:
-            self._tell(commission, step, None)
+            self._tell(commission, None)
 
-    def _previewed(self, commission: Commission, step: int, made: bytes, when: float) -> None:
+    def _previewed(self, commission: Commission, made: bytes, when: float) -> None:
         self.metrics.preview_s.observe(time.perf_counter() - when)
-        if commission.previews is None:
-            url = "data:image/jpeg;base64," + b64encode(made).decode("ascii")
-            self._tell(commission, step, url)
-        else:
-            commission.log.put("partial", {"b64_json": b64encode(made).decode("ascii")})
+        text = b64encode(made).decode("ascii")
+        if commission.previews is not None:
+            commission.log.put("partial", {"b64_json": text})
+        elif commission.step < commission.steps:  # then the picture itself comes
+            self._tell(commission, f"data:image/jpeg;base64,{text}")
 
-    def _tell(self, commission: Commission, step: int, preview: str | None) -> None:
-        data = {"step": step, "steps": commission.steps, "preview": preview}
+    def _tell(self, commission: Commission, preview: str | None) -> None:
+        data = {"step": commission.step, "steps": commission.steps, "preview": preview}
         commission.log.put("step", data)
 
     def _tell_positions(self) -> None:

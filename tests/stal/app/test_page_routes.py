@@ -107,6 +107,7 @@ def test_a_drawing_goes_from_the_queue_to_a_picture(client, pipe):
     assert names[-1] == "done"
     steps = [data for _, name, data in found if name == "step"]
     assert steps[-1] == {"step": 4, "steps": 4, "preview": None}
+    assert [each["step"] for each in steps] == sorted(each["step"] for each in steps)
     previews = [each["preview"] for each in steps if each["preview"]]
     assert all(each.startswith("data:image/jpeg;base64,") for each in previews)
     assert found[-1][2]["warnings"] == []

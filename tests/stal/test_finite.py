@@ -184,12 +184,13 @@ def test_a_clip_of_zeros_is_named(tmp_path):
 def test_a_layout_predictor_that_is_broken_is_named(tmp_path):
     weights = load_file(BUNDLED / WEIGHTS)
     predictor = LayoutPredictor.load()
-    predictor.network.head.bias.data.fill_(torch.inf)
+    predictor.network.members[1].head.bias.data.fill_(torch.inf)
     with pytest.raises(NotFinite, match="what the layout predictor gives must be finite"):
         predictor.predict([parse(PROMPT)])
-    weights["head.bias"][0] = torch.nan
+    name = "members.1.head.bias"
+    weights[name][0] = torch.nan
     save_file(weights, tmp_path / WEIGHTS, metadata=predictor.metadata)
-    with pytest.raises(ValueError, match=r"weights of a layout predictor: head\.bias in .*broken"):
+    with pytest.raises(ValueError, match=rf"weights of a layout predictor: {name} in .*broken"):
         LayoutPredictor.load(tmp_path)
 
 

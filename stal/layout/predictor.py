@@ -260,7 +260,7 @@ class LayoutPredictor:
     ) -> Tensor:
         """Boxes to begin with, the likeliest or drawn by chance: (batch, samples, n, 4)."""
         n = mixture.mean.shape[1]
-        shown = torch.tensor([each.scene.setting != "flat" for each in batch])
+        shown = torch.tensor([each.scene.setting != "flat" for each in batch], dtype=torch.bool)
         drawn = torch.where(shown[:, None, None], mixture.scene(), mixture.mode())[None]
         if seed is None and samples == 1:
             return drawn.transpose(0, 1)

@@ -55,22 +55,20 @@ def of_images(body: ImageRequest, pipe: Pipeline, limits: Limits) -> Request:
         raise Problem(400, "strength must be given without weights, got both", param="strength")
     limit.at_most("n", body.n or 1, limits.images)
     width, height = _size(body.size)
-    settings = _within(
-        Settings(
-            negative_prompt=body.negative_prompt or "",
-            num_images=body.n or 1,
-            steps=body.steps,
-            width=width,
-            height=height,
-        ),
-        pipe,
-        limits,
+    settings = Settings(
+        negative_prompt=body.negative_prompt or "",
+        num_images=body.n or 1,
+        steps=body.steps,
+        width=width,
+        height=height,
     )
+    full = _within(settings, pipe, limits)
     limit.check_text("prompt", body.prompt, limits)
-    full = completed(pipe, settings)
+    layout = None  # the engine predicts one
     if body.layout is None:
-        layout = _predicted(body.prompt, full)
-        limit.check_count(layout.objects, limits)
+        found = parse(body.prompt).objects
+        limit.check_count(found, limits)
+        objects = len(found)
     else:
         # A mapping or a list: of a text alone it would be a file's name.
         layout = as_layout(
@@ -81,35 +79,30 @@ def of_images(body: ImageRequest, pipe: Pipeline, limits: Limits) -> Request:
             article=article,
         )
         limit.check_layout(layout, limits)
+        objects = len(layout.objects)
     weights: Any = body.weights
     if body.strength is not None:
-        objects = len(layout.objects)
         weights = body.strength * _weights(Strengths(), full, objects)
     seed = secrets.randbelow(2**31) if body.seed is None else body.seed
-    # A layout that was predicted here is not one that the user gave, and needs no warning.
-    given = layout if body.layout is not None else None
-    return Request(body.prompt, settings, given, weights, seed)
+    return Request(body.prompt, settings, layout, weights, seed)
 
 
 def of_drawing(body: DrawingRequest, pipe: Pipeline, limits: Limits) -> Request:
     """What the page asks for. Raises Problem and ValueError."""
-    settings = _within(
-        Settings(
-            attention=body.attention,
-            negative_prompt=body.negative_prompt,
-            sampler=body.sampler,
-            steps=body.steps,
-            guidance_scale=body.guidance_scale,
-            width=body.width,
-            height=body.height,
-        ),
-        pipe,
-        limits,
+    settings = Settings(
+        attention=body.attention,
+        negative_prompt=body.negative_prompt,
+        sampler=body.sampler,
+        steps=body.steps,
+        guidance_scale=body.guidance_scale,
+        width=body.width,
+        height=body.height,
     )
+    full = _within(settings, pipe, limits)
     limit.check_text("prompt", body.prompt, limits)
     layout = layout_of(body.layout)
     limit.check_layout(layout, limits)
-    full, weights = completed(pipe, settings), None
+    weights = None
     if body.weights is not None and body.attention != "plain":
         weights = _weights(body.weights, full, len(layout.objects))
     return Request(body.prompt, settings, layout, weights, body.seed)
@@ -186,10 +179,6 @@ def layout_json(layout: Layout) -> dict[str, Any]:
     return value
 
 
-def _predicted(prompt: str, full: Complete) -> Layout:
-    return predict(parse(prompt), aspect=full.width / full.height)
-
-
 def _weights(strengths: Strengths, full: Complete, objects: int) -> Any:
     return weights_of(
         strengths,
@@ -201,13 +190,13 @@ def _weights(strengths: Strengths, full: Complete, objects: int) -> Any:
     )
 
 
-def _within(settings: Settings, pipe: Pipeline, limits: Limits) -> Settings:
-    """The settings. Raises Problem if they ask for more than the limits allow."""
+def _within(settings: Settings, pipe: Pipeline, limits: Limits) -> Complete:
+    """The settings, completed. Raises Problem if they ask for more than the limits allow."""
     full = completed(pipe, settings)
     limit.at_most("steps", full.steps, limits.steps)
     limit.check_size(full.width, full.height, limits)
     limit.check_text("negative_prompt", settings.negative_prompt, limits)
-    return settings
+    return full
 
 
 def _size(size: str | None) -> tuple[int | None, int | None]:

@@ -129,7 +129,6 @@ def adapted(components: Components, source: str | Path, *, scale: float) -> Comp
     configs = _configs(read_json(source / "adapter_config.json") if is_peft else None, files)
     changed: dict[str, Any] = {}
     for part in dict.fromkeys(part for part, _ in found):
-        # Tensors that are in the memo are not copied.
         network = changed[part] = _shared(getattr(components, part))
         for (of, path), pair in found.items():
             if of == part:
@@ -140,7 +139,7 @@ def adapted(components: Components, source: str | Path, *, scale: float) -> Comp
 
 
 def _shared(network: _Module) -> _Module:
-    """A copy whose tensors are those of the network."""
+    """A copy whose tensors are those of the network: what is in the memo is not copied."""
     tensors = itertools.chain(network.parameters(), network.buffers())
     return copy.deepcopy(network, {id(tensor): tensor for tensor in tensors})
 
@@ -234,12 +233,17 @@ def _original_blocks(unet: UNet) -> dict[str, str]:
     for i, theirs in ((1, 0), (2, 2)):
         names[f"time_embedding.linear_{i}"] = f"time_embed.{theirs}"
         names[f"add_embedding.linear_{i}"] = f"label_emb.0.{theirs}"
+
+    def add(ours: str, theirs: str, block: Any, first: int) -> int:
+        """Names what a level is made of; returns the number of what follows it."""
+        for i in range(len(block.resnets)):
+            names[f"{ours}.resnets.{i}"] = f"{theirs}.{first + i}.0"
+            names[f"{ours}.attentions.{i}"] = f"{theirs}.{first + i}.1"
+        return first + len(block.resnets)
+
     count = 1
     for level, block in enumerate(cast(Any, unet.down_blocks)):
-        for i in range(len(block.resnets)):
-            names[f"down_blocks.{level}.resnets.{i}"] = f"input_blocks.{count}.0"
-            names[f"down_blocks.{level}.attentions.{i}"] = f"input_blocks.{count}.1"
-            count += 1
+        count = add(f"down_blocks.{level}", "input_blocks", block, count)
         if hasattr(block, "downsamplers"):
             names[f"down_blocks.{level}.downsamplers.0.conv"] = f"input_blocks.{count}.0.op"
             count += 1
@@ -248,10 +252,7 @@ def _original_blocks(unet: UNet) -> dict[str, str]:
     names["mid_block.resnets.1"] = "middle_block.2"
     count = 0
     for level, block in enumerate(cast(Any, unet.up_blocks)):
-        for i in range(len(block.resnets)):
-            names[f"up_blocks.{level}.resnets.{i}"] = f"output_blocks.{count}.0"
-            names[f"up_blocks.{level}.attentions.{i}"] = f"output_blocks.{count}.1"
-            count += 1
+        count = add(f"up_blocks.{level}", "output_blocks", block, count)
         if hasattr(block, "upsamplers"):
             last = 1 + (len(block.attentions) > 0)
             names[f"up_blocks.{level}.upsamplers.0.conv"] = f"output_blocks.{count - 1}.{last}.conv"

@@ -95,8 +95,12 @@ std::vector<Level> FindLevels() {
   levels.push_back({"neon", nullptr, "this CPU lacks neon"});
 #endif
   levels.push_back({"portable", &kPortable, ""});
+#if defined(STAL_LEVEL_AVX512_BF16_MODEL)
   levels.push_back({"avx512_bf16_model", &kAvx512Bf16Model, ""});
+#endif
+#if defined(STAL_LEVEL_AMX_MODEL)
   levels.push_back({"amx_model", &kAmxModel, ""});
+#endif
 #if defined(__x86_64__)
   const std::vector<std::string> order = LevelOrder(Vendor());
 #else

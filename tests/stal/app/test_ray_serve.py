@@ -1,4 +1,4 @@
-"""examples/ray_serve.py: two replicas on this machine draw what one process draws."""
+"""examples/serving/ray_serve.py: two replicas on this machine draw what one process draws."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-EXAMPLE = Path(__file__).parents[3] / "examples" / "ray_serve.py"
+EXAMPLE = Path(__file__).parents[3] / "examples" / "serving" / "ray_serve.py"
 
 pytestmark = [
     pytest.mark.needs("ray.serve", "fastapi", "prometheus_client", "httpx"),

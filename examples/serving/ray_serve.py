@@ -1,7 +1,7 @@
 """stal's server on many machines: replicas of one application behind one address, by Ray Serve.
 
     pip install "stal[app]" "ray[serve]"
-    python examples/ray_serve.py
+    python examples/serving/ray_serve.py
 
 Each replica has a model, an engine and a queue of its own, and refuses with 429 what it has no room
 for; Ray sends a request to the replica that has the fewest. It is OpenAI's interface alone: what

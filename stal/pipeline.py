@@ -70,6 +70,10 @@ class Pipeline:
         """Loads a model and its defaults. Arguments and errors are `Model.from_pretrained`'s."""
         return cls(Model.from_pretrained(model, dtype=dtype, device=device))
 
+    def with_lora(self, source: str | Path, scale: float = 1.0) -> Pipeline:
+        """That of the model with a LoRA on it; arguments and errors are `Model.with_lora`'s."""
+        return Pipeline(self.model.with_lora(source, scale), defaults=self.defaults)
+
     def to(
         self,
         *to: str | int | torch.device | torch.dtype,

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from stal.cli.loras import LoraOption, read_loras
 from stal.cli.options import DeviceOption, DType, ModelOption
 from stal.cli.serve import (
     HostOption,
@@ -31,6 +32,7 @@ def open_page(
         bool, typer.Option("--no-browser", help="Only say where the page is.")
     ] = False,
     model: ModelOption = None,
+    lora: LoraOption = None,
     dtype: DType = DType.float32,
     device: DeviceOption = "cpu",
     max_rows: MaxRowsOption = 16,
@@ -44,5 +46,5 @@ def open_page(
     limits = {"pixels": max_pixels, "steps": max_steps, "objects": max_objects}
     limits |= {"images": max_images, "queue": queue}
     where = Where(host, port, api_key_file)
-    what = What(model, dtype, device, max_rows, limits)
+    what = What(model, read_loras(lora), dtype, device, max_rows, limits)
     run(where, what, page=True, browser=not no_browser)

@@ -16,6 +16,7 @@ import typer
 from stal import picture
 from stal.budget import MOST_IMAGES
 from stal.caller import warn
+from stal.cli.loras import LoraOption, Loras, read_loras, with_loras
 from stal.cli.options import (
     AttentionOption,
     BackgroundOption,
@@ -96,6 +97,7 @@ def generate(
     source: _Source = None,
     allow_download: _AllowDownload = False,
     model: ModelOption = None,
+    lora: LoraOption = None,
     attention: AttentionOption = None,
     rule: RuleOption = None,
     reference: ReferenceOption = None,
@@ -147,7 +149,8 @@ def generate(
         "weights": _read_weights(weights, resample),
     }
     given = {name: value for name, value in every.items() if value is not None}
-    record = {} if source is None else read_settings(source)
+    loras = read_loras(lora)
+    record = {} if source is None else read_settings(source, with_loras=bool(loras))
     kept = _kept(record, given)
     if source is not None:
         kept = checked(kept, source, allow_download=allow_download)
@@ -156,7 +159,7 @@ def generate(
     wanted = kept | given
     _check_wanted(wanted, compare=compare, search=search)
     pictures, _ = outputs(output, json_file, pictures=wanted.get("num_images", 1))
-    drawing = _Wanted(wanted, given, compare, search, device, quiet)
+    drawing = _Wanted(wanted, given, loras, compare, search, device, quiet)
     _draw(drawing, pictures, json_file)
 
 
@@ -177,6 +180,7 @@ class _Wanted:
 
     settings: dict[str, Any]
     given: dict[str, Any]
+    loras: Loras
     compare: bool
     search: _Search | None
     device: str
@@ -308,6 +312,7 @@ def _draw(what: _Wanted, pictures: list[Path], json_file: Path | None) -> None:
         dtype=torch_dtype(DType(wanted.get("dtype", "float32"))),
         device=device,
     )
+    pipe = with_loras(pipe, what.loras)
 
     def draw(settings: Settings, weights: Any, *, ours: bool) -> Result:
         with enough_memory(device, "draw a smaller picture, or fewer at once"):

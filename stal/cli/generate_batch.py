@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from stal.cli.loras import LoraOption, Loras, read_loras, with_loras
 from stal.cli.options import (
     AttentionOption,
     BackgroundOption,
@@ -79,6 +80,7 @@ def generate_batch(
     address: _Address = None,
     workers: _Workers = None,
     model: ModelOption = None,
+    lora: LoraOption = None,
     attention: AttentionOption = None,
     rule: RuleOption = None,
     reference: ReferenceOption = None,
@@ -132,6 +134,7 @@ def generate_batch(
         "shard_size": shard_size,
         "seed": seed,
         "model": model or "",
+        "lora": lora or [],
         "dtype": dtype.value,
         **asdict(settings),
     }
@@ -144,7 +147,8 @@ def generate_batch(
     total = _survey(prompts, task)
     with folder.opened(output, command, task.place):
         _, pictures, errors = folder.count(task.place)
-        how = _How(model, dtype, device, max_rows, quiet, total, pictures + errors)
+        begun = pictures + errors
+        how = _How(model, read_loras(lora), dtype, device, max_rows, quiet, total, begun)
         if how.begun != total:
             if engine == EngineName.ray:
                 _draw_by_ray(prompts, task, how, address, workers or 1)
@@ -161,6 +165,7 @@ class _How:
     """
 
     model: str | None
+    loras: Loras
     dtype: DType
     device: str
     max_rows: int
@@ -220,6 +225,7 @@ def _draw(prompts: Path, task: Task, how: _How) -> None:
     from stal.shards.run import WINDOW, Run, checked
 
     pipe = Pipeline.from_pretrained(how.model, dtype=torch_dtype(how.dtype), device=how.device)
+    pipe = with_loras(pipe, how.loras)
     check_settings(pipe, task.settings)
     asked = threading.Event()
     fix = "run the same command with a smaller --max-rows, it goes on where it stopped"
@@ -240,7 +246,7 @@ def _draw_by_ray(prompts: Path, task: Task, how: _How, address: str | None, work
     from stal.integrations import ray
 
     assert how.total is not None  # a stream is refused
-    drawer = ray.Drawer(task, how.model, how.dtype.value, how.device, how.max_rows)
+    drawer = ray.Drawer(task, how.model, how.dtype.value, how.device, how.max_rows, loras=how.loras)
     try:
         with how.bar() as bar, ray.connected(address), _on_sigterm(_terminate):
             for rows in ray.draw(prompts, drawer, total=how.total, workers=workers):

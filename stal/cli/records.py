@@ -72,16 +72,19 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
 _OPTIONS = {"seeds": "--seed", "num_images": "--num-images"}
 
 
-def read_settings(source: Path) -> dict[str, Any]:
-    """The settings of a picture, of which nothing is checked but that there are some."""
+def read_settings(source: Path, *, with_loras: bool) -> dict[str, Any]:
+    """The settings of a picture, of which nothing is checked but that there are some.
+
+    with_loras: whether somebody said which LoRAs to draw with.
+    """
     record = picture.read_record(source)
     if record.get("method") in _OTHER_MEANS:
         warn(
             f"{source} was drawn by {record['method']}, which `stal evaluate` alone does; this"
             f" draws with {short(record.get('attention'))} attention"
         )
-    if record.get("loras"):
-        warn(f"{source} was drawn with a LoRA, which this draws without")
+    if record.get("loras") and not with_loras:
+        warn(f"{source} was drawn with a LoRA, and this is without: give --lora FILE:SCALE")
     return record
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from stal.cli.loras import LoraOption, Loras, read_loras, with_loras
 from stal.cli.options import DeviceOption, DType, ModelOption, torch_dtype
 from stal.extras import check_installed
 
@@ -36,6 +37,7 @@ def serve(
     port: PortOption = 8000,
     api_key_file: KeyOption = None,
     model: ModelOption = None,
+    lora: LoraOption = None,
     dtype: DType = DType.float32,
     device: DeviceOption = "cpu",
     max_rows: MaxRowsOption = 16,
@@ -49,7 +51,8 @@ def serve(
     limits = {"pixels": max_pixels, "steps": max_steps, "objects": max_objects}
     limits |= {"images": max_images, "queue": queue}
     where = Where(host, port, api_key_file)
-    run(where, What(model, dtype, device, max_rows, limits), page=False, browser=False)
+    what = What(model, read_loras(lora), dtype, device, max_rows, limits)
+    run(where, what, page=False, browser=False)
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ class What:
     """What draws, and how much. limits: fields of `stal.app.limits.Limits`."""
 
     model: str | None
+    loras: Loras
     dtype: DType
     device: str
     max_rows: int
@@ -104,6 +108,7 @@ def _application(what: What, files: Any, key: str | None, *, local: bool) -> Fas
     from stal.pipeline import Pipeline
 
     pipe = Pipeline.from_pretrained(what.model, dtype=torch_dtype(what.dtype), device=what.device)
+    pipe = with_loras(pipe, what.loras)
     limits = limits_of(pipe, max_rows=what.max_rows, **what.limits)
     return create_app(pipe, limits=limits, key=key, local=local, page=files, max_rows=what.max_rows)
 

@@ -56,6 +56,7 @@ class Drawer:
         model: see `Pipeline.from_pretrained`.
         dtype, device: as torch calls them.
         max_rows: pictures of one batch, at most.
+        loras: the file and the scale of each, see `Pipeline.with_lora`.
     """
 
     task: Task
@@ -63,6 +64,7 @@ class Drawer:
     dtype: str
     device: str
     max_rows: int
+    loras: tuple[tuple[str, float], ...] = ()
 
     def engine(self) -> Engine:
         """A new engine. Raises ValueError if the settings are none, or the folder is not seen."""
@@ -77,6 +79,8 @@ class Drawer:
             raise ValueError(f"output must be a folder that every machine sees, got {folder}")
         dtype = getattr(torch, self.dtype)
         pipe = Pipeline.from_pretrained(self.model, dtype=dtype, device=self.device)
+        for source, scale in self.loras:
+            pipe = pipe.with_lora(source, scale)
         check_settings(pipe, self.task.settings)
         return Engine(pipe, max_rows=self.max_rows)
 
@@ -120,7 +124,8 @@ def _anywhere(drawer: Drawer) -> Drawer:
     place = replace(drawer.task.place, folder=drawer.task.place.folder.resolve())
     is_folder = drawer.model is not None and Path(drawer.model).exists()
     model = str(Path(drawer.model or "").resolve()) if is_folder else drawer.model
-    return replace(drawer, task=replace(drawer.task, place=place), model=model)
+    loras = tuple((str(Path(source).resolve()), scale) for source, scale in drawer.loras)
+    return replace(drawer, task=replace(drawer.task, place=place), model=model, loras=loras)
 
 
 def _raise(row: Mapping[str, Any]) -> NoReturn:

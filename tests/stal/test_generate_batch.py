@@ -244,6 +244,7 @@ def test_prompts_come_from_stdin_too(drawn, run, tmp_path, monkeypatch):
         (("--seed", 1), "got out, one with seed 0 instead of 1: name a new one"),
         (("--format", "webdataset"), 'got out, one with format "png" instead of "webdataset"'),
         (("--dtype", "bfloat16"), 'with dtype "float32" instead of "bfloat16": name a new one'),
+        (("--lora", "ink.safetensors:2"), 'with lora [] instead of ["ink.safetensors:2"]: name'),
         (("--negative-prompt", "a star"), 'with negative_prompt "" instead of "a star": name'),
     ],
     ids=lambda change: change[0] if isinstance(change, tuple) else "",

@@ -19,18 +19,21 @@ FOLDER = Path(__file__).parent
 # several threads and products of bfloat16, both of which the interpreter gets wrong.
 NOT = "within_twice or every_time or scratch or layout_does or ragged or threads or bfloat16"
 
+# triton_interpreted.py has smaller ones of the first; one way to stride is enough here.
+SLOW = "more_than_64 or strided or transposed"
+
 CHECKED = "ragged_argument or before_the_backward or gradient_of_the_output"
 
 
 @pytest.mark.parametrize(
     ("file", "least", "options"),
     [
-        pytest.param("triton_interpreted.py", 80, [], id="kernels"),
+        pytest.param("triton_interpreted.py", 90, [], id="kernels"),
         pytest.param(
             "test_blended_attention.py", 20, ["-k", f"not ({NOT} or unaligned)"], id="operator"
         ),
         pytest.param("test_operator.py", 35, ["-k", CHECKED], id="checks"),
-        pytest.param("test_plan.py", 45, ["-k", "triton"], id="plans"),
+        pytest.param("test_plan.py", 44, ["-k", f"triton and not ({SLOW})"], id="plans"),
     ],
 )
 def test_triton_passes_under_the_interpreter(file, least, options):

@@ -17,15 +17,15 @@ CASES = (
     # Two tiles of pixels; head_dim and keys in one piece and in two.
     Case(heads=1, seqlen_q=70, head_dim=40, prompts=3, region="disjoint"),
     Case(heads=1, seqlen_q=65, head_dim=64, prompts=2),
-    Case(batch=2, heads=1, seqlen_q=33, head_dim=80, layout="projection", region="blobs"),
+    Case(batch=2, heads=1, seqlen_q=17, head_dim=80, layout="projection", region="blobs"),
     Case(heads=2, seqlen_q=20, head_dim=160, prompts=1, layout="sliced"),
-    Case(heads=1, seqlen_q=17, seqlen_k=128, head_dim=128),
+    Case(heads=1, seqlen_q=9, seqlen_k=128, head_dim=128, prompts=1),
     Case(heads=1, seqlen_q=9, seqlen_k=5, head_dim=256),
     # Keys in tiles.
     Case(heads=1, seqlen_q=9, seqlen_k=300, head_dim=72, region="blobs"),
     Case(heads=1, seqlen_q=5, seqlen_k=512, head_dim=16, prompts=1),
     Case(heads=1, seqlen_q=9, seqlen_k=256, head_dim=64, region="boxes"),
-    Case(heads=1, seqlen_q=3, seqlen_k=1024, head_dim=128, prompts=1),
+    Case(heads=1, seqlen_q=3, seqlen_k=1024, head_dim=32, prompts=1),
     # Smallest, many prompts, scales, layouts.
     Case(heads=1, seqlen_q=1, seqlen_k=1, head_dim=8, prompts=1),
     Case(heads=1, seqlen_q=3, seqlen_k=2, head_dim=16, prompts=7),
@@ -36,7 +36,7 @@ CASES = (
     Case(batch=2, heads=1, seqlen_q=10, seqlen_k=20, head_dim=40, region="empty", layout="sliced"),
     # Ragged: repeated rows, elements without entries, unused rows, lengths from 0.
     Case(batch=4, heads=2, seqlen_q=5, head_dim=40, prompts=3, ragged=True),
-    Case(batch=3, heads=1, seqlen_q=66, seqlen_k=130, head_dim=8, region="blobs", ragged=True),
+    Case(batch=2, heads=1, seqlen_q=66, seqlen_k=130, head_dim=8, region="blobs", ragged=True),
     Case(batch=6, heads=1, seqlen_q=9, seqlen_k=7, head_dim=96, ragged=True, layout="projection"),
 )
 # Boxes cut across tiles of pixels; with a plan tiles of several words, and half a word.
@@ -45,7 +45,7 @@ PLANNED = (
     Case(heads=2, seqlen_q=150, seqlen_k=3, head_dim=8, prompts=4, region="boxes", planned=True),
     Case(heads=1, seqlen_q=70, seqlen_k=3, head_dim=16, prompts=3, region="empty", planned=True),
     # The last bit is the sign of a word.
-    Case(heads=1, seqlen_q=33, seqlen_k=3, head_dim=8, prompts=64, region="blobs", planned=True),
+    Case(heads=1, seqlen_q=9, seqlen_k=3, head_dim=8, prompts=64, region="blobs", planned=True),
     # More than a plan has bits for; three words of 32.
     Case(heads=1, seqlen_q=9, seqlen_k=3, head_dim=8, prompts=70, region="blobs", planned=True),
 )
@@ -101,13 +101,13 @@ def test_float16_is_within_twice_the_error_of_plain_torch(case):
     assert_within_twice_plain(case, "triton", torch.float16, draws=1)
 
 
-@pytest.mark.parametrize("seqlen_k", [1, 2, 16, 17, 48, 49, 76, 78, 80, 96, 97, 127, 129, 192, 257])
+@pytest.mark.parametrize("seqlen_k", [1, 2, 16, 17, 48, 49, 76, 80, 97, 127, 129, 257])
 def test_every_number_of_keys_works(seqlen_k):
     case = Case(heads=1, seqlen_q=64, seqlen_k=seqlen_k, head_dim=8, prompts=1)
     assert_within_twice_plain(case, "triton", torch.float32, draws=1)
 
 
-@pytest.mark.parametrize("head_dim", range(8, 257, 8))
+@pytest.mark.parametrize("head_dim", [8, 24, 40, 56, 64, 72, 80, 96, 136, 160, 200, 256])
 def test_every_head_dim_works(head_dim):
     case = Case(heads=1, seqlen_q=16, seqlen_k=3, head_dim=head_dim, prompts=1)
     assert_within_twice_plain(case, "triton", torch.float32, draws=1)

@@ -320,7 +320,7 @@ def wholly_right(scenes: Scenes, detections: list[list[DetectedShape]]) -> float
 
 @pytest.mark.parametrize("condition", CONDITIONS)
 def test_detector_finds_everything(condition):
-    scenes = draw_scenes(400, seed=77)
+    scenes = draw_scenes(200, seed=77)
     found = detect(CONDITIONS[condition](render(scenes, seed=3)))
     assert wholly_right(scenes, found) >= 0.995
 

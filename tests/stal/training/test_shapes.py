@@ -22,6 +22,8 @@ from stal.training import shapes_model
 from stal.training.shapes import STAGES, ShapesRecipe, export_unet, train
 from stal.training.shapes_model import MAX_TOKENS, tokenizer_of, write_tokenizer
 
+pytestmark = pytest.mark.xdist_group("training")  # one trained model for all
+
 RECIPE = ShapesRecipe(
     vae_steps=3,
     vae_batch=2,

@@ -16,6 +16,7 @@ Ray has written; here the index of a shard says that, and holds after kill -9 of
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -40,7 +41,7 @@ _PATIENCE = 120.0
 @contextmanager
 def connected(address: str | None) -> Iterator[None]:
     """Within, there is a cluster: the one at an address, a new "local" one, or whichever runs."""
-    ray.init(address=address, log_to_driver=False, logging_level="warning")
+    ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
     try:
         yield
     finally:

@@ -146,7 +146,7 @@ def projected(network: Network, example: LayoutExample) -> tuple[Mixture, Tensor
         aspect=example.aspect,
         sides=example.sides,
         parts=parts_of(example.phrases, example.relations, example.scene),
-        deviations=deviations_of(mixture, len(before)),
+        deviations=deviations_of(mixture)[0],
     )
     return mixture, before, normal_form(boxes)
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -140,24 +141,24 @@ def tokens_of(
         Tokens of n = len(phrases) objects.
     """
     n = len(phrases)
-    edges = torch.zeros(n, n, EDGE_FEATURES, dtype=torch.float32, device="cpu")
+    edges = np.zeros((n, n, EDGE_FEATURES), dtype=np.float32)
     for i, name, j in relations:
-        one_way = torch.tensor(_features(name), dtype=torch.float32, device="cpu")
-        edges[i, j, :ONE_WAY] = torch.maximum(edges[i, j, :ONE_WAY], one_way)
+        edges[i, j, :ONE_WAY] = np.maximum(edges[i, j, :ONE_WAY], _features(name))
         edges[j, i, ONE_WAY:-1] = edges[i, j, :ONE_WAY]
     same: dict[str, list[int]] = {}
     for index, (phrase, _) in enumerate(phrases):
         same.setdefault(phrase, []).append(index)
-    twins = torch.zeros(n, 2, dtype=torch.float32, device="cpu")
+    twins = np.zeros((n, 2), dtype=np.float32)
     for group in same.values():
         for rank, index in enumerate(group):
             place_in_row = rank / (len(group) - 1) if len(group) > 1 else 0.5
-            twins[index] = twins.new_tensor([place_in_row, 1 / len(group)])
+            twins[index] = place_in_row, 1 / len(group)
             edges[index, group, -1] = 1.0
     scene = scene_of("", [noun for _, noun in phrases]) if scene is None else scene
     guess = stage(phrases, relations, scene, aspect=aspect, sides=sides, rng=rng)
     staged = torch.tensor(guess, dtype=torch.float32, device="cpu").reshape(n, 4)
-    return Tokens(tuple(phrases), edges, _facts(phrases), staged, twins, aspect, scene)
+    of_pairs, of_twins = torch.from_numpy(edges), torch.from_numpy(twins)
+    return Tokens(tuple(phrases), of_pairs, _facts(phrases), staged, of_twins, aspect, scene)
 
 
 def _facts(phrases: Sequence[tuple[str, str]]) -> Tensor:
@@ -287,6 +288,16 @@ class Mixture:
         """
         each = _log_normal(z[:, :, None], self.mean, 2 * self.log_std)
         return (self.log_weight + each).logsumexp(-1)
+
+    def peak(self) -> Tensor:
+        """log p at the likeliest of each object's means.
+
+        Returns:
+            (batch, n).
+        """
+        mean, log_variance = self.mean[:, :, None], 2 * self.log_std[:, :, None]
+        each = _log_normal(self.mean[:, :, :, None], mean, log_variance)
+        return (self.log_weight[:, :, None] + each).logsumexp(-1).amax(-1)
 
     def log_prob_difference(self, batch: Tensor, i: Tensor, j: Tensor, delta: Tensor) -> Tensor:
         """log p(c_i - c_j = delta), by the mixture of all differences of components.

@@ -233,16 +233,12 @@ class LayoutPredictor:
             batch = [descriptions[i] for i in ready]
             mixture = self.mixture(batch, aspect=aspect)
             boxes = self._draw(mixture, batch, aspect, seed, samples)
-            for row, index in enumerate(ready):
-                one = replace(
-                    mixture,
-                    log_weight=mixture.log_weight[row : row + 1],
-                    mean=mixture.mean[row : row + 1],
-                    log_std=mixture.log_std[row : row + 1],
-                )
-                found[index] = _finish(
-                    descriptions[index], one, boxes[row], aspect, fixed, projected
-                )
+            deviations = deviations_of(mixture)
+            placed = [
+                _placed(each, of_row, raw, aspect, fixed, projected)
+                for each, of_row, raw in zip(batch, deviations, boxes, strict=True)
+            ]
+            found = dict(zip(ready, _ranked(mixture, placed), strict=True))
         return [
             found[i]
             if i in found
@@ -311,6 +307,8 @@ def _aligned(z: Tensor, description: Description) -> Tensor:
     objects = description.objects
     for span in {each.span for each in objects}:
         group = [index for index, each in enumerate(objects) if each.span == span]
+        if len(group) == 1:
+            continue
         sizes = z[group, 2:]
         z[group, 2:] = sizes.mean(0) + (sizes - sizes.mean(0)) * _UNEQUAL
     for axis, names in enumerate((("above", "below"), ("left of", "right of"))):
@@ -324,22 +322,24 @@ def _aligned(z: Tensor, description: Description) -> Tensor:
     return z
 
 
-def _finish(
+def _placed(
     description: Description,
-    mixture: Mixture,
+    deviations: Sequence[tuple[float, float]],
     samples: Tensor,
     aspect: float,
     fixed: Mapping[int, Box] | None,
     projected: bool,
 ) -> list[Layout]:
-    """Layouts from raw boxes (samples, n, 4), the likeliest first."""
+    """Layouts from raw boxes (samples, n, 4), in their order.
+
+    deviations: of the objects, and maybe of more, see `deviations_of`.
+    """
     n = len(description.objects)
     relations = description.statements
     sides = [each.position for each in description.objects]
     parts = _parts(description)
-    deviations = deviations_of(mixture, n) if parts else []
-    ranked: list[tuple[float, int, Layout]] = []
-    for index, z in enumerate(samples[:, :n].clone()):
+    layouts = []
+    for z in samples[:, :n].clone():
         for thing, box in (fixed or {}).items():
             z[thing] = normal_form([box])[0]
         boxes = boxes_from(_aligned(z, description) if projected else z)
@@ -351,7 +351,7 @@ def _finish(
                 fixed=fixed,
                 sides=sides,
                 parts=parts,
-                deviations=deviations,
+                deviations=deviations[:n] if parts else (),
             )
         else:
             boxes = [(fixed or {}).get(i, _cut(box)) for i, box in enumerate(boxes)]
@@ -364,15 +364,32 @@ def _finish(
             relations,
             aspect,
         )
-        if projected:
-            layout = _dressed(layout, fixed or {})
-        logs, scores = _scores(mixture, layout)
-        objects = tuple(
-            PlacedObject(o.phrase, o.noun, o.box, score)
-            for o, score in zip(layout.objects, scores, strict=True)
+        layouts.append(_dressed(layout, fixed or {}) if projected else layout)
+    return layouts
+
+
+def _ranked(mixture: Mixture, placed: Sequence[Sequence[Layout]]) -> list[list[Layout]]:
+    """Those of each prompt of a batch with the scores of their boxes, the likeliest first."""
+    n = mixture.mean.shape[1]
+    peaks = mixture.peak()
+    ranked: list[list[tuple[float, Layout]]] = [[] for _ in placed]
+    for layouts in zip(*placed, strict=True):  # a sample of each prompt
+        z = torch.stack(
+            [
+                F.pad(normal_form([o.box for o in each.objects]), (0, 0, 0, n - len(each.objects)))
+                for each in layouts
+            ]
         )
-        ranked.append((-logs, index, Layout(layout.prompt, objects, relations, aspect)))
-    return [layout for _, _, layout in sorted(ranked, key=lambda item: item[:2])]
+        logs = mixture.log_prob(z)
+        scores = (logs - peaks).clamp(max=0.0).exp().tolist()
+        for row, (layout, each, own) in enumerate(zip(layouts, logs, scores, strict=True)):
+            objects = tuple(
+                replace(thing, score=score)
+                for thing, score in zip(layout.objects, own[: len(layout.objects)], strict=True)
+            )
+            likely = float(each[: len(objects)].sum())
+            ranked[row].append((likely, replace(layout, objects=objects)))
+    return [[layout for _, layout in sorted(each, key=lambda pair: -pair[0])] for each in ranked]
 
 
 def _parts(description: Description) -> list[Part]:
@@ -384,11 +401,13 @@ def _parts(description: Description) -> list[Part]:
     return parts_of(phrases, description.statements, scene)
 
 
-def deviations_of(mixture: Mixture, n: int) -> list[tuple[float, float]]:
-    """(x, y) standard deviations of the centres of n objects, of the staged components."""
-    share = mixture.log_weight[0, :n, : mixture.staged].softmax(-1)
-    std = mixture.log_std[0, :n, : mixture.staged, :2].exp()
-    return [(x, y) for x, y in (share[..., None] * std).sum(1).tolist()]
+def deviations_of(mixture: Mixture) -> list[list[tuple[float, float]]]:
+    """(x, y) standard deviations of the centres of the objects of each prompt, of the staged
+    components."""
+    share = mixture.log_weight[..., : mixture.staged].softmax(-1)
+    std = mixture.log_std[..., : mixture.staged, :2].exp()
+    every = (share[..., None] * std).sum(2).tolist()
+    return [[(x, y) for x, y in each] for each in every]
 
 
 def _dressed(layout: Layout, fixed: Container[int]) -> Layout:
@@ -415,16 +434,6 @@ def _dressed(layout: Layout, fixed: Container[int]) -> Layout:
         if set(moved.violated) <= set(layout.violated):
             layout = moved
     return layout
-
-
-def _scores(mixture: Mixture, layout: Layout) -> tuple[float, list[float]]:
-    n = len(layout.objects)
-    z = normal_form([placed.box for placed in layout.objects])
-    pad = mixture.mean.shape[1] - n
-    logs = mixture.log_prob(F.pad(z, (0, 0, 0, pad))[None])[0, :n]
-    means = mixture.mean[0, :n].transpose(0, 1)  # (k, n, 4)
-    peaks = mixture.log_prob(F.pad(means, (0, 0, 0, pad)))[:, :n].amax(0)
-    return float(logs.sum()), (logs - peaks).clamp(max=0.0).exp().tolist()
 
 
 def _cut(box: Box) -> Box:

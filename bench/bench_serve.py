@@ -248,7 +248,7 @@ def add(
         "RSS after, MB": "" if memory is None else f"{memory[1]:.0f}",
         "preview / step": "",
     }
-    table.add(cells, took_s=sorted(seen.took_s), errors=dict(seen.errors), wall_s=seconds)
+    table.add(cells, took_s=sorted(seen.took_s), faults=dict(seen.errors), wall_s=seconds)
     if seen.errors:
         print(f"errors: {json.dumps(seen.errors)}", file=sys.stderr)
 

@@ -173,6 +173,8 @@ class Table:
 
     def add(self, cells: dict[str, str], **raw: Any) -> None:
         """Prints `cells`; `raw` (numbers, Timings) goes to the file beside them."""
+        if twice := cells.keys() & raw.keys():
+            raise ValueError(f"raw must have names of its own, got {', '.join(sorted(twice))}")
         self._print(cells)
         values = {k: asdict(v) if isinstance(v, Timing) else v for k, v in raw.items()}
         self.rows.append({**cells, **values})

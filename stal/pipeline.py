@@ -66,13 +66,21 @@ class Pipeline:
         *,
         dtype: torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
+        loras: Iterable[tuple[str | Path, float]] = (),
     ) -> Pipeline:
-        """Loads a model and its defaults. Arguments and errors are `Model.from_pretrained`'s."""
-        return cls(Model.from_pretrained(model, dtype=dtype, device=device))
+        """Loads a model and its defaults.
 
-    def with_lora(self, source: str | Path, scale: float = 1.0) -> Pipeline:
-        """That of the model with a LoRA on it; arguments and errors are `Model.with_lora`'s."""
-        return Pipeline(self.model.with_lora(source, scale), defaults=self.defaults)
+        Args:
+            model, dtype, device: see `Model.from_pretrained`.
+            loras: the file and the scale of each LoRA to put on it, see `Model.with_lora`.
+
+        Raises:
+            As these two.
+        """
+        loaded = Model.from_pretrained(model, dtype=dtype, device=device)
+        for source, scale in loras:
+            loaded = loaded.with_lora(source, scale)
+        return cls(loaded)
 
     def to(
         self,

@@ -18,8 +18,10 @@ def script(record: Mapping[str, Any], *, output: str = "picture.png") -> str:
 
     Every text is written as Python writes it, so that none of them is a part of the program.
     """
-    model = repr(record["model"]) if record["model"] else ""
-    dtype = f"dtype=torch.{record['dtype']}"
+    loaded = [repr(record["model"])] if record["model"] else []
+    loaded.append(f"dtype=torch.{record['dtype']}")
+    if "loras" in record:
+        loaded.append(f"loras={[(each['source'], each['scale']) for each in record['loras']]!r}")
     arguments = {"layout": None, "seed": record["seeds"][0]}
     arguments |= {name: record[name] for name in _ARGUMENTS}
     lines = [f"    {name}={value!r}," for name, value in arguments.items() if name != "layout"]
@@ -30,7 +32,7 @@ def script(record: Mapping[str, Any], *, output: str = "picture.png") -> str:
             "from stal import picture",
             "",
             f"layout = {json.dumps(record['layout'])!r}",
-            f"pipe = stal.Pipeline.from_pretrained({', '.join(filter(None, [model, dtype]))})",
+            f"pipe = stal.Pipeline.from_pretrained({', '.join(loaded)})",
             "result = pipe(",
             f"    {record['prompt']!r},",
             "    layout=stal.Layout.from_json(layout),",

@@ -16,7 +16,7 @@ import typer
 from stal import picture
 from stal.budget import MOST_IMAGES
 from stal.caller import warn
-from stal.cli.loras import LoraOption, Loras, read_loras, with_loras
+from stal.cli.loras import LoraOption, Loras, read_loras
 from stal.cli.options import (
     AttentionOption,
     BackgroundOption,
@@ -311,8 +311,8 @@ def _draw(what: _Wanted, pictures: list[Path], json_file: Path | None) -> None:
         str(wanted["model"]) if wanted.get("model") else None,
         dtype=torch_dtype(DType(wanted.get("dtype", "float32"))),
         device=device,
+        loras=what.loras,
     )
-    pipe = with_loras(pipe, what.loras)
 
     def draw(settings: Settings, weights: Any, *, ours: bool) -> Result:
         with enough_memory(device, "draw a smaller picture, or fewer at once"):

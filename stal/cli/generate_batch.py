@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stal.cli.loras import LoraOption, Loras, read_loras, with_loras
+from stal.cli.loras import LoraOption, Loras, read_loras
 from stal.cli.options import (
     AttentionOption,
     BackgroundOption,
@@ -224,8 +224,9 @@ def _draw(prompts: Path, task: Task, how: _How) -> None:
     from stal.shards.rows import read_rows
     from stal.shards.run import WINDOW, Run, checked
 
-    pipe = Pipeline.from_pretrained(how.model, dtype=torch_dtype(how.dtype), device=how.device)
-    pipe = with_loras(pipe, how.loras)
+    pipe = Pipeline.from_pretrained(
+        how.model, dtype=torch_dtype(how.dtype), device=how.device, loras=how.loras
+    )
     check_settings(pipe, task.settings)
     asked = threading.Event()
     fix = "run the same command with a smaller --max-rows, it goes on where it stopped"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stal.cli.loras import LoraOption, Loras, read_loras, with_loras
+from stal.cli.loras import LoraOption, Loras, read_loras
 from stal.cli.options import DeviceOption, DType, ModelOption, torch_dtype
 from stal.extras import check_installed
 
@@ -107,8 +107,9 @@ def _application(what: What, files: Any, key: str | None, *, local: bool) -> Fas
     from stal.app.server import create_app, limits_of
     from stal.pipeline import Pipeline
 
-    pipe = Pipeline.from_pretrained(what.model, dtype=torch_dtype(what.dtype), device=what.device)
-    pipe = with_loras(pipe, what.loras)
+    pipe = Pipeline.from_pretrained(
+        what.model, dtype=torch_dtype(what.dtype), device=what.device, loras=what.loras
+    )
     limits = limits_of(pipe, max_rows=what.max_rows, **what.limits)
     return create_app(pipe, limits=limits, key=key, local=local, page=files, max_rows=what.max_rows)
 

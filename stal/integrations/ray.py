@@ -57,7 +57,7 @@ class Drawer:
         model: see `Pipeline.from_pretrained`.
         dtype, device: as torch calls them.
         max_rows: pictures of one batch, at most.
-        loras: the file and the scale of each, see `Pipeline.with_lora`.
+        loras: see `Pipeline.from_pretrained`.
     """
 
     task: Task
@@ -79,9 +79,9 @@ class Drawer:
         if not (folder / COMMAND).exists():
             raise ValueError(f"output must be a folder that every machine sees, got {folder}")
         dtype = getattr(torch, self.dtype)
-        pipe = Pipeline.from_pretrained(self.model, dtype=dtype, device=self.device)
-        for source, scale in self.loras:
-            pipe = pipe.with_lora(source, scale)
+        pipe = Pipeline.from_pretrained(
+            self.model, dtype=dtype, device=self.device, loras=self.loras
+        )
         check_settings(pipe, self.task.settings)
         return Engine(pipe, max_rows=self.max_rows)
 

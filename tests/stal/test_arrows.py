@@ -215,6 +215,42 @@ NETWORKS = {
 }
 KERNELS = {"stal_kernels", "stal.attention"}
 
+# Reads names of modules; a process of its own imports each, and writes how much it has to say.
+SERVER = """
+import os, sys, torch
+for line in sys.stdin:
+    if os.fork() == 0:
+        __import__(line.strip())
+        print(len(sys.modules), *sys.modules, sep="\\n", flush=True)
+        os._exit(0)
+    assert os.wait()[1] == 0
+"""
+
+
+def imported(module: str) -> str:
+    code = f"import sys, {module}; print(*sys.modules, sep='\\n')"
+    command = [sys.executable, "-c", code]
+    options = {"capture_output": True, "text": True, "check": True, "cwd": PACKAGE.parent}
+    return subprocess.run(command, **options).stdout
+
+
+@pytest.fixture(scope="module")
+def with_torch():
+    """with_torch(module): what a fresh interpreter that has torch has loaded with a module."""
+    command = [sys.executable, "-c", SERVER]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, cwd=PACKAGE.parent, **pipes) as server:
+
+        def loaded(module: str) -> set[str]:
+            server.stdin.write(f"{module}\n")
+            server.stdin.flush()
+            count = server.stdout.readline()
+            assert count, f"{module} cannot be imported"
+            return {server.stdout.readline().strip() for _ in range(int(count))}
+
+        yield loaded
+        server.stdin.close()
+
 
 @pytest.mark.parametrize(
     ("module", "forbidden"),
@@ -241,43 +277,6 @@ def test_imports_in_a_fresh_interpreter(module, forbidden, with_torch):
     loaded = set(imported(module).split()) if "torch" in forbidden else with_torch(module)
     assert module in loaded
     assert loaded & forbidden == set()
-
-
-SHOW = "import sys, {}; print(*sys.modules, sep='\\n')"
-# Reads names of modules; a process of its own imports each, and writes how much it has to say.
-SERVER = """
-import os, sys, torch
-for line in sys.stdin:
-    if os.fork() == 0:
-        __import__(line.strip())
-        print(len(sys.modules), *sys.modules, sep="\\n", flush=True)
-        os._exit(0)
-    assert os.wait()[1] == 0
-"""
-
-
-def imported(module: str) -> str:
-    command = [sys.executable, "-c", SHOW.format(module)]
-    options = {"capture_output": True, "text": True, "check": True, "cwd": PACKAGE.parent}
-    return subprocess.run(command, **options).stdout
-
-
-@pytest.fixture(scope="module")
-def with_torch():
-    """with_torch(module): what a fresh interpreter that has torch has loaded with a module."""
-    command = [sys.executable, "-c", SERVER]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen(command, text=True, cwd=PACKAGE.parent, **pipes) as server:
-
-        def loaded(module: str) -> set[str]:
-            server.stdin.write(f"{module}\n")
-            server.stdin.flush()
-            count = server.stdout.readline()
-            assert count, f"{module} cannot be imported"
-            return {server.stdout.readline().strip() for _ in range(int(count))}
-
-        yield loaded
-        server.stdin.close()
 
 
 FACES = [

@@ -10,7 +10,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from stal import picture
+from stal.app.script import script
 from stal.cli.serve import What, _application
+from stal.pipeline import Pipeline
 
 PROMPT = "a red circle"
 
@@ -47,6 +49,13 @@ def pixels(path):
         return np.asarray(image)
 
 
+def with_loras(pipe, *loras):
+    model = pipe.model
+    for source, scale in loras:
+        model = model.with_lora(source, scale)
+    return Pipeline(model)
+
+
 def drawn(pipe, seed=0):
     return np.asarray(pipe(PROMPT, steps=2, seed=seed).images[0])
 
@@ -54,7 +63,7 @@ def drawn(pipe, seed=0):
 def test_a_picture_is_that_of_the_model_with_each_lora(generate, ink, pipe):
     plain = drawn(pipe)
     found = generate(PROMPT, "--lora", f"{ink}:0.5", "--lora", ink)
-    assert np.array_equal(found, drawn(pipe.with_lora(ink, 0.5).with_lora(ink)))
+    assert np.array_equal(found, drawn(with_loras(pipe, (ink, 0.5), (ink, 1.0))))
     assert not np.array_equal(found, plain)
     loras = picture.read_record("stal.png")["loras"]
     assert loras == [{"source": ink, "scale": 0.5}, {"source": ink, "scale": 1.0}]
@@ -93,6 +102,14 @@ def test_what_is_no_lora_is_refused(failure, sd_folder, ink, lora, message):
     assert message in failure("generate", PROMPT, "--model", sd_folder, "--quiet", "--lora", lora)
 
 
+def test_the_code_of_a_picture_has_its_loras(ink, sd_folder, tmp_path):
+    pipe = Pipeline.from_pretrained(sd_folder, loras=[(ink, 0.5), (ink, 1.0)])
+    result = pipe(PROMPT, steps=2)
+    exec(script(result.settings, output="again.png"), {})
+    assert np.array_equal(pixels("again.png"), np.asarray(result.images[0]))
+    assert not np.array_equal(pixels("again.png"), drawn(Pipeline.from_pretrained(sd_folder)))
+
+
 @pytest.fixture
 def batch(run, ink, sd_folder, tmp_path):
     """batch(*options): `stal generate-batch` of two rows with a LoRA; must succeed."""
@@ -109,7 +126,7 @@ def batch(run, ink, sd_folder, tmp_path):
 @pytest.mark.needs("pyarrow", "webdataset")
 def test_rows_of_a_file_are_drawn_with_it(batch, ink, pipe, tmp_path):
     batch()
-    inked = pipe.with_lora(ink, 0.5)
+    inked = with_loras(pipe, (ink, 0.5))
     for row in range(2):
         found = pixels(tmp_path / "out" / "shard-00000" / f"{row:09d}.png").astype(int)
         assert np.abs(found - drawn(inked, seed=row)).max() <= 2

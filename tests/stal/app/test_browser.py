@@ -410,6 +410,7 @@ def test_the_python_lines_draw_the_same_picture(visitor, tmp_path, monkeypatch):
     visitor.page.fill("#steps", "3")
     drawn = visitor.picture()
     visitor.page.get_by_role("button", name="Python").click()
+    visitor.page.locator("#lines").wait_for()  # visible once the server has answered
     lines = visitor.page.inner_text("#lines")
     monkeypatch.chdir(tmp_path)
     exec(lines, {})

@@ -38,7 +38,7 @@ from regions import REGIONS, with_regions
 from timing import Table, Timing, cpu_details, interleave
 from torch import Tensor
 
-from stal_kernels import backends, blended_attention, blended_attention_ragged, why_not
+from stal_kernels import backends, blended_attention, blended_attention_ragged, plan, why_not
 from stal_kernels.backends import names
 from stal_kernels.checks import check_dense
 from stal_kernels.testing import Case, Example, assert_within_twice_plain, example
@@ -112,10 +112,12 @@ def rival(function: Callable[..., Tensor], e: Example, wanted: str) -> Callable[
     return with_gradients(lambda: function(*tensors.values()), tensors, e.dout, wanted)
 
 
-def ours(backend: str, e: Example, wanted: str) -> Callable[[], object]:
+def ours(backend: str, e: Example, wanted: str, *, planned: bool = False) -> Callable[[], object]:
+    """planned: with a plan of the region that was made before, as `stal` draws."""
     q, k, v, weight = (x.detach() for x in e.floats())
     tensors = {"q": q, "k": k, "v": v, "w": weight}
-    call = Example(q, k, v, weight, e.dout, None, None, e.region, None, e.plan, None)
+    made = plan(e.region) if planned and e.region is not None else e.plan
+    call = Example(q, k, v, weight, e.dout, None, None, e.region, None, made, None)
     return with_gradients(lambda: call.run(backend), tensors, e.dout, wanted)
 
 
@@ -161,6 +163,9 @@ def main() -> int:
         "--backends", nargs="+", default=["cpu"], choices=names(), metavar="BACKEND"
     )
     parser.add_argument("--compiled", action="store_true", help="time torch.compile: it is slow")
+    parser.add_argument(
+        "--planned", action="store_true", help="also with a plan of regions, made before"
+    )
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--budget", type=float, default=3, help="seconds a row, after 5 rounds")
     parser.add_argument("--cpu-time", action="store_true", help="of one thread, not wall time")
@@ -228,7 +233,9 @@ def main() -> int:
         add_rows(table, label, case, dtype, peak, clock, arguments)
         if arguments.output:
             key = ("case", "pass", "backend")
-            table.merge(arguments.output, key, lambda row: row["backend"] in names(), **details)
+            table.merge(
+                arguments.output, key, lambda row: row["backend"].split()[0] in names(), **details
+            )
     return 0
 
 
@@ -254,6 +261,8 @@ def add_rows(
                 functions["compiled"] = rival(torch.compile(eager), e, wanted)
         for backend in arguments.backends:
             functions[backend] = ours(backend, e, wanted)
+            if arguments.planned and e.region is not None:
+                functions[f"{backend} plan"] = ours(backend, e, wanted, planned=True)
         times = interleave(
             functions, rounds=arguments.rounds, budget_s=arguments.budget, clock=clock
         )

@@ -22,7 +22,7 @@ from __future__ import annotations
 import random
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import partial
@@ -58,6 +58,7 @@ COLUMNS = {
     "threads": 7,
     "rows": 4,
     "requests": 8,
+    "steps each": 13,
     "pictures/s": 10,
     "CPU s a picture": 15,
     "x loop": 6,
@@ -67,7 +68,7 @@ COLUMNS = {
     "us a step, p50 (p99)": 20,
     "CPU us a step": 13,
 }
-KEY = ("what", "threads", "rows")
+KEY = ("what", "threads", "rows", "steps each")
 
 
 def requests_of(count: int, steps: Sequence[int]) -> list[Request]:
@@ -182,6 +183,7 @@ def rates(
             "what": way,
             "rows": str(n),
             "requests": str(len(requests)),
+            "steps each": _listed({request.settings.steps for request in requests}),
             "pictures/s": f"{len(requests) / wall:.3g}",
             "CPU s a picture": f"{cpu / len(requests):.3g}",
             "x loop": f"{medians['loop', 1][0] / wall:.2f}",
@@ -221,6 +223,7 @@ def load(
             "what": f"load {share:.0%} of {capacity:.3g}/s",
             "rows": str(rows),
             "requests": str(len(requests)),
+            "steps each": _listed({request.settings.steps for request in requests}),
             "s, p50": f"{p50:.3g}",
             "s, p99": f"{p99:.3g}",
         }
@@ -287,6 +290,7 @@ def scheduled(table: Table, count: int, rows: int, steps: Sequence[int], step_s:
         "what": f"scheduler, step of {step_s * 1e3:.3g} ms",
         "rows": str(rows),
         "requests": str(count),
+        "steps each": _listed(steps),
         "us a step, p50 (p99)": f"{p50:.0f} ({p99:.0f})",
         "CPU us a step": f"{statistics.mean(stages.cpu_s) * 1e6:.0f}",
     }
@@ -298,6 +302,10 @@ def add(table: Table, cells: dict[str, str], **raw: Any) -> None:
     """A row; a cell that is not given is empty."""
     threads = {"threads": str(torch.get_num_threads())}
     table.add(dict.fromkeys(COLUMNS, "") | threads | cells, **raw)
+
+
+def _listed(values: Iterable[int]) -> str:
+    return ",".join(str(value) for value in sorted(values))
 
 
 def numbers(text: str) -> list[int]:
@@ -322,7 +330,7 @@ def main(
         raise typer.BadParameter(f"parts must be of {', '.join(PARTS)}, got {parts!r}")
     if output is not None:
         check_writable(output)
-    table = Table(COLUMNS, command="python bench/bench_throughput.py", steps=steps)
+    table = Table(COLUMNS, command="python bench/bench_throughput.py")
     pipe, given = Pipeline.from_pretrained(), requests_of(requests, numbers(steps))
     for count in numbers(threads) if wanted != ["scheduler"] else []:
         torch.set_num_threads(count)

@@ -19,6 +19,7 @@ from stal.layout.layout import Layout
 from stal.layout.predictor import predict
 from stal.model.model import Model
 from stal.noise import ImageNoise
+from stal.openmp import releasing_team
 from stal.prompts import article, drawn_text, noun_of, parse
 from stal.sampler import Callback
 from stal.schedule import Schedule, schedule_from_config
@@ -117,6 +118,7 @@ class Pipeline:
             raise AttributeError(f"{own}: {hint}" if hint else own)
 
     @hinted
+    @releasing_team()
     def __call__(
         self,
         prompt: str,
@@ -201,6 +203,7 @@ class Pipeline:
         return drawing.results(drawing.sample(callback=callback))[0]
 
     @hinted
+    @releasing_team()
     def batch(
         self,
         prompts: Sequence[str],

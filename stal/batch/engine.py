@@ -31,6 +31,7 @@ from stal.drawing import Result
 from stal.fitting import without_effect
 from stal.model.model import Model
 from stal.noise import ImageNoise
+from stal.openmp import release_team
 from stal.pipeline import Pipeline
 from stal.sampler import Callback
 from stal.schedule import Schedule
@@ -150,6 +151,7 @@ class Engine:
                 f"{settings.height} and {settings.width}, of which {settings.num_images} pictures "
                 f"with {len(order.texts)} prompts take about {needed / 1e6:.4g} MB"
             )
+        release_team()  # after the layout's prediction
         return loop.submit(ticket, deadline)
 
     async def asubmit(

@@ -16,6 +16,7 @@ from stal.batch.table import Table, Text
 from stal.drawing import Result, record_of
 from stal.model.checkpoint import prompt_length
 from stal.model.model import Model
+from stal.openmp import release_team, releasing_team
 from stal.sampler import Callback
 
 
@@ -41,6 +42,7 @@ class ModelStages:
         self._denoisers: dict[Hashable, Denoiser] = {}
         self._tickets: dict[Running, Ticket] = {}
 
+    @releasing_team()
     def encode(self, tickets: Sequence[Ticket]) -> None:
         by_lora: dict[str | None, list[Ticket]] = {}
         for ticket in tickets:
@@ -83,8 +85,11 @@ class ModelStages:
                 denoiser.leave(work.running)
         for size in [s for s, denoiser in self._denoisers.items() if not denoiser.running]:
             del self._denoisers[size]
+        if not self._denoisers:
+            release_team()
         self._of(ticket).table.release(work.texts)
 
+    @releasing_team()
     @torch.no_grad()
     def decode(self, tickets: Sequence[Ticket]) -> list[Result | None]:
         """None for those that are done meanwhile."""

@@ -24,6 +24,7 @@ from stal.finite import check_finite, is_finite
 from stal.model.checkpoint import Components, load_components, prompt_length, resolve
 from stal.model.lora import adapted
 from stal.model.unet import UNet
+from stal.openmp import releasing_team
 from stal.torch_state import undisturbed
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ class Model:
 
     @classmethod
     @hinted
+    @releasing_team()
     def from_pretrained(
         cls,
         model: str | Path | None = None,

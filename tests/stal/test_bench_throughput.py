@@ -42,6 +42,7 @@ def test_rows_have_the_ratios_of_their_times(bench, pipe):
     capacity = bench.rates(table, pipe, bench.requests_of(4, [1, 2]), [2], rounds=1)
     assert [row["what"] for row in table] == list(bench.WAYS)
     loop, grouped, static, engine = table
+    assert loop["steps each"] == "1,2"
     assert engine["x loop"] == f"{loop['wall_s'] / engine['wall_s']:.2f}"
     assert grouped["x static"] == f"{static['wall_s'] / grouped['wall_s']:.2f}"
     assert capacity == pytest.approx(4 / engine["wall_s"])

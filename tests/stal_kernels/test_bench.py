@@ -317,7 +317,7 @@ def test_boxes_that_do_not_fit_the_case_are_refused(wrong):
 def test_benchmark_has_a_row_for_each_region_that_is_asked_for(tmp_path):
     path = tmp_path / "blended.json"
     shape = ("--cases", "sd15-8x8", "--prompts", "4", "--passes", "forward", "--rounds", 1)
-    regions = ("--regions", "bands", "layout", "ellipses")
+    regions = ("--regions", "bands", "layout", "ellipses", "--planned")
     done = run("bench_blended_attention.py", *shape, *regions, "--output", path)
     assert done.returncode == 0, done.stderr
     rows = json.loads(path.read_text())["rows"]
@@ -327,6 +327,7 @@ def test_benchmark_has_a_row_for_each_region_that_is_asked_for(tmp_path):
         "sd15-8x8 p4 global+layout",
         "sd15-8x8 p4 global+ellipses",
     ]
+    assert [row["case"] for row in rows if row["backend"] == "cpu plan"] == list(cpu)
     assert len(cpu["sd15-8x8 p4 global+layout"]["sizes"]["boxes"]) == 3
     # Products are counted where prompts exist.
     flops = [row["flops"] for row in cpu.values()]

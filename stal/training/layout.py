@@ -50,7 +50,7 @@ FOLDS = 5
 SAVE_EVERY = 250  # steps
 _STATE = "training.safetensors"
 # What a batch consists of: annotated pictures, composed scenes, shapes.
-_SHARES = (0.55, 0.22, 0.23)
+_SHARES = (0.75, 0.1, 0.15)
 _BLUR = 0.6  # standard deviation of the error of a size's logarithm
 
 

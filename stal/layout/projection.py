@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from stal.layout.stage import Part
 
 _ROUNDS, _FREE_ROUNDS = 100, 20
+# Every so many rounds a search is given up that this many times the last ones' progress, up to the
+# last round, would not end well.
+_LOOK, _HOPE = 10, 2.0
 # (dt)^2 counts this many times as much as (dc)^2: of what two boxes of 0.3 lack, a third is taken
 # by scaling.
 _STIFFNESS = 0.05
@@ -131,7 +134,7 @@ def project(
         moved = not np.array_equal(found[0], centre) and not parts
         centre, size = _loosened(*found, size, own, stated, orders) if moved else found
     elif fixed:
-        _, centre, size = _settle(centre[None], size, own, spaces, related)
+        _, centre, size = _settle(centre[None], size, own, spaces, related, patient=True)
     else:
         # A row and a column of its own for each box fulfil every order.
         ranks = [{i: rank for rank, i in enumerate(order.sequence)} for order in orders]
@@ -433,6 +436,8 @@ def _settle(
     room: float = 0.0,
     enough: float = 1.0,
     origin: Array | None = None,
+    *,
+    patient: bool = False,
 ) -> tuple[bool, Array, Array]:
     """Whether everything is fulfilled, and the centres and sizes at the end.
 
@@ -442,6 +447,7 @@ def _settle(
     room: more than 0 keeps boxes so far apart, and a third of that from the border of the canvas,
         and leaves their sizes alone.
     enough: the scale with which no box is too small; others go on while one is.
+    patient: goes on where nothing will be fulfilled, for what comes nearer to it.
     """
     (starts, n, _), free, mobility = centre.shape, own.free, own.mobility
     origin = centre[0] if origin is None else origin
@@ -457,6 +463,7 @@ def _settle(
     ends = (ends_i | ends_j).astype(float)
     ways = ends_j * move_j - ends_i * move_i
     moves = move_i[:, None] * mobility[i] + move_j[:, None] * mobility[j]  # (rows, 2)
+    movable = (moves > 0).any(1)
     normal = np.zeros((starts, len(i), 2))
     normal[:, :stated] = rows.normal
     stretch_i, stretch_j = np.zeros_like(normal), np.zeros_like(normal)
@@ -464,7 +471,8 @@ def _settle(
     scale = np.ones((starts, n))
     smallest = np.minimum(1.0, _SMALLEST / full.min(1))
 
-    for round_ in range(_SPREAD_ROUNDS if room else _ROUNDS):
+    rounds, seen = _SPREAD_ROUNDS if room else _ROUNDS, np.full(starts, np.inf)
+    for round_ in range(rounds):
         give = 0.0 if room or round_ < _FREE_ROUNDS else 1 / _STIFFNESS
         if round_ == 0 or give:
             size = full * scale[:, :, None]
@@ -479,9 +487,16 @@ def _settle(
         lack = np.concatenate((short, depth), axis=1)
         bad = lack > TOLERANCE
         done = np.logical_not(bad.any(1))
-        rest = (bad & (moves > 0).any(1)).any(1)
+        rest = (bad & movable).any(1)
         if not rest.any() or (done & (scale >= enough).all(1))[: rest.argmax()].any():
             break
+        if round_ % _LOOK == 0 and not patient:
+            worst = lack.max(1, initial=0.0)
+            if round_ > _FREE_ROUNDS:
+                progress = _HOPE * (seen - worst) / _LOOK * (rounds - round_)
+                if (done | (worst - progress > TOLERANCE)).all():
+                    break
+            seen = worst
         norm = (normal**2 * moves).sum(-1)
         if give:
             # What a box's scale adds to what is lacking.
@@ -526,8 +541,9 @@ def _collisions(delta: Array, reach: Array) -> tuple[Array, Array]:
     """
     depth = reach - np.abs(delta)
     across = depth[:, :, 0] <= depth[:, :, 1]
-    away = np.where(delta >= 0, 1.0, -1.0)
-    way = np.stack((away[:, :, 0] * across, away[:, :, 1] * ~across), axis=-1)
+    way = np.where(delta >= 0, 1.0, -1.0)
+    way[:, :, 0] *= across
+    way[:, :, 1] *= ~across
     return depth.min(-1), way
 
 

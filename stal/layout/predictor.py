@@ -53,6 +53,8 @@ _REACH = 0.2  # what is worn at the very top or bottom of somebody is at most so
 WEIGHTS = "layout_predictor.safetensors"
 # Larger crowds go to `stal.layout.place`: nothing like them was trained on.
 MAX_OBJECTS = 24
+# Added to the logarithms of the sizes of figures, which are drawn a little over their boxes.
+_FIGURES = -0.06
 # Boxes are drawn this many times as often as asked for; the likeliest are kept.
 _DRAWS = 4
 
@@ -257,7 +259,9 @@ class LayoutPredictor:
         """Boxes to begin with, the likeliest or drawn by chance: (batch, samples, n, 4)."""
         n = mixture.mean.shape[1]
         shown = torch.tensor([each.scene.setting != "flat" for each in batch], dtype=torch.bool)
-        drawn = torch.where(shown[:, None, None], mixture.scene(), mixture.mode())[None]
+        drawn = torch.where(shown[:, None, None], mixture.scene(), mixture.mode(larger=_FIGURES))[
+            None
+        ]
         if seed is None and samples == 1:
             return drawn.transpose(0, 1)
         more = samples - (seed is None)

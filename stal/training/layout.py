@@ -27,6 +27,7 @@ from stal.files import write_atomic
 from stal.layout import Box
 from stal.layout.network import (
     EXTENTS,
+    LARGER,
     ONE_WAY,
     SIZES,
     Config,
@@ -347,7 +348,9 @@ def modes(network: Network, examples: Sequence[LayoutExample]) -> list[Tensor]:
     for start in range(0, len(examples), 64):
         part = examples[start : start + 64]
         mixture = network([_tokens(e) for e in part])
-        out += [mode[: len(e.boxes)] for mode, e in zip(mixture.mode(), part, strict=True)]
+        out += [
+            mode[: len(e.boxes)] for mode, e in zip(mixture.mode(larger=LARGER), part, strict=True)
+        ]
     return out
 
 

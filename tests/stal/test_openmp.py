@@ -30,63 +30,66 @@ def compute():
     torch.ones(1 << 20).exp_()
 
 
-def tasks(expected, patience=10.0):
-    """How many threads the process has, at the latest when it has as many as are expected: one
-    that was told to end needs a moment."""
+def threads():
+    """Of the process, by the number that the system has for each."""
+    return set(os.listdir("/proc/self/task"))
+
+
+def new(before, expected, patience=10.0):
+    """The threads that came since, at the latest when they are as many as expected: one that was
+    told to end needs a moment."""
     end = time.monotonic() + patience
-    while (found := len(os.listdir("/proc/self/task"))) != expected and time.monotonic() < end:
+    while len(found := threads() - before) != expected and time.monotonic() < end:
         time.sleep(0.01)
     return found
 
 
 @gnu
 def test_team_ends_and_comes_back(two_threads):
-    alone = len(os.listdir("/proc/self/task"))
+    before = threads()
     for _ in range(2):
         compute()
-        assert tasks(alone + 1) == alone + 1
+        assert len(new(before, 1)) == 1
         release_team()
-        assert tasks(alone) == alone
+        assert not new(before, 0)
     assert torch.get_num_threads() == 2
 
 
 @gnu
 def test_team_of_another_thread_stays(two_threads):
-    alone = len(os.listdir("/proc/self/task"))
+    before = threads()
     compute()
     thread = threading.Thread(target=release_team)
     thread.start()
     thread.join()
-    assert tasks(alone + 1) == alone + 1
+    assert len(new(before, 1)) == 1
 
 
 @gnu
 def test_decorated_function_lets_go_when_it_raises(two_threads):
-    alone = len(os.listdir("/proc/self/task"))
+    before = threads()
 
     @releasing_team()
     def fails():
         compute()
-        assert tasks(alone + 1) == alone + 1
+        assert len(new(before, 1)) == 1
         raise KeyError("within")
 
     with pytest.raises(KeyError, match="within"):
         fails()
-    assert tasks(alone) == alone
+    assert not new(before, 0)
 
 
 @gnu
 def test_idle_engine_has_no_team(two_threads, pipe):
-    compute()
-    release_team()
-    alone = len(os.listdir("/proc/self/task"))
+    before = threads()
     with Engine(pipe, max_rows=2) as engine:
         request = Request("a red circle", Settings(steps=2), seed=0)
         for result in engine.map([request] * 3):
             assert result.images
-        # The encoder, the denoiser and the decoder.
-        assert tasks(alone + 3) == alone + 3
-    assert tasks(alone) == alone
+        own = {str(thread.native_id) for thread in engine._loop._threads}
+        assert new(before, len(own)) == own
+    assert not new(before, 0)
 
 
 def test_without_gnus_openmp_nothing_is_called(monkeypatch):

@@ -33,10 +33,6 @@ from stal.relations import GEOMETRY, Side, Statement
 
 # Real boxes vary: a sharper component is an example learned by heart.
 _LEAST_LOG_STD = -2.5
-# Added to the mean of a size's logarithm: a box that is too large by a factor shares more with the
-# real one than a box that is too small by it.
-LARGER = 0.08
-
 _CONTACTS = ("beside", "apart", "touching", "overlapping", "inside", "around")
 # An edge says what `stal.relations.GEOMETRY` says of a pair, then the same of the reversed pair,
 # then whether both have the same phrase. The first two columns are a's side along x.
@@ -318,21 +314,18 @@ class Mixture:
         each = _log_normal(delta[:, None, None], mean, variance[..., :2].log())
         return (weight + each).flatten(1).logsumexp(1)
 
-    def mode(self, *, larger: float = 0.0) -> Tensor:
+    def mode(self) -> Tensor:
         """Each object's likely z.
 
         The centre is that of the heaviest component, since between two places there may be none;
         the size is the mean of all, which is nearer to real ones.
-
-        Args:
-            larger: added to the logarithms of the sizes, `LARGER` for those of real pictures.
 
         Returns:
             (batch, n, 4).
         """
         best = self.log_weight.argmax(-1)[:, :, None, None].expand(-1, -1, 1, 2)
         centre = self.mean[..., :2].gather(2, best).squeeze(2)
-        size = (self.log_weight.exp()[..., None] * self.mean[..., 2:]).sum(2) + larger
+        size = (self.log_weight.exp()[..., None] * self.mean[..., 2:]).sum(2)
         return torch.cat((centre, size), dim=-1)
 
     def scene(self) -> Tensor:

@@ -27,6 +27,14 @@ export function rounded(value) {
 }
 
 /**
+ * In hundredths, of what `rounded` keeps: a step of a hundredth is always one.
+ * @param {number} value
+ */
+export function percent(value) {
+  return Math.round(Math.round(value * 1e4) / 100);
+}
+
+/**
  * The box with two opposite corners anywhere.
  * @param {Corner} a
  * @param {Corner} b

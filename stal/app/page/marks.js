@@ -3,6 +3,7 @@
 import { cellsOf, pathsOf } from "./cells.js";
 import { colourOf, inkOf } from "./colours.js";
 import { set, svg } from "./dom.js";
+import { percent } from "./geometry.js";
 import { itemOf } from "./scene.js";
 
 /**
@@ -93,7 +94,7 @@ export function linePath(corners, { width, height }) {
  * @returns {string}
  */
 export function placeOf({ box: [x0, y0, x1, y1] }) {
-  const [left, top, wide, high] = [x0, y0, x1 - x0, y1 - y0].map((v) => Math.round(v * 100));
+  const [left, top, wide, high] = [x0, y0, x1 - x0, y1 - y0].map(percent);
   return `${left}% from the left, ${top}% from the top, ${wide}% wide, ${high}% high`;
 }
 

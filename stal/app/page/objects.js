@@ -2,7 +2,7 @@
 
 import { colourOf } from "./colours.js";
 import { announce, el, show } from "./dom.js";
-import { reshaped, LEAST_SIDE, clamp } from "./geometry.js";
+import { reshaped, LEAST_SIDE, clamp, percent } from "./geometry.js";
 import { patched, removed, renamed, reordered } from "./scene.js";
 
 /**
@@ -220,11 +220,6 @@ function kindOf(shape) {
   if (shape === null) return "box";
   if (shape === "ellipse") return "ellipse";
   return Array.isArray(shape) ? "polygon" : "painted";
-}
-
-/** @param {number} value */
-function percent(value) {
-  return Math.round(value * 100);
 }
 
 /** @param {import("./geometry.js").Box} box */

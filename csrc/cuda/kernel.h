@@ -33,9 +33,9 @@
 // numbers and masks; out leaves by way of the stage its q came in. At d 64: 8 slots of 20 KB, 6
 // stages of 10 KB.
 //
-// mbarriers, each counted by phases: a stage is full (its loading warp arrives) and empty (the
-// warps that read it), a slot is full (all loading warps) and empty (all computing warps, each when
-// it takes a tile of a later residence).
+// mbarriers, each counted by phases: a stage is full (its loading warp arrives; two in turn, see
+// kLap) and empty (the warps that read it), a slot is full (all loading warps) and empty (all
+// computing warps, each when it takes a tile of a later residence).
 //
 // Did not pay, counted in machine code: the next entry's scores issued before this one's softmax
 // (a second set of scores: spills at d 64 and 128); exp2 of two 16-bit numbers at once (two
@@ -83,6 +83,12 @@ STAL_DEVICE constexpr uint32_t chunk_offset(int row, int chunk) {
 template <typename X>
 STAL_DEVICE constexpr int groups_of(int rows) {
   return rows / X::kGroupRows * X::kPanels;
+}
+
+// The mbarrier that says that an item has come, from the start of shared memory.
+template <typename X>
+STAL_DEVICE constexpr int tile_full(int item) {
+  return X::kTileFullAt + item % X::kLap * 8;
 }
 
 // ---- the work of a block, in the order of all its warps ----
@@ -206,7 +212,7 @@ struct Loader {
         if (mine) {
           describe_tile(item, rows, present);
           wait_for_all_but(copied ? 0 : walk.entries);
-          hand_over(X::kTileFullAt + item % X::kStages * 8);
+          hand_over(tile_full<X>(item));
         }
         if (!copied) hand_over_entries(present);
         copied = true;
@@ -224,12 +230,13 @@ struct Loader {
 
   // A row tile of q, and the numbers of its rows.
   STAL_DEVICE LaneRows copy_tile(int item) {
-    const int stage = item % X::kStages, round = item / X::kStages;
-    if (round > 0) {
-      // A wait cannot tell a phase from the one before the last, so each is asked for when the one
-      // before it is known to have ended. The last but one of this stage was this warp's own.
-      mbarrier_wait(shared + X::kTileFullAt + stage * 8, (round - 1) & 1);
-      mbarrier_wait(shared + X::kTileEmptyAt + stage * 8, (round - 1) & 1);
+    const int stage = item % X::kStages;
+    if (item >= X::kStages) {
+      // That the item which lay here has come says that the one before it has been left, so that
+      // the second wait knows which phase it waits for.
+      const int before = item - X::kStages;
+      mbarrier_wait(shared + tile_full<X>(before), before / X::kLap & 1);
+      mbarrier_wait(shared + X::kTileEmptyAt + stage * 8, before / X::kStages & 1);
     }
     const int within = item - walk.begin;
     const uint32_t rows_at = shared + X::kRowsAt + stage * X::kRowsBytes;
@@ -446,10 +453,8 @@ struct Consumer {
   STAL_DEVICE void run() {
     int item = p.split ? 0 : warpgroup;
     for (int turn = 1; step_to(item); ++turn) {
-      const int stage = item % X::kStages, round = item / X::kStages;
-      // As in copy_tile. Nobody is two rounds ahead of an item that another warpgroup is slow with.
-      if (round > 0) mbarrier_wait(shared + X::kTileEmptyAt + stage * 8, (round - 1) & 1);
-      mbarrier_wait(shared + X::kTileFullAt + stage * 8, round & 1);
+      const int stage = item % X::kStages;
+      mbarrier_wait(shared + tile_full<X>(item), item / X::kLap & 1);
       if (walk.first == 0) {
 #pragma unroll
         for (int i = 0; i < kTotal; ++i) total[i] = 0;
@@ -739,8 +744,8 @@ __global__ void __launch_bounds__(Traits<HeadDim>::kThreads, 1)
   using X = Traits<HeadDim>;
   const uint32_t shared = shuffle(dynamic_shared(), 0);
   if (threadIdx.x == 0) {
+    for (int i = 0; i < X::kLap; ++i) mbarrier_init(shared + X::kTileFullAt + i * 8, 1);
     for (int i = 0; i < X::kStages; ++i) {
-      mbarrier_init(shared + X::kTileFullAt + i * 8, 1);
       mbarrier_init(shared + X::kTileEmptyAt + i * 8, p.split ? 4 * X::kConsumers : 4);
     }
     for (int i = 0; i < X::kSlots; ++i) {

@@ -77,14 +77,14 @@ struct Traits {
   // wait for one that waits for keys which its loader has still to load.
   static constexpr int kLoaders = kStages < 4 ? kStages : 4;
   static_assert(kLoaders <= kStages);
-  // Waits for phases (see copy_tile) need these. Two rounds of the stages apart, items are the same
-  // loader's and, where they are dealt, the same warpgroup's. Where they are not, and one warpgroup
-  // is slow with item i, the next has to wait for i + kStages, whose stage is taken, and the third
-  // for the next item of that one's loader.
-  static_assert(2 * kStages % kLoaders == 0 && 2 * kStages % kConsumers == 0);
-  static_assert((kConsumers - 2) * kLoaders < kStages);
-  // Or its loader is slow, and each of the others has to wait for one more of that loader's items.
-  static_assert((kConsumers - 1) * kLoaders < 2 * kStages);
+  // How far apart two tiles are that share an mbarrier "full". A wait cannot tell a phase from the
+  // one before the last, so whoever waits for item i has to know that item i - kLap has come: a
+  // loader brought it, and where items are dealt the warpgroup multiplied it. Where they are taken:
+  // had it not come, then of its loader's items from there to i - 1, all of them taken, none would
+  // have, and a warpgroup has only one such: what it waits for, or took while busy with another.
+  static constexpr int kLap = 2 * kStages;
+  static_assert(kLap % kLoaders == 0 && kLap % kConsumers == 0);
+  static_assert((kConsumers - 1) * kLoaders < kLap);
 
   static constexpr int kMatrixBytes = kPanels * kKeys * kRowBytes;
   static constexpr int kSlotBytes = 2 * kMatrixBytes;
@@ -109,7 +109,7 @@ struct Traits {
   // mbarriers.
   static constexpr int kBarriersAt = (kTakenAt + kConsumers * 8 + 7) / 8 * 8;
   static constexpr int kTileFullAt = kBarriersAt;
-  static constexpr int kTileEmptyAt = kTileFullAt + kStages * 8;
+  static constexpr int kTileEmptyAt = kTileFullAt + kLap * 8;
   static constexpr int kSlotFullAt = kTileEmptyAt + kStages * 8;
   static constexpr int kSlotEmptyAt = kSlotFullAt + kSlots * 8;
   static constexpr int kSharedBytes = kSlotEmptyAt + kSlots * 8;

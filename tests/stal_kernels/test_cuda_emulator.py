@@ -77,10 +77,13 @@ KERNEL_BUGS = {
     ),
     "wrong_parity": ("kernel.h", "(round + wraps) & 1", "(round + wraps + 1) & 1", RACES),
     "phases_mistaken": (
-        "kernel.h",
-        "if (round > 0) mbarrier_wait(shared + X::kTileEmptyAt + stage * 8, (round - 1) & 1);",
-        "",
-        RACES,
+        "traits.h",
+        """kLap = 2 * kStages;
+  static_assert(kLap % kLoaders == 0 && kLap % kConsumers == 0);
+  static_assert((kConsumers - 1) * kLoaders < kLap);
+""",
+        "kLap = kStages;\n",
+        f"{RACES}|{WRONG}",
     ),
     "wrong_leading_offset": (
         "traits.h",
@@ -138,8 +141,8 @@ KERNEL_BUGS = {
     ),
     "stage_reused_early": (
         "kernel.h",
-        "      mbarrier_wait(shared + X::kTileEmptyAt + stage * 8, (round - 1) & 1);\n    }\n",
-        "    }\n",
+        "mbarrier_wait(shared + X::kTileEmptyAt + stage * 8, before / X::kStages & 1);",
+        "",
         RACES,
     ),
     "slot_reused_early": (

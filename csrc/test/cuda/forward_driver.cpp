@@ -136,7 +136,7 @@ Case DrawForwardCase(uint64_t seed, int64_t head_dim) {
     c.ragged = false;
     c.key_lengths.reset();
     c.prompts = random.Integer(1, 3);
-    c.seqlen_q = random.Integer(500, 1200);
+    c.seqlen_q = c.prompts == 1 ? random.Integer(500, 2500) : random.Integer(500, 1200);
     c.region = SlowBegin(c.prompts, c.seqlen_q);
   }
   const char* values[] = {"normal", "normal", "large", "tiny", "wide", "constant", "huge"};

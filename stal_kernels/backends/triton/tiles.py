@@ -17,7 +17,8 @@ class Tile(NamedTuple):
     stages: of the compiler's software pipeline.
     widest: pieces of head_dim, of keys.
     whole_row: more keys than this come in tiles, of key_tile keys each.
-    registers: of a thread, with keys all at once; None: the compiler weighs them against occupancy.
+    registers: of a thread, with up to 80 keys, all at once; more are compiled with as many as they
+        need. None: the compiler weighs them against occupancy.
     fold: of "forward" without regions, with keys all at once: the weight goes into the factors of
         the second product, instead of its result, which needs an accumulator of its own.
     planned: what differs with a plan, which takes registers of its own: names and values.
@@ -112,6 +113,7 @@ def options_of(
         abs(stride) for x in (problem.q, problem.k, problem.v, *others) for stride in strides_of(x)
     ]
     tiled = problem.seqlen_k > tile.whole_row
+    many = tiled or problem.seqlen_k > 80
     # A tile of pixels has at most 128 rows, which with a plan lie anywhere.
     rows = max(128, problem.seqlen_k, problem.seqlen_q if planned else 0)
     keys = tile.key_tile if tiled else problem.seqlen_k
@@ -132,8 +134,8 @@ def options_of(
         "BLOCK_Q": tile.block_q,
         "num_warps": tile.warps,
         "num_stages": tile.stages,
-        # With a plan the compiler's own choice spills a few, and keys in tiles need the more.
-        "maxnreg": 255 if planned or (tiled and tile.registers) else tile.registers,
+        # With a plan the compiler's own choice spills a few.
+        "maxnreg": 255 if planned or (tile.registers and many) else tile.registers,
     }
     if kernel == "prompts":
         return options

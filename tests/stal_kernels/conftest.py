@@ -1,4 +1,5 @@
 import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -52,10 +53,12 @@ def _forget_choices():
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _prepare_once():
-    """Leaves out that the interpreter prepares triton.language anew for each function it enters.
+def _quick_interpreter():
+    """Leaves out what takes three quarters of the interpreter's time.
 
-    A launch prepares it for all functions of the kernel's module; this halves the time.
+    It prepares triton.language anew for each function that it enters, which a launch does for all
+    functions of the kernel's module, and computes sums and products of integers again in 64 bits:
+    only test_addresses_beyond_32_bits_are_right has any that are too large for 32.
     """
     if not INTERPRETED:
         yield
@@ -72,4 +75,6 @@ def _prepare_once():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(interpreter.InterpretedFunction, "__call__", call)
+        builder = interpreter.interpreter_builder
+        patch.setattr(builder, "options", replace(builder.options, sanitize_overflow=False))
         yield

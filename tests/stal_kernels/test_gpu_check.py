@@ -92,7 +92,7 @@ def ended(pid):
     """Whether a process is gone, or a zombie that nobody has asked for."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # The latter if it goes while it is read.
         return True
 
 
@@ -104,8 +104,18 @@ def wait_for(condition, process=None, seconds=120):
         time.sleep(0.05)
 
 
+def wait_for_hang(tmp_path, child, process):
+    """Until the last step has begun to hang and both files of the report tell what it had."""
+
+    def written():
+        files = [tmp_path / f"gpu_check.{suffix}" for suffix in ("json", "md")]
+        return all(f.exists() and "before the hang" in f.read_text() for f in files)
+
+    wait_for(lambda: child.exists() and child.read_text() and written(), process)
+
+
 def test_step_that_goes_wrong_spoils_no_other(tmp_path):
-    command, child = planted(tmp_path, seconds=8)
+    command, child = planted(tmp_path, seconds=15)
     done = subprocess.run(command, capture_output=True, text=True, env=environment())
     assert done.returncode == 1, done.stderr
     record = read(tmp_path)
@@ -117,7 +127,7 @@ def test_step_that_goes_wrong_spoils_no_other(tmp_path):
     assert details["broken"] == "RuntimeError: spoiled"
     assert details["dies"] == "its process ended with code 3 at its start"
     assert details["killed"] == "its process ended with signal SIGSEGV at its start"
-    assert details["hangs"] == "took longer than its 8 s at kernel that never ends"
+    assert details["hangs"] == "took longer than its 15 s at kernel that never ends"
     assert [row["result"] for row in record["checks"]] == ["ok", "FAILED", "ok"]
     assert record["checks"][1]["detail"] == "AssertionError: 1 is not 2"
     assert [row["case"] for row in record["times"]] == [
@@ -142,7 +152,7 @@ def test_steps_without_time_are_named(tmp_path):
 def test_signal_leaves_a_report_and_no_process(tmp_path, number):
     command, child = planted(tmp_path, seconds=600)
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment()) as process:
-        wait_for(lambda: child.exists() and child.read_text(), process)
+        wait_for_hang(tmp_path, child, process)
         # What is known is on disk before the end.
         assert read(tmp_path)["end"] == "running"
         process.send_signal(number)
@@ -160,7 +170,7 @@ def test_signal_leaves_a_report_and_no_process(tmp_path, number):
 def test_killed_programme_leaves_a_report_and_no_process(tmp_path):
     command, child = planted(tmp_path, seconds=600)
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment()) as process:
-        wait_for(lambda: child.exists() and child.read_text(), process)
+        wait_for_hang(tmp_path, child, process)
         process.kill()
     record = read(tmp_path)
     assert record["end"] == "running"

@@ -343,6 +343,15 @@ def test_dense_equals_ragged():
         assert torch.equal(right, expected[name].view_as(right)), name
 
 
+@pytest.fixture
+def told_of_overflow(monkeypatch):
+    """The interpreter raises where an integer of 32 bits is too small."""
+    from triton.runtime.interpreter import interpreter_builder as builder
+
+    monkeypatch.setattr(builder, "options", replace(builder.options, sanitize_overflow=True))
+
+
+@pytest.mark.usefixtures("told_of_overflow")
 @pytest.mark.parametrize("with_plan", [False, True], ids=["plain", "plan"])
 def test_addresses_beyond_32_bits_are_right(with_plan):
     # Rows 2**30 elements apart; memory that is never touched takes no room.

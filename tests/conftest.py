@@ -32,7 +32,8 @@ _share_cores()
 def pytest_addoption(parser: pytest.Parser) -> None:
     text = "how long each harness of tests/fuzz draws examples; 0: a few, the same every time"
     parser.addoption("--fuzz-seconds", type=float, default=0, metavar="SECONDS", help=text)
-    text = "how many random calls test_sanitizers.py makes of each level; 200 unless told"
+    text = "random calls that test_sanitizers.py makes of each level, 200 unless told; "
+    text += "test_cuda_emulator.py makes a tenth of each head_dim"
     parser.addoption("--fuzz-cases", type=int, default=200, metavar="CASES", help=text)
     text = "compile all forms of the Triton kernels, not the tightest; draw all pictures of a page"
     parser.addoption("--every-variant", action="store_true", help=text)

@@ -74,6 +74,7 @@ from rivals import first_line
 from timing import machine
 
 from stal_kernels import backends
+from stal_kernels.testing import quicken_interpreter
 
 _NOT_GPU = ("reference", "cpu")
 # A backend with steps of its own: other steps are about it only once all of those have passed.
@@ -224,6 +225,8 @@ def _serve(run: Callable[[Work], None], work: Work) -> None:
     assert parent is not None
     threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
     try:
+        if work.dry_run and os.environ.get("TRITON_INTERPRET") == "1":
+            quicken_interpreter()
         run(work)
         error = ""
     except BaseException as raised:  # The report tells it.

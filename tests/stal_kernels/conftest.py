@@ -1,15 +1,17 @@
 import os
-from dataclasses import replace
 
 import pytest
 import torch
 
 from stal_kernels import backends, why_not
 from stal_kernels.backends import choice, cpu
+from stal_kernels.testing import quicken_interpreter
 
 # On the CPU Triton needs its interpreter, which it chooses for good when it is imported:
 # test_triton.py runs a process with it, and in that process the backend is triton alone.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+if INTERPRETED:
+    quicken_interpreter()
 CPU_BACKENDS = tuple(name for name in backends.names() if name not in ("cuda", "triton"))
 BACKENDS = ("triton",) if INTERPRETED else CPU_BACKENDS
 
@@ -50,31 +52,3 @@ def _forget_choices():
     yield
     for function in kept:
         function.cache_clear()
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _quick_interpreter():
-    """Leaves out what takes three quarters of the interpreter's time.
-
-    It prepares triton.language anew for each function that it enters, which a launch does for all
-    functions of the kernel's module, and computes sums and products of integers again in 64 bits:
-    only test_addresses_beyond_32_bits_are_right has any that are too large for 32.
-    """
-    if not INTERPRETED:
-        yield
-        return
-    from triton.runtime import interpreter
-
-    original, prepared = interpreter._patch_lang, {"stal_kernels.backends.triton.kernels"}
-
-    def call(self, *args, **kwargs):
-        if self.fn.__module__ not in prepared:
-            prepared.add(self.fn.__module__)
-            original(self.fn)
-        return self.rewrite()(*args, **kwargs)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(interpreter.InterpretedFunction, "__call__", call)
-        builder = interpreter.interpreter_builder
-        patch.setattr(builder, "options", replace(builder.options, sanitize_overflow=False))
-        yield

@@ -1,6 +1,6 @@
 """Draws docs/app.png anew: the page in a browser, after a box was dragged and a picture drawn.
 
-    python docs/app_picture.py [OUTPUT] [--dark] [--phone]
+    python docs/app_picture.py [--output FILE] [--dark] [--phone]
 
 Needs `pip install ".[app]" playwright` and Chromium.
 """

@@ -475,6 +475,6 @@ def quicken_interpreter() -> None:
             prepare(self.fn)
         return self.rewrite()(*args, **kwargs)
 
-    setattr(interpreter.InterpretedFunction, "__call__", call)  # noqa: B010, mypy knows the class
+    setattr(interpreter.InterpretedFunction, "__call__", call)  # noqa: B010, mypy refuses =
     builder = interpreter.interpreter_builder
     builder.options = replace(builder.options, sanitize_overflow=False)

@@ -329,4 +329,4 @@ def test_forward_is_clean_under_sanitizers(build):
     flags = f"-O1 -g1 {sanitize} -fno-sanitize-recover=all -fno-omit-frame-pointer"
     driver = build(DRIVER, f"{flags} -DSTAL_ONE_HEAD_DIM=40")
     options = ["--head-dim", "40", "--seed", "40000"]
-    check(run(driver, *options, "--cases", "6", "--orders", "1"))
+    check(run(driver, *options, "--cases", "10", "--orders", "1"))

@@ -44,6 +44,8 @@ QUICK = [
     *(Variant("forward", c, d) for c in (80, 90) for d in HEAD_DIMS),
     *(Variant(kernel, c, 64) for kernel in ("pixels", "prompts") for c in (80, 90)),
     Variant("forward", 90, 64, region=True, plan=True),
+    # More keys than those for which registers are few, all at once.
+    Variant("forward", 90, 64, 128),
 ]
 FORMS = ((False, False), (True, False), (True, True))  # region, ragged
 # (head_dim, seqlen_k): PixArt, Sana, HunyuanDiT, Kolors, LTX, Wan and Cosmos, LTX-2.
